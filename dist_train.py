@@ -1,0 +1,164 @@
+#!/usr/bin/env python3
+"""Train a sparse network: config -> data, network, method -> Trainer.
+
+    torchrun --nproc-per-node 2 dist_train.py --config configs/digits_dsr.yaml train.epochs=20
+    python dist_train.py --config configs/digits_dsr.yaml          (one worker)
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+import traceback
+from pathlib import Path
+from typing import NoReturn
+
+import pipelines
+from dynsparse import config as schema
+from dynsparse.config import RunConfig
+from dynsparse.distributed import sync
+from dynsparse.errors import EXIT_BAD_INPUT, EXIT_DONE, EXIT_FAULT, EXIT_STOPPED, StopRequested, UserError
+from dynsparse.runtime import Worker, process_group
+from dynsparse.training.callbacks import standard_observers
+from dynsparse.training.checkpoint import read
+from dynsparse.training.folder import checkpoints_of, open_folder
+from dynsparse.training.loop import Trainer
+from dynsparse.training.network import build_network
+from dynsparse.training.stopping import StopFlag
+from pipelines.base import Request
+from pipelines.config import DataError
+from pipelines.order import Share
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog="exit codes: 0 done, 2 bad input, 75 stopped on request (resume with --resume auto), else a fault",
+    )
+    parser.add_argument("--config", metavar="FILE", help="YAML file; those in configs/ are examples")
+    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="change the config, such as seed=3")
+    parser.add_argument("--resume", metavar="auto|CKPT", help="go on from the run's newest checkpoint, or from this")
+    parser.add_argument("--overwrite", action="store_true", help="replace a run of the same name")
+    parser.add_argument("--evaluate", metavar="CKPT", help="evaluate a checkpoint on the test data, and end")
+    parser.add_argument("--dry-run", action="store_true", help="print the resolved config and the layers, and end")
+    parser.add_argument("--print-schema", action="store_true", help="print the config's JSON Schema, and end")
+    return parser.parse_intermixed_args()
+
+
+def load_config(arguments: argparse.Namespace) -> RunConfig:
+    """From --config, else from the checkpoint that is to be resumed or evaluated."""
+    checkpoint = arguments.evaluate or (arguments.resume if arguments.resume != "auto" else None)
+    if arguments.config is not None:
+        return schema.load(arguments.config, arguments.overrides)
+    if checkpoint is not None:
+        return schema.parse(read(Path(checkpoint))["config"], arguments.overrides, source=checkpoint)
+    raise UserError("--config is missing; give a YAML file such as configs/digits_dsr.yaml")
+
+
+def check(config: RunConfig, worker: Worker) -> None:
+    """What can be known to fail before any process group or GPU is touched, all at once."""
+    problems: list[str] = []
+    backend = config.distributed.backend
+    for rule in (lambda: config.check_split(worker.world_size), config.data.check, lambda: worker.backend(backend)):
+        try:
+            rule()
+        except (UserError, DataError) as error:
+            problems += str(error).splitlines()
+    if problems:
+        raise UserError(*problems)
+
+
+def run(arguments: argparse.Namespace, worker: Worker) -> None:
+    config = load_config(arguments)
+    check(config, worker)
+    device = worker.device(config.distributed.backend)
+    if worker.is_main:
+        print(config.as_yaml())
+    if arguments.dry_run:
+        if worker.is_main:
+            print(build_network(config, device).table())
+        return
+    with process_group(worker, config.distributed.backend, config.distributed.timeout):
+        train_or_evaluate(arguments, config, worker)
+
+
+def train_or_evaluate(arguments: argparse.Namespace, config: RunConfig, worker: Worker) -> None:
+    device = worker.device(config.distributed.backend)
+    if arguments.evaluate:
+        saved = sync.from_rank_0(lambda: read(Path(arguments.evaluate)))
+    else:
+        saved = sync.from_rank_0(lambda: open_folder(config, resume=arguments.resume, overwrite=arguments.overwrite))
+    network = sync.together(lambda: build_network(config, device))
+    request = Request(
+        seed=config.seed,
+        global_batch=config.train.global_batch_size,
+        share=Share(worker.rank, worker.world_size, config.train.micro_batches),
+        evaluation_batch=config.train.evaluation_batch_size,
+        device_id=device.index,
+    )
+    sync.together(lambda: pipelines.prepare(config.data) if worker.local_rank == 0 else None)
+    data = sync.together(lambda: pipelines.build(config.data, request))
+    stop = StopFlag()
+    observed = worker.is_main and not arguments.evaluate
+    trainer = sync.together(
+        lambda: Trainer(
+            config,
+            network,
+            data,
+            worker,
+            observers=standard_observers(config) if observed else (),
+            checkpoints=checkpoints_of(config) if observed else None,
+            stop_requested=stop,
+        )
+    )
+    if arguments.evaluate:
+        sync.together(lambda: trainer.run.load_network(saved))
+        result = trainer.evaluate()
+        if worker.is_main:
+            print(f"top-1 {result.top1:.2f} %  top-5 {result.top5:.2f} %  loss {result.loss:.4f}  ({result.samples} samples)")
+        return
+    if saved is not None:
+        sync.together(lambda: trainer.load(saved))
+    stop.install()
+    trainer.fit()
+
+
+def leave(code: int, local_rank: int) -> NoReturn:
+    """Exit, also leaving the code in DYNSPARSE_EXIT_FILE if set: torchrun returns 1 for whatever a worker did."""
+    path = os.environ.get("DYNSPARSE_EXIT_FILE")
+    if path and local_rank == 0:
+        Path(path).write_text(f"{code}\n")
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if code == EXIT_FAULT:
+        os._exit(code)  # Tidying up could wait for peers that will never answer.
+    sys.exit(code)
+
+
+def main() -> NoReturn:
+    arguments = parse_arguments()
+    if arguments.print_schema:
+        print(schema.json_schema(), end="")
+        sys.exit(EXIT_DONE)
+    worker = Worker()
+    try:
+        worker = Worker.from_environment()
+        logging.basicConfig(level=logging.INFO if worker.is_main else logging.ERROR, format="%(message)s")
+        run(arguments, worker)
+    except StopRequested:
+        leave(EXIT_STOPPED, worker.local_rank)
+    except (UserError, DataError) as error:
+        if worker.local_rank == 0:
+            print("".join(f"error: {line}\n" for line in str(error).splitlines()), end="", file=sys.stderr)
+        leave(EXIT_BAD_INPUT, worker.local_rank)
+    except Exception:
+        traceback.print_exc()
+        leave(EXIT_FAULT, worker.local_rank)
+    leave(EXIT_DONE, worker.local_rank)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Keeping ranks in step: plans and digests (sync.py, digest.py)."""

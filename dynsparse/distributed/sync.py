@@ -1,0 +1,139 @@
+"""What the ranks say to each other beside gradients: plans, digests, flags, repairs.
+
+Every function is a collective: all ranks call it, in the same order. With one
+process each is a no-op. CPU tensors travel over gloo, whatever the gradients use.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn, optim
+
+from dynsparse.distributed import digest
+from dynsparse.errors import UserError
+from dynsparse.masks.maskset import MaskSet, flat_view
+
+T = TypeVar("T")
+
+
+def connected() -> bool:
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+
+
+def rank() -> int:
+    return dist.get_rank() if connected() else 0
+
+
+def world_size() -> int:
+    return dist.get_world_size() if connected() else 1
+
+
+def broadcast_(tensor: Tensor) -> Tensor:
+    """Rank 0's values in every rank's CPU or CUDA tensor, in place."""
+    if connected():
+        dist.broadcast(tensor, src=0)
+    return tensor
+
+
+def sum_(tensor: Tensor) -> Tensor:
+    """The sum over the ranks in every rank's tensor, in place."""
+    if connected():
+        dist.all_reduce(tensor)
+    return tensor
+
+
+def any_rank(flag: bool) -> bool:
+    """Whether `flag` is set on any rank."""
+    if not connected():
+        return flag
+    return bool(sum_(torch.tensor(int(flag))))
+
+
+def gather(value: T) -> list[T] | None:
+    """Every rank's picklable `value`, by rank, on rank 0; None elsewhere."""
+    if not connected():
+        return [value]
+    values: list[Any] | None = [None] * dist.get_world_size() if dist.get_rank() == 0 else None
+    dist.gather_object(value, values)
+    return values
+
+
+def together(act: Callable[[], T]) -> T:
+    """Run `act` on every rank, and let all ranks succeed or fail as one.
+
+    If it raises a ValueError anywhere, every rank raises a UserError with the
+    message of the first that failed: none is left waiting.
+    """
+    result: list[T] = []
+    failure = None
+    try:
+        result.append(act())
+    except ValueError as error:
+        failure = str(error)
+    failures = [failure]
+    if connected():
+        failures = [None] * dist.get_world_size()
+        dist.all_gather_object(failures, failure)
+    for message in failures:
+        if message is not None:
+            raise UserError(*message.splitlines())
+    return result[0]
+
+
+def from_rank_0(produce: Callable[[], T]) -> T:
+    """Run `produce` on rank 0 alone and give its picklable result to all ranks; errors as in `together`."""
+    answer: list[Any] = [together(lambda: produce() if rank() == 0 else None)]
+    if connected():
+        dist.broadcast_object_list(answer, src=0)
+    result: T = answer[0]
+    return result
+
+
+def all_agree(names: Sequence[str], rows: Sequence[Tensor]) -> list[str]:
+    """Compare checksums (int64 scalars, one a name) over the ranks.
+
+    Returns the names that differ, the same list on every rank: empty where all
+    agree, which costs one all-reduce of two numbers.
+    """
+    if not connected():
+        return []
+    values = digest.to_host(rows)
+    mine = digest.total(names, values) >> 1  # 63 bits fit a signed integer.
+    bounds = torch.tensor([mine, -mine])
+    dist.all_reduce(bounds, op=dist.ReduceOp.MAX)
+    if int(bounds[0]) == -int(bounds[1]):
+        return []
+    table = [torch.empty(len(values), dtype=torch.int64) for _ in range(dist.get_world_size())]
+    dist.all_gather(table, torch.tensor(values))
+    differs = (torch.stack(table) != table[0]).any(0).tolist()
+    # Differing totals with equal rows cannot be; yet a mismatch must never pass for agreement.
+    return [name for name, bad in zip(names, differs, strict=True) if bad] or ["(unknown)"]
+
+
+def average_buffers(model: nn.Module) -> None:
+    """Replace each floating point buffer (BatchNorm statistics) by its mean over the ranks."""
+    if connected():
+        for buffer in model.buffers():
+            if buffer.is_floating_point():
+                sum_(buffer).div_(dist.get_world_size())
+
+
+@torch.no_grad()
+def repair(model: nn.Module, masks: MaskSet, optimizer: optim.Optimizer, method_state: Mapping[str, Any]) -> Any:
+    """Give every rank rank 0's masks, weights and optimizer state, in place. Returns rank 0's `method_state`."""
+    if not connected():
+        return method_state
+    saved = from_rank_0(lambda: (masks.state_dict(), dict(method_state)))
+    if dist.get_rank() != 0:
+        masks.load_state_dict(saved[0])
+    for parameter in model.parameters():
+        broadcast_(flat_view(parameter))
+    for parameter in model.parameters():
+        for value in optimizer.state.get(parameter, {}).values():
+            if isinstance(value, Tensor):
+                broadcast_(flat_view(value))
+    return saved[1]

@@ -1,0 +1,42 @@
+"""What can go wrong, sorted by who can mend it.
+
+A message names the value, the rule that it breaks and the remedy, on one line.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+EXIT_DONE = 0
+EXIT_FAULT = 1
+EXIT_BAD_INPUT = 2
+EXIT_STOPPED = 75  # EX_TEMPFAIL of sysexits.h: stopped on request, a checkpoint is there to resume from
+
+
+class UserError(ValueError):
+    """Bad input. The run ends with exit code 2 and this message, without a traceback.
+
+    `lines` holds one message for each thing that is wrong.
+    """
+
+    def __init__(self, *lines: str) -> None:
+        super().__init__("\n".join(lines))
+        self.lines = lines
+
+
+class DesyncError(RuntimeError):
+    """Ranks hold different masks or weights (`distributed.on_desync: abort`)."""
+
+
+class StopRequested(Exception):  # noqa: N818 - a request, not an error
+    """Every rank leaves at the same step; a checkpoint has been saved."""
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """`"; did you mean 'period'?"` for a near miss, else `"; there are a, b, c"`."""
+    known = sorted(known)
+    match = difflib.get_close_matches(word, known, n=1)
+    if match:
+        return f"; did you mean '{match[0]}'?"
+    return f"; there are {', '.join(known)}" if known else ""

@@ -1,0 +1,6 @@
+"""Masks: which weights are active, and every exact choice about them."""
+
+from dynsparse.masks.granularity import LayerSpec, sparse_layers
+from dynsparse.masks.maskset import MaskSet, SparseLayer
+
+__all__ = ["LayerSpec", "MaskSet", "SparseLayer", "sparse_layers"]

@@ -1,0 +1,77 @@
+"""Dynamic sparse reparameterization."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from fractions import Fraction
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+from torch import Tensor
+
+from dynsparse.masks.selection import Cut, cuts_below
+from dynsparse.methods.base import Clock, LayerChange, Method, MethodSettings
+from dynsparse.schedules import Period, StepTable
+
+
+class DsrSettings(MethodSettings):
+    """Dynamic sparse reparameterization (Mostafa & Wang 2019): a global threshold, growth across layers."""
+
+    name: Literal["dsr"]
+    period: Period = StepTable(((0, 1000),))
+    """Steps between reallocations, by epoch."""
+    stop_epoch: Annotated[int, Field(ge=0)] = 1000
+    """Reallocate only before this epoch."""
+    initial_threshold: Annotated[float, Field(gt=0)] = 1e-3
+    """Magnitude under which a unit is dropped, at the start; it adapts."""
+    target_moves: Annotated[int, Field(ge=1)] = 600
+    """Weights to move in one reallocation; the threshold adapts to come near (paper: N_p)."""
+
+    def build(self) -> Dsr:
+        return Dsr(self)
+
+
+class Dsr(Method):
+    """Mostafa & Wang, "Parameter efficient training of deep convolutional neural networks by
+    dynamic sparse reparameterization", ICML 2019, Algorithm 1.
+
+    Drops the units with mean |w| < H in all layers; layer l regrows in
+    proportion to R_l, the weights that it keeps; H doubles or halves when the
+    number dropped, K, is below 0.9 or above 1.1 times N_p.
+
+    Departures: K and N_p count weights, not units. N_p is capped at what can
+    move at all (free positions, and all but one unit a layer), for otherwise H
+    would grow without bound in a nearly dense network.
+    """
+
+    def __init__(self, settings: DsrSettings) -> None:
+        self.settings = settings
+        self.threshold = settings.initial_threshold
+
+    def is_due(self, clock: Clock) -> bool:
+        return clock.epoch < self.settings.stop_epoch and clock.step % int(self.settings.period.at(clock.epoch)) == 0
+
+    def drop_cuts(self, scores: Sequence[Tensor]) -> Sequence[Cut]:
+        return cuts_below(scores, self.threshold)
+
+    def shares(self, layers: Sequence[LayerChange]) -> Sequence[Fraction]:
+        return [Fraction(layer.kept * layer.unit_size) for layer in layers]
+
+    def after(self, layers: Sequence[LayerChange]) -> None:
+        dropped = sum(layer.dropped * layer.unit_size for layer in layers)
+        free = sum(layer.room * layer.unit_size for layer in layers)
+        droppable = sum((layer.active - 1) * layer.unit_size for layer in layers)
+        target = min(self.settings.target_moves, free, droppable)
+        if dropped > 1.1 * target:
+            self.threshold /= 2
+        elif dropped < 0.9 * target:
+            self.threshold *= 2
+
+    def scalars(self) -> Mapping[str, float]:
+        return {"threshold": self.threshold}
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"threshold": self.threshold}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.threshold = state["threshold"]

@@ -1,0 +1,26 @@
+"""The contract of a model: settings that build an ordinary `nn.Module`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import nn
+
+from dynsparse.settings import Settings
+
+
+class ModelSettings(Settings):
+    """Base of each model's settings; `name` selects the model in a config."""
+
+    name: str
+
+    def build(self, image_shape: tuple[int, int, int], classes: int) -> nn.Module:
+        """The network for images (channels, height, width), giving `classes` logits.
+
+        Initialised from torch's global generator, so that one seed gives one network.
+        """
+        raise NotImplementedError
+
+    def sparse_by_default(self, model: nn.Module) -> Sequence[str] | None:
+        """Names of the weights to make sparse unless `sparsity.include` says otherwise; None: all."""
+        return None

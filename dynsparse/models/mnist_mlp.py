@@ -1,0 +1,36 @@
+"""The multilayer perceptron of the paper's MNIST experiments."""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated, Literal
+
+from pydantic import Field
+from torch import nn
+
+from dynsparse.models.base import ModelSettings
+
+
+class MnistMlpSettings(ModelSettings):
+    """Linear layers with BatchNorm after each and ReLU between; 784-300-100-10 on MNIST."""
+
+    name: Literal["mnist_mlp"]
+    hidden: list[Annotated[int, Field(ge=1)]] = [300, 100]
+    """Widths of the hidden layers."""
+    batch_norm: bool = True
+    """BatchNorm after each linear layer; without it the linear layers have biases."""
+
+    def build(self, image_shape: tuple[int, int, int], classes: int) -> nn.Module:
+        """Logits [batch, classes] from images [batch, channels, height, width].
+
+        Linear weights are drawn uniformly within 1/sqrt(fan in), torch's default.
+        """
+        widths = [math.prod(image_shape), *self.hidden, classes]
+        modules: list[nn.Module] = [nn.Flatten()]
+        for i, (fan_in, fan_out) in enumerate(zip(widths, widths[1:], strict=False)):
+            if i > 0:
+                modules.append(nn.ReLU())
+            modules.append(nn.Linear(fan_in, fan_out, bias=not self.batch_norm))
+            if self.batch_norm:
+                modules.append(nn.BatchNorm1d(fan_out))
+        return nn.Sequential(*modules)

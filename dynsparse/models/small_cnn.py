@@ -1,0 +1,28 @@
+"""A small convolutional network: the quickest way to try sparse convolutions."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+from torch import nn
+
+from dynsparse.models.base import ModelSettings
+
+
+class SmallCnnSettings(ModelSettings):
+    """3x3 convolutions with BatchNorm and ReLU, each but the first halving the size; mean; a linear layer."""
+
+    name: Literal["small_cnn"]
+    channels: Annotated[list[Annotated[int, Field(ge=1)]], Field(min_length=1)] = [16, 32, 64]
+    """Output channels of the convolutions."""
+
+    def build(self, image_shape: tuple[int, int, int], classes: int) -> nn.Module:
+        """Logits [batch, classes] from images [batch, channels, height, width], of any height and width."""
+        widths = [image_shape[0], *self.channels]
+        modules: list[nn.Module] = []
+        for i, (c_in, c_out) in enumerate(zip(widths, widths[1:], strict=False)):
+            conv = nn.Conv2d(c_in, c_out, 3, stride=1 if i == 0 else 2, padding=1, bias=False)
+            modules += [conv, nn.BatchNorm2d(c_out), nn.ReLU()]
+        modules += [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(widths[-1], classes)]
+        return nn.Sequential(*modules)

@@ -1,0 +1,56 @@
+"""The optimizers, with their settings.
+
+Both leave a weight at exactly 0 whose gradient, value and moments are 0, weight
+decay included; that is what keeps masked weights out without masking them again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+from torch import nn, optim
+
+from dynsparse.settings import Settings
+
+Decay = Annotated[float, Field(ge=0)]
+Beta = Annotated[float, Field(ge=0, lt=1)]
+
+
+class SgdSettings(Settings):
+    """Stochastic gradient descent with momentum."""
+
+    name: Literal["sgd"] = "sgd"
+    momentum: Beta = 0.9
+    nesterov: bool = True
+    weight_decay: Decay = 1e-4
+
+    @model_validator(mode="after")
+    def _nesterov_needs_momentum(self) -> SgdSettings:
+        if self.nesterov and self.momentum == 0:
+            raise ValueError("momentum is 0 and nesterov is on; Nesterov's step needs momentum: set nesterov: false")
+        return self
+
+    def build(self, parameters: Iterable[nn.Parameter], lr: float) -> optim.Optimizer:
+        return optim.SGD(
+            parameters, lr=lr, momentum=self.momentum, nesterov=self.nesterov, weight_decay=self.weight_decay
+        )
+
+
+class AdamWSettings(Settings):
+    """Adam with decoupled weight decay (Loshchilov & Hutter 2019)."""
+
+    name: Literal["adamw"]
+    beta1: Beta = 0.9
+    beta2: Beta = 0.999
+    eps: Annotated[float, Field(gt=0)] = 1e-8
+    weight_decay: Decay = 1e-2
+
+    def build(self, parameters: Iterable[nn.Parameter], lr: float) -> optim.Optimizer:
+        return optim.AdamW(
+            parameters, lr=lr, betas=(self.beta1, self.beta2), eps=self.eps, weight_decay=self.weight_decay
+        )
+
+
+OptimizerSettings = Annotated[SgdSettings | AdamWSettings, Field(discriminator="name")]

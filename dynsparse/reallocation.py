@@ -1,0 +1,236 @@
+"""One reallocation: plan -> broadcast -> apply -> verify -> report.
+
+Rank 0 scores the active units and turns the scores into a plan of a few numbers
+a layer. Every rank carries the plan out on its own copy of the same weights,
+exactly, so that masks agree without ever being sent.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+from torch import Tensor, nn, optim
+
+from dynsparse.distributed import digest, sync
+from dynsparse.errors import DesyncError
+from dynsparse.masks import MaskSet, SparseLayer, optimizer_state
+from dynsparse.masks.allocation import share_out
+from dynsparse.masks.selection import NO_CUT, Cut, chosen, cuts_smallest, draw_free, seed_for
+from dynsparse.methods import Clock, LayerChange, Method
+
+log = logging.getLogger(__name__)
+OnDesync = Literal["abort", "repair"]
+
+
+@dataclass(frozen=True)
+class LayerPlan:
+    """What to do with one layer."""
+
+    drop: Cut
+    """Over the drop scores of the active units."""
+    grow: Cut
+    """Over the negated growth scores of the free units; with random growth only `count` holds."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What rank 0 decided for one reallocation, in the order of the layers."""
+
+    step: int
+    seed: int
+    layers: tuple[LayerPlan, ...]
+
+    def encode(self) -> Tensor:
+        """float64 [1 + layers, 6] on the CPU: exact for float32 thresholds and integers below 2^53."""
+        rows = [[float(self.step), float(self.seed >> 32), float(self.seed & 0xFFFFFFFF), 0.0, 0.0, 0.0]]
+        for layer in self.layers:
+            rows.append([float(v) for cut in (layer.drop, layer.grow) for v in (cut.threshold, cut.ties, cut.count)])
+        return torch.tensor(rows, dtype=torch.float64)
+
+    @classmethod
+    def decode(cls, encoded: Tensor) -> Plan:
+        """The inverse of `encode`."""
+        (step, high, low, *_), *rows = encoded.tolist()
+        layers = tuple(
+            LayerPlan(Cut(row[0], int(row[1]), int(row[2])), Cut(row[3], int(row[4]), int(row[5]))) for row in rows
+        )
+        return cls(int(step), (int(high) << 32) | int(low), layers)
+
+
+@dataclass(frozen=True)
+class ReallocationReport:
+    """What one reallocation did, in weights."""
+
+    step: int
+    epoch: int
+    dropped: Mapping[str, int]
+    grown: Mapping[str, int]
+    active: Mapping[str, int]
+    scalars: Mapping[str, float]
+    """The method's numbers that this event was decided with, such as the threshold."""
+    explored: Mapping[str, float]
+    """Share of each layer's positions that were ever active."""
+    repaired: tuple[str, ...] = ()
+    """Layers that differed between ranks and were mended."""
+
+
+class Reallocator:
+    """Carries out a method's decisions. The same object, with the same state, on every rank."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        masks: MaskSet,
+        method: Method,
+        optimizer: optim.Optimizer,
+        *,
+        seed: int = 0,
+        on_desync: OnDesync = "abort",
+    ) -> None:
+        self.model = model
+        self.masks = masks
+        self.method = method
+        self.optimizer = optimizer
+        self.seed = seed
+        self.on_desync = on_desync
+        self.count = 0
+        self._grow_scores: dict[str, Tensor] = {}
+
+    def is_due(self, clock: Clock) -> bool:
+        return len(self.masks) > 0 and self.method.is_due(clock)
+
+    def look(self) -> None:
+        """Take growth scores while the gradients are still whole: after backward, on a step that is due."""
+        scores = ((layer.name, self.method.grow_scores(layer)) for layer in self.masks)
+        self._grow_scores = {name: score for name, score in scores if score is not None}
+
+    @torch.no_grad()
+    def __call__(self, clock: Clock) -> ReallocationReport:
+        """Reallocate once. Linear in the active weights; traffic of 48 bytes a layer and a digest."""
+        repaired = self.verify()
+        plan = Plan.decode(sync.broadcast_(self._plan_or_blank(clock)))
+        scalars = dict(self.method.scalars())
+        changes = self.apply(plan)
+        self._agree([layer.name for layer in self.masks], digest.mask_rows(self.masks), clock.step)
+        self.method.after(changes)
+        self.count += 1
+        self._grow_scores = {}
+        return ReallocationReport(
+            step=clock.step,
+            epoch=clock.epoch,
+            dropped={change.name: change.dropped * change.unit_size for change in changes},
+            grown={change.name: change.grown * change.unit_size for change in changes},
+            active={layer.name: layer.active_weights for layer in self.masks},
+            scalars=scalars,
+            explored=self.masks.explored(),
+            repaired=tuple(repaired),
+        )
+
+    def _plan_or_blank(self, clock: Clock) -> Tensor:
+        """Rank 0's plan, encoded; elsewhere a buffer of its size to receive it."""
+        if sync.rank() == 0:
+            return self.plan(clock).encode()
+        return torch.empty(1 + len(self.masks), 6, dtype=torch.float64)
+
+    def plan(self, clock: Clock) -> Plan:
+        """Decide, without changing anything."""
+        layers = list(self.masks)
+        scores = [self.method.drop_scores(layer) for layer in layers]
+        drops = self._within_limits(scores, self.method.drop_cuts(scores))
+        changes = [_change(layer, drop.count) for layer, drop in zip(layers, drops, strict=True)]
+        freed = self.masks.budget - sum(change.kept * change.unit_size for change in changes)
+        grows = share_out(
+            freed,
+            self.method.shares(changes),
+            capacity=[change.room for change in changes],
+            unit_size=[change.unit_size for change in changes],
+        )
+        cuts = self._growth_cuts(layers, grows)
+        rows = tuple(LayerPlan(drop, grow) for drop, grow in zip(drops, cuts, strict=True))
+        return Plan(clock.step, seed_for(self.seed, clock.step), rows)
+
+    def _within_limits(self, scores: Sequence[Tensor], cuts: Sequence[Cut]) -> list[Cut]:
+        """Lower cuts that would empty a layer, or drop more than the free positions can take up.
+
+        A position dropped now may not grow now, so a nearly dense network can
+        move no more than is free. What is lowered keeps its largest scores.
+        """
+        specs = [layer.spec for layer in self.masks]
+        counts = [min(cut.count, layer.active_units - 1) for cut, layer in zip(cuts, self.masks, strict=True)]
+        free = self.masks.weights - self.masks.active_weights
+        if sum(count * spec.unit_size for count, spec in zip(counts, specs, strict=True)) > free:
+            sizes = [spec.unit_size for spec in specs]
+            wanted = [float(count * size) for count, size in zip(counts, sizes, strict=True)]
+            counts = share_out(free, wanted, capacity=counts, unit_size=sizes)
+        lowered = [i for i, (cut, count) in enumerate(zip(cuts, counts, strict=True)) if count < cut.count]
+        exact = cuts_smallest([scores[i] for i in lowered], [counts[i] for i in lowered])
+        result = list(cuts)
+        for i, cut in zip(lowered, exact, strict=True):
+            result[i] = cut
+        return result
+
+    def _growth_cuts(self, layers: Sequence[SparseLayer], grows: Sequence[int]) -> list[Cut]:
+        cuts = [replace(NO_CUT, count=count) for count in grows]
+        scored = [i for i, layer in enumerate(layers) if layer.name in self._grow_scores]
+        costs = [self._growth_cost(layers[i]) for i in scored]
+        for i, cut in zip(scored, cuts_smallest(costs, [grows[i] for i in scored]), strict=True):
+            cuts[i] = cut
+        return cuts
+
+    def _growth_cost(self, layer: SparseLayer) -> Tensor:
+        """Negated growth scores [units]; +inf where nothing can grow, which no cut for a free unit reaches."""
+        return (-self._grow_scores[layer.name]).masked_fill(~layer.inactive.view(-1), float("inf"))
+
+    @torch.no_grad()
+    def apply(self, plan: Plan) -> list[LayerChange]:
+        """Carry out a plan on this rank's masks, weights and optimizer state."""
+        changes = []
+        for layer, decided in zip(self.masks, plan.layers, strict=True):
+            before = layer.active_units
+            gone = chosen(self.method.drop_scores(layer), decided.drop)
+            if layer.name in self._grow_scores:
+                grown = torch.nonzero(chosen(self._growth_cost(layer), decided.grow)).squeeze(1)
+            else:
+                free = layer.spec.units - before
+                grown = draw_free(layer.inactive.view(-1), free, decided.grow.count, seed_for(plan.seed, layer.name))
+            dropped = self.masks.move(layer, gone, grown)
+            optimizer_state.clear(self.optimizer, layer, torch.cat((dropped, grown)))
+            changes.append(
+                LayerChange(
+                    layer.name, layer.spec.units, layer.spec.unit_size, before, dropped.numel(), grown.numel()
+                )
+            )
+        self.masks.check_budget()
+        return changes
+
+    @torch.no_grad()
+    def verify(self, step: int | None = None) -> list[str]:
+        """Prove that all ranks hold the same masks and weights, to the bit.
+
+        On a mismatch `abort` raises DesyncError on every rank, naming the
+        layers; `repair` gives all ranks rank 0's state and returns the names.
+        """
+        names = [f"{layer.name} (mask)" for layer in self.masks]
+        names += [name for name, _ in self.model.named_parameters()]
+        rows = digest.mask_rows(self.masks) + digest.weight_rows(self.model, self.masks)
+        return self._agree(names, rows, step)
+
+    def _agree(self, names: Sequence[str], rows: Sequence[Tensor], step: int | None) -> list[str]:
+        differing = sync.all_agree(names, rows)
+        if not differing:
+            return []
+        where = f"ranks differ{'' if step is None else f' at step {step}'} in {', '.join(differing)}"
+        if self.on_desync == "abort":
+            raise DesyncError(f"{where}; masks and weights must be equal on all ranks; resume from a checkpoint")
+        log.warning("%s; repaired from rank 0", where)
+        state = sync.repair(self.model, self.masks, self.optimizer, self.method.state_dict())
+        self.method.load_state_dict(state)
+        return differing
+
+
+def _change(layer: SparseLayer, dropped: int) -> LayerChange:
+    return LayerChange(layer.name, layer.spec.units, layer.spec.unit_size, layer.active_units, dropped)

@@ -1,0 +1,143 @@
+"""Values that change over training, each a pure function of the epoch or step.
+
+Nothing here keeps state, so nothing here has to be saved: a resumed run reads
+the same value at the same step.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, Field, GetCoreSchemaHandler, GetJsonSchemaHandler, PlainSerializer
+from pydantic_core import CoreSchema, core_schema
+
+from dynsparse.settings import Settings
+
+
+@dataclass(frozen=True)
+class StepTable:
+    """A value for each range of epochs: the last entry at or before the epoch holds.
+
+    Written in YAML as one number, as a mapping, or as the paper's list:
+
+        lr: 0.1
+        lr: {0: 0.1, 30: 0.01}
+        lr: [{0: 0.1}, {30: 0.01}]
+    """
+
+    points: tuple[tuple[int, float], ...]
+
+    def __post_init__(self) -> None:
+        epochs = [epoch for epoch, _ in self.points]
+        if not epochs:
+            raise ValueError("a step table is empty; give at least the value for epoch 0")
+        if epochs[0] != 0:
+            raise ValueError(f"a step table starts at epoch {epochs[0]}; its first entry must be for epoch 0")
+        if any(a >= b for a, b in zip(epochs, epochs[1:], strict=False)):
+            raise ValueError(f"a step table's epochs are {epochs}; they must rise from entry to entry")
+        for epoch, value in self.points:
+            if not math.isfinite(value):
+                raise ValueError(f"a step table gives {value} for epoch {epoch}; values must be finite")
+
+    @classmethod
+    def parse(cls, raw: Any) -> StepTable:
+        """From what a YAML file can hold; ValueError says what a table looks like."""
+        if isinstance(raw, StepTable):
+            return raw
+        if _is_number(raw):
+            return cls(((0, raw),))
+        pairs: list[tuple[Any, Any]] = []
+        if isinstance(raw, Mapping):
+            pairs = list(raw.items())
+        elif isinstance(raw, Sequence) and not isinstance(raw, str) and all(isinstance(item, Mapping) for item in raw):
+            pairs = [pair for item in raw for pair in item.items()]
+        else:
+            raise ValueError(f"{raw!r} is no step table; write 0.1, or {{0: 0.1, 30: 0.01}}")
+        for epoch, value in pairs:
+            if not isinstance(epoch, int) or isinstance(epoch, bool) or not _is_number(value):
+                raise ValueError(f"a step table has the entry {epoch!r}: {value!r}; write epoch: number")
+        return cls(tuple(pairs))
+
+    def at(self, epoch: int) -> float:
+        """The value that holds in `epoch` (counted from 0)."""
+        return next(value for start, value in reversed(self.points) if start <= epoch)
+
+    def as_yaml(self) -> float | dict[int, float]:
+        return self.points[0][1] if len(self.points) == 1 else dict(self.points)
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        return core_schema.no_info_plain_validator_function(
+            cls.parse, serialization=core_schema.plain_serializer_function_ser_schema(cls.as_yaml)
+        )
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        table = {"type": "object", "patternProperties": {"^[0-9]+$": {"type": "number"}}, "minProperties": 1}
+        return {"anyOf": [{"type": "number"}, table, {"type": "array", "items": table, "minItems": 1}]}
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _whole_and_positive(table: StepTable) -> StepTable:
+    for epoch, value in table.points:
+        if value != int(value) or value < 1:
+            raise ValueError(f"{value} at epoch {epoch} is no number of steps; it must be whole and at least 1")
+    return StepTable(tuple((epoch, int(value)) for epoch, value in table.points))
+
+
+def _not_negative(table: StepTable) -> StepTable:
+    for epoch, value in table.points:
+        if value < 0:
+            raise ValueError(f"{value} at epoch {epoch} is negative; the learning rate must be at least 0")
+    return table
+
+
+Period = Annotated[StepTable, AfterValidator(_whole_and_positive)]
+"""Steps between two events, by epoch."""
+
+_Rate = Annotated[StepTable, AfterValidator(_not_negative), PlainSerializer(StepTable.as_yaml)]
+
+
+class StepLr(Settings):
+    """Piecewise constant learning rate: the paper's tables."""
+
+    name: Literal["steps"] = "steps"
+    table: _Rate = StepTable(((0, 0.1),))
+    """Learning rate from each epoch on."""
+    warmup_epochs: Annotated[float, Field(ge=0)] = 0
+    """Epochs over which the rate rises linearly from 0 to its value."""
+
+    def at(self, step: int, steps_per_epoch: int, total_steps: int) -> float:
+        """Learning rate of the step with this number, counted from 0 over the whole run."""
+        return self.table.at(step // steps_per_epoch) * _warmup(step, self.warmup_epochs * steps_per_epoch)
+
+
+class CosineLr(Settings):
+    """Cosine annealing from `peak` to `final` (Loshchilov & Hutter 2017, eq. 5, one cycle)."""
+
+    name: Literal["cosine"]
+    peak: Annotated[float, Field(gt=0)] = 0.1
+    final: Annotated[float, Field(ge=0)] = 0.0
+    warmup_epochs: Annotated[float, Field(ge=0)] = 0
+    """Epochs over which the rate rises linearly from 0 to `peak`; the cosine begins after them."""
+
+    def at(self, step: int, steps_per_epoch: int, total_steps: int) -> float:
+        """Learning rate of the step with this number, counted from 0 over the whole run."""
+        warmup = self.warmup_epochs * steps_per_epoch
+        if step < warmup:
+            return self.peak * _warmup(step, warmup)
+        done = min(1.0, (step - warmup) / max(1.0, total_steps - warmup))
+        return self.final + (self.peak - self.final) * (1 + math.cos(math.pi * done)) / 2
+
+
+LrSettings = Annotated[StepLr | CosineLr, Field(discriminator="name")]
+
+
+def _warmup(step: int, warmup_steps: float) -> float:
+    return min(1.0, (step + 1) / warmup_steps) if warmup_steps > 0 else 1.0

@@ -1,0 +1,65 @@
+"""Observers, one a file. `Observers` sends each report to all of them."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+
+from dynsparse.config import RunConfig
+from dynsparse.reallocation import ReallocationReport
+from dynsparse.training.callbacks.base import Callback, EpochReport, RunReport, StepReport, Summary
+
+log = logging.getLogger(__name__)
+
+__all__ = ["Callback", "EpochReport", "Observers", "ReallocationReport", "RunReport", "StepReport", "Summary", "standard_observers"]
+
+
+class Observers(Callback):
+    """Several observers as one. A full disk must not end the training that they watch."""
+
+    def __init__(self, members: Sequence[Callback]) -> None:
+        self.members = members
+        self._failed: set[Callback] = set()
+
+    def on_start(self, run: RunReport) -> None:
+        for member in self.members:  # Here a failure is the user's to mend, before anything is lost.
+            member.on_start(run)
+
+    def on_step(self, report: StepReport) -> None:
+        self._tell(lambda member: member.on_step(report))
+
+    def on_reallocation(self, report: ReallocationReport) -> None:
+        self._tell(lambda member: member.on_reallocation(report))
+
+    def on_epoch(self, report: EpochReport) -> None:
+        self._tell(lambda member: member.on_epoch(report))
+
+    def on_end(self, summary: Summary) -> None:
+        self._tell(lambda member: member.on_end(summary))
+
+    def _tell(self, send: Callable[[Callback], None]) -> None:
+        for member in self.members:
+            try:
+                send(member)
+            except OSError as error:
+                if member not in self._failed:
+                    log.warning("%s cannot write (%s); training goes on", type(member).__name__, error)
+                self._failed.add(member)
+
+
+def standard_observers(config: RunConfig) -> list[Callback]:
+    """What a run from the command line is watched by."""
+    from dynsparse.training.callbacks.closing import ClosingTable
+    from dynsparse.training.callbacks.metrics_file import MetricsFile
+    from dynsparse.training.callbacks.progress import progress
+    from dynsparse.training.callbacks.summary_file import SummaryFile
+
+    folder = config.folder
+    members: list[Callback] = [MetricsFile(folder / "metrics.jsonl"), SummaryFile(folder / "summary.json")]
+    if config.log.tensorboard:
+        from dynsparse.training.callbacks.tensorboard import TensorBoard
+
+        members.append(TensorBoard(folder))
+    members += progress(config.log.progress)
+    members.append(ClosingTable(folder, tensorboard=config.log.tensorboard))
+    return members

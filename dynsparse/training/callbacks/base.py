@@ -1,0 +1,125 @@
+"""What observers see: frozen reports. They never reach into the trainer.
+
+An observer cannot change a run: the same weights come out whichever are
+switched on. They live on rank 0 alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from dynsparse.masks import LayerSpec
+from dynsparse.reallocation import ReallocationReport
+
+
+@dataclass(frozen=True)
+class RunReport:
+    """A run begins, or goes on."""
+
+    name: str
+    config: Mapping[str, Any]
+    config_yaml: str
+    layers: tuple[LayerSpec, ...]
+    active: Mapping[str, int]
+    budget: int
+    total_parameters: int
+    epochs: int
+    steps_per_epoch: int
+    world_size: int
+    device: str
+    start_step: int
+    """0, or the step that the run resumes after."""
+    lines_written: int
+    """Lines of metrics.jsonl that belong to the steps up to `start_step`."""
+
+
+@dataclass(frozen=True)
+class StepReport:
+    """A reading during an epoch, every `log.every_steps` steps. `loss`: this worker's, of one batch."""
+
+    step: int
+    epoch: int
+    epoch_step: int
+    """Steps done in this epoch."""
+    loss: float
+    lr: float
+    images_per_second: float
+
+
+@dataclass(frozen=True)
+class EpochReport:
+    """An epoch has ended and been evaluated. Training figures are means over the epoch and all ranks."""
+
+    epoch: int
+    step: int
+    lr: float
+    train_loss: float
+    train_top1: float
+    test_loss: float
+    test_top1: float
+    test_top5: float
+    best_top1: float
+    active: Mapping[str, int]
+    sparsity: Mapping[str, float]
+    total_sparsity: float
+    """Over the sparse layers."""
+    model_sparsity: float
+    """Over all parameters of the model."""
+    budget: int
+    explored: Mapping[str, float]
+    images_per_second: float
+    """Over the training steps of this epoch, all ranks together."""
+    seconds: float
+    """Of training and evaluation in this epoch, since the start or the resume."""
+    active_weights: Mapping[str, Tensor]
+    """Values of the active weights by layer, float32 on the CPU; empty if nobody looks at them."""
+
+
+@dataclass(frozen=True)
+class Summary:
+    """The end of a run, as it stands in summary.json. Accuracies in percent."""
+
+    status: str
+    """"done", or "stopped" (on request, resumable)."""
+    name: str
+    epochs: int
+    steps: int
+    test_top1: float | None
+    test_top5: float | None
+    best_top1: float | None
+    active_weights: int
+    sparse_layer_weights: int
+    total_parameters: int
+    sparsity: float
+    model_sparsity: float
+    layers: Mapping[str, Mapping[str, Any]]
+    """Shape, sparsity before and after, for each sparse layer."""
+    mask_digest: str
+    weight_digest: str
+    rank_digests: tuple[Mapping[str, Any], ...]
+    """What each rank computed from its own masks and weights."""
+    images_per_second: float | None
+    world_size: int
+    reallocations: int
+    desyncs_repaired: int
+    seconds: float
+    """Spent in training, sessions before a resume included."""
+    versions: Mapping[str, str]
+
+
+class Callback:
+    """An observer: override what interests you."""
+
+    def on_start(self, run: RunReport) -> None: ...
+
+    def on_step(self, report: StepReport) -> None: ...
+
+    def on_reallocation(self, report: ReallocationReport) -> None: ...
+
+    def on_epoch(self, report: EpochReport) -> None: ...
+
+    def on_end(self, summary: Summary) -> None: ...

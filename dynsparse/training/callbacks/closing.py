@@ -1,0 +1,44 @@
+"""The last words of a run: accuracy, sparsity of each layer before and after, where to look."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from dynsparse.training.callbacks.base import Callback, Summary
+from dynsparse.training.network import align
+
+
+class ClosingTable(Callback):
+    """Prints to standard output at the end."""
+
+    def __init__(self, folder: Path, *, tensorboard: bool) -> None:
+        self.folder = folder
+        self.tensorboard = tensorboard
+
+    def on_end(self, summary: Summary) -> None:
+        print(f"\n{closing_text(summary, self.folder, tensorboard=self.tensorboard)}", flush=True)
+
+
+def closing_text(summary: Summary, folder: Path, *, tensorboard: bool) -> str:
+    """What `ClosingTable` prints."""
+    rows: list[tuple[str, ...]] = [("layer", "active", "sparsity before", "sparsity after")]
+    for name, layer in summary.layers.items():
+        before, after = (f"{100 * layer[key]:.2f} %" for key in ("sparsity_before", "sparsity_after"))
+        rows.append((name, f"{layer['active_weights']:,}", before, after))
+    rows.append(("all sparse layers", f"{summary.active_weights:,}", "", f"{100 * summary.sparsity:.2f} %"))
+    rows.append(("whole model", "", "", f"{100 * summary.model_sparsity:.2f} %"))
+    facts: list[tuple[str, ...]] = [
+        ("test accuracy", _percent(summary.test_top1)),
+        ("best test accuracy", _percent(summary.best_top1)),
+        ("reallocations", str(summary.reallocations)),
+        ("epochs, steps", f"{summary.epochs}, {summary.steps}"),
+        ("workers", str(summary.world_size)),
+    ]
+    lines = [f"{summary.name}: {summary.status}", "", align(rows), "", align(facts), "", f"results in {folder}"]
+    if tensorboard:
+        lines.append(f"TensorBoard: tensorboard --logdir {folder}")
+    return "\n".join(lines)
+
+
+def _percent(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2f} %"

@@ -1,0 +1,83 @@
+"""metrics.jsonl: a line an epoch and a line a reallocation, for programs to read."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from dynsparse.reallocation import ReallocationReport
+from dynsparse.training.callbacks.base import Callback, EpochReport, RunReport
+
+
+class MetricsFile(Callback):
+    """Appends to the file; a resume first cuts off what was written after its checkpoint.
+
+    What depends on the clock stands under "timing", all else is the same in
+    every repetition of a run.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def on_start(self, run: RunReport) -> None:
+        lines = self.path.read_text().splitlines(keepends=True) if self.path.exists() else []
+        partial = self.path.with_suffix(".partial")
+        partial.write_text("".join(lines[: run.lines_written]))
+        os.replace(partial, self.path)
+
+    def on_reallocation(self, report: ReallocationReport) -> None:
+        self._append(
+            {
+                "kind": "reallocation",
+                "step": report.step,
+                "epoch": report.epoch,
+                "dropped": sum(report.dropped.values()),
+                "grown": sum(report.grown.values()),
+                **report.scalars,
+                "layers": {
+                    name: {
+                        "dropped": report.dropped[name],
+                        "grown": report.grown[name],
+                        "active": report.active[name],
+                        "explored": report.explored[name],
+                    }
+                    for name in report.active
+                },
+                "repaired": list(report.repaired),
+            }
+        )
+
+    def on_epoch(self, report: EpochReport) -> None:
+        self._append(
+            {
+                "kind": "epoch",
+                "epoch": report.epoch,
+                "step": report.step,
+                "lr": report.lr,
+                "train_loss": report.train_loss,
+                "train_top1": report.train_top1,
+                "test_loss": report.test_loss,
+                "test_top1": report.test_top1,
+                "test_top5": report.test_top5,
+                "best_top1": report.best_top1,
+                "budget": report.budget,
+                "active_weights": sum(report.active.values()),
+                "sparsity": report.total_sparsity,
+                "model_sparsity": report.model_sparsity,
+                "layers": {
+                    name: {
+                        "active": report.active[name],
+                        "sparsity": report.sparsity[name],
+                        "explored": report.explored[name],
+                    }
+                    for name in report.active
+                },
+                "timing": {"images_per_second": report.images_per_second, "seconds": report.seconds},
+            }
+        )
+
+    def _append(self, line: dict[str, Any]) -> None:
+        with self.path.open("a") as file:
+            file.write(json.dumps(line) + "\n")

@@ -1,0 +1,78 @@
+"""Progress for people: a bar where there is a terminal, plain lines where there is none."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+from typing import Literal
+
+from tqdm import tqdm
+from tqdm.contrib.logging import logging_redirect_tqdm
+
+from dynsparse.reallocation import ReallocationReport
+from dynsparse.training.callbacks.base import Callback, EpochReport, RunReport, StepReport, Summary
+
+log = logging.getLogger(__name__)
+
+
+def progress(style: Literal["auto", "bar", "lines", "none"]) -> list[Callback]:
+    """The observer for this style; `auto` looks whether stderr is a terminal."""
+    if style == "none":
+        return []
+    return [ProgressBar() if style == "bar" or (style == "auto" and sys.stderr.isatty()) else ProgressLines()]
+
+
+class ProgressLines(Callback):
+    """A line an epoch through `logging`, with the time that is left."""
+
+    def on_start(self, run: RunReport) -> None:
+        self._run = run
+        self._began = time.monotonic()
+
+    def on_epoch(self, report: EpochReport) -> None:
+        done = report.step - self._run.start_step
+        left = self._run.epochs * self._run.steps_per_epoch - report.step
+        eta = (time.monotonic() - self._began) / max(1, done) * left
+        log.info(
+            "epoch %d/%d  step %d  loss %.4f  train %.2f %%  test %.2f %%  lr %.3g  %.0f images/s  ETA %s",
+            report.epoch + 1,
+            self._run.epochs,
+            report.step,
+            report.train_loss,
+            report.train_top1,
+            report.test_top1,
+            report.lr,
+            report.images_per_second,
+            tqdm.format_interval(eta),
+        )
+
+
+class ProgressBar(Callback):
+    """A bar over all steps with ETA; log lines are printed above it."""
+
+    def on_start(self, run: RunReport) -> None:
+        self._redirect = logging_redirect_tqdm()
+        self._redirect.__enter__()
+        total = run.epochs * run.steps_per_epoch
+        self._bar = tqdm(total=total, initial=run.start_step, desc=run.name, unit="step", dynamic_ncols=True)
+        self._shown: dict[str, str] = {}
+
+    def on_step(self, report: StepReport) -> None:
+        self._show(report.step, loss=f"{report.loss:.4f}", lr=f"{report.lr:.3g}")
+
+    def on_reallocation(self, report: ReallocationReport) -> None:
+        self._show(report.step, moved=str(sum(report.dropped.values())))
+
+    def on_epoch(self, report: EpochReport) -> None:
+        self._show(report.step, epoch=str(report.epoch + 1), test=f"{report.test_top1:.2f} %")
+
+    def on_end(self, summary: Summary) -> None:
+        self._show(summary.steps)
+        self._bar.close()
+        self._redirect.__exit__(None, None, None)
+
+    def _show(self, step: int, **values: str) -> None:
+        self._shown.update(values)
+        self._bar.set_postfix(self._shown, refresh=False)
+        self._bar.update(step - self._bar.n)

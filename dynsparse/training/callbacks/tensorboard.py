@@ -1,0 +1,86 @@
+"""TensorBoard: curves, the sparsity of each layer, what each reallocation moved."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from torch.utils.tensorboard import SummaryWriter
+
+from dynsparse.reallocation import ReallocationReport
+from dynsparse.training.callbacks.base import Callback, EpochReport, RunReport, StepReport, Summary
+
+# One chart with a line a layer, in TensorBoard's "Custom Scalars" tab.
+LAYOUT = {
+    "Where the weights are": {
+        "sparsity of each layer": ["Multiline", [r"^sparsity/layers/.*"]],
+        "active weights of each layer": ["Multiline", [r"^active/layers/.*"]],
+        "positions ever active": ["Multiline", [r"^exploration/.*"]],
+    },
+    "What reallocation moves": {
+        "dropped in each layer": ["Multiline", [r"^dropped/.*"]],
+        "grown in each layer": ["Multiline", [r"^grown/.*"]],
+    },
+}
+
+
+class TensorBoard(Callback):
+    """Writes events to the run's folder, by step; a resume hides what was written after its checkpoint."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def on_start(self, run: RunReport) -> None:
+        self._writer = SummaryWriter(str(self.folder), purge_step=run.start_step + 1 if run.start_step else None)
+        self._weights = {layer.name: layer.weights for layer in run.layers}
+        if run.start_step == 0:
+            self._writer.add_custom_scalars(LAYOUT)
+            self._writer.add_text("config", "".join(f"    {line}\n" for line in run.config_yaml.splitlines()), 0)
+            self._layers(run.active, 0)
+
+    def on_step(self, report: StepReport) -> None:
+        self._writer.add_scalar("loss/batch", report.loss, report.step)
+        self._writer.add_scalar("lr", report.lr, report.step)
+        self._writer.add_scalar("throughput/images_per_second", report.images_per_second, report.step)
+
+    def on_reallocation(self, report: ReallocationReport) -> None:
+        for name in report.active:
+            self._writer.add_scalar(f"dropped/{name}", report.dropped[name], report.step)
+            self._writer.add_scalar(f"grown/{name}", report.grown[name], report.step)
+        self._writer.add_scalar("reallocation/dropped", sum(report.dropped.values()), report.step)
+        self._writer.add_scalar("reallocation/grown", sum(report.grown.values()), report.step)
+        for name, value in report.scalars.items():
+            self._writer.add_scalar(f"reallocation/{name}", value, report.step)
+        self._layers(report.active, report.step)
+        for name, share in report.explored.items():
+            self._writer.add_scalar(f"exploration/{name}", share, report.step)
+
+    def on_epoch(self, report: EpochReport) -> None:
+        scalars = {
+            "loss/train": report.train_loss,
+            "loss/test": report.test_loss,
+            "accuracy/train_top1": report.train_top1,
+            "accuracy/test_top1": report.test_top1,
+            "accuracy/test_top5": report.test_top5,
+            "sparsity/sparse_layers": report.total_sparsity,
+            "sparsity/model": report.model_sparsity,
+            "active/budget": report.budget,
+            "active/total": sum(report.active.values()),
+        }
+        for tag, value in scalars.items():
+            self._writer.add_scalar(tag, value, report.step)
+        self._layers(report.active, report.step)
+        for name, share in report.explored.items():
+            self._writer.add_scalar(f"exploration/{name}", share, report.step)
+        for name, values in report.active_weights.items():
+            self._writer.add_histogram(f"active_weights/{name}", values, report.step)
+        self._writer.flush()
+
+    def on_end(self, summary: Summary) -> None:
+        self._writer.close()
+
+    def _layers(self, active: Mapping[str, int], step: int) -> None:
+        for name, weights in self._weights.items():
+            count = active[name]
+            self._writer.add_scalar(f"sparsity/layers/{name}", 1 - count / weights, step)
+            self._writer.add_scalar(f"active/layers/{name}", count, step)

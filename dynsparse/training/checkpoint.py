@@ -1,0 +1,182 @@
+"""Checkpoints: files that are whole or not there, and that know when they are damaged."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import pickle
+import re
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dynsparse.errors import UserError
+
+log = logging.getLogger(__name__)
+
+FORMAT = 1
+_STEP_FILE = re.compile(r"step-(\d{9})\.pt")
+
+State = dict[str, Any]
+
+
+def write(path: Path, state: State) -> None:
+    """Save plain data and CPU tensors so that `path` never holds half a file.
+
+    Written beside, flushed to disk, renamed. Raises OSError (a full disk, a
+    vanished folder) with whatever was at `path` untouched.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".partial")
+    try:
+        with partial.open("wb") as file:
+            try:
+                torch.save({"format": FORMAT, "sha256": checksum(state), "state": state}, file)
+            except RuntimeError as error:  # How torch's zip writer reports a failed write.
+                raise OSError(str(error).splitlines()[0]) from error
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+    _flush_folder(path.parent)
+
+
+def read(path: Path) -> State:
+    """Load a checkpoint onto the CPU. UserError if it is absent, damaged or of another kind.
+
+    Nothing in the file is executed (`weights_only=True`).
+    """
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise UserError(f"checkpoint {path}: does not exist; give a file from a run's checkpoints/ folder") from None
+    except (OSError, RuntimeError, ValueError, EOFError, KeyError, pickle.UnpicklingError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise UserError(f"checkpoint {path}: damaged or no checkpoint ({reason}); use an earlier one") from None
+    if not isinstance(content, dict) or "state" not in content or "sha256" not in content:
+        raise UserError(f"checkpoint {path}: not written by dynsparse; give a file from a run's checkpoints/ folder")
+    if content.get("format") != FORMAT:
+        raise UserError(f"checkpoint {path}: format {content.get('format')}, this version reads {FORMAT}")
+    if checksum(content["state"]) != content["sha256"]:
+        raise UserError(f"checkpoint {path}: damaged (its checksum differs); use an earlier one")
+    state: State = content["state"]
+    return state
+
+
+def checksum(state: Any) -> str:
+    """SHA-256 over plain data and tensors: keys, types, shapes, values, in order."""
+    digest = hashlib.sha256()
+    for piece in _pieces(state):
+        digest.update(piece)
+    return digest.hexdigest()
+
+
+def _pieces(value: Any) -> Iterator[bytes | memoryview]:
+    if isinstance(value, Tensor):
+        yield f"tensor {value.dtype} {list(value.shape)}".encode()
+        flat = value.detach().cpu().contiguous().view(-1)
+        yield memoryview(flat.view(torch.uint8).numpy()) if flat.numel() else b""
+    elif isinstance(value, Mapping):
+        yield f"mapping {len(value)}".encode()
+        for key, item in value.items():
+            yield repr(key).encode()
+            yield from _pieces(item)
+    elif isinstance(value, (list, tuple)):
+        yield f"sequence {len(value)}".encode()
+        for item in value:
+            yield from _pieces(item)
+    else:
+        yield f"{type(value).__name__} {value!r}".encode()
+
+
+def _flush_folder(folder: Path) -> None:
+    """Make a rename survive a power cut, where the file system allows to ask for it."""
+    try:
+        descriptor = os.open(folder, os.O_RDONLY)
+    except OSError:
+        return
+    try:
+        os.fsync(descriptor)
+    except OSError:
+        pass
+    finally:
+        os.close(descriptor)
+
+
+class CheckpointFolder:
+    """The checkpoints of a run: `initial.pt`, the last `keep` as `step-*.pt`, `latest.pt`, `best.pt`."""
+
+    def __init__(self, folder: Path, keep: int) -> None:
+        self.folder = folder
+        self.keep = keep
+        #: Why the newest save failed, if it did.
+        self.failure: str | None = None
+
+    def save(self, state: State, step: int, *, best: bool = False) -> None:
+        """Save the state after `step`. A failure is kept in `failure` and logged; older files stay as they were."""
+        path = self.folder / f"step-{step:09d}.pt"
+        try:
+            write(path, state)
+            if step == 0:
+                _link(path, self.folder / "initial.pt")
+            _link(path, self.folder / "latest.pt")
+            if best:
+                _link(path, self.folder / "best.pt")
+            for old in self.files()[self.keep :]:
+                old.unlink()
+        except OSError as error:
+            self.failure = (
+                f"checkpoint {path}: cannot be written ({error}); free space or restore the folder, "
+                f"then resume: the checkpoints before it are whole"
+            )
+            log.warning("%s. Training goes on", self.failure)
+        else:
+            self.failure = None
+
+    def files(self) -> list[Path]:
+        """The checkpoints by step, newest first."""
+        return sorted((p for p in self.folder.glob("step-*.pt") if _STEP_FILE.fullmatch(p.name)), reverse=True)
+
+    def newest(self) -> tuple[Path, State] | None:
+        """The newest whole checkpoint; damaged ones are named in a warning and passed over. None if there is none.
+
+        UserError if there are only damaged ones.
+        """
+        damaged = []
+        for path in self.files():
+            try:
+                return path, read(path)
+            except UserError as error:
+                damaged.append(str(error))
+                log.warning("%s", error)
+        if damaged:
+            raise UserError(*damaged, f"{self.folder}: no whole checkpoint; start anew with --overwrite")
+        return None
+
+
+def _link(source: Path, name: Path) -> None:
+    """Make `name` another name of `source`, in one step; a copy where the file system has no hard links."""
+    partial = name.with_suffix(".partial")
+    partial.unlink(missing_ok=True)
+    try:
+        os.link(source, partial)
+    except OSError:
+        shutil.copyfile(source, partial)
+    os.replace(partial, name)
+
+
+def set_aside_after(folder: Path, step: int) -> None:
+    """Rename the checkpoints of later steps to `*.stale`: a run that goes on from `step` will not reach them.
+
+    Left under their names they would pass for the newest ones. Nothing is deleted.
+    """
+    for path in folder.glob("step-*.pt"):
+        match = _STEP_FILE.fullmatch(path.name)
+        if match and int(match[1]) > step:
+            os.replace(path, path.with_suffix(".pt.stale"))

@@ -1,0 +1,52 @@
+"""Exact evaluation: every sample counted once, over all ranks."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from dynsparse.distributed import sync
+from pipelines.base import EvaluationPipeline
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Mean cross-entropy, and accuracy in percent, over all samples."""
+
+    loss: float
+    top1: float
+    top5: float
+    samples: int
+
+
+def hits(logits: Tensor, labels: Tensor, k: int) -> Tensor:
+    """How many labels [batch] are among the k largest logits [batch, classes]; int64 scalar."""
+    top = logits.topk(min(k, logits.shape[1]), dim=1).indices
+    return (top == labels[:, None]).any(1).sum()
+
+
+@torch.no_grad()
+def evaluate(
+    model: nn.Module, pipeline: EvaluationPipeline, device: torch.device, precision: AbstractContextManager[object]
+) -> Evaluation:
+    """Evaluate `model` on the pipeline's samples. A collective: each rank takes its share.
+
+    The model's buffers must agree between ranks (`sync.average_buffers`), or
+    the result would depend on which rank sees which sample.
+    """
+    was_training = model.training
+    model.eval()
+    counts = torch.zeros(4, dtype=torch.float64, device=device)  # loss, top-1, top-5, samples
+    for images, labels in pipeline.batches():
+        with precision:
+            logits = model(images).float()
+        loss = functional.cross_entropy(logits, labels, reduction="sum")
+        counts += torch.stack((loss, hits(logits, labels, 1), hits(logits, labels, 5), counts.new_tensor(len(labels))))
+    model.train(was_training)
+    loss_sum, top1, top5, samples = sync.sum_(counts).tolist()
+    assert int(samples) == pipeline.samples, f"evaluated {int(samples)} samples of {pipeline.samples}"
+    return Evaluation(loss_sum / samples, 100 * top1 / samples, 100 * top5 / samples, int(samples))

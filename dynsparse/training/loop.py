@@ -1,0 +1,244 @@
+"""Training, from the first step to the last."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.nn.parallel import DistributedDataParallel
+
+from dynsparse.config import RunConfig
+from dynsparse.distributed import sync
+from dynsparse.errors import StopRequested, UserError
+from dynsparse.masks.selection import seed_for
+from dynsparse.methods import Clock
+from dynsparse.reallocation import Reallocator
+from dynsparse.runtime import Worker
+from dynsparse.training.callbacks import Callback, Observers, Summary
+from dynsparse.training.checkpoint import CheckpointFolder
+from dynsparse.training.evaluate import Evaluation, evaluate, hits
+from dynsparse.training.network import Network
+from dynsparse.training.reports import Reporter
+from dynsparse.training.state import Progress, RunState
+from pipelines.base import Batch, Data
+
+
+class Trainer:
+    """Trains a network. Every rank holds one and calls the same methods in the same order."""
+
+    def __init__(
+        self,
+        config: RunConfig,
+        network: Network,
+        data: Data,
+        worker: Worker,
+        *,
+        observers: Sequence[Callback] = (),
+        checkpoints: CheckpointFolder | None = None,
+        stop_requested: Callable[[], bool] = lambda: False,
+    ) -> None:
+        self.config = config
+        self.model, self.masks = network.model, network.masks
+        self.data = data
+        self.worker = worker
+        self.device = next(self.model.parameters()).device
+        self.observers = Observers(observers if worker.is_main else ())
+        self.checkpoints = checkpoints
+        self.stop_requested = stop_requested
+
+        settings = config.train
+        self.total_steps = settings.epochs * data.train.steps_per_epoch
+        self.optimizer = settings.optimizer.build(self.model.parameters(), lr=self._lr(0))
+        method = config.method.build()
+        method.check(self.masks)
+        on_desync = config.distributed.on_desync
+        self.reallocator = Reallocator(
+            self.model, self.masks, method, self.optimizer, seed=config.seed, on_desync=on_desync
+        )
+        self.forward: nn.Module = torch.compile(self.model) if settings.compile else self.model  # type: ignore[assignment]
+        self.parallel = _data_parallel(self.forward, self.device) if sync.connected() else self.forward
+        self.run = RunState(
+            config=config,
+            worker=worker,
+            model=self.model,
+            masks=self.masks,
+            optimizer=self.optimizer,
+            method=method,
+            train_data=data.train,
+            sums=torch.zeros(3, dtype=torch.float64, device=self.device),
+            progress=Progress(initial_active={layer.name: layer.active_weights for layer in self.masks}),
+        )
+        self.network = network
+        torch.manual_seed(seed_for(config.seed, "rank", worker.rank))
+
+    @property
+    def progress(self) -> Progress:
+        return self.run.progress
+
+    def load(self, saved: Mapping[str, Any]) -> None:
+        """Continue from a checkpoint's content (`RunState.load`). Before `fit`."""
+        self.run.load(saved)
+
+    def fit(self) -> Summary:
+        """Train until the last epoch. Raises StopRequested, with a checkpoint saved, if asked to stop."""
+        self.reporter = Reporter(self.run, self.network)
+        self._settle()
+        self.observers.on_start(self.reporter.run_report())
+        if self.progress.step == 0:
+            self._save()
+        while self.progress.epoch < self.config.train.epochs:
+            self._train_epoch()
+            self._finish_epoch()
+        return self._finish("done")
+
+    def _train_epoch(self) -> None:
+        self.reporter.epoch_begins()
+        for micro_batches in self.data.train.epoch():
+            loss = self.train_step(micro_batches)
+            self.reporter.step_done(self.config.train.global_batch_size)
+            if self.worker.is_main and self.progress.step % self.config.log.every_steps == 0:
+                self.observers.on_step(self.reporter.step_report(loss))
+            if self._save_is_due():
+                self._save()
+            if sync.any_rank(self.stop_requested()):
+                self._stop()
+        self.reporter.epoch_trained()
+
+    def train_step(self, micro_batches: Sequence[Batch]) -> Tensor:
+        """One optimizer step on this worker's share of a global batch. Returns its mean loss, on the device."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = self._lr(self.progress.step)
+        loss = self._forward_backward(micro_batches)
+        self.progress.step += 1
+        clock = Clock(self.progress.step, self.progress.epoch)
+        reallocate = self.reallocator.is_due(clock)
+        if reallocate:
+            self.reallocator.look()
+        self.masks.mask_gradients()
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        if reallocate:
+            self._reallocate(clock)
+        return loss
+
+    def _forward_backward(self, micro_batches: Sequence[Batch]) -> Tensor:
+        """Leave the gradients of the mean loss over the global batch, reduced over the ranks once."""
+        smoothing = self.config.train.label_smoothing
+        losses = []
+        for i, (images, labels) in enumerate(micro_batches):
+            with self._reducing(last=i == len(micro_batches) - 1):
+                with self._precision():
+                    logits = self.parallel(self._formatted(images))
+                loss = functional.cross_entropy(logits.float(), labels, label_smoothing=smoothing)
+                (loss / len(micro_batches)).backward()
+            losses.append(loss.detach())
+            found = hits(logits.detach(), labels, 1)
+            self.run.sums += torch.stack((losses[-1] * len(labels), found, found.new_tensor(len(labels))))
+        return torch.stack(losses).mean()
+
+    def _reallocate(self, clock: Clock) -> None:
+        report = self.reallocator(clock)
+        self.progress.reallocations += 1
+        self.progress.desyncs_repaired += bool(report.repaired)
+        self.progress.lines += 1
+        self.observers.on_reallocation(report)
+
+    def _finish_epoch(self) -> None:
+        """Verify, evaluate, report, save."""
+        progress = self.progress
+        progress.desyncs_repaired += bool(self.reallocator.verify(progress.step))
+        result = self.evaluate()
+        sums = sync.sum_(self.run.sums.clone()).tolist()
+        self.run.sums.zero_()
+        is_best = progress.best_top1 is None or result.top1 > progress.best_top1
+        progress.best_top1 = result.top1 if is_best else progress.best_top1
+        progress.test_top1, progress.test_top5 = result.top1, result.top5
+        progress.lines += 1
+        if self.worker.is_main:
+            self.observers.on_epoch(self.reporter.epoch_report(result, sums))
+        progress.epoch += 1
+        is_last = progress.epoch == self.config.train.epochs
+        if is_last or is_best or progress.epoch % self.config.checkpoint.every_epochs == 0:
+            self._save(best=is_best)
+
+    def evaluate(self) -> Evaluation:
+        """Evaluate on the test samples. Makes the BatchNorm statistics of all ranks their mean first."""
+        sync.average_buffers(self.model)
+        return evaluate(self.forward, self.data.test, self.device, self._precision())
+
+    def _save_is_due(self) -> bool:
+        every = self.config.checkpoint.every_steps
+        return every is not None and self.progress.step % every == 0
+
+    def _save(self, *, best: bool = False) -> None:
+        """Save on rank 0. Changes nothing in the run; the others hand over what is theirs and go on."""
+        ranks = sync.gather(self.run.of_this_rank())
+        if ranks is not None and self.checkpoints is not None:
+            self.progress.seconds = self.reporter.seconds
+            self.checkpoints.save(self.run.save(ranks), self.progress.step, best=best)
+
+    def _stop(self) -> None:
+        self._save()
+        self._finish("stopped")
+        raise StopRequested
+
+    def _finish(self, status: str) -> Summary:
+        summary = self.reporter.summary(status)
+        self.observers.on_end(summary)
+        sync.from_rank_0(self._require_saved)
+        return summary
+
+    def _require_saved(self) -> None:
+        if self.checkpoints is not None and self.checkpoints.failure is not None:
+            raise UserError(self.checkpoints.failure)
+
+    def _settle(self) -> None:
+        """One throw-away forward and backward pass, after which everything is as before.
+
+        DDP lays its buckets out anew after the first backward, which changes
+        the order of sums and so the last bits of gradients on more than two
+        ranks. Settled before the first step of every start, a resumed run sums
+        like the one that was never interrupted.
+        """
+        train = self.config.train
+        batch = train.global_batch_size // (self.worker.world_size * train.micro_batches)
+        images = torch.zeros(batch, *self.config.data.image_shape, device=self.device)
+        labels = torch.zeros(batch, dtype=torch.int64, device=self.device)
+        kept = self.run.of_this_rank()
+        self._forward_backward([(images, labels)])
+        self.optimizer.zero_grad()
+        self.run.load_of_this_rank(kept)
+
+    def _lr(self, step: int) -> float:
+        return self.config.train.lr.at(step, self.data.train.steps_per_epoch, self.total_steps)
+
+    def _precision(self) -> AbstractContextManager[object]:
+        if self.config.train.precision == "fp32":
+            return nullcontext()
+        return torch.autocast(self.device.type, dtype=torch.bfloat16)
+
+    def _formatted(self, images: Tensor) -> Tensor:
+        return images.contiguous(memory_format=torch.channels_last) if self.config.train.channels_last else images
+
+    def _reducing(self, *, last: bool) -> AbstractContextManager[object]:
+        """Gradients travel once a step, with the last micro-batch."""
+        if last or not isinstance(self.parallel, DistributedDataParallel):
+            return nullcontext()
+        no_sync: AbstractContextManager[object] = self.parallel.no_sync()
+        return no_sync
+
+
+def _data_parallel(module: nn.Module, device: torch.device) -> DistributedDataParallel:
+    """DDP that leaves buffers alone: statistics are averaged before evaluation instead of shipped every forward."""
+    renamed = "forward_sync_buffers" in inspect.signature(DistributedDataParallel.__init__).parameters
+    return DistributedDataParallel(
+        module,
+        device_ids=[device.index] if device.type == "cuda" else None,
+        gradient_as_bucket_view=True,
+        **{"forward_sync_buffers" if renamed else "broadcast_buffers": False},
+    )

@@ -1,0 +1,174 @@
+"""Turns the state of a run into the frozen reports that observers see."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from dynsparse.distributed import digest, sync
+from dynsparse.training.callbacks import EpochReport, RunReport, StepReport, Summary
+from dynsparse.training.evaluate import Evaluation
+from dynsparse.training.network import Network
+from dynsparse.training.state import RunState, versions
+
+
+@dataclass
+class Stopwatch:
+    """Images over seconds."""
+
+    images: int = 0
+    began: float = field(default_factory=time.monotonic)
+    ended: float | None = None
+
+    def stop(self) -> None:
+        self.ended = time.monotonic()
+
+    @property
+    def seconds(self) -> float:
+        return (self.ended or time.monotonic()) - self.began
+
+    @property
+    def per_second(self) -> float:
+        return self.images / max(self.seconds, 1e-9)
+
+
+class Reporter:
+    """Makes the reports of one run, and times it: nothing that it measures flows back into training."""
+
+    def __init__(self, run: RunState, network: Network) -> None:
+        self.run = run
+        self.network = network
+        self.session = Stopwatch()
+        self.epoch_watch = Stopwatch()
+        self._reading = Stopwatch()
+        self._trained_images, self._trained_seconds = 0, 0.0
+        self._seconds_before = run.progress.seconds
+
+    @property
+    def seconds(self) -> float:
+        """Of the run, sessions before a resume included."""
+        return self._seconds_before + self.session.seconds
+
+    def epoch_begins(self) -> None:
+        self.epoch_watch, self._reading = Stopwatch(), Stopwatch()
+
+    def step_done(self, images: int) -> None:
+        self.epoch_watch.images += images
+        self._reading.images += images
+
+    def epoch_trained(self) -> None:
+        self.epoch_watch.stop()
+        self._trained_images += self.epoch_watch.images
+        self._trained_seconds += self.epoch_watch.seconds
+
+    def run_report(self) -> RunReport:
+        run, config = self.run, self.run.config
+        return RunReport(
+            name=config.run_name,
+            config=config.as_dict(),
+            config_yaml=config.as_yaml(),
+            layers=tuple(layer.spec for layer in run.masks),
+            active=self._active(),
+            budget=run.masks.budget,
+            total_parameters=self.network.total_parameters,
+            epochs=config.train.epochs,
+            steps_per_epoch=run.train_data.steps_per_epoch,
+            world_size=run.worker.world_size,
+            device=str(run.sums.device),
+            start_step=run.progress.step,
+            lines_written=run.progress.lines,
+        )
+
+    def step_report(self, loss: Tensor) -> StepReport:
+        progress = self.run.progress
+        speed, self._reading = self._reading.per_second, Stopwatch()
+        return StepReport(
+            step=progress.step,
+            epoch=progress.epoch,
+            epoch_step=progress.step - progress.epoch * self.run.train_data.steps_per_epoch,
+            loss=float(loss),
+            lr=self._lr(),
+            images_per_second=speed,
+        )
+
+    def epoch_report(self, result: Evaluation, sums: Sequence[float]) -> EpochReport:
+        """`sums` over all ranks: loss, top-1 hits, samples of the training epoch."""
+        loss_sum, found, samples = sums
+        run, progress = self.run, self.run.progress
+        assert progress.best_top1 is not None
+        return EpochReport(
+            epoch=progress.epoch,
+            step=progress.step,
+            lr=self._lr(),
+            train_loss=loss_sum / samples,
+            train_top1=100 * found / samples,
+            test_loss=result.loss,
+            test_top1=result.top1,
+            test_top5=result.top5,
+            best_top1=progress.best_top1,
+            active=self._active(),
+            sparsity={layer.name: layer.sparsity for layer in run.masks},
+            total_sparsity=run.masks.sparsity,
+            model_sparsity=self.network.model_sparsity,
+            budget=run.masks.budget,
+            explored=run.masks.explored(),
+            images_per_second=self.epoch_watch.per_second,
+            seconds=time.monotonic() - self.epoch_watch.began,
+            active_weights=self._active_weights(),
+        )
+
+    def summary(self, status: str) -> Summary:
+        """A collective: every rank computes its digests from its own masks and weights."""
+        run, progress, masks = self.run, self.run.progress, self.run.masks
+        mine = {
+            "rank": run.worker.rank,
+            "mask_digest": f"{digest.mask_digest(masks):016x}",
+            "weight_digest": f"{digest.weight_digest(run.model, masks):016x}",
+        }
+        return Summary(
+            status=status,
+            name=run.config.run_name,
+            epochs=progress.epoch,
+            steps=progress.step,
+            test_top1=progress.test_top1,
+            test_top5=progress.test_top5,
+            best_top1=progress.best_top1,
+            active_weights=masks.active_weights,
+            sparse_layer_weights=masks.weights,
+            total_parameters=self.network.total_parameters,
+            sparsity=masks.sparsity,
+            model_sparsity=self.network.model_sparsity,
+            layers={
+                layer.name: {
+                    "shape": list(layer.spec.shape),
+                    "sparsity_before": 1 - progress.initial_active[layer.name] / layer.spec.weights,
+                    "sparsity_after": layer.sparsity,
+                    "active_weights": layer.active_weights,
+                }
+                for layer in masks
+            },
+            mask_digest=str(mine["mask_digest"]),
+            weight_digest=str(mine["weight_digest"]),
+            rank_digests=tuple(sync.gather(mine) or ()),
+            images_per_second=self._trained_images / self._trained_seconds if self._trained_seconds else None,
+            world_size=run.worker.world_size,
+            reallocations=progress.reallocations,
+            desyncs_repaired=progress.desyncs_repaired,
+            seconds=self.seconds,
+            versions=versions(),
+        )
+
+    def _active(self) -> dict[str, int]:
+        return {layer.name: layer.active_weights for layer in self.run.masks}
+
+    def _active_weights(self) -> dict[str, Tensor]:
+        log = self.run.config.log
+        if not (log.tensorboard and log.histograms):
+            return {}
+        return {layer.name: layer.gather(layer.weight).flatten().float().cpu() for layer in self.run.masks}
+
+    def _lr(self) -> float:
+        return float(self.run.optimizer.param_groups[0]["lr"])

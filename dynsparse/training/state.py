@@ -1,0 +1,164 @@
+"""What a run's next step depends on, as one object that can be saved and restored."""
+
+from __future__ import annotations
+
+import logging
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn, optim
+
+from dynsparse.config import RunConfig
+from dynsparse.errors import UserError
+from dynsparse.masks import MaskSet
+from dynsparse.methods import Method
+from dynsparse.runtime import Worker
+from dynsparse.training import packing
+from pipelines.base import TrainPipeline
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class Progress:
+    """How far a run has come. The same on every rank."""
+
+    epoch: int = 0
+    """Epochs trained and evaluated."""
+    step: int = 0
+    """Optimizer steps done."""
+    lines: int = 0
+    """Reports that observers have written a line for."""
+    best_top1: float | None = None
+    test_top1: float | None = None
+    test_top5: float | None = None
+    reallocations: int = 0
+    desyncs_repaired: int = 0
+    seconds: float = 0.0
+    """Spent up to the latest save, on rank 0's clock."""
+    initial_active: dict[str, int] = field(default_factory=dict)
+    """Active weights of each layer at the start."""
+
+
+@dataclass
+class RunState:
+    """Everything that a checkpoint holds.
+
+    What is the same on every rank is stored once; BatchNorm statistics, random
+    state and the running sums of an epoch stand by rank.
+    """
+
+    config: RunConfig
+    worker: Worker
+    model: nn.Module
+    masks: MaskSet
+    optimizer: optim.Optimizer
+    method: Method
+    train_data: TrainPipeline
+    sums: Tensor
+    """float64 [3], this rank's in this epoch: loss, top-1 hits, samples."""
+    progress: Progress
+
+    def of_this_rank(self) -> dict[str, Any]:
+        """What differs from rank to rank."""
+        return {
+            "buffers": packing.pack_buffers(self.model),
+            "random": packing.random_state(self.sums.device),
+            "sums": self.sums.cpu().clone(),
+        }
+
+    def load_of_this_rank(self, saved: Mapping[str, Any]) -> None:
+        packing.unpack_buffers(self.model, saved["buffers"])
+        packing.set_random_state(saved["random"], self.sums.device)
+        self.sums.copy_(saved["sums"])
+
+    def save(self, ranks: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        """Plain data and CPU tensors, given every rank's `of_this_rank`."""
+        return {
+            "config": self.config.as_dict(),
+            "versions": versions(),
+            "progress": asdict(self.progress),
+            "weights": packing.pack_weights(self.model, self.masks),
+            "masks": self.masks.state_dict(),
+            "optimizer": packing.pack_optimizer(self.model, self.masks, self.optimizer),
+            "method": self.method.state_dict(),
+            "data": self.train_data.state_dict(),
+            "ranks": list(ranks),
+        }
+
+    def load(self, saved: Mapping[str, Any]) -> None:
+        """Continue where `saved` was made. UserError if that was another model or method, DataError for other data.
+
+        On the same number of workers the run goes on bit for bit. On another
+        number weights, masks, optimizer and sample order do; BatchNorm
+        statistics become the mean over the old workers, and each worker's
+        random state starts anew, for neither has a counterpart.
+        """
+        theirs, ours = saved["config"]["method"]["name"], self.config.method.name
+        if theirs != ours:
+            raise UserError(f"the checkpoint is of method '{theirs}', this run's is '{ours}'; resume with the same")
+        self.load_network(saved)
+        packing.unpack_optimizer(self.model, self.masks, self.optimizer, saved["optimizer"])
+        self.method.load_state_dict(saved["method"])
+        self.train_data.load_state_dict(saved["data"])
+        self.progress = Progress(**saved["progress"])
+        ranks = saved["ranks"]
+        if len(ranks) == self.worker.world_size:
+            self.load_of_this_rank(ranks[self.worker.rank])
+            return
+        packing.unpack_buffers(self.model, _mean_buffers(ranks))
+        if self.worker.is_main:  # The sums of an epoch are added over the ranks in the end.
+            self.sums.copy_(torch.stack([rank["sums"] for rank in ranks]).sum(0))
+            log.warning(
+                "the checkpoint was made by %d workers, this run has %d: masks, weights, optimizer and sample order "
+                "go on exactly; BatchNorm statistics are the mean over the old workers, random states are new",
+                len(ranks),
+                self.worker.world_size,
+            )
+
+    def load_network(self, saved: Mapping[str, Any]) -> None:
+        """Masks, weights, and BatchNorm statistics as the mean over the ranks: enough to evaluate."""
+        check_fits(saved, self.model, self.masks)
+        self.masks.load_state_dict(saved["masks"])
+        packing.unpack_weights(self.model, self.masks, saved["weights"])
+        packing.unpack_buffers(self.model, _mean_buffers(saved["ranks"]))
+        self.masks.check()
+
+
+def versions() -> dict[str, str]:
+    """Of what a run's numbers depend on."""
+    from dynsparse import __version__
+
+    return {"dynsparse": __version__, "torch": str(torch.__version__), "python": platform.python_version()}
+
+
+def _mean_buffers(ranks: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
+    return packing.mean_buffers([rank["buffers"] for rank in ranks])
+
+
+def check_fits(state: Mapping[str, Any], model: nn.Module, masks: MaskSet) -> None:
+    """Raise UserError if the state is of another model or of other sparse layers, naming what differs."""
+    sparse = {name: tuple(layer["shape"]) for name, layer in state["masks"]["layers"].items()}
+    theirs = {name: sparse.get(name, tuple(value.shape)) for name, value in state["weights"].items()}
+    ours = {name: tuple(value.shape) for name, value in model.named_parameters()}
+    for name in [*ours, *theirs]:
+        if ours.get(name) != theirs.get(name):
+            raise UserError(
+                f"the checkpoint is of another model: {name} is {_shape(theirs.get(name))} there, "
+                f"{_shape(ours.get(name))} here; use the config that it was made with"
+            )
+    mine = {layer.name: layer.spec.mask_dims for layer in masks}
+    saved = {name: layer["mask_dims"] for name, layer in state["masks"]["layers"].items()}
+    for name in [*mine, *saved]:
+        if mine.get(name) != saved.get(name):
+            raise UserError(
+                f"the checkpoint has other sparse layers: {name} differs in granularity or is sparse in one only; "
+                f"use its sparsity.granularity, include and exclude"
+            )
+
+
+def _shape(shape: tuple[int, ...] | None) -> str:
+    return "absent" if shape is None else "x".join(map(str, shape))

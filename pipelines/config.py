@@ -1,0 +1,101 @@
+"""The settings of each data set. Light to import: neither DALI nor any data is touched."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Size = Annotated[int, Field(ge=1)]
+
+
+class DataError(ValueError):
+    """Data that cannot be used: value, rule and remedy on one line."""
+
+
+class DataSetSettings(BaseModel):
+    """Base of each data set's settings; `name` selects the data set in a config."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+    name: str
+    threads: Size = 2
+    """DALI's CPU threads in each worker."""
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(channels, height, width) of the images that the pipelines deliver."""
+        raise NotImplementedError
+
+    @property
+    def classes(self) -> int:
+        raise NotImplementedError
+
+    def check(self) -> None:
+        """Raise DataError if the data cannot be there. Before any process group or GPU is touched."""
+
+
+class DigitsSettings(DataSetSettings):
+    """The 1,797 handwritten digits that ship with scikit-learn: 8x8 scans, upsampled in DALI."""
+
+    name: Literal["digits"]
+    image_size: Size = 28
+    """Height and width to upsample to."""
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        return (1, self.image_size, self.image_size)
+
+    @property
+    def classes(self) -> int:
+        return 10
+
+
+class MnistSettings(DataSetSettings):
+    """MNIST: 60,000 training and 10,000 test images of 28x28, in torchvision's folder layout."""
+
+    name: Literal["mnist"]
+    path: str = "data/mnist"
+    """Folder that holds (or will hold) MNIST/raw."""
+    download: bool = False
+    """Fetch the files if they are not there."""
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        return (1, 28, 28)
+
+    @property
+    def classes(self) -> int:
+        return 10
+
+    def check(self) -> None:
+        from pipelines.mnist import check_files
+
+        if not self.download:
+            check_files(self.path)
+
+
+class SyntheticSettings(DataSetSettings):
+    """Learnable noise of any shape: each class is a random pattern, each sample that pattern plus noise."""
+
+    name: Literal["synthetic"]
+    shape: Annotated[list[Size], Field(min_length=3, max_length=3)] = [1, 28, 28]
+    """Channels, height, width."""
+    number_of_classes: Annotated[int, Field(ge=2)] = 10
+    samples: Size = 1000
+    """Training samples."""
+    test_samples: Size = 200
+    noise: Annotated[float, Field(ge=0)] = 64.0
+    """Standard deviation of the noise, in grey levels of 0 to 255."""
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        channels, height, width = self.shape
+        return (channels, height, width)
+
+    @property
+    def classes(self) -> int:
+        return self.number_of_classes
+
+
+DataSettings = Annotated[DigitsSettings | MnistSettings | SyntheticSettings, Field(discriminator="name")]

@@ -1,0 +1,29 @@
+"""Images made up from a seed, of any shape and number, that a network can learn: for tests and benchmarks."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from pipelines.base import Data, Request
+from pipelines.config import SyntheticSettings
+from pipelines.in_memory import Arrays, Transform, in_memory
+
+
+def load(settings: SyntheticSettings, seed: int = 0) -> tuple[Arrays, Arrays]:
+    """Training and test images, uint8 [n, height, width, channels]: the class's pattern plus noise."""
+    channels, height, width = settings.image_shape
+    random = np.random.default_rng(seed)
+    patterns = random.integers(0, 256, (settings.classes, height, width, channels))
+
+    def draw(n: int) -> Arrays:
+        labels = np.arange(n, dtype=np.int64) % settings.classes
+        noisy = patterns[labels] + random.normal(0, settings.noise, (n, height, width, channels))
+        return Arrays(np.clip(noisy, 0, 255).astype(np.uint8), labels)
+
+    return draw(settings.samples), draw(settings.test_samples)
+
+
+def build(settings: SyntheticSettings, request: Request) -> Data:
+    train, test = load(settings)
+    channels = settings.image_shape[0]
+    return in_memory(train, test, Transform((127.5,) * channels, (64.0,) * channels), settings.threads, request)
