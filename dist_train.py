@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """Train a sparse network: config -> data, network, method -> Trainer.
 
-    torchrun --nproc-per-node 2 dist_train.py --config configs/digits_dsr.yaml train.epochs=20
-    python dist_train.py --config configs/digits_dsr.yaml          (one worker)
+torchrun --nproc-per-node 2 dist_train.py --config configs/digits_dsr.yaml train.epochs=20
+python dist_train.py --config configs/digits_dsr.yaml          (one worker)
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import os
 import sys
 import traceback
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import pipelines
 from dynsparse import config as schema
@@ -88,7 +88,7 @@ def run(arguments: argparse.Namespace, worker: Worker) -> None:
 def train_or_evaluate(arguments: argparse.Namespace, config: RunConfig, worker: Worker) -> None:
     device = worker.device(config.distributed.backend)
     if arguments.evaluate:
-        saved = sync.from_rank_0(lambda: read(Path(arguments.evaluate)))
+        saved: dict[str, Any] | None = sync.from_rank_0(lambda: read(Path(arguments.evaluate)))
     else:
         saved = sync.from_rank_0(lambda: open_folder(config, resume=arguments.resume, overwrite=arguments.overwrite))
     network = sync.together(lambda: build_network(config, device))
@@ -114,11 +114,11 @@ def train_or_evaluate(arguments: argparse.Namespace, config: RunConfig, worker: 
             stop_requested=stop,
         )
     )
-    if arguments.evaluate:
+    if arguments.evaluate and saved is not None:
         sync.together(lambda: trainer.run.load_network(saved))
         result = trainer.evaluate()
         if worker.is_main:
-            print(f"top-1 {result.top1:.2f} %  top-5 {result.top5:.2f} %  loss {result.loss:.4f}  ({result.samples} samples)")
+            print(f"top-1 {result.top1:.2f} %  top-5 {result.top5:.2f} %  loss {result.loss:.4f}")
         return
     if saved is not None:
         sync.together(lambda: trainer.load(saved))
@@ -154,7 +154,7 @@ def main() -> NoReturn:
         if worker.local_rank == 0:
             print("".join(f"error: {line}\n" for line in str(error).splitlines()), end="", file=sys.stderr)
         leave(EXIT_BAD_INPUT, worker.local_rank)
-    except Exception:
+    except Exception:  # noqa: BLE001 - whatever it is, the other ranks must not wait for this one
         traceback.print_exc()
         leave(EXIT_FAULT, worker.local_rank)
     leave(EXIT_DONE, worker.local_rank)

@@ -22,11 +22,11 @@ from dynsparse.errors import UserError, nearest
 from dynsparse.masks.granularity import Granularity
 from dynsparse.methods import AnyMethod
 from dynsparse.models import AnyModel
+from dynsparse.optimizers import OptimizerSettings, SgdSettings
 from dynsparse.reallocation import OnDesync
 from dynsparse.runtime import Backend
 from dynsparse.schedules import LrSettings, StepLr
 from dynsparse.settings import Settings
-from dynsparse.optimizers import OptimizerSettings, SgdSettings
 from pipelines.config import DataSettings
 
 Sparsity = Annotated[float, Field(ge=0, lt=1)]
@@ -159,7 +159,9 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
         text = Path(path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
-        raise UserError(f"--config {path}: cannot be read ({reason}); give a YAML file such as those in configs/") from None
+        raise UserError(
+            f"--config {path}: cannot be read ({reason}); give a YAML file such as those in configs/"
+        ) from None
     raw = _read_yaml(text, str(path))
     if not isinstance(raw, dict):
         raise UserError(f"{path}: {_kind(raw)}; a config is a mapping of sections, as those in configs/ are")
@@ -270,9 +272,6 @@ def _resolve(loc: Sequence[int | str]) -> tuple[list[str], type[BaseModel] | Non
             current = tagged[0]
             continue
         holder = members[0] if len(members) == 1 else None
-        if holder is None and not isinstance(step, int):
-            if current is RunConfig or not members:
-                continue  # The name of a validator within a plain field.
         keys.append(str(step))
         field = holder.model_fields.get(str(step)) if holder is not None else None
         current = field.annotation if field is not None else None

@@ -200,9 +200,7 @@ class Reallocator:
             dropped = self.masks.move(layer, gone, grown)
             optimizer_state.clear(self.optimizer, layer, torch.cat((dropped, grown)))
             changes.append(
-                LayerChange(
-                    layer.name, layer.spec.units, layer.spec.unit_size, before, dropped.numel(), grown.numel()
-                )
+                LayerChange(layer.name, layer.spec.units, layer.spec.unit_size, before, dropped.numel(), grown.numel())
             )
         self.masks.check_budget()
         return changes

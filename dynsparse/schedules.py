@@ -6,6 +6,7 @@ the same value at the same step.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -36,7 +37,7 @@ class StepTable:
             raise ValueError("a step table is empty; give at least the value for epoch 0")
         if epochs[0] != 0:
             raise ValueError(f"a step table starts at epoch {epochs[0]}; its first entry must be for epoch 0")
-        if any(a >= b for a, b in zip(epochs, epochs[1:], strict=False)):
+        if any(a >= b for a, b in itertools.pairwise(epochs)):
             raise ValueError(f"a step table's epochs are {epochs}; they must rise from entry to entry")
         for epoch, value in self.points:
             if not math.isfinite(value):

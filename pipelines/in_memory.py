@@ -44,7 +44,13 @@ class _Feed:
     """DALI's pipeline over a stream of index arrays. The stream may be endless; DALI reads it ahead."""
 
     def __init__(
-        self, arrays: Arrays, transform: Transform, stream: Iterator[Indices], batch: int, threads: int, request: Request
+        self,
+        arrays: Arrays,
+        transform: Transform,
+        stream: Iterator[Indices],
+        batch: int,
+        threads: int,
+        request: Request,
     ) -> None:
         samples = ((arrays.images[indices], arrays.labels[indices]) for indices in stream)
         self._pipeline: Pipeline = _graph(
@@ -59,11 +65,11 @@ class _Feed:
 
 def _to_torch(tensors: Any) -> torch.Tensor:
     """DALI's tensor list as a torch tensor, without a copy: DALI leaves the memory alone as long as it is held."""
-    return torch.from_dlpack(tensors.as_tensor())
+    return torch.utils.dlpack.from_dlpack(tensors.as_tensor())
 
 
 # exec_dynamic: outputs that live on while the next batch is made.
-@pipeline_def(exec_dynamic=True)
+@pipeline_def(exec_dynamic=True)  # type: ignore[untyped-decorator]
 def _graph(samples: Iterator[Any], transform: Transform) -> Any:
     images, labels = fn.external_source(
         source=samples,

@@ -45,10 +45,10 @@ def load(settings: MnistSettings) -> tuple[Arrays, Arrays]:
     try:
         parts = [MNIST(settings.path, train=train, download=settings.download) for train in (True, False)]
     except (OSError, RuntimeError, ValueError, AssertionError) as error:
-        raise DataError(f"data.path: MNIST in {settings.path} cannot be read ({error}); remove it and fetch it anew") from None
-    train, test = (
-        Arrays(part.data.numpy()[..., np.newaxis], part.targets.numpy().astype(np.int64)) for part in parts
-    )
+        raise DataError(
+            f"data.path: MNIST in {settings.path} cannot be read ({error}); remove it and fetch it anew"
+        ) from None
+    train, test = (Arrays(part.data.numpy()[..., np.newaxis], part.targets.numpy().astype(np.int64)) for part in parts)
     return train, test
 
 

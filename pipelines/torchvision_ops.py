@@ -21,7 +21,7 @@ _declared: list[torch.library.Library] = []  # A library's declarations end with
 def import_torchvision() -> None:
     """Import torchvision, declaring the missing operators first where its own cannot load."""
     try:
-        import torchvision  # noqa: F401
+        import torchvision
     except RuntimeError as error:
         if "does not exist" not in str(error):
             raise

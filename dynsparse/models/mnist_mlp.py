@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from typing import Annotated, Literal
 
@@ -27,7 +28,7 @@ class MnistMlpSettings(ModelSettings):
         """
         widths = [math.prod(image_shape), *self.hidden, classes]
         modules: list[nn.Module] = [nn.Flatten()]
-        for i, (fan_in, fan_out) in enumerate(zip(widths, widths[1:], strict=False)):
+        for i, (fan_in, fan_out) in enumerate(itertools.pairwise(widths)):
             if i > 0:
                 modules.append(nn.ReLU())
             modules.append(nn.Linear(fan_in, fan_out, bias=not self.batch_norm))

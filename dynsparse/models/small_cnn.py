@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Annotated, Literal
 
 from pydantic import Field
@@ -21,7 +22,7 @@ class SmallCnnSettings(ModelSettings):
         """Logits [batch, classes] from images [batch, channels, height, width], of any height and width."""
         widths = [image_shape[0], *self.channels]
         modules: list[nn.Module] = []
-        for i, (c_in, c_out) in enumerate(zip(widths, widths[1:], strict=False)):
+        for i, (c_in, c_out) in enumerate(itertools.pairwise(widths)):
             conv = nn.Conv2d(c_in, c_out, 3, stride=1 if i == 0 else 2, padding=1, bias=False)
             modules += [conv, nn.BatchNorm2d(c_out), nn.ReLU()]
         modules += [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(widths[-1], classes)]

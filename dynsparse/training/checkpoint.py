@@ -81,7 +81,7 @@ def _pieces(value: Any) -> Iterator[bytes | memoryview]:
     if isinstance(value, Tensor):
         yield f"tensor {value.dtype} {list(value.shape)}".encode()
         flat = value.detach().cpu().contiguous().view(-1)
-        yield memoryview(flat.view(torch.uint8).numpy()) if flat.numel() else b""
+        yield flat.view(torch.uint8).numpy().data if flat.numel() else b""
     elif isinstance(value, Mapping):
         yield f"mapping {len(value)}".encode()
         for key, item in value.items():

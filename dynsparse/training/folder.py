@@ -41,7 +41,9 @@ def open_folder(config: RunConfig, *, resume: str | None, overwrite: bool) -> di
         _go_on(config, path, saved)
     elif _occupied(folder):
         if not overwrite:
-            raise UserError(f"{folder} exists; continue it with --resume auto, replace it with --overwrite, or set name=")
+            raise UserError(
+                f"{folder} exists; continue it with --resume auto, replace it with --overwrite, or set name="
+            )
         _remove(folder)
     try:
         (folder / "checkpoints").mkdir(parents=True, exist_ok=True)

@@ -235,10 +235,12 @@ class Trainer:
 
 def _data_parallel(module: nn.Module, device: torch.device) -> DistributedDataParallel:
     """DDP that leaves buffers alone: statistics are averaged before evaluation instead of shipped every forward."""
-    renamed = "forward_sync_buffers" in inspect.signature(DistributedDataParallel.__init__).parameters
+    # torch 2.13 renamed the argument.
+    known = inspect.signature(DistributedDataParallel.__init__).parameters
+    off: dict[str, Any] = {"forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers": False}
     return DistributedDataParallel(
         module,
         device_ids=[device.index] if device.type == "cuda" else None,
         gradient_as_bucket_view=True,
-        **{"forward_sync_buffers" if renamed else "broadcast_buffers": False},
+        **off,
     )

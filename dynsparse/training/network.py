@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -10,6 +11,7 @@ from torch import nn
 from dynsparse.config import RunConfig
 from dynsparse.masks import MaskSet, sparse_layers
 from dynsparse.masks.allocation import uniform
+from dynsparse.masks.granularity import Kind
 
 
 @dataclass(frozen=True)
@@ -30,7 +32,7 @@ class Network:
 
     def table(self) -> str:
         """The sparse layers with shape, unit, density and active weights, and both totals."""
-        rows = [("layer", "shape", "unit", "density", "active", "weights")]
+        rows: list[tuple[str, ...]] = [("layer", "shape", "unit", "density", "active", "weights")]
         for layer in self.masks:
             spec = layer.spec
             shape, unit = "x".join(map(str, spec.shape)), "x".join(map(str, spec.shape[spec.mask_dims :])) or "1"
@@ -38,18 +40,23 @@ class Network:
             rows.append((spec.name, shape, unit, f"{share:.4f}", f"{layer.active_weights:,}", f"{spec.weights:,}"))
         masks, total = self.masks, self.total_parameters
         left = total - masks.weights + masks.active_weights
-        rows.append(("sparse layers", "", "", f"{1 - masks.sparsity:.4f}", f"{masks.active_weights:,}", f"{masks.weights:,}"))
-        rows.append(("whole model", "", "", f"{left / total:.4f}", f"{left:,}", f"{total:,}"))
+        for name, active, weights in (
+            ("sparse layers", masks.active_weights, masks.weights),
+            ("whole model", left, total),
+        ):
+            rows.append((name, "", "", f"{active / max(1, weights):.4f}", f"{active:,}", f"{weights:,}"))
         return align(rows)
 
 
-def align(rows: list[tuple[str, ...]]) -> str:
+def align(rows: Sequence[tuple[str, ...]]) -> str:
     """Text columns: the first to the left, the others to the right."""
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    return "\n".join(
-        "  ".join(cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True)))
-        for row in rows
-    )
+
+    def line(row: tuple[str, ...]) -> str:
+        cells = [cell.rjust(width) for cell, width in zip(row, widths, strict=True)]
+        return "  ".join([row[0].ljust(widths[0]), *cells[1:]])
+
+    return "\n".join(line(row) for row in rows)
 
 
 def build_network(config: RunConfig, device: torch.device) -> Network:
@@ -70,5 +77,7 @@ def build_network(config: RunConfig, device: torch.device) -> Network:
         exclude=sparsity.exclude,
         granularity=sparsity.granularity,
     )
-    share = {"conv": sparsity.conv, "fc": sparsity.fc} if config.method.sparse else {"conv": 0.0, "fc": 0.0}
+    share: dict[Kind, float] = {"conv": sparsity.conv, "fc": sparsity.fc}
+    if not config.method.sparse:
+        share = {"conv": 0.0, "fc": 0.0}
     return Network(model, MaskSet(model, specs, uniform(specs, share), seed=config.seed))

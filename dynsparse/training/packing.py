@@ -13,6 +13,7 @@ from torch import Tensor, nn, optim
 
 from dynsparse.masks import MaskSet, SparseLayer
 
+
 def pack_weights(model: nn.Module, masks: MaskSet) -> dict[str, Tensor]:
     """Parameters by name: sparse ones as [active units, unit size], the others whole. On the CPU."""
     layers = _by_name(masks)

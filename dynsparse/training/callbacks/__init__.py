@@ -11,7 +11,16 @@ from dynsparse.training.callbacks.base import Callback, EpochReport, RunReport, 
 
 log = logging.getLogger(__name__)
 
-__all__ = ["Callback", "EpochReport", "Observers", "ReallocationReport", "RunReport", "StepReport", "Summary", "standard_observers"]
+__all__ = [
+    "Callback",
+    "EpochReport",
+    "Observers",
+    "ReallocationReport",
+    "RunReport",
+    "StepReport",
+    "Summary",
+    "standard_observers",
+]
 
 
 class Observers(Callback):

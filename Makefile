@@ -1,0 +1,41 @@
+# A fresh clone needs Python 3.10 to 3.13, make and a C compiler (torch.compile uses it).
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.PHONY: help setup demo test check schema clean
+
+help:
+	@echo "make demo    set up, then train a 98 % sparse network on real digits with 2 workers"
+	@echo "make test    set up, then run every test"
+	@echo "make check   set up, then lint, types, import layers, shell scripts"
+	@echo "make schema  write configs/schema.json, from which editors complete"
+
+setup: $(READY)
+
+$(READY): constraints.txt pyproject.toml
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 10) <= v < (3, 14) else f"$(PYTHON) is Python {v[0]}.{v[1]}; dynsparse needs 3.10 to 3.13: make PYTHON=python3.12 ...")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --constraint constraints.txt setuptools wheel
+	$(BIN)/pip install --quiet --constraint constraints.txt --no-build-isolation --editable '.[dev]'
+	@touch $@
+
+demo: $(READY)
+	PYTHON=$(BIN)/python launch/local.sh --workers demo -- --config configs/digits_dsr.yaml --overwrite
+
+test: $(READY)
+	$(BIN)/python -m pytest
+
+check: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/python dist_train.py --print-schema | diff configs/schema.json - || (echo "configs/schema.json is out of date: make schema"; exit 1)
+
+schema: $(READY)
+	$(BIN)/python dist_train.py --print-schema > configs/schema.json
+
+clean:
+	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

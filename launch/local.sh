@@ -1,0 +1,69 @@
+#!/usr/bin/env bash
+# Train on this machine, one process a worker.
+set -euo pipefail
+
+usage() {
+    cat <<'TEXT'
+usage: launch/local.sh [--workers N|auto|demo] [--] DIST_TRAIN_ARGUMENTS...
+
+  --workers N     number of worker processes
+  --workers auto  one a GPU, or one where there is none (the default)
+  --workers demo  two, or one where there is a single GPU
+
+The rest goes to dist_train.py: --config FILE [section.key=value ...].
+Exits with dist_train.py's own code: 0 done, 2 bad input, 75 stopped and resumable.
+PYTHON (default python3) is the interpreter to use.
+TEXT
+}
+
+fail() {
+    echo "error: $1" >&2
+    exit 2
+}
+
+python=${PYTHON:-python3}
+workers=auto
+while [ $# -gt 0 ]; do
+    case $1 in
+        --workers)
+            [ $# -ge 2 ] || fail "--workers lacks its number"
+            workers=$2
+            shift 2
+            ;;
+        -h | --help)
+            usage
+            exit 0
+            ;;
+        --)
+            shift
+            break
+            ;;
+        *) break ;;
+    esac
+done
+[ $# -gt 0 ] || fail "nothing to run; see launch/local.sh --help"
+
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+case $workers in
+    auto | demo)
+        gpus=$("$python" -c 'import torch; print(torch.cuda.device_count())')
+        most=$gpus
+        if [ "$workers" = demo ]; then most=2; fi
+        if [ "$gpus" -gt 0 ] && [ "$gpus" -lt "$most" ]; then most=$gpus; fi
+        workers=$((most > 0 ? most : 1))
+        ;;
+    *[!0-9]* | '' | 0) fail "--workers is '$workers'; it must be a number of at least 1, auto or demo" ;;
+esac
+
+# torchrun gives each worker one thread if this is not set, and warns about it.
+export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
+# torchrun returns 1 for whatever a worker did, so the workers leave their code in a file.
+DYNSPARSE_EXIT_FILE=$(mktemp)
+export DYNSPARSE_EXIT_FILE
+trap 'rm -f "$DYNSPARSE_EXIT_FILE"' EXIT
+
+status=0
+"$python" -m torch.distributed.run --standalone --nproc-per-node "$workers" \
+    --signals-to-handle SIGTERM,SIGINT,SIGUSR1 "$root/dist_train.py" "$@" || status=$?
+if [ -s "$DYNSPARSE_EXIT_FILE" ]; then status=$(cat "$DYNSPARSE_EXIT_FILE"); fi
+exit "$status"
