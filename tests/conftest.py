@@ -1,0 +1,28 @@
+"""Fixtures for all rooms."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+import torch
+from hypothesis import settings
+
+# Shared machines are slow at times; an example that takes long is no failure.
+settings.register_profile("suite", deadline=None, max_examples=60, print_blob=True)
+settings.register_profile("soak", deadline=None, max_examples=3000)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "suite"))
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> None:
+    """The suite runs on several processes, and thread counts change the order of sums."""
+    torch.set_num_threads(1)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if torch.cuda.is_available():
+        return
+    for item in items:
+        if "gpu" in item.keywords:
+            item.add_marker(pytest.mark.skip(reason="needs a CUDA GPU"))

@@ -1,0 +1,70 @@
+"""Runs a function on several gloo ranks on this machine."""
+
+from __future__ import annotations
+
+import multiprocessing
+import traceback
+from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from dynsparse.runtime import Worker
+
+_CONTEXT = multiprocessing.get_context("forkserver")
+_CONTEXT.set_forkserver_preload(["torch", "dynsparse.training.loop", "pipelines.synthetic"])
+LIMIT_SECONDS = 120
+
+
+def run_distributed(act: Callable[..., Any], world_size: int, *arguments: Any) -> list[Any]:
+    """Call `act(worker, *arguments)` on each rank; returns the ranks' results in order.
+
+    `act` is a module-level function. If a rank raises, AssertionError carries its
+    traceback; no process outlives the call. Ranks find each other through a
+    file, so that no port can be taken.
+    """
+    with TemporaryDirectory() as folder:
+        pipes, processes = [], []
+        for rank in range(world_size):
+            ours, theirs = _CONTEXT.Pipe(duplex=False)
+            process = _CONTEXT.Process(
+                target=_rank_main, args=(act, rank, world_size, Path(folder) / "store", theirs, arguments)
+            )
+            process.start()
+            theirs.close()
+            pipes.append(ours)
+            processes.append(process)
+        try:
+            return [_receive(pipe, rank) for rank, pipe in enumerate(pipes)]
+        finally:
+            for process in processes:
+                process.kill()
+                process.join()
+
+
+def _receive(pipe: Any, rank: int) -> Any:
+    assert pipe.poll(LIMIT_SECONDS), f"rank {rank} gave no answer in {LIMIT_SECONDS} s"
+    try:
+        succeeded, result = pipe.recv()
+    except EOFError:
+        raise AssertionError(f"rank {rank} died without an answer") from None
+    assert succeeded, f"rank {rank} failed:\n{result}"
+    return result
+
+
+def _rank_main(
+    act: Callable[..., Any], rank: int, world_size: int, store: Path, pipe: Any, arguments: tuple[Any, ...]
+) -> None:
+    torch.set_num_threads(1)
+    try:
+        dist.init_process_group(
+            "gloo", init_method=f"file://{store}", rank=rank, world_size=world_size, timeout=timedelta(seconds=60)
+        )
+        worker = Worker(rank, world_size, rank, world_size, under_torchrun=True)
+        pipe.send((True, act(worker, *arguments)))
+    except BaseException:  # noqa: BLE001 - whatever it is, the test must see it
+        pipe.send((False, traceback.format_exc()))
