@@ -111,11 +111,11 @@ class Reallocator:
     @torch.no_grad()
     def __call__(self, clock: Clock) -> ReallocationReport:
         """Reallocate once. Linear in the active weights; traffic of 48 bytes a layer and a digest."""
-        repaired = self.verify()
+        repaired = self.verify(clock.step)
         plan = Plan.decode(sync.broadcast_(self._plan_or_blank(clock)))
         scalars = dict(self.method.scalars())
         changes = self.apply(plan)
-        self._agree([layer.name for layer in self.masks], digest.mask_rows(self.masks), clock.step)
+        repaired += self._agree([layer.name for layer in self.masks], digest.mask_rows(self.masks), clock.step)
         self.method.after(changes)
         self.count += 1
         self._grow_scores = {}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import pickle
 import traceback
 from collections.abc import Callable
 from datetime import timedelta
@@ -27,12 +28,14 @@ def run_distributed(act: Callable[..., Any], world_size: int, *arguments: Any) -
     traceback; no process outlives the call. Ranks find each other through a
     file, so that no port can be taken.
     """
+    # Pickled here: multiprocessing's own way with tensors is shared memory, which ends with its process.
+    packed = pickle.dumps((act, arguments))
     with TemporaryDirectory() as folder:
         pipes, processes = [], []
         for rank in range(world_size):
             ours, theirs = _CONTEXT.Pipe(duplex=False)
             process = _CONTEXT.Process(
-                target=_rank_main, args=(act, rank, world_size, Path(folder) / "store", theirs, arguments)
+                target=_rank_main, args=(packed, rank, world_size, Path(folder) / "store", theirs)
             )
             process.start()
             theirs.close()
@@ -49,22 +52,21 @@ def run_distributed(act: Callable[..., Any], world_size: int, *arguments: Any) -
 def _receive(pipe: Any, rank: int) -> Any:
     assert pipe.poll(LIMIT_SECONDS), f"rank {rank} gave no answer in {LIMIT_SECONDS} s"
     try:
-        succeeded, result = pipe.recv()
+        succeeded, result = pickle.loads(pipe.recv_bytes())
     except EOFError:
         raise AssertionError(f"rank {rank} died without an answer") from None
     assert succeeded, f"rank {rank} failed:\n{result}"
     return result
 
 
-def _rank_main(
-    act: Callable[..., Any], rank: int, world_size: int, store: Path, pipe: Any, arguments: tuple[Any, ...]
-) -> None:
+def _rank_main(packed: bytes, rank: int, world_size: int, store: Path, pipe: Any) -> None:
     torch.set_num_threads(1)
     try:
         dist.init_process_group(
             "gloo", init_method=f"file://{store}", rank=rank, world_size=world_size, timeout=timedelta(seconds=60)
         )
-        worker = Worker(rank, world_size, rank, world_size, under_torchrun=True)
-        pipe.send((True, act(worker, *arguments)))
+        act, arguments = pickle.loads(packed)
+        answer = (True, act(Worker(rank, world_size, rank, world_size, under_torchrun=True), *arguments))
     except BaseException:  # noqa: BLE001 - whatever it is, the test must see it
-        pipe.send((False, traceback.format_exc()))
+        answer = (False, traceback.format_exc())
+    pipe.send_bytes(pickle.dumps(answer))

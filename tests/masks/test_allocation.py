@@ -66,9 +66,7 @@ def test_share_out_in_units_leaves_less_than_a_unit() -> None:
 
 
 @given(st.integers(0, 400), layers_st)
-def test_share_out_is_exact_and_within_capacity(
-    total: int, layers: list[tuple[Fraction, int, int]]
-) -> None:
+def test_share_out_is_exact_and_within_capacity(total: int, layers: list[tuple[Fraction, int, int]]) -> None:
     shares, capacity, sizes = (list(column) for column in zip(*layers, strict=True))
     given_units = share_out(total, shares, capacity, sizes)
     assert all(0 <= units <= full for units, full in zip(given_units, capacity, strict=True))

@@ -20,7 +20,9 @@ def network() -> nn.Module:
     )
 
 
-def masked(granularity: Granularity = 4, sparsity: float = 0.75, channels_last: bool = False) -> tuple[nn.Module, MaskSet]:
+def masked(
+    granularity: Granularity = 4, sparsity: float = 0.75, channels_last: bool = False
+) -> tuple[nn.Module, MaskSet]:
     model = network()
     if channels_last:
         model = model.to(memory_format=torch.channels_last)
@@ -28,9 +30,7 @@ def masked(granularity: Granularity = 4, sparsity: float = 0.75, channels_last: 
     return model, MaskSet(model, specs, uniform(specs, {"conv": sparsity, "fc": sparsity}))
 
 
-@pytest.mark.parametrize(
-    ("granularity", "units", "unit_size"), [(4, 216, 1), (3, 72, 3), (2, 24, 9), (1, 8, 27)]
-)
+@pytest.mark.parametrize(("granularity", "units", "unit_size"), [(4, 216, 1), (3, 72, 3), (2, 24, 9), (1, 8, 27)])
 def test_units_of_a_convolution(granularity: Granularity, units: int, unit_size: int) -> None:
     spec = sparse_layers(network(), granularity=granularity)[0]
     assert (spec.units, spec.unit_size, spec.weights) == (units, unit_size, 216)

@@ -1,0 +1,220 @@
+"""The real pipelines, through DALI."""
+
+from __future__ import annotations
+
+import gzip
+import struct
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+
+import pipelines
+from pipelines import digits, mnist, synthetic
+from pipelines.base import Data, Request
+from pipelines.config import DataError, DataSetSettings, DigitsSettings, MnistSettings, SyntheticSettings
+from pipelines.in_memory import Arrays, InMemoryEvaluation, InMemoryTraining, Transform
+from pipelines.order import SampleOrder, Share
+
+UNCHANGED = Transform(mean=(0.0,), std=(1.0,))
+
+
+def request(rank: int = 0, workers: int = 1, parts: int = 1, batch: int = 24, evaluation_batch: int = 16) -> Request:
+    return Request(7, batch, Share(rank, workers, parts), evaluation_batch, device_id=None)
+
+
+def numbered(n: int) -> Arrays:
+    """Images that say which sample they are: label and both pixels are its number."""
+    numbers = np.arange(n)
+    return Arrays(np.stack([numbers, numbers], 1).astype(np.uint8).reshape(n, 1, 2, 1), numbers.astype(np.int64))
+
+
+def samples_of(step: list[tuple[torch.Tensor, torch.Tensor]]) -> list[int]:
+    for images, labels in step:
+        assert torch.equal(images[:, 0, 0, 0].long(), labels), "image and label belong together"
+    return [int(label) for _, labels in step for label in labels]
+
+
+@pytest.mark.parametrize("size", [96, 101])
+@pytest.mark.parametrize(("workers", "parts"), [(1, 1), (2, 1), (3, 1), (4, 1), (2, 3)])
+def test_training_follows_the_order_for_any_number_of_workers(size: int, workers: int, parts: int) -> None:
+    order = SampleOrder(7, size, 24)
+    ranks = [InMemoryTraining(numbered(size), UNCHANGED, 1, request(r, workers, parts)) for r in range(workers)]
+    for epoch in range(3):
+        steps = list(zip(*(rank.epoch() for rank in ranks), strict=True))
+        assert len(steps) == size // 24
+        for number, shares in enumerate(steps):
+            assert [i for share in shares for i in samples_of(share)] == order.batch(epoch, number).tolist()
+
+
+@pytest.mark.parametrize("size", [48, 50, 1])
+@pytest.mark.parametrize("workers", [1, 2, 3, 4])
+def test_evaluation_is_exact_and_repeatable(size: int, workers: int) -> None:
+    ranks = [InMemoryEvaluation(numbered(size), UNCHANGED, 1, request(r, workers)) for r in range(workers)]
+    for _ in range(2):
+        assert [i for rank in ranks for batch in rank.batches() for i in samples_of([batch])] == list(range(size))
+
+
+@pytest.mark.parametrize("stop", [0, 1, 3, 4, 6])
+def test_resume_delivers_identical_bytes(stop: int) -> None:
+    """Stop after any batch, in mid-epoch and at its end, in another process's pipeline."""
+    arrays = numbered(101)
+    transform = Transform(mean=(3.0,), std=(7.0,), size=(5, 5))
+
+    def stream(pipeline: InMemoryTraining, steps: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """The next steps, over the ends of epochs (of four)."""
+        found: list[tuple[torch.Tensor, torch.Tensor]] = []
+        while len(found) < steps:
+            for step in pipeline.epoch():
+                found += step
+                if len(found) == steps:
+                    break
+        return found
+
+    whole = InMemoryTraining(arrays, transform, 1, request())
+    expected = stream(whole, 10)
+    first = InMemoryTraining(arrays, transform, 1, request())
+    stream(first, stop)
+    second = InMemoryTraining(arrays, transform, 2, request())
+    second.load_state_dict(first.state_dict())
+    rest = stream(second, 10 - stop)
+    for (images, labels), (images_again, labels_again) in zip(expected[stop:], rest, strict=True):
+        assert torch.equal(images, images_again)
+        assert torch.equal(labels, labels_again)
+
+
+@pytest.mark.parametrize("workers", [1, 4])
+def test_resume_on_another_number_of_workers_sees_the_rest(workers: int) -> None:
+    ranks = [InMemoryTraining(numbered(101), UNCHANGED, 1, request(r, 2)) for r in range(2)]
+    seen: list[int] = []
+    for _, shares in zip(range(2), zip(*(rank.epoch() for rank in ranks), strict=True), strict=False):
+        seen += [i for share in shares for i in samples_of(share)]
+    state = ranks[0].state_dict()
+    assert state == ranks[1].state_dict()
+    others = [InMemoryTraining(numbered(101), UNCHANGED, 1, request(r, workers)) for r in range(workers)]
+    rest: list[int] = []
+    for other in others:
+        other.load_state_dict(state)
+    for shares in zip(*(other.epoch() for other in others), strict=True):
+        rest += [i for share in shares for i in samples_of(share)]
+    assert sorted(seen + rest) == sorted(SampleOrder(7, 101, 24).permutation(0)[:96].tolist())
+
+
+def test_a_position_in_other_data_is_refused() -> None:
+    pipeline = InMemoryTraining(numbered(101), UNCHANGED, 1, request())
+    other = InMemoryTraining(numbered(100), UNCHANGED, 1, request())
+    with pytest.raises(DataError, match="made with samples 101, this run has 100"):
+        other.load_state_dict(pipeline.state_dict())
+
+
+def test_a_batch_stays_as_it_is_while_later_ones_are_made() -> None:
+    """DALI's memory is not copied: it must not be reused as long as a tensor holds it."""
+    pipeline = InMemoryTraining(numbered(240), UNCHANGED, 1, request())
+    held = [step[0] for step in pipeline.epoch()]
+    kept = [(images.clone(), labels.clone()) for images, labels in held]
+    list(pipeline.epoch())
+    assert all(torch.equal(a, b) and torch.equal(c, d) for (a, c), (b, d) in zip(held, kept, strict=True))
+
+
+def first_batch(data: Data) -> tuple[torch.Tensor, torch.Tensor]:
+    return next(data.train.epoch())[0]
+
+
+def build(settings: DataSetSettings) -> Data:
+    return pipelines.build(settings, request())
+
+
+def test_digits() -> None:
+    train, test = digits.load()
+    assert (len(train), len(test)) == (1437, 360)
+    share = np.bincount(test.labels) / np.bincount(np.concatenate((train.labels, test.labels)))
+    assert abs(share - 0.2).max() < 0.005, "stratified: a fifth of each class"
+    again, _ = digits.load()
+    assert np.array_equal(train.images, again.images), "the split is fixed"
+    everything = {image.tobytes() for image in train.images}
+    assert sum(image.tobytes() in everything for image in test.images) == 0
+
+    data = build(DigitsSettings(name="digits"))
+    images, labels = first_batch(data)
+    assert images.shape == (24, 1, 28, 28)
+    assert images.dtype == torch.float32
+    assert labels.dtype == torch.int64
+    assert data.test.samples == 360
+    whole = torch.cat([images for step in data.train.epoch() for images, _ in step])
+    assert abs(float(whole.mean())) < 0.02, "normalised"
+    assert 0.8 < float(whole.std()) < 1.02, "interpolation takes a little of the contrast"
+
+
+def test_digits_are_upsampled_linearly() -> None:
+    """DALI's resize equals torch's bilinear interpolation of the same scans."""
+    train, test = digits.load()
+    images, _ = next(iter(build(DigitsSettings(name="digits")).test.batches()))
+    scans = torch.from_numpy(test.images[:16]).permute(0, 3, 1, 2).float()
+    larger = torch.nn.functional.interpolate(scans, (28, 28), mode="bilinear", align_corners=False)
+    expected = (larger - train.images.mean()) / train.images.std()
+    assert torch.allclose(images, expected, atol=2e-5)
+
+
+def write_idx(path: Path, array: NDArray[np.uint8]) -> None:
+    """The format of MNIST's files: a magic number with type and rank, the sizes, the bytes."""
+    header = struct.pack(f">BBBB{array.ndim}I", 0, 0, 8, array.ndim, *array.shape)
+    path.write_bytes(header + array.tobytes())
+
+
+@pytest.fixture
+def mnist_folder(tmp_path: Path) -> Path:
+    raw = tmp_path / "MNIST" / "raw"
+    raw.mkdir(parents=True)
+    random = np.random.default_rng(0)
+    for part, n in (("train", 50), ("t10k", 20)):
+        write_idx(raw / f"{part}-images-idx3-ubyte", random.integers(0, 256, (n, 28, 28), dtype=np.uint8))
+        write_idx(raw / f"{part}-labels-idx1-ubyte", random.integers(0, 10, n, dtype=np.uint8))
+    return tmp_path
+
+
+def test_mnist_from_files_in_its_real_format(mnist_folder: Path) -> None:
+    settings = MnistSettings(name="mnist", path=str(mnist_folder))
+    settings.check()
+    pipelines.prepare(settings)
+    train, test = mnist.load(settings)
+    data = build(settings)
+    assert data.test.samples == 20
+    images, labels = first_batch(data)
+    order = SampleOrder(7, 50, 24).batch(0, 0)
+    expected = (train.images[order].astype(np.float32) - mnist.MEAN) / mnist.STD
+    assert np.allclose(images.numpy(), expected.transpose(0, 3, 1, 2), atol=1e-5)
+    assert labels.tolist() == train.labels[order].tolist()
+    assert len(test) == 20
+
+
+def test_absent_mnist_is_refused_before_anything_starts(tmp_path: Path) -> None:
+    settings = MnistSettings(name="mnist", path=str(tmp_path / "nowhere"))
+    with pytest.raises(DataError, match=r"data\.path: .*nowhere.* lacks train-images.*data\.download=true"):
+        settings.check()
+
+
+def test_damaged_mnist_is_named(mnist_folder: Path) -> None:
+    (mnist_folder / "MNIST/raw/train-labels-idx1-ubyte").write_bytes(gzip.compress(b"no labels"))
+    with pytest.raises(DataError, match=r"data\.path: MNIST in .* cannot be read"):
+        mnist.load(MnistSettings(name="mnist", path=str(mnist_folder)))
+
+
+def test_synthetic_is_any_shape_and_the_same_every_time() -> None:
+    settings = SyntheticSettings(name="synthetic", shape=[3, 9, 7], number_of_classes=4, samples=60, test_samples=30)
+    images, labels = first_batch(build(settings))
+    assert images.shape == (24, 3, 9, 7)
+    assert int(labels.max()) < 4
+    first, second = synthetic.load(settings), synthetic.load(settings)
+    assert all(np.array_equal(a.images, b.images) for a, b in zip(first, second, strict=True))
+
+
+def test_torchvision_imports_beside_any_build_of_torch() -> None:
+    from pipelines.torchvision_ops import import_torchvision
+
+    import_torchvision()
+    import_torchvision()
+    import torchvision
+
+    assert torchvision.models.resnet18 is not None

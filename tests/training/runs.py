@@ -1,0 +1,109 @@
+"""Small runs for tests: configs, trainers, and dist_train.py as a process."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import pipelines
+from dynsparse import config as schema
+from dynsparse.config import RunConfig
+from dynsparse.runtime import Worker
+from dynsparse.training.callbacks import Callback
+from dynsparse.training.checkpoint import CheckpointFolder
+from dynsparse.training.loop import Trainer
+from dynsparse.training.network import build_network
+from pipelines.base import Request
+from pipelines.order import Share
+
+ROOT = Path(__file__).parents[2]
+
+BASE: dict[str, Any] = {
+    "seed": 3,
+    "model": {"name": "mnist_mlp", "hidden": [24, 12]},
+    "sparsity": {"conv": 0.7, "fc": 0.8},
+    "method": {"name": "dsr", "period": 3, "initial_threshold": 0.02, "target_moves": 30},
+    "data": {"name": "synthetic", "shape": [1, 6, 6], "samples": 100, "test_samples": 50, "threads": 1},
+    "train": {"epochs": 2, "global_batch_size": 12, "lr": {"name": "steps", "table": 0.05}},
+    "log": {"every_steps": 4, "progress": "none"},
+}
+
+
+def config(**sections: Any) -> RunConfig:
+    """BASE with some keys of some sections replaced: config(train={"epochs": 1})."""
+    raw = copy.deepcopy(BASE)
+    for name, value in sections.items():
+        if isinstance(value, dict) and "name" not in value:
+            raw[name] = {**raw.get(name, {}), **value}
+        else:
+            raw[name] = value
+    return schema.parse(raw)
+
+
+def trainer(
+    settings: RunConfig,
+    worker: Worker | None = None,
+    observers: list[Callback] | None = None,
+    checkpoints: CheckpointFolder | None = None,
+    **options: Any,
+) -> Trainer:
+    """A trainer over real pipelines, in this process."""
+    worker = worker or Worker()
+    share = Share(worker.rank, worker.world_size, settings.train.micro_batches)
+    request = Request(
+        settings.seed, settings.train.global_batch_size, share, settings.train.evaluation_batch_size, device_id=None
+    )
+    data = pipelines.build(settings.data, request)
+    network = build_network(settings, torch.device("cpu"))
+    return Trainer(settings, network, data, worker, observers=observers or [], checkpoints=checkpoints, **options)
+
+
+def write_config(folder: Path, settings: RunConfig) -> Path:
+    path = folder / "config.yaml"
+    path.write_text(settings.as_yaml())
+    return path
+
+
+def dist_train(*arguments: Any, workers: int = 0, script: Path = ROOT / "dist_train.py", **environment: str) -> Any:
+    """Run dist_train.py to its end, under torchrun if `workers` is not 0. Nothing that it starts outlives the call."""
+    command = [sys.executable, str(script), *map(str, arguments)]
+    if workers:
+        torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(workers)]
+        command = [sys.executable, *torchrun, *command[1:]]
+    process = subprocess.Popen(
+        command,
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), **environment},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        out, err = process.communicate(timeout=200)
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+    return subprocess.CompletedProcess(command, process.returncode, out, err)
+
+
+def metrics(folder: Path) -> list[dict[str, Any]]:
+    """The lines of metrics.jsonl, less what depends on the clock."""
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    for line in lines:
+        line.pop("timing", None)
+    return lines
+
+
+def summary(folder: Path) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads((folder / "summary.json").read_text())
+    return content

@@ -1,0 +1,226 @@
+from __future__ import annotations
+
+import logging
+import os
+import resource
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from dynsparse.errors import UserError
+from dynsparse.training.checkpoint import CheckpointFolder, checksum, read, set_aside_after, write
+from tests.training import runs
+
+
+def state(step: int = 0, n: int = 1000) -> dict[str, Any]:
+    return {
+        "progress": {"step": step, "best": None, "name": "a"},
+        "weights": {"a": torch.arange(n).float() + step, "b": torch.zeros(0)},
+        "ranks": [{"random": torch.arange(5, dtype=torch.uint8)}],
+    }
+
+
+def test_round_trip(tmp_path: Path) -> None:
+    write(tmp_path / "a.pt", state())
+    loaded = read(tmp_path / "a.pt")
+    assert checksum(loaded) == checksum(state())
+    assert torch.equal(loaded["weights"]["a"], state()["weights"]["a"])
+    assert [path.name for path in tmp_path.iterdir()] == ["a.pt"]
+
+
+def test_loads_with_torch_alone(tmp_path: Path) -> None:
+    write(tmp_path / "a.pt", state())
+    content = torch.load(tmp_path / "a.pt", weights_only=True)
+    assert torch.equal(content["state"]["weights"]["a"], state()["weights"]["a"])
+
+
+def test_every_part_counts_in_the_checksum() -> None:
+    whole = checksum(state())
+    changes: list[Any] = [
+        {**state(), "progress": {"step": 1, "best": None, "name": "a"}},
+        {**state(), "progress": {"step": 0, "best": None, "name": "b"}},
+        {**state(), "progress": {"step": 0, "best": 0.0, "name": "a"}},
+        {**state(), "weights": {"a": state()["weights"]["a"].double(), "b": torch.zeros(0)}},
+        {**state(), "weights": {"a": state()["weights"]["a"].view(10, 100), "b": torch.zeros(0)}},
+        {**state(), "ranks": [*state()["ranks"], {}]},
+    ]
+    assert len({whole, *map(checksum, changes)}) == 7
+    assert checksum(state()) == whole
+
+
+def test_any_flipped_bit_is_found(tmp_path: Path) -> None:
+    """Over the whole file, 200 places: damaged files raise a UserError that names them; padding may be harmless."""
+    path = tmp_path / "a.pt"
+    write(path, state())
+    good = path.read_bytes()
+    found = 0
+    for place in range(0, len(good), max(1, len(good) // 200)):
+        path.write_bytes(good[:place] + bytes([good[place] ^ 0x10]) + good[place + 1 :])
+        try:
+            loaded = read(path)
+        except UserError as error:
+            assert str(path) in str(error)
+            found += 1
+        else:
+            assert checksum(loaded) == checksum(state()), f"damage at {place} went unnoticed"
+    assert found > 100
+
+
+@pytest.mark.parametrize("kept", [0, 1, 100, -1])
+def test_a_truncated_file_is_refused(tmp_path: Path, kept: int) -> None:
+    path = tmp_path / "a.pt"
+    write(path, state())
+    path.write_bytes(path.read_bytes()[:kept])
+    with pytest.raises(UserError, match=r"a\.pt: damaged or no checkpoint .*use an earlier one"):
+        read(path)
+
+
+def test_other_files_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"none\.pt: does not exist"):
+        read(tmp_path / "none.pt")
+    with pytest.raises(UserError, match="damaged or no checkpoint"):
+        read(tmp_path)
+    torch.save({"weight": torch.zeros(3)}, tmp_path / "model.pt")
+    with pytest.raises(UserError, match=r"model\.pt: not written by dynsparse"):
+        read(tmp_path / "model.pt")
+    torch.save({"format": 99, "sha256": "", "state": {}}, tmp_path / "future.pt")
+    with pytest.raises(UserError, match=r"future\.pt: format 99, this version reads 1"):
+        read(tmp_path / "future.pt")
+
+
+class Malicious:
+    def __reduce__(self) -> Any:
+        return os.system, ("touch /tmp/never",)
+
+
+def test_nothing_in_a_file_is_executed(tmp_path: Path) -> None:
+    torch.save({"format": 1, "sha256": "", "state": Malicious()}, tmp_path / "bad.pt")
+    with pytest.raises(UserError, match="damaged or no checkpoint"):
+        read(tmp_path / "bad.pt")
+
+
+def test_the_last_k_are_kept(tmp_path: Path) -> None:
+    folder = CheckpointFolder(tmp_path, keep=2)
+    for step in (0, 5, 10, 15):
+        folder.save(state(step), step, best=step == 5)
+    assert [path.name for path in folder.files()] == ["step-000000015.pt", "step-000000010.pt"]
+    steps = {name: read(tmp_path / f"{name}.pt")["progress"]["step"] for name in ("initial", "best", "latest")}
+    assert steps == {"initial": 0, "best": 5, "latest": 15}
+    assert not list(tmp_path.glob("*.partial"))
+
+
+def test_a_damaged_newest_falls_back_to_the_one_before(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    folder = CheckpointFolder(tmp_path, keep=3)
+    for step in (5, 10):
+        folder.save(state(step), step)
+    newest = tmp_path / "step-000000010.pt"
+    newest.write_bytes(newest.read_bytes()[:-200])
+    (tmp_path / "step-000000011.partial").write_bytes(b"half a file")
+    found = folder.newest()
+    assert found is not None
+    assert found[1]["progress"]["step"] == 5
+    assert "step-000000010.pt: damaged" in caplog.text
+
+
+def test_only_damaged_ones_is_an_error_that_names_them(tmp_path: Path) -> None:
+    folder = CheckpointFolder(tmp_path, keep=3)
+    assert folder.newest() is None
+    for step in (5, 10):
+        folder.save(state(step), step)
+        (tmp_path / f"step-{step:09d}.pt").write_bytes(b"")
+    with pytest.raises(UserError) as caught:
+        folder.newest()
+    assert len(caught.value.lines) == 3
+    assert "step-000000010.pt" in caught.value.lines[0]
+    assert "no whole checkpoint" in caught.value.lines[2]
+
+
+def test_later_checkpoints_are_set_aside_not_deleted(tmp_path: Path) -> None:
+    folder = CheckpointFolder(tmp_path, keep=3)
+    for step in (5, 10, 15):
+        folder.save(state(step), step)
+    set_aside_after(tmp_path, 5)
+    assert [path.name for path in folder.files()] == ["step-000000005.pt"]
+    assert sorted(path.name for path in tmp_path.glob("*.stale")) == [
+        "step-000000010.pt.stale",
+        "step-000000015.pt.stale",
+    ]
+
+
+@pytest.fixture
+def small_disk() -> Iterator[None]:
+    """Files beyond 20 kB cannot be written, as on a disk that is full."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, before[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_a_full_disk_keeps_the_checkpoint_before(
+    tmp_path: Path, small_disk: None, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = CheckpointFolder(tmp_path, keep=1)
+    folder.save(state(5), 5)
+    assert folder.failure is None
+    folder.save(state(10, n=100_000), 10)
+    assert folder.failure is not None
+    assert "step-000000010.pt: cannot be written" in folder.failure
+    assert folder.failure in caplog.text
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["latest.pt", "step-000000005.pt"]
+    assert read(tmp_path / "latest.pt")["progress"]["step"] == 5
+    folder.save(state(15), 15)
+    assert folder.failure is None, "space was freed: the next save succeeds"
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="mounting a small disk needs root")
+def test_a_really_full_disk(tmp_path: Path) -> None:
+    """A tmpfs of 64 kB: ENOSPC from the kernel."""
+    import subprocess
+
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "none", str(disk)], capture_output=True)
+    if mounted.returncode != 0:
+        pytest.skip(f"no right to mount: {mounted.stderr.decode().strip()}")
+    try:
+        folder = CheckpointFolder(disk, keep=3)
+        folder.save(state(5), 5)
+        folder.save(state(10, n=50_000), 10)
+        assert folder.failure is not None
+        found = folder.newest()
+        assert found is not None
+        assert found[1]["progress"]["step"] == 5
+        assert not list(disk.glob("*.partial"))
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
+
+
+def test_training_goes_on_and_ends_with_the_error(
+    tmp_path: Path, small_disk: None, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Saves fail from the first on; training reaches its end, then says so."""
+    settings = runs.config(model={"name": "mnist_mlp", "hidden": [200, 100]})
+    trainer = runs.trainer(settings, checkpoints=CheckpointFolder(tmp_path, keep=2))
+    with caplog.at_level(logging.WARNING), pytest.raises(UserError, match=r"cannot be written .*free space"):
+        trainer.fit()
+    assert trainer.progress.epoch == 2
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_sparse_layers_cost_what_is_active(tmp_path: Path) -> None:
+    """4 bytes an active weight and moment, 2 bits a position (mask, explored), dense parameters whole."""
+    settings = runs.config(
+        data={"shape": [1, 28, 28]}, model={"name": "mnist_mlp", "hidden": [300, 100]}, sparsity={"fc": 0.98}
+    )
+    trainer = runs.trainer(settings, checkpoints=CheckpointFolder(tmp_path, keep=2))
+    trainer.fit()
+    masks = trainer.masks
+    dense = sum(p.numel() for p in trainer.model.parameters()) - masks.weights
+    needed = 2 * 4 * (masks.active_weights + dense) + 2 * masks.weights / 8
+    size = (tmp_path / "latest.pt").stat().st_size
+    random_and_buffers = 5056 + 2 * 4 * 410
+    assert size < 1.05 * needed + random_and_buffers + 25_000, (size, needed)
+    assert size < 2 * 4 * masks.weights / 10
