@@ -4,13 +4,15 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help setup demo test check schema clean
+.PHONY: help setup demo test soak check schema screenshots clean
 
 help:
 	@echo "make demo    set up, then train a 98 % sparse network on real digits with 2 workers"
 	@echo "make test    set up, then run every test"
 	@echo "make check   set up, then lint, types, import layers, shell scripts"
+	@echo "make soak    as test, with fifty times as many made-up examples"
 	@echo "make schema  write configs/schema.json, from which editors complete"
+	@echo "make screenshots  pictures of TensorBoard for docs/, after make demo; needs chromium and chromedriver"
 
 setup: $(READY)
 
@@ -27,6 +29,9 @@ demo: $(READY)
 test: $(READY)
 	$(BIN)/python -m pytest
 
+soak: $(READY)
+	HYPOTHESIS_PROFILE=soak $(BIN)/python -m pytest --timeout 3000
+
 check: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -36,6 +41,10 @@ check: $(READY)
 
 schema: $(READY)
 	$(BIN)/python dist_train.py --print-schema > configs/schema.json
+
+screenshots: $(READY)
+	$(BIN)/pip install --quiet --constraint constraints.txt --no-build-isolation --editable '.[screenshots]'
+	$(BIN)/python docs/take_screenshots.py
 
 clean:
 	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

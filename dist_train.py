@@ -22,12 +22,11 @@ from dynsparse.distributed import sync
 from dynsparse.errors import EXIT_BAD_INPUT, EXIT_DONE, EXIT_FAULT, EXIT_STOPPED, StopRequested, UserError
 from dynsparse.runtime import Worker, process_group
 from dynsparse.training.callbacks import standard_observers
-from dynsparse.training.checkpoint import read
-from dynsparse.training.folder import checkpoints_of, open_folder
+from dynsparse.training.folder import checkpoints_of, find_start, read_run, take_folder
 from dynsparse.training.loop import Trainer
-from dynsparse.training.network import build_network
+from dynsparse.training.network import Network, build_network
 from dynsparse.training.stopping import StopFlag
-from pipelines.base import Request
+from pipelines.base import Data, Request
 from pipelines.config import DataError
 from pipelines.order import Share
 
@@ -54,7 +53,7 @@ def load_config(arguments: argparse.Namespace) -> RunConfig:
     if arguments.config is not None:
         return schema.load(arguments.config, arguments.overrides)
     if checkpoint is not None:
-        return schema.parse(read(Path(checkpoint))["config"], arguments.overrides, source=checkpoint)
+        return schema.parse(read_run(Path(checkpoint))["config"], arguments.overrides, source=checkpoint)
     raise UserError("--config is missing; give a YAML file such as configs/digits_dsr.yaml")
 
 
@@ -86,33 +85,24 @@ def run(arguments: argparse.Namespace, worker: Worker) -> None:
 
 
 def train_or_evaluate(arguments: argparse.Namespace, config: RunConfig, worker: Worker) -> None:
-    device = worker.device(config.distributed.backend)
+    """Build everything, then touch the run's folder: an error before leaves it as it was."""
+    resume, overwrite = arguments.resume, arguments.overwrite
     if arguments.evaluate:
-        saved: dict[str, Any] | None = sync.from_rank_0(lambda: read(Path(arguments.evaluate)))
+        saved: dict[str, Any] | None = sync.from_rank_0(lambda: read_run(Path(arguments.evaluate)))
     else:
-        saved = sync.from_rank_0(lambda: open_folder(config, resume=arguments.resume, overwrite=arguments.overwrite))
-    network = sync.together(lambda: build_network(config, device))
-    request = Request(
-        seed=config.seed,
-        global_batch=config.train.global_batch_size,
-        share=Share(worker.rank, worker.world_size, config.train.micro_batches),
-        evaluation_batch=config.train.evaluation_batch_size,
-        device_id=device.index,
-    )
+        saved = sync.from_rank_0(lambda: find_start(config, resume=resume, overwrite=overwrite))
     sync.together(lambda: pipelines.prepare(config.data) if worker.local_rank == 0 else None)
-    data = sync.together(lambda: pipelines.build(config.data, request))
+    network, data = sync.together(lambda: build_parts(config, worker))
     stop = StopFlag()
-    observed = worker.is_main and not arguments.evaluate
-    trainer = sync.together(
-        lambda: Trainer(
-            config,
-            network,
-            data,
-            worker,
-            observers=standard_observers(config) if observed else (),
-            checkpoints=checkpoints_of(config) if observed else None,
-            stop_requested=stop,
-        )
+    watched = worker.is_main and not arguments.evaluate
+    trainer = Trainer(
+        config,
+        network,
+        data,
+        worker,
+        observers=standard_observers(config) if watched else (),
+        checkpoints=checkpoints_of(config) if watched else None,
+        stop_requested=stop,
     )
     if arguments.evaluate and saved is not None:
         sync.together(lambda: trainer.run.load_network(saved))
@@ -122,8 +112,23 @@ def train_or_evaluate(arguments: argparse.Namespace, config: RunConfig, worker: 
         return
     if saved is not None:
         sync.together(lambda: trainer.load(saved))
+    step = None if saved is None else trainer.progress.step
+    sync.from_rank_0(lambda: take_folder(config, resumed_step=step, overwrite=overwrite))
     stop.install()
     trainer.fit()
+
+
+def build_parts(config: RunConfig, worker: Worker) -> tuple[Network, Data]:
+    """What a rank builds without talking to the others."""
+    device = worker.device(config.distributed.backend)
+    request = Request(
+        seed=config.seed,
+        global_batch=config.train.global_batch_size,
+        share=Share(worker.rank, worker.world_size, config.train.micro_batches),
+        evaluation_batch=config.train.evaluation_batch_size,
+        device_id=device.index,
+    )
+    return build_network(config, device), pipelines.build(config.data, request)
 
 
 def leave(code: int, local_rank: int) -> NoReturn:

@@ -36,7 +36,8 @@ class StopRequested(Exception):  # noqa: N818 - a request, not an error
 def nearest(word: str, known: Iterable[str]) -> str:
     """`"; did you mean 'period'?"` for a near miss, else `"; there are a, b, c"`."""
     known = sorted(known)
-    match = difflib.get_close_matches(word, known, n=1)
-    if match:
-        return f"; did you mean '{match[0]}'?"
+    matches = difflib.get_close_matches(word, known, n=1) or [name for name in known if word in name.split("_")]
+    if matches:
+        quoted = [f"'{match}'" for match in matches]
+        return f"; did you mean {' or '.join(quoted)}?"
     return f"; there are {', '.join(known)}" if known else ""

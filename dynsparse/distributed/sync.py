@@ -66,7 +66,8 @@ def together(act: Callable[[], T]) -> T:
     """Run `act` on every rank, and let all ranks succeed or fail as one.
 
     If it raises a ValueError anywhere, every rank raises a UserError with the
-    message of the first that failed: none is left waiting.
+    message of the first that failed: none is left waiting. `act` itself must
+    not talk to other ranks.
     """
     result: list[T] = []
     failure = None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections import OrderedDict
 from typing import Annotated, Literal
 
 from pydantic import Field
@@ -27,11 +28,11 @@ class MnistMlpSettings(ModelSettings):
         Linear weights are drawn uniformly within 1/sqrt(fan in), torch's default.
         """
         widths = [math.prod(image_shape), *self.hidden, classes]
-        modules: list[nn.Module] = [nn.Flatten()]
-        for i, (fan_in, fan_out) in enumerate(itertools.pairwise(widths)):
-            if i > 0:
-                modules.append(nn.ReLU())
-            modules.append(nn.Linear(fan_in, fan_out, bias=not self.batch_norm))
+        modules: dict[str, nn.Module] = {"flatten": nn.Flatten()}
+        for i, (fan_in, fan_out) in enumerate(itertools.pairwise(widths), start=1):
+            if i > 1:
+                modules[f"relu{i - 1}"] = nn.ReLU()
+            modules[f"fc{i}"] = nn.Linear(fan_in, fan_out, bias=not self.batch_norm)
             if self.batch_norm:
-                modules.append(nn.BatchNorm1d(fan_out))
-        return nn.Sequential(*modules)
+                modules[f"bn{i}"] = nn.BatchNorm1d(fan_out)
+        return nn.Sequential(OrderedDict(modules))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections import OrderedDict
 from typing import Annotated, Literal
 
 from pydantic import Field
@@ -21,9 +22,10 @@ class SmallCnnSettings(ModelSettings):
     def build(self, image_shape: tuple[int, int, int], classes: int) -> nn.Module:
         """Logits [batch, classes] from images [batch, channels, height, width], of any height and width."""
         widths = [image_shape[0], *self.channels]
-        modules: list[nn.Module] = []
-        for i, (c_in, c_out) in enumerate(itertools.pairwise(widths)):
-            conv = nn.Conv2d(c_in, c_out, 3, stride=1 if i == 0 else 2, padding=1, bias=False)
-            modules += [conv, nn.BatchNorm2d(c_out), nn.ReLU()]
-        modules += [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(widths[-1], classes)]
-        return nn.Sequential(*modules)
+        modules: dict[str, nn.Module] = {}
+        for i, (c_in, c_out) in enumerate(itertools.pairwise(widths), start=1):
+            modules[f"conv{i}"] = nn.Conv2d(c_in, c_out, 3, stride=1 if i == 1 else 2, padding=1, bias=False)
+            modules[f"bn{i}"] = nn.BatchNorm2d(c_out)
+            modules[f"relu{i}"] = nn.ReLU()
+        modules |= {"pool": nn.AdaptiveAvgPool2d(1), "flatten": nn.Flatten(), "fc": nn.Linear(widths[-1], classes)}
+        return nn.Sequential(OrderedDict(modules))

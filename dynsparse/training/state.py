@@ -6,7 +6,7 @@ import logging
 import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn, optim
@@ -50,6 +50,18 @@ class RunState:
     What is the same on every rank is stored once; BatchNorm statistics, random
     state and the running sums of an epoch stand by rank.
     """
+
+    PARTS: ClassVar[tuple[str, ...]] = (
+        "config",
+        "versions",
+        "progress",
+        "weights",
+        "masks",
+        "optimizer",
+        "method",
+        "data",
+        "ranks",
+    )
 
     config: RunConfig
     worker: Worker

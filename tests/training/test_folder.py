@@ -2,12 +2,22 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from dynsparse.config import RunConfig
 from dynsparse.errors import UserError
-from dynsparse.training.folder import checkpoints_of, differences, open_folder
+from dynsparse.training.folder import checkpoints_of, differences, find_start, take_folder
 from tests.training import runs
+
+
+def open_folder(config: RunConfig, *, resume: str | None, overwrite: bool) -> dict[str, Any] | None:
+    """Both halves at once, as in a run where nothing else is wrong."""
+    saved = find_start(config, resume=resume, overwrite=overwrite)
+    step = None if saved is None else saved["progress"]["step"]
+    take_folder(config, resumed_step=step, overwrite=overwrite)
+    return saved
 
 
 def finished_run(folder: Path, **sections: object) -> None:
@@ -87,3 +97,21 @@ def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot be written"):
         open_folder(runs.config(runs=str(tmp_path / "file")), resume=None, overwrite=False)
+
+
+def test_looking_for_a_start_changes_nothing(tmp_path: Path) -> None:
+    finished_run(tmp_path)
+    settings = runs.config(runs=str(tmp_path), name="a")
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+    earlier = settings.folder / "checkpoints" / "step-000000008.pt"
+    for resume, overwrite in ((None, True), ("auto", False), (str(earlier), False)):
+        find_start(settings, resume=resume, overwrite=overwrite)
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
+
+
+def test_a_first_attempt_that_left_no_checkpoint_is_begun_anew(tmp_path: Path) -> None:
+    settings = runs.config(runs=str(tmp_path), name="a")
+    open_folder(settings, resume=None, overwrite=False)
+    (settings.folder / "slurm.log").write_text("kept")
+    assert open_folder(settings, resume="auto", overwrite=False) is None
+    assert (settings.folder / "slurm.log").exists()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from pathlib import Path
 
 from dynsparse.training.callbacks.base import Callback, Summary
@@ -36,8 +38,14 @@ def closing_text(summary: Summary, folder: Path, *, tensorboard: bool) -> str:
     ]
     lines = [f"{summary.name}: {summary.status}", "", align(rows), "", align(facts), "", f"results in {folder}"]
     if tensorboard:
-        lines.append(f"TensorBoard: tensorboard --logdir {folder}")
+        lines.append(f"TensorBoard: {_tensorboard()} --logdir {folder}")
     return "\n".join(lines)
+
+
+def _tensorboard() -> str:
+    """The command beside this interpreter, which need not be on the PATH."""
+    beside = Path(sys.executable).with_name("tensorboard")
+    return os.path.relpath(beside) if beside.exists() else "tensorboard"
 
 
 def _percent(value: float | None) -> str:

@@ -1,0 +1,161 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+import yaml
+
+from dynsparse import config
+from dynsparse.errors import UserError
+from tests.training import runs
+
+ROOT = Path(__file__).parents[1]
+CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
+GOOD = """
+model: {name: mnist_mlp}
+method: {name: dsr}
+data: {name: synthetic}
+"""
+
+
+def errors(text: str, *overrides: str, tmp_path: Path) -> list[str]:
+    path = tmp_path / "run.yaml"
+    path.write_text(text)
+    with pytest.raises(UserError) as caught:
+        config.load(path, overrides)
+    return [line.replace(str(path), "FILE") for line in caught.value.lines]
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
+def test_every_shipped_config_is_valid_and_completes_in_editors(path: Path) -> None:
+    first, *_ = text = path.read_text().splitlines()
+    assert first == "# yaml-language-server: $schema=schema.json"
+    loaded = config.load(path)
+    assert loaded.run_name == path.stem
+    schema = json.loads((path.parent / "schema.json").read_text())
+    jsonschema.validate(json.loads(json.dumps(yaml.safe_load("\n".join(text).replace("1e-4", "1.0e-4")))), schema)
+
+
+def test_the_schema_knows_every_key_and_its_documentation() -> None:
+    schema = json.loads(config.json_schema())
+    jsonschema.Draft202012Validator.check_schema(schema)
+    for name, definition in {**schema["$defs"], "RunConfig": schema}.items():
+        if "properties" in definition:
+            assert definition["additionalProperties"] is False, name
+    assert "Gradient accumulation" in schema["$defs"]["TrainSettings"]["properties"]["micro_batches"]["description"]
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate({**yaml.safe_load(GOOD), "modle": 1}, schema)
+
+
+def test_a_resolved_config_reads_back_to_itself() -> None:
+    for path in CONFIGS:
+        loaded = config.load(path)
+        assert config.parse(yaml.safe_load(loaded.as_yaml())) == loaded
+
+
+def test_overrides(tmp_path: Path) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text(GOOD)
+    loaded = config.load(
+        path,
+        ["train.epochs=3", "method={name: static}", "train.lr={name: steps, table: {0: 1e-1, 5: 1e-3}}", "seed=9"],
+    )
+    assert (loaded.train.epochs, loaded.method.name, loaded.seed) == (3, "static", 9)
+    assert loaded.train.lr.at(55, steps_per_epoch=10, total_steps=100) == pytest.approx(1e-3)
+
+
+CASES: list[tuple[list[str], list[str]]] = [
+    (["method.periodd=3"], ["command line: method.periodd: unknown key; did you mean 'period'?"]),
+    (["trian.epochs=3"], ["command line: trian: unknown key; did you mean 'train'?"]),
+    (["train.optimizer={name: sgd, momentun: 0}"], ["momentun: unknown key; did you mean 'momentum'?"]),
+    (["model.name=resnet"], ["model.name: unknown model 'resnet'; there are mnist_mlp, small_cnn; yours goes in"]),
+    (["method.name=rigl2"], ["unknown method 'rigl2'; there are dense, dsr, static; yours goes in dynsparse/methods/"]),
+    (["data.name=cifar"], ["data.name: unknown data 'cifar'; there are digits, mnist, synthetic"]),
+    (["method={}"], ["command line: method: lacks 'name'"]),
+    (["train.epochs=many"], ['train.epochs: is "many"; input should be a valid integer']),
+    (["train.epochs=2.5"], ["train.epochs: is 2.5; input should be a valid integer"]),
+    (["train.epochs=yes"], ["train.epochs: is true; input should be a valid integer"]),
+    (["train.channels_last=1"], ["train.channels_last: is 1; input should be a valid boolean"]),
+    (["train=5"], ["train: is 5; it must be a section"]),
+    (["sparsity.fc=1.0"], ["sparsity.fc: is 1.0; input should be less than 1"]),
+    (["sparsity.conv=-0.1"], ["sparsity.conv: is -0.1; input should be greater than or equal to 0"]),
+    (["sparsity.granularity=5"], ["sparsity.granularity: is 5; input should be 1, 2, 3 or 4"]),
+    (["train.precision=fp8"], ["train.precision: is \"fp8\"; input should be 'fp32' or 'bf16'"]),
+    (["train.lr={name: steps, table: {3: 0.1}}"], ["starts at epoch 3; its first entry must be for epoch 0"]),
+    (["train.lr={name: steps, table: {0: 1, 5: 1, 2: 1}}"], ["epochs are [0, 5, 2]; they must rise"]),
+    (["train.lr={name: steps, table: []}"], ["a step table is empty"]),
+    (["train.lr={name: steps, table: fast}"], ["'fast' is no step table"]),
+    (["train.lr={name: steps, table: -1}"], ["-1 at epoch 0 is negative"]),
+    (["train.lr={name: steps, table: .inf}"], ["inf for epoch 0; values must be finite"]),
+    (["method.period=0"], ["method.period: 0 at epoch 0 is no number of steps"]),
+    (["method.period={0: 10, a: 2}"], ["the entry 'a': 2; write epoch: number"]),
+    (["train.optimizer={name: sgd, momentum: 0.0}"], ["Nesterov's step needs momentum"]),
+    (["seed=-1"], ["seed: is -1; input should be greater than or equal to 0"]),
+    (["name"], ["'name' is no override; write section.key=value"]),
+    (["seed.x=1"], ["seed: is a section; input should be a valid integer"]),
+    (["train.epochs={"], ["'train.epochs={': no valid YAML"]),
+]
+
+
+@pytest.mark.parametrize(("overrides", "expected"), CASES, ids=lambda value: str(value)[:40])
+def test_bad_values(overrides: list[str], expected: list[str], tmp_path: Path) -> None:
+    lines = errors(GOOD, *overrides, tmp_path=tmp_path)
+    assert len(lines) == 1
+    assert expected[0] in lines[0]
+
+
+def test_all_errors_are_listed_at_once_with_their_place(tmp_path: Path) -> None:
+    text = GOOD + "train: {epochs: 0, batch: 3}\nsparsity: {fc: 2}\n"
+    assert errors(text, "log.every_steps=0", tmp_path=tmp_path) == [
+        "FILE: sparsity.fc: is 2; input should be less than 1",
+        "FILE: train.epochs: is 0; input should be greater than or equal to 1",
+        "FILE: train.batch: unknown key; did you mean 'evaluation_batch_size' or 'global_batch_size'?",
+        "command line: log.every_steps: is 0; input should be greater than or equal to 1",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("", "FILE: is null; a config is a mapping"),
+        ("- a\n- b\n", 'FILE: is ["a", "b"]; a config is a mapping'),
+        ("a: [1, 2", "FILE: no valid YAML"),
+        ("seed: 1\nseed: 2\n", "FILE: no valid YAML (key 'seed' is given twice"),
+        ("!!python/object/apply:os.system ['true']", "FILE: no valid YAML (could not determine a constructor"),
+    ],
+)
+def test_bad_files(text: str, expected: str, tmp_path: Path) -> None:
+    (line,) = errors(text, tmp_path=tmp_path)
+    assert line.startswith(expected)
+
+
+def test_unreadable_files(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"nowhere\.yaml: cannot be read \(No such file or directory\)"):
+        config.load(tmp_path / "nowhere.yaml")
+    with pytest.raises(UserError, match=r"cannot be read \(Is a directory\)"):
+        config.load(tmp_path)
+    (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(UserError, match=r"binary\.yaml: cannot be read \(not UTF-8 text\)"):
+        config.load(tmp_path / "binary.yaml")
+
+
+@pytest.mark.parametrize(
+    ("batch", "parts", "workers", "near"), [(100, 1, 3, "99 or 102"), (10, 4, 3, "12"), (64, 3, 2, "60 or 66")]
+)
+def test_a_batch_that_does_not_split(batch: int, parts: int, workers: int, near: str) -> None:
+    settings = runs.config(train={"global_batch_size": batch, "micro_batches": parts})
+    with pytest.raises(UserError, match=rf"global_batch_size is {batch}; it must split evenly .* take {near}$"):
+        settings.check_split(workers)
+
+
+def test_a_batch_that_splits() -> None:
+    runs.config(train={"global_batch_size": 96, "micro_batches": 4}).check_split(8)
+
+
+def test_names() -> None:
+    settings: dict[str, Any] = {"job_idx": 7}
+    assert runs.config(**settings).run_name == "mnist_mlp_7"
+    assert runs.config(name="mine").folder == Path("runs/mine")

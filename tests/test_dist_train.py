@@ -1,0 +1,295 @@
+"""The command line: what works, and every bad input that ends in one line and exit code 2."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import dist_train
+from dynsparse.config import RunConfig
+from dynsparse.training.checkpoint import read, write
+from dynsparse.training.loop import Trainer
+from tests.training import runs
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+
+
+@pytest.fixture
+def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Any]:
+    """Run dist_train.main in this process: (exit code, standard output, standard error)."""
+    handlers = {number: signal.getsignal(number) for number in SIGNALS}
+
+    def run(*arguments: Any) -> tuple[Any, str, str]:
+        monkeypatch.setattr(sys, "argv", ["dist_train.py", *map(str, arguments)])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as left:
+            dist_train.main()
+        out, err = capsys.readouterr()
+        return left.value.code, out, err
+
+    yield run
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> RunConfig:
+    return runs.config(runs=str(tmp_path / "runs"), name="a")
+
+
+@pytest.fixture
+def config(tmp_path: Path, settings: RunConfig) -> Path:
+    return runs.write_config(tmp_path, settings)
+
+
+def test_help_says_all_of_it(call: Any) -> None:
+    code, out, _ = call("--help")
+    assert code == 0
+    for word in ("--config", "section.key=value", "--resume auto|CKPT", "--overwrite", "--evaluate", "--dry-run", "75"):
+        assert word in out
+
+
+def test_print_schema_is_the_shipped_one(call: Any) -> None:
+    code, out, _ = call("--print-schema")
+    assert code == 0
+    assert out == (runs.ROOT / "configs/schema.json").read_text()
+
+
+def test_dry_run(call: Any, config: Path, settings: RunConfig) -> None:
+    code, out, _ = call("--config", config, "--dry-run", "sparsity.fc=0.9")
+    assert code == 0
+    assert "fc: 0.9" in out
+    table = [line.split() for line in out.splitlines()[-6:]]
+    assert table == [
+        ["layer", "shape", "unit", "density", "active", "weights"],
+        ["fc1.weight", "24x36", "1", "0.0995", "86", "864"],
+        ["fc2.weight", "12x24", "1", "0.1007", "29", "288"],
+        ["fc3.weight", "10x12", "1", "0.1000", "12", "120"],
+        ["sparse", "layers", "0.0998", "127", "1,272"],
+        ["whole", "model", "0.1606", "219", "1,364"],
+    ]
+    assert not settings.folder.exists()
+
+
+def test_train_evaluate_resume_and_overwrite(call: Any, config: Path, settings: RunConfig) -> None:
+    assert call("--config", config)[0] == 0
+    assert runs.summary(settings.folder)["status"] == "done"
+    top1 = runs.summary(settings.folder)["test_top1"]
+
+    checkpoint = settings.folder / "checkpoints" / "latest.pt"
+    code, out, _ = call("--evaluate", checkpoint)
+    assert code == 0
+    assert f"top-1 {top1:.2f} %" in out
+
+    code, _, err = call("--config", config)
+    assert code == 2
+    assert err.startswith(f"error: {settings.folder} exists; go on with --resume auto")
+    assert err.count("\n") == 1
+
+    assert call("--resume", checkpoint, "train.epochs=3")[0] == 0
+    assert runs.summary(settings.folder)["epochs"] == 3
+    assert call("--config", config, "--overwrite")[0] == 0
+    assert runs.summary(settings.folder)["epochs"] == 2
+
+
+def assert_one_line(result: tuple[Any, str, str], *parts: str) -> None:
+    code, _, err = result
+    lines = [line for line in err.splitlines() if line.startswith("error: ")]
+    assert code == 2, err
+    assert len(lines) == 1, err
+    assert "Traceback" not in err
+    for part in parts:
+        assert part in lines[0]
+
+
+def test_bad_configs(call: Any, config: Path, tmp_path: Path) -> None:
+    assert_one_line(call(), "--config is missing; give a YAML file")
+    assert_one_line(call("--config", tmp_path / "no.yaml"), "no.yaml: cannot be read (No such file or directory)")
+    assert_one_line(call("--config", config, "sparsity.fc=1.5"), "sparsity.fc: is 1.5; input should be less than 1")
+    assert_one_line(call("--config", config, "train.epoch=1"), "train.epoch: unknown key; did you mean 'epochs'?")
+    assert_one_line(call("--config", config, "sparsity.exclude=[nothing]"), "'nothing' matches no")
+    assert_one_line(call("--config", config, "data={name: mnist, path: /nowhere}"), "data.path: /nowhere", "download")
+    assert_one_line(call("--config", config, "data.samples=5"), "global_batch_size is 12, the data set has 5 samples")
+    assert_one_line(call("--config", config, "train.micro_batches=5"), "must split evenly", "take 10 or 15")
+
+
+def test_everything_wrong_is_listed_at_once(call: Any, config: Path) -> None:
+    code, _, err = call("--config", config, "train.micro_batches=5", "data={name: mnist, path: /nowhere}")
+    assert code == 2
+    assert [line.split(" ")[1] for line in err.splitlines()] == ["train.global_batch_size", "data.path:"]
+
+
+@pytest.fixture
+def checkpoint(call: Any, config: Path, settings: RunConfig) -> Path:
+    assert call("--config", config)[0] == 0
+    return settings.folder / "checkpoints" / "latest.pt"
+
+
+def test_checkpoints_that_do_not_fit(call: Any, config: Path, checkpoint: Path) -> None:
+    resume = ("--config", config, "--resume", checkpoint)
+    assert_one_line(call(*resume, "model.hidden=[24, 13]"), "of another model: fc2.weight is 12x24 there, 13x24 here")
+    assert_one_line(call(*resume, "model.hidden=[24]"), "of another model: fc2.weight is 12x24 there, 10x24 here")
+    assert_one_line(call(*resume, "sparsity.exclude=[fc3.*]"), "other sparse layers: fc3.weight")
+    assert_one_line(call(*resume, "method={name: static}"), "of method 'dsr', this run's is 'static'")
+    assert_one_line(call(*resume, "data.samples=99"), "made with samples 100, this run has 99")
+    assert_one_line(call(*resume, "train.global_batch_size=24"), "made with global_batch 12, this run has 24")
+    assert_one_line(call(*resume, "seed=4"), "made with seed 3, this run has 4")
+    assert_one_line(call("--evaluate", checkpoint, "model.hidden=[24, 13]"), "of another model")
+
+
+def test_damaged_and_absent_checkpoints(call: Any, config: Path, checkpoint: Path, settings: RunConfig) -> None:
+    assert_one_line(call("--config", config, "--resume", "nowhere.pt"), "checkpoint nowhere.pt: does not exist")
+    assert_one_line(call("--evaluate", config), "damaged or no checkpoint")
+    for path in (settings.folder / "checkpoints").glob("step-*.pt"):
+        content = path.read_bytes()
+        path.write_bytes(content[: len(content) // 2])
+    assert_one_line(call("--config", config, "--resume", checkpoint), "damaged or no checkpoint", "use an earlier one")
+    code, _, err = call("--config", config, "--resume", "auto")
+    assert code == 2
+    assert "no whole checkpoint" in err.splitlines()[-1]
+
+
+def test_a_damaged_newest_checkpoint_is_named_and_passed_over(
+    call: Any, config: Path, checkpoint: Path, settings: RunConfig, caplog: pytest.LogCaptureFixture
+) -> None:
+    expected = runs.summary(settings.folder)["weight_digest"]
+    caplog.set_level("INFO")
+    newest, before = sorted((settings.folder / "checkpoints").glob("step-*.pt"), reverse=True)
+    state = read(newest)
+    state["weights"]["fc1.weight"][0] += 1
+    whole = torch.load(newest, weights_only=True)
+    torch.save({**whole, "state": state}, newest)
+    assert call("--config", config, "--resume", "auto")[0] == 0
+    assert f"{newest}: damaged (its checksum differs)" in caplog.text
+    assert f"resuming from {before}" in caplog.text
+    assert runs.summary(settings.folder)["weight_digest"] == expected
+
+
+def test_the_initial_state_can_be_resumed_from(call: Any, config: Path, checkpoint: Path, settings: RunConfig) -> None:
+    expected = runs.summary(settings.folder)["weight_digest"]
+    assert call("--config", config, "--resume", checkpoint.with_name("initial.pt"))[0] == 0
+    assert runs.summary(settings.folder)["weight_digest"] == expected
+
+
+def test_a_fault_is_no_bad_input(call: Any, config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: Any) -> None:
+        raise KeyError("a fault in the program")
+
+    def leave(code: int) -> None:
+        raise SystemExit(code)
+
+    monkeypatch.setattr("os._exit", leave)
+    monkeypatch.setattr(Trainer, "train_step", broken)
+    code, _, err = call("--config", config)
+    assert code == 1
+    assert "Traceback" in err
+
+
+# -- as processes, under torchrun ------------------------------------------------------------------
+
+
+def worker_lines(result: subprocess.CompletedProcess[str]) -> list[str]:
+    return [line for line in result.stderr.splitlines() if line.startswith("error: ")]
+
+
+def exit_code(folder: Path, *arguments: Any, workers: int) -> tuple[int, Any]:
+    """What launch/local.sh would exit with, and the finished process."""
+    file = folder / "exit"
+    result = runs.dist_train(*arguments, workers=workers, DYNSPARSE_EXIT_FILE=str(file))
+    return int(file.read_text()), result
+
+
+def test_two_workers_agree_to_the_bit(tmp_path: Path, config: Path, settings: RunConfig) -> None:
+    code, result = exit_code(tmp_path, "--config", config, workers=2)
+    assert (code, result.returncode) == (0, 0), result.stderr
+    summary = runs.summary(settings.folder)
+    assert summary["world_size"] == 2
+    assert [rank["rank"] for rank in summary["rank_digests"]] == [0, 1]
+    for key in ("mask_digest", "weight_digest"):
+        assert {rank[key] for rank in summary["rank_digests"]} == {summary[key]}
+
+
+def test_bad_input_under_torchrun_is_said_once_and_no_worker_hangs(tmp_path: Path, config: Path) -> None:
+    """Before the process group (a batch that does not split) and after it (a run that exists)."""
+    code, result = exit_code(tmp_path, "--config", config, "train.global_batch_size=13", workers=2)
+    assert code == 2
+    (line,) = worker_lines(result)
+    assert line.startswith("error: train.global_batch_size is 13; it must split evenly over 2 workers")
+    (tmp_path / "runs" / "a").mkdir(parents=True)
+    (tmp_path / "runs" / "a" / "something").write_text("")
+    code, result = exit_code(tmp_path, "--config", config, workers=2)
+    assert code == 2
+    assert len(worker_lines(result)) == 1
+    assert "exists; go on with --resume auto" in worker_lines(result)[0]
+
+
+def test_a_checkpoint_of_two_workers_works_for_one(tmp_path: Path, config: Path, settings: RunConfig) -> None:
+    assert runs.dist_train("--config", config, workers=2).returncode == 0
+    result = runs.dist_train("--config", config, "--resume", "auto", "train.epochs=3")
+    assert result.returncode == 0
+    assert (
+        "made by 2 workers, this run has 1: masks, weights, optimizer and sample order go on exactly" in result.stderr
+    )
+    assert runs.summary(settings.folder)["epochs"] == 3
+
+
+def test_nothing_is_left_behind_by_a_rank_that_fails_alone(tmp_path: Path, config: Path) -> None:
+    """Rank 1 raises in the middle of a step while rank 0 waits for its gradients."""
+    script = tmp_path / "broken.py"
+    script.write_text(
+        "import dist_train\n"
+        "from dynsparse.training.loop import Trainer\n"
+        "step = Trainer.train_step\n"
+        "def broken(self, batches):\n"
+        "    if self.worker.rank == 1 and self.progress.step == 5:\n"
+        "        raise KeyError('only here')\n"
+        "    return step(self, batches)\n"
+        "Trainer.train_step = broken\n"
+        "if __name__ == '__main__':\n"
+        "    dist_train.main()\n"
+    )
+    result = runs.dist_train("--config", config, workers=2, script=script)
+    assert result.returncode == 1
+    assert "only here" in result.stderr
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1], ids=lambda number: number.name)
+def test_stopped_by_a_signal_and_resumed(tmp_path: Path, config: Path, settings: RunConfig, number: int) -> None:
+    """Both ranks leave at the same step with exit code 75; the resumed run equals one that was never stopped."""
+    whole = runs.config(runs=str(tmp_path / "runs"), name="whole")
+    script = tmp_path / "signalled.py"
+    script.write_text(
+        "import os\n"
+        "import dist_train\n"
+        "from dynsparse.training.loop import Trainer\n"
+        "step = Trainer.train_step\n"
+        "def signalled(self, batches):\n"
+        "    if self.worker.rank == 1 and self.progress.step == 5:\n"
+        f"        os.kill(os.getpid(), {int(number)})\n"
+        "    return step(self, batches)\n"
+        "Trainer.train_step = signalled\n"
+        "if __name__ == '__main__':\n"
+        "    dist_train.main()\n"
+    )
+    file = tmp_path / "exit"
+    runs.dist_train("--config", config, workers=2, script=script, DYNSPARSE_EXIT_FILE=str(file))
+    assert file.read_text() == "75\n"
+    stopped = runs.summary(settings.folder)
+    assert (stopped["status"], stopped["steps"]) == ("stopped", 6)
+    assert runs.dist_train("--config", config, "--resume", "auto", workers=2).returncode == 0
+    assert runs.dist_train("--config", config, "name=whole", workers=2).returncode == 0
+    assert runs.summary(settings.folder)["weight_digest"] == runs.summary(whole.folder)["weight_digest"]
+    assert runs.metrics(settings.folder) == runs.metrics(whole.folder)
+
+
+def test_a_checkpoint_written_by_hand_is_checked(tmp_path: Path, call: Any, config: Path) -> None:
+    write(tmp_path / "b.pt", {"config": {}, "weights": {}})
+    for option in ("--resume", "--evaluate"):
+        assert_one_line(call("--config", config, option, tmp_path / "b.pt"), "b.pt: lacks versions, progress, masks")
