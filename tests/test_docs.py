@@ -9,7 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
+from benchmarks import readme
+from dynsparse import config
+from dynsparse.training.folder import differences
 from tests.methods.test_contract import Run, assert_zero_outside
 
 ROOT = Path(__file__).parents[1]
@@ -48,3 +52,26 @@ def test_named_files_exist(page: Path) -> None:
     for name in re.findall(rf"`((?:{rooms})/[\w./-]*)`", page.read_text()):
         if "by_gradient" not in name:
             assert (ROOT / name).exists(), name
+
+
+def test_the_readmes_figures_are_the_measured_ones() -> None:
+    """`python -m benchmarks.readme` has been run since the JSON changed."""
+    text = readme.README.read_text()
+    assert readme.filled(text) == text
+
+
+def test_the_readmes_page_of_config_is_complete_and_right() -> None:
+    """It parses, and has every key of the sections it shows, with its default."""
+    page = yaml.safe_load(re.findall(r"```yaml\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)[0])
+    shown = config.parse(page)
+    least = {"model": {"name": "mnist_mlp"}, "method": {"name": "dsr"}, "data": {"name": "digits"}}
+    defaults = config.parse(least).as_dict()
+
+    def keys(value: Any, path: str = "") -> set[str]:
+        if not isinstance(value, dict) or any(isinstance(key, int) for key in value):
+            return {path}
+        return {found for key, item in value.items() for found in keys(item, f"{path}.{key}")}
+
+    assert keys(page) == keys(defaults)
+    changed = {"name", "method.period", "train.lr.table"}
+    assert {line.split("=")[0] for line in differences(defaults, shown.as_dict())} <= changed

@@ -1,0 +1,64 @@
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.training import runs
+
+SCRIPT = runs.ROOT / "launch/local.sh"
+
+
+def local(*arguments: Any) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        ["bash", str(SCRIPT), *map(str, arguments)],
+        env={**os.environ, "PYTHON": sys.executable},
+        capture_output=True,
+        text=True,
+        timeout=200,
+        check=False,
+    )
+
+
+def test_help() -> None:
+    result = local("--help")
+    assert result.returncode == 0
+    assert "usage: launch/local.sh" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "nothing to run"),
+        (["--workers"], "--workers lacks its number"),
+        (["--workers", "two", "--config", "x"], "--workers is 'two'; it must be a number"),
+        (["--workers", "0", "--config", "x"], "--workers is '0'"),
+    ],
+)
+def test_bad_arguments(arguments: list[str], message: str) -> None:
+    result = local(*arguments)
+    assert result.returncode == 2
+    assert result.stderr.startswith(f"error: {message}")
+    assert result.stderr.count("\n") == 1
+
+
+def test_trains_from_anywhere_and_returns_the_workers_code(tmp_path: Path) -> None:
+    settings = runs.config(runs=str(tmp_path), name="a", train={"epochs": 1})
+    path = runs.write_config(tmp_path, settings)
+    done = local("--workers", "2", "--", "--config", path)
+    assert done.returncode == 0, done.stderr
+    assert runs.summary(settings.folder)["world_size"] == 2
+    refused = local("--workers", "2", "--config", path)
+    assert refused.returncode == 2
+    assert "exists; go on with --resume auto" in refused.stderr
+
+
+@pytest.mark.skipif(shutil.which("shellcheck") is None, reason="shellcheck is not installed")
+def test_shellcheck() -> None:
+    for script in (SCRIPT, runs.ROOT / ".ci/run"):
+        subprocess.run(["shellcheck", str(script)], check=True)
