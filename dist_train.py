@@ -39,11 +39,12 @@ def parse_arguments() -> argparse.Namespace:
     )
     parser.add_argument("--config", metavar="FILE", help="YAML file; those in configs/ are examples")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="change the config, such as seed=3")
-    parser.add_argument("--resume", metavar="auto|CKPT", help="go on from the run's newest checkpoint, or from this")
-    parser.add_argument("--overwrite", action="store_true", help="replace a run of the same name")
-    parser.add_argument("--evaluate", metavar="CKPT", help="evaluate a checkpoint on the test data, and end")
-    parser.add_argument("--dry-run", action="store_true", help="print the resolved config and the layers, and end")
-    parser.add_argument("--print-schema", action="store_true", help="print the config's JSON Schema, and end")
+    one = parser.add_mutually_exclusive_group()
+    one.add_argument("--resume", metavar="auto|CKPT", help="go on from the run's newest checkpoint, or from this")
+    one.add_argument("--overwrite", action="store_true", help="replace a run of the same name")
+    one.add_argument("--evaluate", metavar="CKPT", help="evaluate a checkpoint on the test data, and end")
+    one.add_argument("--dry-run", action="store_true", help="print the resolved config and the layers, and end")
+    one.add_argument("--print-schema", action="store_true", help="print the config's JSON Schema, and end")
     return parser.parse_intermixed_args()
 
 
@@ -131,14 +132,14 @@ def build_parts(config: RunConfig, worker: Worker) -> tuple[Network, Data]:
     return build_network(config, device), pipelines.build(config.data, request)
 
 
-def leave(code: int, local_rank: int) -> NoReturn:
+def leave(code: int, worker: Worker) -> NoReturn:
     """Exit, also leaving the code in DYNSPARSE_EXIT_FILE if set: torchrun returns 1 for whatever a worker did."""
     path = os.environ.get("DYNSPARSE_EXIT_FILE")
-    if path and local_rank == 0:
+    if path and worker.local_rank == 0:
         Path(path).write_text(f"{code}\n")
     sys.stdout.flush()
     sys.stderr.flush()
-    if code == EXIT_FAULT:
+    if worker.under_torchrun and code in (EXIT_FAULT, EXIT_BAD_INPUT):
         os._exit(code)  # Tidying up could wait for peers that will never answer.
     sys.exit(code)
 
@@ -154,15 +155,15 @@ def main() -> NoReturn:
         logging.basicConfig(level=logging.INFO if worker.is_main else logging.ERROR, format="%(message)s")
         run(arguments, worker)
     except StopRequested:
-        leave(EXIT_STOPPED, worker.local_rank)
+        leave(EXIT_STOPPED, worker)
     except (UserError, DataError) as error:
         if worker.local_rank == 0:
             print("".join(f"error: {line}\n" for line in str(error).splitlines()), end="", file=sys.stderr)
-        leave(EXIT_BAD_INPUT, worker.local_rank)
+        leave(EXIT_BAD_INPUT, worker)
     except Exception:  # noqa: BLE001 - whatever it is, the other ranks must not wait for this one
         traceback.print_exc()
-        leave(EXIT_FAULT, worker.local_rank)
-    leave(EXIT_DONE, worker.local_rank)
+        leave(EXIT_FAULT, worker)
+    leave(EXIT_DONE, worker)
 
 
 if __name__ == "__main__":

@@ -118,6 +118,12 @@ def test_bad_configs(call: Any, config: Path, tmp_path: Path) -> None:
     assert_one_line(call("--config", config, "data={name: mnist, path: /nowhere}"), "data.path: /nowhere", "download")
     assert_one_line(call("--config", config, "data.samples=5"), "global_batch_size is 12, the data set has 5 samples")
     assert_one_line(call("--config", config, "train.micro_batches=5"), "must split evenly", "take 10 or 15")
+    assert_one_line(
+        call("--config", config, "train.micro_batches=12"), "one sample at a time", "BatchNorm needs at least"
+    )
+    code, _, err = call("--config", config, "--resume", "auto", "--overwrite")
+    assert code == 2
+    assert "--overwrite: not allowed with argument --resume" in err
 
 
 def test_everything_wrong_is_listed_at_once(call: Any, config: Path) -> None:
@@ -182,10 +188,6 @@ def test_a_fault_is_no_bad_input(call: Any, config: Path, monkeypatch: pytest.Mo
     def broken(*_: Any) -> None:
         raise KeyError("a fault in the program")
 
-    def leave(code: int) -> None:
-        raise SystemExit(code)
-
-    monkeypatch.setattr("os._exit", leave)
     monkeypatch.setattr(Trainer, "train_step", broken)
     code, _, err = call("--config", config)
     assert code == 1

@@ -45,7 +45,10 @@ def evaluate(
         with precision:
             logits = model(images).float()
         loss = functional.cross_entropy(logits, labels, reduction="sum")
-        counts += torch.stack((loss, hits(logits, labels, 1), hits(logits, labels, 5), counts.new_tensor(len(labels))))
+        counts[0] += loss
+        counts[1] += hits(logits, labels, 1)
+        counts[2] += hits(logits, labels, 5)
+        counts[3] += len(labels)
     model.train(was_training)
     loss_sum, top1, top5, samples = sync.sum_(counts).tolist()
     assert int(samples) == pipeline.samples, f"evaluated {int(samples)} samples of {pipeline.samples}"

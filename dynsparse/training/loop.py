@@ -51,6 +51,7 @@ class Trainer:
         self.checkpoints = checkpoints
         self.stop_requested = stop_requested
 
+        self._check_batch()
         settings = config.train
         self.total_steps = settings.epochs * data.train.steps_per_epoch
         self.optimizer = settings.optimizer.build(self.model.parameters(), lr=self._lr(0))
@@ -137,9 +138,14 @@ class Trainer:
                 loss = functional.cross_entropy(logits.float(), labels, label_smoothing=smoothing)
                 (loss / len(micro_batches)).backward()
             losses.append(loss.detach())
-            found = hits(logits.detach(), labels, 1)
-            self.run.sums += torch.stack((losses[-1] * len(labels), found, found.new_tensor(len(labels))))
+            self._count(losses[-1], logits.detach(), labels)
         return torch.stack(losses).mean()
+
+    def _count(self, loss: Tensor, logits: Tensor, labels: Tensor) -> None:
+        """Add to the epoch's sums, on the device."""
+        self.run.sums[0] += loss * len(labels)
+        self.run.sums[1] += hits(logits, labels, 1)
+        self.run.sums[2] += len(labels)
 
     def _reallocate(self, clock: Clock) -> None:
         report = self.reallocator(clock)
@@ -205,14 +211,26 @@ class Trainer:
         ranks. Settled before the first step of every start, a resumed run sums
         like the one that was never interrupted.
         """
-        train = self.config.train
-        batch = train.global_batch_size // (self.worker.world_size * train.micro_batches)
-        images = torch.zeros(batch, *self.config.data.image_shape, device=self.device)
-        labels = torch.zeros(batch, dtype=torch.int64, device=self.device)
+        images = torch.zeros(self._samples_at_once, *self.config.data.image_shape, device=self.device)
+        labels = torch.zeros(self._samples_at_once, dtype=torch.int64, device=self.device)
         kept = self.run.of_this_rank()
         self._forward_backward([(images, labels)])
         self.optimizer.zero_grad()
         self.run.load_of_this_rank(kept)
+
+    @property
+    def _samples_at_once(self) -> int:
+        """In one forward pass of this worker."""
+        return self.config.train.global_batch_size // (self.worker.world_size * self.config.train.micro_batches)
+
+    def _check_batch(self) -> None:
+        normalises = any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in self.model.modules())
+        if normalises and self._samples_at_once < 2:
+            raise UserError(
+                f"train.global_batch_size is {self.config.train.global_batch_size}: one sample at a time for each of "
+                f"{self.worker.world_size} workers x {self.config.train.micro_batches} micro-batches; "
+                "BatchNorm needs at least 2: take a larger batch or fewer parts"
+            )
 
     def _lr(self, step: int) -> float:
         return self.config.train.lr.at(step, self.data.train.steps_per_epoch, self.total_steps)
