@@ -12,6 +12,7 @@ import logging
 import os
 import sys
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -58,11 +59,13 @@ def load_config(arguments: argparse.Namespace) -> RunConfig:
     raise UserError("--config is missing; give a YAML file such as configs/digits_dsr.yaml")
 
 
-def check(config: RunConfig, worker: Worker) -> None:
+def check(config: RunConfig, worker: Worker, *, trains: bool) -> None:
     """What can be known to fail before any process group or GPU is touched, all at once."""
     problems: list[str] = []
-    backend = config.distributed.backend
-    for rule in (lambda: config.check_split(worker.world_size), config.data.check, lambda: worker.backend(backend)):
+    rules: list[Callable[[], object]] = [config.data.check, lambda: worker.backend(config.distributed.backend)]
+    if trains:
+        rules.insert(0, lambda: config.check_split(worker.world_size))
+    for rule in rules:
         try:
             rule()
         except (UserError, DataError) as error:
@@ -73,7 +76,7 @@ def check(config: RunConfig, worker: Worker) -> None:
 
 def run(arguments: argparse.Namespace, worker: Worker) -> None:
     config = load_config(arguments)
-    check(config, worker)
+    check(config, worker, trains=not arguments.evaluate)
     device = worker.device(config.distributed.backend)
     if worker.is_main:
         print(config.as_yaml())

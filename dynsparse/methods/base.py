@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Any, ClassVar
+from typing import Any
 
 from torch import Tensor
 
@@ -68,9 +68,6 @@ class MethodSettings(Settings):
 
 class Method:
     """Base of all methods. Instances hold only state that is the same on every rank."""
-
-    #: Whether `grow_scores` reads gradients, so that inactive ones must be reduced over the ranks too.
-    grows_by_gradient: ClassVar[bool] = False
 
     def check(self, masks: MaskSet) -> None:
         """Raise UserError if the settings cannot work on these layers. Before the first step."""

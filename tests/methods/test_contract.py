@@ -26,8 +26,6 @@ BUSY: dict[str, dict[str, Any]] = {"dsr": {"period": 2, "initial_threshold": 0.0
 class GrowByGradient(Method):
     """Exercises what no registered method does yet: drop a fifth, grow where the gradient is largest."""
 
-    grows_by_gradient = True
-
     def is_due(self, clock: Clock) -> bool:
         return clock.step % 2 == 0
 
