@@ -20,7 +20,7 @@ import pipelines
 from dynsparse import config as schema
 from dynsparse.config import RunConfig
 from dynsparse.distributed import sync
-from dynsparse.errors import EXIT_BAD_INPUT, EXIT_DONE, EXIT_FAULT, EXIT_STOPPED, StopRequested, UserError
+from dynsparse.errors import EXIT_BAD_INPUT, EXIT_DONE, EXIT_FAULT, EXIT_STOPPED, DesyncError, StopRequested, UserError
 from dynsparse.runtime import Worker, process_group
 from dynsparse.training.callbacks import standard_observers
 from dynsparse.training.folder import checkpoints_of, find_start, read_run, take_folder
@@ -135,6 +135,12 @@ def build_parts(config: RunConfig, worker: Worker) -> tuple[Network, Data]:
     return build_network(config, device), pipelines.build(config.data, request)
 
 
+def say(error: Exception, worker: Worker) -> None:
+    """Once a machine: an error that all ranks share would be said by each."""
+    if worker.local_rank == 0:
+        print("".join(f"error: {line}\n" for line in str(error).splitlines()), end="", file=sys.stderr)
+
+
 def leave(code: int, worker: Worker) -> NoReturn:
     """Exit, also leaving the code in DYNSPARSE_EXIT_FILE if set: torchrun returns 1 for whatever a worker did."""
     path = os.environ.get("DYNSPARSE_EXIT_FILE")
@@ -160,9 +166,11 @@ def main() -> NoReturn:
     except StopRequested:
         leave(EXIT_STOPPED, worker)
     except (UserError, DataError) as error:
-        if worker.local_rank == 0:
-            print("".join(f"error: {line}\n" for line in str(error).splitlines()), end="", file=sys.stderr)
+        say(error, worker)
         leave(EXIT_BAD_INPUT, worker)
+    except DesyncError as error:
+        say(error, worker)
+        leave(EXIT_FAULT, worker)
     except Exception:  # noqa: BLE001 - whatever it is, the other ranks must not wait for this one
         traceback.print_exc()
         leave(EXIT_FAULT, worker)

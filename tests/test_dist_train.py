@@ -242,21 +242,55 @@ def test_a_checkpoint_of_two_workers_works_for_one(tmp_path: Path, config: Path,
     assert runs.summary(settings.folder)["epochs"] == 3
 
 
-def test_nothing_is_left_behind_by_a_rank_that_fails_alone(tmp_path: Path, config: Path) -> None:
-    """Rank 1 raises in the middle of a step while rank 0 waits for its gradients."""
-    script = tmp_path / "broken.py"
-    script.write_text(
+def script_that(folder: Path, name: str, body: str) -> Path:
+    """dist_train.py, with `body` run at the start of every training step (as `self`, the Trainer)."""
+    path = folder / f"{name}.py"
+    path.write_text(
+        "import os\n"
         "import dist_train\n"
         "from dynsparse.training.loop import Trainer\n"
         "step = Trainer.train_step\n"
-        "def broken(self, batches):\n"
-        "    if self.worker.rank == 1 and self.progress.step == 5:\n"
-        "        raise KeyError('only here')\n"
+        "def changed(self, batches):\n"
+        f"    {body}\n"
         "    return step(self, batches)\n"
-        "Trainer.train_step = broken\n"
+        "Trainer.train_step = changed\n"
         "if __name__ == '__main__':\n"
         "    dist_train.main()\n"
     )
+    return path
+
+
+def on_rank_1_at_step_5(act: str) -> str:
+    return f"if self.worker.rank == 1 and self.progress.step == 4: {act}"
+
+
+ALTER = "self.model.fc2.weight.data.view(-1)[self.masks.layers[1].active[0]] += 0.5"
+
+
+def test_an_altered_weight_aborts_the_run(tmp_path: Path, config: Path) -> None:
+    """Altered before step 5 on rank 1, caught by the reallocation after step 6: one line that names the layer."""
+    script = script_that(tmp_path, "altered", on_rank_1_at_step_5(ALTER))
+    result = runs.dist_train("--config", config, workers=2, script=script)
+    assert result.returncode == 1
+    (line,) = worker_lines(result)
+    assert line.startswith("error: ranks differ at step 6 in fc2.weight; masks and weights must be equal on all ranks")
+
+
+def test_an_altered_weight_is_mended(tmp_path: Path, config: Path, settings: RunConfig) -> None:
+    script = script_that(tmp_path, "altered", on_rank_1_at_step_5(ALTER))
+    result = runs.dist_train("--config", config, "distributed.on_desync=repair", workers=2, script=script)
+    assert result.returncode == 0
+    assert "ranks differ at step 6 in fc2.weight; repaired from rank 0" in result.stderr
+    summary = runs.summary(settings.folder)
+    assert summary["desyncs_repaired"] == 1
+    assert len({rank["weight_digest"] for rank in summary["rank_digests"]}) == 1
+    repaired = [line["repaired"] for line in runs.metrics(settings.folder) if line["kind"] == "reallocation"]
+    assert repaired == [[], ["fc2.weight"], [], [], []]
+
+
+def test_nothing_is_left_behind_by_a_rank_that_fails_alone(tmp_path: Path, config: Path) -> None:
+    """Rank 1 raises in the middle of a step while rank 0 waits for its gradients."""
+    script = script_that(tmp_path, "broken", on_rank_1_at_step_5("raise KeyError('only here')"))
     result = runs.dist_train("--config", config, workers=2, script=script)
     assert result.returncode == 1
     assert "only here" in result.stderr
@@ -266,25 +300,12 @@ def test_nothing_is_left_behind_by_a_rank_that_fails_alone(tmp_path: Path, confi
 def test_stopped_by_a_signal_and_resumed(tmp_path: Path, config: Path, settings: RunConfig, number: int) -> None:
     """Both ranks leave at the same step with exit code 75; the resumed run equals one that was never stopped."""
     whole = runs.config(runs=str(tmp_path / "runs"), name="whole")
-    script = tmp_path / "signalled.py"
-    script.write_text(
-        "import os\n"
-        "import dist_train\n"
-        "from dynsparse.training.loop import Trainer\n"
-        "step = Trainer.train_step\n"
-        "def signalled(self, batches):\n"
-        "    if self.worker.rank == 1 and self.progress.step == 5:\n"
-        f"        os.kill(os.getpid(), {int(number)})\n"
-        "    return step(self, batches)\n"
-        "Trainer.train_step = signalled\n"
-        "if __name__ == '__main__':\n"
-        "    dist_train.main()\n"
-    )
+    script = script_that(tmp_path, "signalled", on_rank_1_at_step_5(f"os.kill(os.getpid(), {int(number)})"))
     file = tmp_path / "exit"
     runs.dist_train("--config", config, workers=2, script=script, DYNSPARSE_EXIT_FILE=str(file))
     assert file.read_text() == "75\n"
     stopped = runs.summary(settings.folder)
-    assert (stopped["status"], stopped["steps"]) == ("stopped", 6)
+    assert (stopped["status"], stopped["steps"]) == ("stopped", 5)
     assert runs.dist_train("--config", config, "--resume", "auto", workers=2).returncode == 0
     assert runs.dist_train("--config", config, "name=whole", workers=2).returncode == 0
     assert runs.summary(settings.folder)["weight_digest"] == runs.summary(whole.folder)["weight_digest"]
