@@ -14,26 +14,35 @@ import sys
 import traceback
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
+
+import torch
 
 import pipelines
 from dynsparse import config as schema
 from dynsparse.config import RunConfig
 from dynsparse.distributed import sync
 from dynsparse.errors import EXIT_BAD_INPUT, EXIT_DONE, EXIT_FAULT, EXIT_STOPPED, DesyncError, StopRequested, UserError
-from dynsparse.runtime import Worker, process_group
+from dynsparse.runtime import Worker, process_group, speaks_first
 from dynsparse.training.callbacks import standard_observers
 from dynsparse.training.folder import checkpoints_of, find_start, read_run, take_folder
 from dynsparse.training.loop import Trainer
-from dynsparse.training.network import Network, build_network
+from dynsparse.training.network import Network, build_network, check_layers
 from dynsparse.training.stopping import StopFlag
 from pipelines.base import Data, Request
 from pipelines.config import DataError
 from pipelines.order import Share
 
 
+class Parser(argparse.ArgumentParser):
+    """One that reports errors as all others are."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message}; see --help")
+
+
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog="exit codes: 0 done, 2 bad input, 75 stopped on request (resume with --resume auto), else a fault",
@@ -59,12 +68,17 @@ def load_config(arguments: argparse.Namespace) -> RunConfig:
     raise UserError("--config is missing; give a YAML file such as configs/digits_dsr.yaml")
 
 
-def check(config: RunConfig, worker: Worker, *, trains: bool) -> None:
+def check(config: RunConfig, worker: Worker, arguments: argparse.Namespace) -> None:
     """What can be known to fail before any process group or GPU is touched, all at once."""
     problems: list[str] = []
-    rules: list[Callable[[], object]] = [config.data.check, lambda: worker.backend(config.distributed.backend)]
-    if trains:
-        rules.insert(0, lambda: config.check_split(worker.world_size))
+    rules: list[Callable[[], object]] = [
+        lambda: check_layers(config),
+        lambda: worker.backend(config.distributed.backend),
+    ]
+    if not arguments.evaluate:
+        rules.append(lambda: config.check_split(worker.world_size))
+    if not arguments.dry_run:
+        rules.append(config.data.check)
     for rule in rules:
         try:
             rule()
@@ -76,50 +90,60 @@ def check(config: RunConfig, worker: Worker, *, trains: bool) -> None:
 
 def run(arguments: argparse.Namespace, worker: Worker) -> None:
     config = load_config(arguments)
-    check(config, worker, trains=not arguments.evaluate)
-    device = worker.device(config.distributed.backend)
-    if worker.is_main:
-        print(config.as_yaml())
+    check(config, worker, arguments)
     if arguments.dry_run:
         if worker.is_main:
-            print(build_network(config, device).table())
+            print(config.as_yaml())
+            print(build_network(config, torch.device("cpu")).table())
         return
     with process_group(worker, config.distributed.backend, config.distributed.timeout):
-        train_or_evaluate(arguments, config, worker)
+        if arguments.evaluate:
+            evaluate(config, worker, Path(arguments.evaluate))
+        else:
+            train(config, worker, arguments.resume, overwrite=arguments.overwrite)
 
 
-def train_or_evaluate(arguments: argparse.Namespace, config: RunConfig, worker: Worker) -> None:
+def train(config: RunConfig, worker: Worker, resume: str | None, *, overwrite: bool) -> None:
     """Build everything, then touch the run's folder: an error before leaves it as it was."""
-    resume, overwrite = arguments.resume, arguments.overwrite
-    if arguments.evaluate:
-        saved: dict[str, Any] | None = sync.from_rank_0(lambda: read_run(Path(arguments.evaluate)))
-    else:
-        saved = sync.from_rank_0(lambda: find_start(config, resume=resume, overwrite=overwrite))
-    sync.together(lambda: pipelines.prepare(config.data) if worker.local_rank == 0 else None)
-    network, data = sync.together(lambda: build_parts(config, worker))
     stop = StopFlag()
-    watched = worker.is_main and not arguments.evaluate
+    stop.install()  # From here on a signal is remembered, however long the start takes.
+    start = sync.from_rank_0(lambda: find_start(config, resume=resume, overwrite=overwrite))
+    if start is not None and start.state["progress"]["epoch"] >= config.train.epochs:
+        if worker.is_main:
+            print(f"{start.path} has all {config.train.epochs} epochs behind it; set train.epochs= to train on")
+        return
+    network, data = build(config, worker)
     trainer = Trainer(
         config,
         network,
         data,
         worker,
-        observers=standard_observers(config) if watched else (),
-        checkpoints=checkpoints_of(config) if watched else None,
+        observers=standard_observers(config) if worker.is_main else (),
+        checkpoints=checkpoints_of(config) if worker.is_main else None,
         stop_requested=stop,
     )
-    if arguments.evaluate and saved is not None:
-        sync.together(lambda: trainer.run.load_network(saved))
-        result = trainer.evaluate()
-        if worker.is_main:
-            print(f"top-1 {result.top1:.2f} %  top-5 {result.top5:.2f} %  loss {result.loss:.4f}")
-        return
-    if saved is not None:
-        sync.together(lambda: trainer.load(saved))
-    step = None if saved is None else trainer.progress.step
-    sync.from_rank_0(lambda: take_folder(config, resumed_step=step, overwrite=overwrite))
-    stop.install()
+    if start is not None:
+        sync.together(lambda: trainer.load(start.state))
+    sync.from_rank_0(lambda: take_folder(config, start, overwrite=overwrite))
+    if worker.is_main:
+        print(config.as_yaml(), flush=True)
     trainer.fit()
+
+
+def evaluate(config: RunConfig, worker: Worker, checkpoint: Path) -> None:
+    saved = sync.from_rank_0(lambda: read_run(checkpoint))
+    network, data = build(config, worker)
+    trainer = Trainer(config, network, data, worker)
+    sync.together(lambda: trainer.run.load_network(saved))
+    result = trainer.evaluate()
+    if worker.is_main:
+        print(f"top-1 {result.top1:.2f} %  top-5 {result.top5:.2f} %  loss {result.loss:.4f}")
+
+
+def build(config: RunConfig, worker: Worker) -> tuple[Network, Data]:
+    """A collective: data may have to be fetched, by one process a machine, before any can read them."""
+    sync.together(lambda: pipelines.prepare(config.data) if worker.local_rank == 0 else None)
+    return sync.together(lambda: build_parts(config, worker))
 
 
 def build_parts(config: RunConfig, worker: Worker) -> tuple[Network, Data]:
@@ -135,16 +159,15 @@ def build_parts(config: RunConfig, worker: Worker) -> tuple[Network, Data]:
     return build_network(config, device), pipelines.build(config.data, request)
 
 
-def say(error: Exception, worker: Worker) -> None:
-    """Once a machine: an error that all ranks share would be said by each."""
-    if worker.local_rank == 0:
-        print("".join(f"error: {line}\n" for line in str(error).splitlines()), end="", file=sys.stderr)
+def say(error: Exception) -> None:
+    if speaks_first():
+        print("".join(f"error: {line}\n" for line in str(error).splitlines()), end="", file=sys.stderr, flush=True)
 
 
 def leave(code: int, worker: Worker) -> NoReturn:
     """Exit, also leaving the code in DYNSPARSE_EXIT_FILE if set: torchrun returns 1 for whatever a worker did."""
     path = os.environ.get("DYNSPARSE_EXIT_FILE")
-    if path and worker.local_rank == 0:
+    if path and (worker.local_rank == 0 or code == EXIT_BAD_INPUT):
         Path(path).write_text(f"{code}\n")
     sys.stdout.flush()
     sys.stderr.flush()
@@ -154,22 +177,22 @@ def leave(code: int, worker: Worker) -> NoReturn:
 
 
 def main() -> NoReturn:
-    arguments = parse_arguments()
-    if arguments.print_schema:
-        print(schema.json_schema(), end="")
-        sys.exit(EXIT_DONE)
     worker = Worker()
     try:
         worker = Worker.from_environment()
+        arguments = parse_arguments()
+        if arguments.print_schema:
+            print(schema.json_schema(), end="")
+            leave(EXIT_DONE, worker)
         logging.basicConfig(level=logging.INFO if worker.is_main else logging.ERROR, format="%(message)s")
         run(arguments, worker)
     except StopRequested:
         leave(EXIT_STOPPED, worker)
     except (UserError, DataError) as error:
-        say(error, worker)
+        say(error)
         leave(EXIT_BAD_INPUT, worker)
     except DesyncError as error:
-        say(error, worker)
+        say(error)
         leave(EXIT_FAULT, worker)
     except Exception:  # noqa: BLE001 - whatever it is, the other ranks must not wait for this one
         traceback.print_exc()

@@ -74,7 +74,7 @@ class DistributedSettings(Settings):
 
     backend: Backend = "auto"
     """auto: NCCL where there are GPUs, gloo on the CPU otherwise."""
-    timeout_seconds: Annotated[float, Field(gt=0)] = 300
+    timeout_seconds: Annotated[float, Field(gt=0, le=7 * 24 * 3600)] = 300
     """How long a worker waits for the others before it gives up."""
     on_desync: OnDesync = "abort"
     """When ranks hold different masks or weights: stop and name the layers, or take over rank 0's."""
@@ -109,8 +109,8 @@ class LogSettings(Settings):
 class RunConfig(Settings):
     """One run of training."""
 
-    name: str | None = None
-    """Name of the run's folder; default {model}_{job_idx}."""
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.=+-]*$")] | None = None
+    """Name of the run's folder, one plain word; default {model}_{job_idx}."""
     job_idx: Annotated[int, Field(ge=0)] = 0
     """Number of the run, for lists of experiments."""
     runs: str = "runs"
@@ -171,11 +171,20 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
 def parse(raw: Mapping[str, Any], overrides: Sequence[str] = (), source: str = "config") -> RunConfig:
     """A checked config from plain data and overrides. UserError lists all that is wrong."""
     merged = _copy(raw)
-    overridden = [_override(merged, text) for text in overrides]
+    overridden: list[tuple[str, ...]] = []
+    wrong: list[str] = []
+    for text in overrides:
+        try:
+            overridden.append(_override(merged, text))
+        except UserError as error:
+            wrong += error.lines
     try:
-        return RunConfig.model_validate(merged)
+        config = RunConfig.model_validate(merged)
     except ValidationError as error:
-        raise UserError(*(_explain(details, source, overridden) for details in error.errors())) from None
+        wrong += [_explain(details, source, overridden) for details in error.errors()]
+    if wrong:
+        raise UserError(*wrong)
+    return config
 
 
 def json_schema() -> str:
@@ -195,6 +204,8 @@ class _Loader(yaml.SafeLoader):
         seen = set()
         for key_node, _ in node.value:
             key = self.construct_object(key_node, deep=True)
+            if not isinstance(key, (str, int, float, bool)):
+                raise yaml.constructor.ConstructorError(None, None, f"key {key!r} is no word", key_node.start_mark)
             if key in seen:
                 raise yaml.constructor.ConstructorError(None, None, f"key '{key}' is given twice", key_node.start_mark)
             seen.add(key)
@@ -235,8 +246,7 @@ def _explain(details: ErrorDetails, source: str, overridden: Sequence[tuple[str,
     value = details["input"]
     match details["type"]:
         case "extra_forbidden":
-            known = model.model_fields if model is not None else {}
-            return f"{where}: unknown key{nearest(location[-1], known)}"
+            return f"{where}: unknown key{_hint(location, model, overridden)}"
         case "missing":
             return f"{where}: missing; it has no default"
         case "union_tag_not_found":
@@ -247,12 +257,34 @@ def _explain(details: ErrorDetails, source: str, overridden: Sequence[tuple[str,
             home = f"; yours goes in dynsparse/{room}/" if room else ""
             tags = details["ctx"]["expected_tags"].replace("'", "")
             return f"{where}.name: unknown {location[-1]} '{details['ctx']['tag']}'; there are {tags}{home}"
-        case "model_type" | "model_attributes_type":
-            return f"{where}: {_kind(value)}; it must be a section, with keys of its own"
         case "value_error":
             return f"{where}: {details['ctx']['error']}"
+        case "invalid_key":
+            return f"{where}: keys are words; this one {_kind(value)}"
         case _:
-            return f"{where}: {_kind(value)}; {details['msg'][0].lower()}{details['msg'][1:]}"
+            return f"{where}: {_kind(value)}; {_rule(details)}"
+
+
+def _hint(location: Sequence[str], model: type[BaseModel] | None, overridden: Sequence[tuple[str, ...]]) -> str:
+    """What an unknown key may have been meant to be."""
+    hint = nearest(location[-1], model.model_fields if model is not None else {})
+    section = tuple(location[:-1])
+    if (*section, "name") in overridden:
+        return f" of this name{hint}; for another name replace the section: '{'.'.join(section)}={{name: ...}}'"
+    return hint
+
+
+def _rule(details: ErrorDetails) -> str:
+    """What a value must be: ours where pydantic's words speak of Python."""
+    match details["type"]:
+        case "model_type" | "model_attributes_type":
+            return "it must be a section, with keys of its own"
+        case "too_short":
+            return f"it must have at least {details['ctx']['min_length']} entries"
+        case "string_pattern_mismatch":
+            return "it must be one plain word of letters, digits and _ . = + -"
+        case _:
+            return details["msg"][0].lower() + details["msg"][1:]
 
 
 def _kind(value: Any) -> str:

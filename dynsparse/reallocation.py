@@ -51,6 +51,13 @@ class Plan:
             rows.append([float(v) for cut in (layer.drop, layer.grow) for v in (cut.threshold, cut.ties, cut.count)])
         return torch.tensor(rows, dtype=torch.float64)
 
+    def changes(self, masks: MaskSet) -> list[LayerChange]:
+        """What the plan does to the layers as they are now, before it is applied."""
+        return [
+            _change(layer, decided.drop.count, decided.grow.count)
+            for layer, decided in zip(masks, self.layers, strict=True)
+        ]
+
     @classmethod
     def decode(cls, encoded: Tensor) -> Plan:
         """The inverse of `encode`."""
@@ -97,7 +104,6 @@ class Reallocator:
         self.optimizer = optimizer
         self.seed = seed
         self.on_desync = on_desync
-        self.count = 0
         self._grow_scores: dict[str, Tensor] = {}
 
     def is_due(self, clock: Clock) -> bool:
@@ -114,10 +120,11 @@ class Reallocator:
         repaired = self.verify(clock.step)
         plan = Plan.decode(sync.broadcast_(self._plan_or_blank(clock)))
         scalars = dict(self.method.scalars())
-        changes = self.apply(plan)
+        changes = plan.changes(self.masks)
+        self.apply(plan)
         repaired += self._agree([layer.name for layer in self.masks], digest.mask_rows(self.masks), clock.step)
+        self.masks.check_budget()
         self.method.after(changes)
-        self.count += 1
         self._grow_scores = {}
         return ReallocationReport(
             step=clock.step,
@@ -186,24 +193,17 @@ class Reallocator:
         return (-self._grow_scores[layer.name]).masked_fill(~layer.inactive.view(-1), float("inf"))
 
     @torch.no_grad()
-    def apply(self, plan: Plan) -> list[LayerChange]:
+    def apply(self, plan: Plan) -> None:
         """Carry out a plan on this rank's masks, weights and optimizer state."""
-        changes = []
         for layer, decided in zip(self.masks, plan.layers, strict=True):
-            before = layer.active_units
             gone = chosen(self.method.drop_scores(layer), decided.drop)
             if layer.name in self._grow_scores:
                 grown = torch.nonzero(chosen(self._growth_cost(layer), decided.grow)).squeeze(1)
             else:
-                free = layer.spec.units - before
+                free = layer.spec.units - layer.active_units
                 grown = draw_free(layer.inactive.view(-1), free, decided.grow.count, seed_for(plan.seed, layer.name))
             dropped = self.masks.move(layer, gone, grown)
             optimizer_state.clear(self.optimizer, layer, torch.cat((dropped, grown)))
-            changes.append(
-                LayerChange(layer.name, layer.spec.units, layer.spec.unit_size, before, dropped.numel(), grown.numel())
-            )
-        self.masks.check_budget()
-        return changes
 
     @torch.no_grad()
     def verify(self, step: int | None = None) -> list[str]:
@@ -230,5 +230,5 @@ class Reallocator:
         return differing
 
 
-def _change(layer: SparseLayer, dropped: int) -> LayerChange:
-    return LayerChange(layer.name, layer.spec.units, layer.spec.unit_size, layer.active_units, dropped)
+def _change(layer: SparseLayer, dropped: int, grown: int = 0) -> LayerChange:
+    return LayerChange(layer.name, layer.spec.units, layer.spec.unit_size, layer.active_units, dropped, grown)

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from pathlib import Path
 from typing import Literal
 
 import torch
@@ -80,3 +81,22 @@ def process_group(worker: Worker, backend: Backend, timeout: timedelta) -> Itera
     dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timeout=timeout)
     yield
     dist.destroy_process_group()
+
+
+def speaks_first() -> bool:
+    """Whether this worker is the first on its machine to ask, so that an error that all share is said once.
+
+    Not simply local rank 0: torchrun ends it as soon as another worker has
+    left, maybe before it has spoken. torchrun gives the workers of a start a
+    folder of their own and removes it in the end.
+    """
+    file = os.environ.get("TORCHELASTIC_ERROR_FILE")
+    if file is None:
+        return True
+    try:
+        (Path(file).parents[1] / "dynsparse-has-spoken").touch(exist_ok=False)
+    except FileExistsError:
+        return False
+    except OSError:
+        return True
+    return True

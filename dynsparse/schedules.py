@@ -24,9 +24,9 @@ class StepTable:
 
     Written in YAML as one number, as a mapping, or as the paper's list:
 
-        lr: 0.1
-        lr: {0: 0.1, 30: 0.01}
-        lr: [{0: 0.1}, {30: 0.01}]
+        table: 0.1
+        table: {0: 0.1, 30: 0.01}
+        table: [{0: 0.1}, {30: 0.01}]
     """
 
     points: tuple[tuple[int, float], ...]
@@ -56,7 +56,9 @@ class StepTable:
         elif isinstance(raw, Sequence) and not isinstance(raw, str) and all(isinstance(item, Mapping) for item in raw):
             pairs = [pair for item in raw for pair in item.items()]
         else:
-            raise ValueError(f"{raw!r} is no step table; write 0.1, or {{0: 0.1, 30: 0.01}}")
+            raise ValueError(
+                f"{raw!r} is no step table; write one number, or epoch: number pairs such as {{0: 100, 30: 200}}"
+            )
         for epoch, value in pairs:
             if not isinstance(epoch, int) or isinstance(epoch, bool) or not _is_number(value):
                 raise ValueError(f"a step table has the entry {epoch!r}: {value!r}; write epoch: number")

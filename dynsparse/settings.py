@@ -15,4 +15,6 @@ class Settings(BaseModel):
     The string under a field is its documentation, in `--print-schema` too.
     """
 
-    model_config = ConfigDict(strict=True, extra="forbid", frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(
+        strict=True, extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True
+    )

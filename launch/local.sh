@@ -12,7 +12,7 @@ usage: launch/local.sh [--workers N|auto|demo] [--] DIST_TRAIN_ARGUMENTS...
 
 The rest goes to dist_train.py: --config FILE [section.key=value ...].
 Exits with dist_train.py's own code: 0 done, 2 bad input, 75 stopped and resumable.
-PYTHON (default python3) is the interpreter to use.
+PYTHON is the interpreter to use; by default that of .venv if make has set it up, else python3.
 TEXT
 }
 
@@ -21,7 +21,10 @@ fail() {
     exit 2
 }
 
-python=${PYTHON:-python3}
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+python=python3
+if [ -x "$root/.venv/bin/python" ]; then python=$root/.venv/bin/python; fi
+python=${PYTHON:-$python}
 workers=auto
 while [ $# -gt 0 ]; do
     case $1 in
@@ -42,8 +45,7 @@ while [ $# -gt 0 ]; do
     esac
 done
 [ $# -gt 0 ] || fail "nothing to run; see launch/local.sh --help"
-
-root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+"$python" -c 'import torch' 2>/dev/null || fail "$python has no torch; run make setup, or set PYTHON"
 case $workers in
     auto | demo)
         gpus=$("$python" -c 'import torch; print(torch.cuda.device_count())')
@@ -62,8 +64,20 @@ DYNSPARSE_EXIT_FILE=$(mktemp)
 export DYNSPARSE_EXIT_FILE
 trap 'rm -f "$DYNSPARSE_EXIT_FILE"' EXIT
 
-status=0
+# In the background, so that this shell can pass signals on: a foreground child would be orphaned by SIGTERM.
 "$python" -m torch.distributed.run --standalone --nproc-per-node "$workers" \
-    --signals-to-handle SIGTERM,SIGINT,SIGUSR1 "$root/dist_train.py" "$@" || status=$?
+    --signals-to-handle SIGTERM,SIGINT,SIGUSR1 "$root/dist_train.py" "$@" &
+torchrun=$!
+for signal in TERM INT USR1; do
+    # shellcheck disable=SC2064 # the process is known now
+    trap "kill -$signal $torchrun 2>/dev/null" "$signal"
+done
+status=0
+while :; do
+    status=0
+    wait "$torchrun" || status=$?
+    # A trapped signal ends `wait` before torchrun has ended.
+    kill -0 "$torchrun" 2>/dev/null || break
+done
 if [ -s "$DYNSPARSE_EXIT_FILE" ]; then status=$(cat "$DYNSPARSE_EXIT_FILE"); fi
 exit "$status"

@@ -16,7 +16,9 @@ class DataError(ValueError):
 class DataSetSettings(BaseModel):
     """Base of each data set's settings; `name` selects the data set in a config."""
 
-    model_config = ConfigDict(strict=True, extra="forbid", frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(
+        strict=True, extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True
+    )
 
     name: str
     threads: Size = 2

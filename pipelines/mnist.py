@@ -45,9 +45,9 @@ def load(settings: MnistSettings) -> tuple[Arrays, Arrays]:
     try:
         parts = [MNIST(settings.path, train=train, download=settings.download) for train in (True, False)]
     except (OSError, RuntimeError, ValueError, AssertionError) as error:
-        raise DataError(
-            f"data.path: MNIST in {settings.path} cannot be read ({error}); remove it and fetch it anew"
-        ) from None
+        remedy = "put its files there by hand" if settings.download else "remove it and fetch it anew"
+        reason = " ".join(str(error).split())
+        raise DataError(f"data.path: MNIST in {settings.path} cannot be read ({reason}); {remedy}") from None
     train, test = (Arrays(part.data.numpy()[..., np.newaxis], part.targets.numpy().astype(np.int64)) for part in parts)
     return train, test
 

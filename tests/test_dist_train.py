@@ -63,6 +63,11 @@ def test_print_schema_is_the_shipped_one(call: Any) -> None:
 
 
 def test_dry_run(call: Any, config: Path, settings: RunConfig) -> None:
+    code, out, _ = call("--config", config, "--dry-run", "sparsity.fc=0.9", "data.path=/nowhere", "data.name=mnist")
+    assert code == 2
+    code, out, _ = call("--config", config, "--dry-run", "sparsity.fc=0.9", "data={name: mnist, path: /nowhere}")
+    assert code == 0, "data need not be there"
+    assert "24x784" in out
     code, out, _ = call("--config", config, "--dry-run", "sparsity.fc=0.9")
     assert code == 0
     assert "fc: 0.9" in out
@@ -95,6 +100,11 @@ def test_train_evaluate_resume_and_overwrite(call: Any, config: Path, settings: 
 
     assert call("--resume", checkpoint, "train.epochs=3")[0] == 0
     assert runs.summary(settings.folder)["epochs"] == 3
+    before = (settings.folder / "summary.json").read_text()
+    code, out, _ = call("--config", config, "--resume", "auto")
+    assert code == 0
+    assert "has all 2 epochs behind it; set train.epochs= to train on" in out
+    assert (settings.folder / "summary.json").read_text() == before
     assert call("--config", config, "--overwrite")[0] == 0
     assert runs.summary(settings.folder)["epochs"] == 2
 
@@ -127,9 +137,14 @@ def test_bad_configs(call: Any, config: Path, tmp_path: Path) -> None:
 
 
 def test_everything_wrong_is_listed_at_once(call: Any, config: Path) -> None:
-    code, _, err = call("--config", config, "train.micro_batches=5", "data={name: mnist, path: /nowhere}")
+    bad = ["train.micro_batches=5", "data={name: mnist, path: /nowhere}", "sparsity.exclude=[nothing]"]
+    code, _, err = call("--config", config, *bad)
     assert code == 2
-    assert [line.split(" ")[1] for line in err.splitlines()] == ["train.global_batch_size", "data.path:"]
+    first_words = [line.split(" ")[1] for line in err.splitlines()]
+    assert first_words == ["sparsity.exclude:", "train.global_batch_size", "data.path:"]
+    code, _, err = call("--config", config, "foo", "sparsity.fc=3", "trainn.x=3")
+    assert code == 2
+    assert err.count("error: ") == 3
 
 
 @pytest.fixture
@@ -139,11 +154,13 @@ def checkpoint(call: Any, config: Path, settings: RunConfig) -> Path:
 
 
 def test_checkpoints_that_do_not_fit(call: Any, config: Path, checkpoint: Path) -> None:
-    resume = ("--config", config, "--resume", checkpoint)
+    resume = ("--config", config, "train.epochs=3", "--resume", checkpoint)
     assert_one_line(call(*resume, "model.hidden=[24, 13]"), "of another model: fc2.weight is 12x24 there, 13x24 here")
     assert_one_line(call(*resume, "model.hidden=[24]"), "of another model: fc2.weight is 12x24 there, 10x24 here")
     assert_one_line(call(*resume, "sparsity.exclude=[fc3.*]"), "other sparse layers: fc3.weight")
-    assert_one_line(call(*resume, "method={name: static}"), "of method 'dsr', this run's is 'static'")
+    assert_one_line(call(*resume, "method={name: static}"), "made with method dsr, this run has static")
+    assert_one_line(call(*resume, "train.optimizer={name: adamw}"), "made with optimizer sgd, this run has adamw")
+    assert_one_line(call(*resume, "sparsity.fc=0.7"), "made with sparsity.fc 0.8, this run has 0.7")
     assert_one_line(call(*resume, "data.samples=99"), "made with samples 100, this run has 99")
     assert_one_line(call(*resume, "train.global_batch_size=24"), "made with global_batch 12, this run has 24")
     assert_one_line(call(*resume, "seed=4"), "made with seed 3, this run has 4")
@@ -174,7 +191,7 @@ def test_a_damaged_newest_checkpoint_is_named_and_passed_over(
     torch.save({**whole, "state": state}, newest)
     assert call("--config", config, "--resume", "auto")[0] == 0
     assert f"{newest}: damaged (its checksum differs)" in caplog.text
-    assert f"resuming from {before}" in caplog.text
+    assert f"resuming from {before} (step 8)" in caplog.text
     assert runs.summary(settings.folder)["weight_digest"] == expected
 
 

@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 
 from dynsparse.errors import UserError
-from dynsparse.runtime import Worker
+from dynsparse.runtime import Worker, speaks_first
 
 
 def test_alone_without_torchrun(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -45,3 +47,17 @@ def test_more_workers_than_gpus_is_refused(gpus: int, asked: str, monkeypatch: p
     monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
     with pytest.raises(UserError, match=rf"2 workers on a machine with {gpus} GPUs; each needs its own: start 1, or"):
         Worker(0, 2, 0, 2).backend(asked)  # type: ignore[arg-type]
+
+
+def test_the_first_on_a_machine_speaks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("TORCHELASTIC_ERROR_FILE", raising=False)
+    assert [speaks_first(), speaks_first()] == [True, True], "alone, always"
+    for rank in ("0", "1"):
+        (tmp_path / rank).mkdir()
+    spoken = []
+    for rank in ("1", "0", "1"):
+        monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(tmp_path / rank / "error.json"))
+        spoken.append(speaks_first())
+    assert spoken == [True, False, False]
+    monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", "/nowhere/at/all/error.json")
+    assert speaks_first(), "better twice than never"

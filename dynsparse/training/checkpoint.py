@@ -56,9 +56,11 @@ def read(path: Path) -> State:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise UserError(f"checkpoint {path}: does not exist; give a file from a run's checkpoints/ folder") from None
-    except (OSError, RuntimeError, ValueError, EOFError, KeyError, pickle.UnpicklingError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise UserError(f"checkpoint {path}: damaged or no checkpoint ({reason}); use an earlier one") from None
+    except IsADirectoryError:
+        raise UserError(f"checkpoint {path}: is a folder; give a file in it, or --resume auto") from None
+    except (OSError, RuntimeError, ValueError, EOFError, KeyError, pickle.UnpicklingError):
+        # torch's own words tell of archives and pickles, and advise to load what is not to be trusted.
+        raise UserError(f"checkpoint {path}: damaged or no checkpoint; use an earlier one of the run") from None
     if not isinstance(content, dict) or "state" not in content or "sha256" not in content:
         raise UserError(f"checkpoint {path}: not written by dynsparse; give a file from a run's checkpoints/ folder")
     if content.get("format") != FORMAT:
@@ -115,8 +117,12 @@ class CheckpointFolder:
     def __init__(self, folder: Path, keep: int) -> None:
         self.folder = folder
         self.keep = keep
-        #: Why the newest save failed, if it did.
-        self.failure: str | None = None
+        self._failed: dict[str, str] = {}
+
+    @property
+    def failure(self) -> str | None:
+        """Why the newest save, or that of the best state, failed, if it did and no later one mended it."""
+        return next(iter(self._failed.values()), None)
 
     def save(self, state: State, step: int, *, best: bool = False) -> None:
         """Save the state after `step`. A failure is kept in `failure` and logged; older files stay as they were."""
@@ -131,13 +137,18 @@ class CheckpointFolder:
             for old in self.files()[self.keep :]:
                 old.unlink()
         except OSError as error:
-            self.failure = (
+            message = (
                 f"checkpoint {path}: cannot be written ({error}); free space or restore the folder, "
                 f"then resume: the checkpoints before it are whole"
             )
-            log.warning("%s. Training goes on", self.failure)
+            self._failed["latest"] = message
+            if best:
+                self._failed["best"] = message
+            log.warning("%s. Training goes on", message)
         else:
-            self.failure = None
+            self._failed.pop("latest", None)
+            if best:
+                self._failed.pop("best", None)
 
     def files(self) -> list[Path]:
         """The checkpoints by step, newest first."""
@@ -172,11 +183,26 @@ def _link(source: Path, name: Path) -> None:
 
 
 def set_aside_after(folder: Path, step: int) -> None:
-    """Rename the checkpoints of later steps to `*.stale`: a run that goes on from `step` will not reach them.
+    """Rename the checkpoints of later steps to `*.stale`: a run that goes on from `step` has another history.
 
-    Left under their names they would pass for the newest ones. Nothing is deleted.
+    Left under their names they would pass for its newest and best. Nothing is deleted.
     """
     for path in folder.glob("step-*.pt"):
         match = _STEP_FILE.fullmatch(path.name)
         if match and int(match[1]) > step:
-            os.replace(path, path.with_suffix(".pt.stale"))
+            _set_aside(path)
+    best = folder / "best.pt"
+    if best.exists():
+        try:
+            if read(best)["progress"]["step"] > step:
+                _set_aside(best)
+        except UserError as error:
+            log.warning("%s", error)
+            _set_aside(best)
+
+
+def _set_aside(path: Path) -> None:
+    name, number = path.with_suffix(".pt.stale"), 1
+    while name.exists():
+        name, number = path.with_suffix(f".pt.stale{number}"), number + 1
+    os.replace(path, name)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from dynsparse.config import RunConfig
 from dynsparse.errors import UserError
@@ -14,13 +14,22 @@ from dynsparse.training.state import RunState
 
 log = logging.getLogger(__name__)
 
+_MARK = "# The resolved config of a dynsparse run.\n"
+
 
 def checkpoints_of(config: RunConfig) -> CheckpointFolder:
     return CheckpointFolder(config.folder / "checkpoints", config.checkpoint.keep)
 
 
-def find_start(config: RunConfig, *, resume: str | None, overwrite: bool) -> dict[str, Any] | None:
-    """The state to resume from, or None for a new run. Changes nothing.
+class Start(NamedTuple):
+    """Where a resumed run goes on."""
+
+    path: Path
+    state: dict[str, Any]
+
+
+def find_start(config: RunConfig, *, resume: str | None, overwrite: bool) -> Start | None:
+    """The checkpoint to resume from, or None for a new run. Changes nothing.
 
     `resume` is "auto" (the newest whole checkpoint; a new run if there is
     none) or a checkpoint's path. UserError rather than mixing two runs.
@@ -28,25 +37,20 @@ def find_start(config: RunConfig, *, resume: str | None, overwrite: bool) -> dic
     folder = config.folder
     if resume == "auto":
         found = checkpoints_of(config).newest()
-        if found is None:
-            return None
-        path, saved = found
-    elif resume is not None:
-        path, saved = Path(resume), read_run(Path(resume))
+        return None if found is None else Start(*found)
+    if resume is not None:
+        path = Path(resume)
+        state = read_run(path)
         if _occupied(folder) and folder.resolve() not in path.resolve().parents:
             raise UserError(
                 f"{folder} holds another run than checkpoint {path}; give this one a name of its own (name=...)"
             )
-    else:
-        if _occupied(folder) and not overwrite:
-            raise UserError(f"{folder} exists; go on with --resume auto, replace it with --overwrite, or set name=")
-        if _occupied(folder) and not (folder / "config.yaml").is_file():
-            raise UserError(f"{folder} holds no run (no config.yaml in it) and is not removed; set name= or runs=")
-        return None
-    log.info("resuming from %s (step %d)", path, saved["progress"]["step"])
-    for line in differences(saved["config"], config.as_dict()):
-        log.warning("resuming with %s", line)
-    return saved
+        return Start(path, state)
+    if _occupied(folder) and not overwrite:
+        raise UserError(f"{folder} exists; go on with --resume auto, replace it with --overwrite, or set name=")
+    if _occupied(folder) and not _holds_run(folder):
+        raise UserError(f"{folder} holds no run of dynsparse and is not replaced; set name= or runs=")
+    return None
 
 
 def read_run(path: Path) -> dict[str, Any]:
@@ -58,20 +62,25 @@ def read_run(path: Path) -> dict[str, Any]:
     return saved
 
 
-def take_folder(config: RunConfig, *, resumed_step: int | None, overwrite: bool) -> None:
+def take_folder(config: RunConfig, start: Start | None, *, overwrite: bool) -> None:
     """Make the folder this run's, once all else has proved to be in order.
 
-    `overwrite` removes the run that `find_start` found there; a resumed run
-    (`resumed_step` not None) sets later checkpoints aside.
+    `overwrite` removes the run that `find_start` found there, and nothing but
+    what a run writes; a resumed run says what has changed, and sets later
+    checkpoints aside.
     """
     folder = config.folder
     try:
-        if overwrite and resumed_step is None and folder.exists():
-            shutil.rmtree(folder)
+        if overwrite and start is None and _holds_run(folder):
+            _remove_run(folder)
         (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
-        (folder / "config.yaml").write_text(config.as_yaml())
-        if resumed_step is not None:
-            set_aside_after(folder / "checkpoints", resumed_step)
+        (folder / "config.yaml").write_text(_MARK + config.as_yaml())
+        if start is not None:
+            step = start.state["progress"]["step"]
+            log.info("resuming from %s (step %d)", start.path, step)
+            for line in differences(start.state["config"], config.as_dict()):
+                log.warning("resuming with %s", line)
+            set_aside_after(folder / "checkpoints", step)
     except OSError as error:
         raise UserError(f"{folder}: cannot be written ({error.strerror}); set runs= to a folder that can") from None
 
@@ -86,3 +95,18 @@ def differences(old: Any, new: Any, key: str = "") -> list[str]:
 
 def _occupied(folder: Path) -> bool:
     return folder.exists() and (not folder.is_dir() or any(folder.iterdir()))
+
+
+def _holds_run(folder: Path) -> bool:
+    try:
+        return (folder / "config.yaml").read_text(encoding="utf-8").startswith(_MARK)
+    except (OSError, UnicodeDecodeError):
+        return False
+
+
+def _remove_run(folder: Path) -> None:
+    """Remove what a run writes; whatever else lies in the folder stays."""
+    shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+    for pattern in ("config.yaml", "metrics.*", "summary.*", "events.out.tfevents.*"):
+        for path in folder.glob(pattern):
+            path.unlink()

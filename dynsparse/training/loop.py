@@ -75,6 +75,7 @@ class Trainer:
             progress=Progress(initial_active={layer.name: layer.active_weights for layer in self.masks}),
         )
         self.network = network
+        self.resumed = False
         torch.manual_seed(seed_for(config.seed, "rank", worker.rank))
 
     @property
@@ -84,12 +85,13 @@ class Trainer:
     def load(self, saved: Mapping[str, Any]) -> None:
         """Continue from a checkpoint's content (`RunState.load`). Before `fit`."""
         self.run.load(saved)
+        self.resumed = True
 
     def fit(self) -> Summary:
         """Train until the last epoch. Raises StopRequested, with a checkpoint saved, if asked to stop."""
         self.reporter = Reporter(self.run, self.network)
         self._settle()
-        self.observers.on_start(self.reporter.run_report())
+        sync.together(lambda: self.observers.on_start(self.reporter.run_report(resumed=self.resumed)))
         if self.progress.step == 0:
             self._save()
         while self.progress.epoch < self.config.train.epochs:
@@ -151,7 +153,6 @@ class Trainer:
         report = self.reallocator(clock)
         self.progress.reallocations += 1
         self.progress.desyncs_repaired += bool(report.repaired)
-        self.progress.lines += 1
         self.observers.on_reallocation(report)
 
     def _finish_epoch(self) -> None:
@@ -164,7 +165,6 @@ class Trainer:
         is_best = progress.best_top1 is None or result.top1 > progress.best_top1
         progress.best_top1 = result.top1 if is_best else progress.best_top1
         progress.test_top1, progress.test_top5 = result.top1, result.top5
-        progress.lines += 1
         if self.worker.is_main:
             self.observers.on_epoch(self.reporter.epoch_report(result, sums))
         progress.epoch += 1

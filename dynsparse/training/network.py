@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from dynsparse.config import RunConfig
-from dynsparse.masks import MaskSet, sparse_layers
+from dynsparse.masks import LayerSpec, MaskSet, sparse_layers
 from dynsparse.masks.allocation import uniform
 from dynsparse.masks.granularity import Kind
 
@@ -62,22 +62,33 @@ def align(rows: Sequence[tuple[str, ...]]) -> str:
 def build_network(config: RunConfig, device: torch.device) -> Network:
     """The model on its device, initialised and masked by the config's seed: the same on every rank.
 
-    Draws from torch's global generator. UserError for patterns that match no layer.
+    Seeds and draws from torch's global generator. UserError for patterns that match no layer.
     """
     torch.manual_seed(config.seed)
     model = config.model.build(config.data.image_shape, config.data.classes)
     model.to(device)
     if config.train.channels_last:
         model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    specs = layer_specs(config, model)
+    share: dict[Kind, float] = {"conv": config.sparsity.conv, "fc": config.sparsity.fc}
+    if not config.method.sparse:
+        share = {"conv": 0.0, "fc": 0.0}
+    return Network(model, MaskSet(model, specs, uniform(specs, share), seed=config.seed))
+
+
+def check_layers(config: RunConfig) -> None:
+    """Raise UserError for patterns that match no layer. Takes no memory: the model is built without weights."""
+    with torch.device("meta"):
+        layer_specs(config, config.model.build(config.data.image_shape, config.data.classes))
+
+
+def layer_specs(config: RunConfig, model: nn.Module) -> list[LayerSpec]:
+    """The layers of the config's model that it asks to be sparse."""
     sparsity = config.sparsity
-    specs = sparse_layers(
+    return sparse_layers(
         model,
         default=config.model.sparse_by_default(model),
         include=sparsity.include,
         exclude=sparsity.exclude,
         granularity=sparsity.granularity,
     )
-    share: dict[Kind, float] = {"conv": sparsity.conv, "fc": sparsity.fc}
-    if not config.method.sparse:
-        share = {"conv": 0.0, "fc": 0.0}
-    return Network(model, MaskSet(model, specs, uniform(specs, share), seed=config.seed))

@@ -64,7 +64,7 @@ class Reporter:
         self._trained_images += self.epoch_watch.images
         self._trained_seconds += self.epoch_watch.seconds
 
-    def run_report(self) -> RunReport:
+    def run_report(self, *, resumed: bool) -> RunReport:
         run, config = self.run, self.run.config
         return RunReport(
             name=config.run_name,
@@ -79,7 +79,8 @@ class Reporter:
             world_size=run.worker.world_size,
             device=str(run.sums.device),
             start_step=run.progress.step,
-            lines_written=run.progress.lines,
+            start_epoch=run.progress.epoch,
+            resumed=resumed,
         )
 
     def step_report(self, loss: Tensor) -> StepReport:

@@ -30,8 +30,6 @@ class Progress:
     """Epochs trained and evaluated."""
     step: int = 0
     """Optimizer steps done."""
-    lines: int = 0
-    """Reports that observers have written a line for."""
     best_top1: float | None = None
     test_top1: float | None = None
     test_top5: float | None = None
@@ -109,9 +107,17 @@ class RunState:
         statistics become the mean over the old workers, and each worker's
         random state starts anew, for neither has a counterpart.
         """
-        theirs, ours = saved["config"]["method"]["name"], self.config.method.name
-        if theirs != ours:
-            raise UserError(f"the checkpoint is of method '{theirs}', this run's is '{ours}'; resume with the same")
+        theirs, ours = saved["config"], self.config
+        for kind, before, now in (
+            ("method", theirs["method"]["name"], ours.method.name),
+            ("optimizer", theirs["train"]["optimizer"]["name"], ours.train.optimizer.name),
+            ("sparsity.conv", theirs["sparsity"]["conv"], ours.sparsity.conv),
+            ("sparsity.fc", theirs["sparsity"]["fc"], ours.sparsity.fc),
+        ):
+            if before != now:
+                raise UserError(
+                    f"the checkpoint was made with {kind} {before}, this run has {now}; resume with the same"
+                )
         self.load_network(saved)
         packing.unpack_optimizer(self.model, self.masks, self.optimizer, saved["optimizer"])
         self.method.load_state_dict(saved["method"])

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -62,3 +64,31 @@ def test_trains_from_anywhere_and_returns_the_workers_code(tmp_path: Path) -> No
 def test_shellcheck() -> None:
     for script in (SCRIPT, runs.ROOT / ".ci/run"):
         subprocess.run(["shellcheck", str(script)], check=True)
+
+
+def test_a_signal_stops_the_workers_and_leaves_a_checkpoint(tmp_path: Path) -> None:
+    """SIGTERM to the script alone, as a supervisor sends it: torchrun and the workers end too, with code 75."""
+    settings = runs.config(runs=str(tmp_path), name="a", train={"epochs": 100_000}, log={"progress": "lines"})
+    path = runs.write_config(tmp_path, settings)
+    process = subprocess.Popen(
+        ["bash", str(SCRIPT), "--workers", "2", "--", "--config", str(path)],
+        env={**os.environ, "PYTHON": sys.executable},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    assert process.stderr is not None
+    try:
+        for line in process.stderr:
+            if line.startswith("epoch 1/"):
+                break
+        process.terminate()
+        _, rest = process.communicate(timeout=100)
+        assert process.returncode == 75, rest
+        assert runs.summary(settings.folder)["status"] == "stopped"
+        with pytest.raises(ProcessLookupError):
+            os.killpg(process.pid, 0)
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import pkgutil
 from itertools import product
 from typing import Any, get_args
 
@@ -9,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from dynsparse import methods
 from dynsparse.masks import MaskSet, SparseLayer, sparse_layers
 from dynsparse.masks.allocation import uniform
 from dynsparse.masks.optimizer_state import moments
@@ -114,7 +117,15 @@ def test_contract(name: str, granularity: int, sparsity: float, optimizer: str) 
 
 
 def test_every_method_is_in_the_registry() -> None:
-    assert sorted(REGISTRY) == ["dense", "dsr", "static"]
+    """Each settings class in a file of dynsparse/methods/ can be named in a config."""
+    found: set[type] = set()
+    for module in pkgutil.iter_modules(methods.__path__):
+        members = vars(importlib.import_module(f"dynsparse.methods.{module.name}")).values()
+        found |= {
+            m for m in members if isinstance(m, type) and issubclass(m, MethodSettings) and m is not MethodSettings
+        }
+    assert found == set(REGISTRY.values())
+    assert {"dense", "dsr", "static"} <= set(REGISTRY)
 
 
 def test_growth_by_score_takes_the_largest_free() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import pytest
@@ -29,7 +30,9 @@ def by_hand(worker: Worker, settings: RunConfig) -> list[torch.Tensor]:
     """
     torch.manual_seed(settings.seed)
     model = settings.model.build(settings.data.image_shape, settings.data.classes)
-    parallel = DistributedDataParallel(model, forward_sync_buffers=False)
+    known = inspect.signature(DistributedDataParallel.__init__).parameters  # renamed in torch 2.13
+    off = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
+    parallel = DistributedDataParallel(model, **{off: False})
     if worker.world_size > 2:
         parallel(torch.zeros(3, *settings.data.image_shape)).sum().backward()
     train = settings.train

@@ -8,16 +8,16 @@ import pytest
 
 from dynsparse.config import RunConfig
 from dynsparse.errors import UserError
+from dynsparse.training.checkpoint import set_aside_after
 from dynsparse.training.folder import checkpoints_of, differences, find_start, take_folder
 from tests.training import runs
 
 
 def open_folder(config: RunConfig, *, resume: str | None, overwrite: bool) -> dict[str, Any] | None:
-    """Both halves at once, as in a run where nothing else is wrong."""
-    saved = find_start(config, resume=resume, overwrite=overwrite)
-    step = None if saved is None else saved["progress"]["step"]
-    take_folder(config, resumed_step=step, overwrite=overwrite)
-    return saved
+    """Both halves at once, as in a run where nothing else is wrong; the state to resume from."""
+    start = find_start(config, resume=resume, overwrite=overwrite)
+    take_folder(config, start, overwrite=overwrite)
+    return None if start is None else start.state
 
 
 def finished_run(folder: Path, **sections: object) -> None:
@@ -30,7 +30,7 @@ def test_a_new_run_writes_its_resolved_config(tmp_path: Path) -> None:
     settings = runs.config(runs=str(tmp_path))
     assert open_folder(settings, resume=None, overwrite=False) is None
     assert settings.folder == tmp_path / "mnist_mlp_0"
-    assert (settings.folder / "config.yaml").read_text() == settings.as_yaml()
+    assert (settings.folder / "config.yaml").read_text().split("\n", 1)[1] == settings.as_yaml()
 
 
 def test_an_existing_run_is_refused_resumed_or_replaced(tmp_path: Path) -> None:
@@ -45,13 +45,25 @@ def test_an_existing_run_is_refused_resumed_or_replaced(tmp_path: Path) -> None:
     assert not list((settings.folder / "checkpoints").iterdir())
 
 
-def test_overwrite_removes_runs_only(tmp_path: Path) -> None:
+@pytest.mark.parametrize("content", ["three years of work", "model: {name: mnist_mlp}"])
+def test_overwrite_replaces_runs_only(tmp_path: Path, content: str) -> None:
+    """Not a folder with other things, nor one that holds the user's own config."""
     (tmp_path / "a").mkdir()
-    (tmp_path / "a" / "thesis.txt").write_text("three years of work")
+    (tmp_path / "a" / "config.yaml").write_text(content)
     settings = runs.config(runs=str(tmp_path), name="a")
     with pytest.raises(UserError, match="holds no run"):
         open_folder(settings, resume=None, overwrite=True)
-    assert (tmp_path / "a" / "thesis.txt").exists()
+    with pytest.raises(UserError, match="a exists"):
+        open_folder(settings, resume=None, overwrite=False)
+    assert (tmp_path / "a" / "config.yaml").read_text() == content
+
+
+def test_overwrite_removes_only_what_a_run_writes(tmp_path: Path) -> None:
+    finished_run(tmp_path)
+    (tmp_path / "a" / "notes.txt").write_text("kept")
+    settings = runs.config(runs=str(tmp_path), name="a")
+    open_folder(settings, resume=None, overwrite=True)
+    assert sorted(path.name for path in settings.folder.iterdir()) == ["checkpoints", "config.yaml", "notes.txt"]
 
 
 def test_resume_auto_of_nothing_is_a_new_run(tmp_path: Path) -> None:
@@ -65,7 +77,8 @@ def test_going_back_sets_later_checkpoints_aside(tmp_path: Path) -> None:
     saved = open_folder(settings, resume=str(path), overwrite=False)
     assert saved is not None
     assert checkpoints_of(settings).files()[0] == path
-    assert len(list((settings.folder / "checkpoints").glob("*.stale"))) == 2
+    names = sorted(path.name for path in (settings.folder / "checkpoints").glob("step*.stale*"))
+    assert names == ["step-000000012.pt.stale", "step-000000016.pt.stale"]
 
 
 def test_resuming_into_another_runs_folder_is_refused(tmp_path: Path) -> None:
@@ -115,3 +128,15 @@ def test_a_first_attempt_that_left_no_checkpoint_is_begun_anew(tmp_path: Path) -
     (settings.folder / "slurm.log").write_text("kept")
     assert open_folder(settings, resume="auto", overwrite=False) is None
     assert (settings.folder / "slurm.log").exists()
+
+
+def test_the_best_of_an_abandoned_future_is_set_aside_too(tmp_path: Path) -> None:
+    """And nothing is overwritten when the same step is set aside twice."""
+    folder = checkpoints_of(runs.config(runs=str(tmp_path), name="a"))
+    for step in (4, 8):
+        folder.save({"progress": {"step": step}}, step, best=True)
+    set_aside_after(folder.folder, 4)
+    folder.save({"progress": {"step": 8}}, 8, best=False)
+    set_aside_after(folder.folder, 4)
+    names = {path.name for path in folder.folder.glob("*.stale*")}
+    assert names == {"best.pt.stale", "step-000000008.pt.stale", "step-000000008.pt.stale1"}

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Callable, Sequence
 
 from dynsparse.config import RunConfig
+from dynsparse.errors import UserError
 from dynsparse.reallocation import ReallocationReport
 from dynsparse.training.callbacks.base import Callback, EpochReport, RunReport, StepReport, Summary
 
@@ -31,8 +32,11 @@ class Observers(Callback):
         self._failed: set[Callback] = set()
 
     def on_start(self, run: RunReport) -> None:
-        for member in self.members:  # Here a failure is the user's to mend, before anything is lost.
-            member.on_start(run)
+        for member in self.members:
+            try:
+                member.on_start(run)
+            except OSError as error:  # Nothing is lost yet: better to stop here than to train unseen.
+                raise UserError(f"{type(member).__name__}: cannot write ({error}); free space, or set runs=") from None
 
     def on_step(self, report: StepReport) -> None:
         self._tell(lambda member: member.on_step(report))

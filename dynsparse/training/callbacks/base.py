@@ -31,10 +31,11 @@ class RunReport:
     steps_per_epoch: int
     world_size: int
     device: str
+    resumed: bool
     start_step: int
-    """0, or the step that the run resumes after."""
-    lines_written: int
-    """Lines of metrics.jsonl that belong to the steps up to `start_step`."""
+    """Steps done before, 0 in a new run."""
+    start_epoch: int
+    """Epochs trained and evaluated before."""
 
 
 @dataclass(frozen=True)

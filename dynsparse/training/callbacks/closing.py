@@ -36,7 +36,10 @@ def closing_text(summary: Summary, folder: Path, *, tensorboard: bool) -> str:
         ("epochs, steps", f"{summary.epochs}, {summary.steps}"),
         ("workers", str(summary.world_size)),
     ]
-    lines = [f"{summary.name}: {summary.status}", "", align(rows), "", align(facts), "", f"results in {folder}"]
+    status = summary.status
+    if status == "stopped":
+        status = f"stopped after step {summary.steps} (epoch {summary.epochs + 1}); go on with --resume auto"
+    lines = [f"{summary.name}: {status}", "", align(rows), "", align(facts), "", f"results in {folder}"]
     if tensorboard:
         lines.append(f"TensorBoard: {_tensorboard()} --logdir {folder}")
     return "\n".join(lines)

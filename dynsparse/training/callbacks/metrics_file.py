@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ class MetricsFile(Callback):
     def on_start(self, run: RunReport) -> None:
         lines = self.path.read_text().splitlines(keepends=True) if self.path.exists() else []
         partial = self.path.with_suffix(".partial")
-        partial.write_text("".join(lines[: run.lines_written]))
+        partial.write_text("".join(line for line in lines if _is_before(line, run)))
         os.replace(partial, self.path)
 
     def on_reallocation(self, report: ReallocationReport) -> None:
@@ -79,5 +80,26 @@ class MetricsFile(Callback):
         )
 
     def _append(self, line: dict[str, Any]) -> None:
-        with self.path.open("a") as file:
-            file.write(json.dumps(line) + "\n")
+        whole = self.path.stat().st_size if self.path.exists() else 0
+        try:
+            with self.path.open("a") as file:
+                file.write(json.dumps(_finite(line), allow_nan=False) + "\n")
+        except OSError:
+            os.truncate(self.path, whole)  # No half lines: the next may find space again.
+            raise
+
+
+def _is_before(text: str, run: RunReport) -> bool:
+    """Whether a line tells of something before the point where the run goes on."""
+    try:
+        line = json.loads(text)
+    except ValueError:  # Cut off by a kill in the middle of writing.
+        return False
+    return bool(line["epoch"] < run.start_epoch if line["kind"] == "epoch" else line["step"] <= run.start_step)
+
+
+def _finite(value: Any) -> Any:
+    """JSON knows no NaN and no infinity: null instead."""
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -31,9 +31,9 @@ class TensorBoard(Callback):
         self.folder = folder
 
     def on_start(self, run: RunReport) -> None:
-        self._writer = SummaryWriter(str(self.folder), purge_step=run.start_step + 1 if run.start_step else None)
+        self._writer = SummaryWriter(str(self.folder), purge_step=run.start_step + 1 if run.resumed else None)
         self._weights = {layer.name: layer.weights for layer in run.layers}
-        if run.start_step == 0:
+        if not run.resumed:
             self._writer.add_custom_scalars(LAYOUT)
             self._writer.add_text("config", "".join(f"    {line}\n" for line in run.config_yaml.splitlines()), 0)
             self._layers(run.active, 0)
