@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
 from tensorboard.plugins.custom_scalar import layout_pb2, metadata
 
 from dynsparse.errors import StopRequested
@@ -84,6 +85,16 @@ def test_tensorboard_tells_the_truth_without_gaps_or_repeats(finished: tuple[Pat
     assert [event.step for event in board.Scalars("loss/test")] == [8, 16]
     histogram = board.Histograms("active_weights/fc1.weight")[-1].histogram_value
     assert histogram.num == summary.layers["fc1.weight"]["active_weights"]
+
+
+def test_a_resume_hides_what_was_written_after_its_checkpoint(finished: tuple[Path, Any]) -> None:
+    """TensorBoard is told to forget steps from 11 on, in the second session's file."""
+    first, second = sorted(finished[0].glob("events.out.tfevents.*"), key=lambda path: path.stat().st_mtime_ns)
+    starts = [
+        [event.step for event in EventFileLoader(str(path)).Load() if event.HasField("session_log")]
+        for path in (first, second)
+    ]
+    assert starts == [[], [11]]
 
 
 def test_the_layout_puts_all_layers_on_one_chart(finished: tuple[Path, Any]) -> None:

@@ -20,10 +20,10 @@ from tests.training.test_loop import CNN, Recorder
 
 
 def one_step(**train: Any) -> tuple[Trainer, list[tuple[torch.Tensor, torch.Tensor]]]:
-    """A trainer after one training step, and what its last layer saw: (input, output)."""
-    trainer = runs.trainer(runs.config(model=CNN, method={"name": "static"}, train=train))
+    """A trainer after one training step on colour images, and what its first layer saw: (input, output)."""
+    trainer = runs.trainer(runs.config(model=CNN, method={"name": "static"}, train=train, data={"shape": [3, 6, 6]}))
     seen: list[tuple[torch.Tensor, torch.Tensor]] = []
-    trainer.model.conv2.register_forward_hook(lambda _, inputs, output: seen.append((inputs[0], output)))  # type: ignore[union-attr]
+    trainer.model.conv1.register_forward_hook(lambda _, inputs, output: seen.append((inputs[0], output)))  # type: ignore[union-attr]
     trainer.train_step(next(trainer.data.train.epoch()))
     return trainer, seen
 
@@ -37,7 +37,7 @@ def test_bf16_computes_in_bf16_and_keeps_float32_weights() -> None:
 
 def test_channels_last_reaches_weights_and_activations() -> None:
     trainer, ((images, output),) = one_step(channels_last=True)
-    weight = trainer.model.conv2.weight  # type: ignore[union-attr]
+    weight = trainer.model.conv1.weight  # type: ignore[union-attr]
     for tensor in (images, output, weight):
         assert tensor.is_contiguous(memory_format=torch.channels_last)  # type: ignore[operator]
         assert not tensor.is_contiguous()  # type: ignore[operator]
