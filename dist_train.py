@@ -25,7 +25,7 @@ from dynsparse.distributed import sync
 from dynsparse.errors import EXIT_BAD_INPUT, EXIT_DONE, EXIT_FAULT, EXIT_STOPPED, DesyncError, StopRequested, UserError
 from dynsparse.runtime import Worker, process_group, speaks_first
 from dynsparse.training.callbacks import standard_observers
-from dynsparse.training.folder import checkpoints_of, find_start, read_run, take_folder
+from dynsparse.training.folder import checkpoints_of, find_start, is_finished, read_run, take_folder
 from dynsparse.training.loop import Trainer
 from dynsparse.training.network import Network, build_network, check_layers
 from dynsparse.training.stopping import StopFlag
@@ -96,19 +96,20 @@ def run(arguments: argparse.Namespace, worker: Worker) -> None:
             print(config.as_yaml())
             print(build_network(config, torch.device("cpu")).table())
         return
+    stop = StopFlag()
+    if not arguments.evaluate:
+        stop.install()  # From here on a signal is remembered, however long the start takes.
     with process_group(worker, config.distributed.backend, config.distributed.timeout):
         if arguments.evaluate:
             evaluate(config, worker, Path(arguments.evaluate))
         else:
-            train(config, worker, arguments.resume, overwrite=arguments.overwrite)
+            train(config, worker, stop, arguments.resume, overwrite=arguments.overwrite)
 
 
-def train(config: RunConfig, worker: Worker, resume: str | None, *, overwrite: bool) -> None:
+def train(config: RunConfig, worker: Worker, stop: StopFlag, resume: str | None, *, overwrite: bool) -> None:
     """Build everything, then touch the run's folder: an error before leaves it as it was."""
-    stop = StopFlag()
-    stop.install()  # From here on a signal is remembered, however long the start takes.
     start = sync.from_rank_0(lambda: find_start(config, resume=resume, overwrite=overwrite))
-    if start is not None and start.state["progress"]["epoch"] >= config.train.epochs:
+    if start is not None and sync.from_rank_0(lambda: is_finished(config, start)):
         if worker.is_main:
             print(f"{start.path} has all {config.train.epochs} epochs behind it; set train.epochs= to train on")
         return
@@ -122,6 +123,7 @@ def train(config: RunConfig, worker: Worker, resume: str | None, *, overwrite: b
         checkpoints=checkpoints_of(config) if worker.is_main else None,
         stop_requested=stop,
     )
+    trainer.check_batch()
     if start is not None:
         sync.together(lambda: trainer.load(start.state))
     sync.from_rank_0(lambda: take_folder(config, start, overwrite=overwrite))

@@ -109,7 +109,7 @@ class LogSettings(Settings):
 class RunConfig(Settings):
     """One run of training."""
 
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.=+-]*$")] | None = None
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.=+-]{0,199}$")] | None = None
     """Name of the run's folder, one plain word; default {model}_{job_idx}."""
     job_idx: Annotated[int, Field(ge=0)] = 0
     """Number of the run, for lists of experiments."""
@@ -219,7 +219,7 @@ _Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(_NUMBER), li
 def _read_yaml(text: str, source: str) -> Any:
     try:
         return yaml.load(text, _Loader)  # noqa: S506 - a SafeLoader
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: a date that is none, a number without digits
         raise UserError(f"{source}: no valid YAML ({' '.join(str(error).split())})") from None
 
 

@@ -65,12 +65,16 @@ export DYNSPARSE_EXIT_FILE
 trap 'rm -f "$DYNSPARSE_EXIT_FILE"' EXIT
 
 # In the background, so that this shell can pass signals on: a foreground child would be orphaned by SIGTERM.
+# With job control, for without it a background child ignores SIGINT; its group is its own then, and a terminal's
+# Ctrl-C reaches it once, through the trap.
+set -m
 "$python" -m torch.distributed.run --standalone --nproc-per-node "$workers" \
     --signals-to-handle SIGTERM,SIGINT,SIGUSR1 "$root/dist_train.py" "$@" &
 torchrun=$!
+set +m
 for signal in TERM INT USR1; do
     # shellcheck disable=SC2064 # the process is known now
-    trap "kill -$signal $torchrun 2>/dev/null" "$signal"
+    trap "kill -$signal $torchrun 2>/dev/null || true" "$signal"
 done
 status=0
 while :; do

@@ -94,6 +94,7 @@ CASES: list[tuple[list[str], list[str]]] = [
     (["method.period={0: 10, a: 2}"], ["the entry 'a': 2; write epoch: number"]),
     (["train.optimizer={name: sgd, momentum: 0.0}"], ["Nesterov's step needs momentum"]),
     (["seed=-1"], ["seed: is -1; input should be greater than or equal to 0"]),
+    (["runs=2024-99-99"], ["'runs=2024-99-99': no valid YAML"]),
     (["name=../up"], ['name: is "../up"; it must be one plain word']),
     (["name=/abs"], ['name: is "/abs"; it must be one plain word']),
     (["distributed.timeout_seconds=.inf"], ["timeout_seconds: is Infinity; input should be a finite number"]),

@@ -105,6 +105,9 @@ def test_train_evaluate_resume_and_overwrite(call: Any, config: Path, settings: 
     assert code == 0
     assert "has all 2 epochs behind it; set train.epochs= to train on" in out
     assert (settings.folder / "summary.json").read_text() == before
+    (settings.folder / "summary.json").unlink()  # as if killed between the last save and the end
+    assert call("--config", config, "--resume", "auto")[0] == 0
+    assert runs.summary(settings.folder)["weight_digest"] in before
     assert call("--config", config, "--overwrite")[0] == 0
     assert runs.summary(settings.folder)["epochs"] == 2
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-import pickle
 import re
 import shutil
 from collections.abc import Iterator, Mapping
@@ -58,7 +57,7 @@ def read(path: Path) -> State:
         raise UserError(f"checkpoint {path}: does not exist; give a file from a run's checkpoints/ folder") from None
     except IsADirectoryError:
         raise UserError(f"checkpoint {path}: is a folder; give a file in it, or --resume auto") from None
-    except (OSError, RuntimeError, ValueError, EOFError, KeyError, pickle.UnpicklingError):
+    except Exception:  # noqa: BLE001 - damage shows as any error at all
         # torch's own words tell of archives and pickles, and advise to load what is not to be trusted.
         raise UserError(f"checkpoint {path}: damaged or no checkpoint; use an earlier one of the run") from None
     if not isinstance(content, dict) or "state" not in content or "sha256" not in content:
@@ -130,10 +129,10 @@ class CheckpointFolder:
         try:
             write(path, state)
             if step == 0:
-                _link(path, self.folder / "initial.pt")
-            _link(path, self.folder / "latest.pt")
+                link(path, self.folder / "initial.pt")
+            link(path, self.folder / "latest.pt")
             if best:
-                _link(path, self.folder / "best.pt")
+                link(path, self.folder / "best.pt")
             for old in self.files()[self.keep :]:
                 old.unlink()
         except OSError as error:
@@ -171,7 +170,7 @@ class CheckpointFolder:
         return None
 
 
-def _link(source: Path, name: Path) -> None:
+def link(source: Path, name: Path) -> None:
     """Make `name` another name of `source`, in one step; a copy where the file system has no hard links."""
     partial = name.with_suffix(".partial")
     partial.unlink(missing_ok=True)

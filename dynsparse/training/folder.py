@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import logging
-import shutil
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from dynsparse.config import RunConfig
 from dynsparse.errors import UserError
-from dynsparse.training.checkpoint import CheckpointFolder, read, set_aside_after
+from dynsparse.training.checkpoint import CheckpointFolder, link, read, set_aside_after
 from dynsparse.training.state import RunState
 
 log = logging.getLogger(__name__)
@@ -37,6 +36,9 @@ def find_start(config: RunConfig, *, resume: str | None, overwrite: bool) -> Sta
     folder = config.folder
     if resume == "auto":
         found = checkpoints_of(config).newest()
+        foreign = [name for name in ("config.yaml", "metrics.jsonl", "summary.json") if (folder / name).exists()]
+        if found is None and foreign and not _holds_run(folder):
+            raise UserError(f"{folder} holds a {foreign[0]} that is not of a dynsparse run; set name= or runs=")
         return None if found is None else Start(*found)
     if resume is not None:
         path = Path(resume)
@@ -51,6 +53,11 @@ def find_start(config: RunConfig, *, resume: str | None, overwrite: bool) -> Sta
     if _occupied(folder) and not _holds_run(folder):
         raise UserError(f"{folder} holds no run of dynsparse and is not replaced; set name= or runs=")
     return None
+
+
+def is_finished(config: RunConfig, start: Start) -> bool:
+    """Whether nothing is left to do: all epochs are behind `start`, and the summary stands."""
+    return start.state["progress"]["epoch"] >= config.train.epochs and (config.folder / "summary.json").exists()
 
 
 def read_run(path: Path) -> dict[str, Any]:
@@ -81,8 +88,20 @@ def take_folder(config: RunConfig, start: Start | None, *, overwrite: bool) -> N
             for line in differences(start.state["config"], config.as_dict()):
                 log.warning("resuming with %s", line)
             set_aside_after(folder / "checkpoints", step)
+            _name_anew(start, folder / "checkpoints")
     except OSError as error:
         raise UserError(f"{folder}: cannot be written ({error.strerror}); set runs= to a folder that can") from None
+
+
+def _name_anew(start: Start, folder: Path) -> None:
+    """Let latest.pt, and best.pt if it was set aside, be what they are where the run goes on."""
+    if start.path.parent.resolve() != folder.resolve() or start.path.name in ("latest.pt", "best.pt"):
+        return
+    link(start.path, folder / "latest.pt")
+    progress, at_epoch_end = start.state["progress"], start.state["data"]["batch"] == 0
+    is_best = progress["best_top1"] is not None and progress["best_top1"] == progress["test_top1"]
+    if at_epoch_end and is_best and not (folder / "best.pt").exists():
+        link(start.path, folder / "best.pt")
 
 
 def differences(old: Any, new: Any, key: str = "") -> list[str]:
@@ -94,7 +113,10 @@ def differences(old: Any, new: Any, key: str = "") -> list[str]:
 
 
 def _occupied(folder: Path) -> bool:
-    return folder.exists() and (not folder.is_dir() or any(folder.iterdir()))
+    try:
+        return folder.exists() and (not folder.is_dir() or any(folder.iterdir()))
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be read ({error.strerror}); set name= or runs=") from None
 
 
 def _holds_run(folder: Path) -> bool:
@@ -105,8 +127,17 @@ def _holds_run(folder: Path) -> bool:
 
 
 def _remove_run(folder: Path) -> None:
-    """Remove what a run writes; whatever else lies in the folder stays."""
-    shutil.rmtree(folder / "checkpoints", ignore_errors=True)
-    for pattern in ("config.yaml", "metrics.*", "summary.*", "events.out.tfevents.*"):
+    """Remove what a run writes, the mark last; whatever else lies in the folder stays."""
+    for pattern in (
+        "checkpoints/*.pt",
+        "checkpoints/*.pt.stale*",
+        "checkpoints/*.partial",
+        "metrics.jsonl",
+        "metrics.partial",
+        "summary.json",
+        "summary.partial",
+        "events.out.tfevents.*",
+        "config.yaml",
+    ):
         for path in folder.glob(pattern):
             path.unlink()

@@ -51,7 +51,6 @@ class Trainer:
         self.checkpoints = checkpoints
         self.stop_requested = stop_requested
 
-        self._check_batch()
         settings = config.train
         self.total_steps = settings.epochs * data.train.steps_per_epoch
         self.optimizer = settings.optimizer.build(self.model.parameters(), lr=self._lr(0))
@@ -89,11 +88,14 @@ class Trainer:
 
     def fit(self) -> Summary:
         """Train until the last epoch. Raises StopRequested, with a checkpoint saved, if asked to stop."""
+        self.check_batch()
         self.reporter = Reporter(self.run, self.network)
         self._settle()
         sync.together(lambda: self.observers.on_start(self.reporter.run_report(resumed=self.resumed)))
         if self.progress.step == 0:
             self._save()
+        if sync.any_rank(self.stop_requested()):
+            self._stop()
         while self.progress.epoch < self.config.train.epochs:
             self._train_epoch()
             self._finish_epoch()
@@ -223,7 +225,8 @@ class Trainer:
         """In one forward pass of this worker."""
         return self.config.train.global_batch_size // (self.worker.world_size * self.config.train.micro_batches)
 
-    def _check_batch(self) -> None:
+    def check_batch(self) -> None:
+        """Raise UserError if a worker would get a single sample at a time, which BatchNorm cannot train on."""
         normalises = any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in self.model.modules())
         if normalises and self._samples_at_once < 2:
             raise UserError(

@@ -8,7 +8,7 @@ import pytest
 
 from dynsparse.config import RunConfig
 from dynsparse.errors import UserError
-from dynsparse.training.checkpoint import set_aside_after
+from dynsparse.training.checkpoint import read, set_aside_after
 from dynsparse.training.folder import checkpoints_of, differences, find_start, take_folder
 from tests.training import runs
 
@@ -140,3 +140,20 @@ def test_the_best_of_an_abandoned_future_is_set_aside_too(tmp_path: Path) -> Non
     set_aside_after(folder.folder, 4)
     names = {path.name for path in folder.folder.glob("*.stale*")}
     assert names == {"best.pt.stale", "step-000000008.pt.stale", "step-000000008.pt.stale1"}
+
+
+def test_resume_auto_leaves_foreign_folders_alone(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "metrics.jsonl").write_text("somebody else's")
+    with pytest.raises(UserError, match=r"holds a metrics\.jsonl that is not of a dynsparse run"):
+        open_folder(runs.config(runs=str(tmp_path), name="a"), resume="auto", overwrite=False)
+
+
+def test_latest_and_best_follow_a_run_that_goes_back(tmp_path: Path) -> None:
+    finished_run(tmp_path, checkpoint={"keep": 9})
+    settings = runs.config(runs=str(tmp_path), name="a")
+    folder = settings.folder / "checkpoints"
+    (folder / "best.pt").unlink()
+    open_folder(settings, resume=str(folder / "step-000000008.pt"), overwrite=False)
+    assert read(folder / "latest.pt")["progress"]["step"] == 8
+    assert read(folder / "best.pt")["progress"]["step"] == 8, "after one epoch the first is the best"

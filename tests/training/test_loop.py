@@ -162,7 +162,7 @@ def test_the_learning_rate_reaches_the_optimizer() -> None:
     assert [report.lr for report in recorder.steps] == pytest.approx([0.025, 0.05, 0.075] + [0.1] * 5 + [0.01] * 8)
 
 
-@pytest.mark.parametrize("when", [1, 8, 11])
+@pytest.mark.parametrize("when", [0, 1, 8, 11])
 def test_stopping_on_request(when: int) -> None:
     recorder = Recorder()
     trainer = runs.trainer(runs.config(), observers=[recorder])

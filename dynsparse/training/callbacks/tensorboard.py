@@ -73,7 +73,9 @@ class TensorBoard(Callback):
         for name, share in report.explored.items():
             self._writer.add_scalar(f"exploration/{name}", share, report.step)
         for name, values in report.active_weights.items():
-            self._writer.add_histogram(f"active_weights/{name}", values, report.step)
+            finite = values[values.isfinite()]
+            if finite.numel():
+                self._writer.add_histogram(f"active_weights/{name}", finite, report.step)
         self._writer.flush()
 
     def on_end(self, summary: Summary) -> None:
