@@ -66,8 +66,9 @@ def test_shellcheck() -> None:
         subprocess.run(["shellcheck", str(script)], check=True)
 
 
-def test_a_signal_stops_the_workers_and_leaves_a_checkpoint(tmp_path: Path) -> None:
-    """SIGTERM to the script alone, as a supervisor sends it: torchrun and the workers end too, with code 75."""
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=lambda number: number.name)
+def test_a_signal_stops_the_workers_and_leaves_a_checkpoint(tmp_path: Path, number: signal.Signals) -> None:
+    """A signal to the script alone, as a supervisor sends it: torchrun and the workers end too, with code 75."""
     settings = runs.config(runs=str(tmp_path), name="a", train={"epochs": 100_000}, log={"progress": "lines"})
     path = runs.write_config(tmp_path, settings)
     process = subprocess.Popen(
@@ -83,7 +84,7 @@ def test_a_signal_stops_the_workers_and_leaves_a_checkpoint(tmp_path: Path) -> N
         for line in process.stderr:
             if line.startswith("epoch 1/"):
                 break
-        process.terminate()
+        process.send_signal(number)
         _, rest = process.communicate(timeout=100)
         assert process.returncode == 75, rest
         assert runs.summary(settings.folder)["status"] == "stopped"
