@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from dynsparse.config import RunConfig
 from dynsparse.errors import StopRequested
 from dynsparse.models.small_cnn import SmallCnnSettings
 from dynsparse.runtime import Worker
@@ -86,6 +87,15 @@ def test_one_step_of_sgd_by_hand() -> None:
         assert torch.allclose(after, old - 0.05 * (gradient + 0.9 * gradient), atol=1e-7), name
 
 
+def interrupted(settings: RunConfig, step: int) -> dict[str, Any]:
+    """What a run that is stopped after `step` leaves to resume from."""
+    trainer = runs.trainer(settings)
+    trainer.stop_requested = lambda: trainer.progress.step == step
+    with pytest.raises(StopRequested):
+        trainer.fit()
+    return trainer.run.save([trainer.run.of_this_rank()])
+
+
 class Dropping(SmallCnnSettings):
     """A network that draws random numbers in training."""
 
@@ -97,15 +107,10 @@ def test_random_state_is_restored(monkeypatch: pytest.MonkeyPatch) -> None:
     """With dropout, a resumed run equals the uninterrupted one only if torch's generator goes on."""
     settings = runs.config(model=CNN).model_copy(update={"model": Dropping(**CNN)})
     whole = runs.trainer(settings).fit()
-    first = runs.trainer(settings)
-    first.stop_requested = lambda: first.progress.step == 5
-    saved: list[dict[str, Any]] = []
-    first._save = lambda best=False: saved.append(first.run.save([first.run.of_this_rank()]))  # type: ignore[method-assign]
-    with pytest.raises(StopRequested):
-        first.fit()
+    saved = interrupted(settings, step=5)
     second = runs.trainer(settings)
     torch.manual_seed(99)
-    second.load(saved[-1])
+    second.load(saved)
     assert second.fit().weight_digest == whole.weight_digest
 
 
@@ -114,15 +119,10 @@ def test_the_epochs_report_goes_on_after_a_resume() -> None:
     settings = runs.config()
     whole = Recorder()
     runs.trainer(settings, observers=[whole]).fit()
-    first = runs.trainer(settings)
-    first.stop_requested = lambda: first.progress.step == 5
-    saved: list[dict[str, Any]] = []
-    first._save = lambda best=False: saved.append(first.run.save([first.run.of_this_rank()]))  # type: ignore[method-assign]
-    with pytest.raises(StopRequested):
-        first.fit()
+    saved = interrupted(settings, step=5)
     resumed = Recorder()
     second = runs.trainer(settings, observers=[resumed])
-    second.load(saved[-1])
+    second.load(saved)
     second.fit()
     for a, b in zip(whole.epochs, resumed.epochs, strict=True):
         assert (a.train_loss, a.train_top1, a.test_loss) == (b.train_loss, b.train_top1, b.test_loss)
