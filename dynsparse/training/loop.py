@@ -204,6 +204,8 @@ class Trainer:
     def _require_saved(self) -> None:
         if self.checkpoints is not None and self.checkpoints.failure is not None:
             raise UserError(self.checkpoints.failure)
+        if self.observers.failure is not None:
+            raise UserError(self.observers.failure)
 
     def _settle(self) -> None:
         """One throw-away forward and backward pass, after which everything is as before.

@@ -16,9 +16,10 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
 from tensorboard.plugins.custom_scalar import layout_pb2, metadata
 
-from dynsparse.errors import StopRequested
+from dynsparse.errors import StopRequested, UserError
 from dynsparse.training.callbacks import Callback, Observers, standard_observers
 from dynsparse.training.callbacks.base import EpochReport
+from dynsparse.training.callbacks.summary_file import SummaryFile
 from dynsparse.training.callbacks.tensorboard import LAYOUT
 from dynsparse.training.checkpoint import read
 from dynsparse.training.folder import checkpoints_of
@@ -192,6 +193,15 @@ def test_an_observer_that_cannot_write_does_not_end_training(caplog: pytest.LogC
     assert summary.status == "done"
     assert broken.calls == 2
     assert caplog.text.count("FullDisk cannot write") == 1
+
+
+def test_a_summary_that_cannot_be_written_is_an_error(tmp_path: Path) -> None:
+    """Nothing comes after it that could make up for it; a later resume writes it."""
+    settings = runs.config(runs=str(tmp_path), name="a")
+    open_folder(settings, resume=None, overwrite=False)
+    observer = SummaryFile(settings.folder / "vanished" / "summary.json")
+    with pytest.raises(UserError, match=r"SummaryFile: cannot write the end of the run .*--resume auto"):
+        runs.trainer(settings, observers=[observer], checkpoints=checkpoints_of(settings)).fit()
 
 
 def test_other_faults_of_an_observer_are_not_hidden() -> None:

@@ -30,6 +30,8 @@ class Observers(Callback):
     def __init__(self, members: Sequence[Callback]) -> None:
         self.members = members
         self._failed: set[Callback] = set()
+        #: What could not be written at the end, when no later report can make up for it.
+        self.failure: str | None = None
 
     def on_start(self, run: RunReport) -> None:
         for member in self.members:
@@ -48,7 +50,14 @@ class Observers(Callback):
         self._tell(lambda member: member.on_epoch(report))
 
     def on_end(self, summary: Summary) -> None:
-        self._tell(lambda member: member.on_end(summary))
+        for member in self.members:
+            try:
+                member.on_end(summary)
+            except OSError as error:
+                self.failure = (
+                    f"{type(member).__name__}: cannot write the end of the run ({error}); free space, "
+                    f"then --resume auto: the checkpoints are whole"
+                )
 
     def _tell(self, send: Callable[[Callback], None]) -> None:
         for member in self.members:
