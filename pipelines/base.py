@@ -59,6 +59,8 @@ class Request:
     """Samples in a batch of each worker."""
     device_id: int | None
     """Index of the worker's GPU; None for the CPU."""
+    evaluate_train: bool = False
+    """Build `Data.train_evaluation`."""
 
     def order(self, size: int) -> SampleOrder:
         return SampleOrder(self.seed, size, self.global_batch)
@@ -70,3 +72,7 @@ class Data:
 
     train: TrainPipeline
     test: EvaluationPipeline
+    validation: EvaluationPipeline | None = None
+    """The training samples held out, as evaluation sees them; None if the settings hold none out."""
+    train_evaluation: EvaluationPipeline | None = None
+    """The samples trained on, each once, as evaluation sees them; None unless asked for."""

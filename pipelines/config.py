@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Size = Annotated[int, Field(ge=1)]
 
@@ -23,6 +23,10 @@ class DataSetSettings(BaseModel):
     name: str
     threads: Size = 2
     """DALI's CPU threads in each worker."""
+    validation_samples: Annotated[int, Field(ge=0)] = 0
+    """Training samples held out, class by class, to choose the best epoch by; they are not trained on."""
+    split_seed: Annotated[int, Field(ge=0)] = 0
+    """What draws them: apart from the run's seed so that runs can share the split."""
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -35,6 +39,32 @@ class DataSetSettings(BaseModel):
 
     def check(self) -> None:
         """Raise DataError if the data cannot be there. Before any process group or GPU is touched."""
+
+
+class Cifar10Settings(DataSetSettings):
+    """CIFAR-10: 50,000 training and 10,000 test images of 32x32 in colour, in torchvision's folder layout."""
+
+    name: Literal["cifar10"]
+    path: str = "data/cifar10"
+    """Folder that holds (or will hold) cifar-10-batches-py."""
+    download: bool = False
+    """Fetch the files if they are not there."""
+    augment: bool = True
+    """Train on random crops of the padded images, half of them mirrored; false trains on the images as they are."""
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        return (3, 32, 32)
+
+    @property
+    def classes(self) -> int:
+        return 10
+
+    def check(self) -> None:
+        from pipelines.cifar10 import check_files
+
+        if not self.download:
+            check_files(self.path)
 
 
 class DigitsSettings(DataSetSettings):
@@ -51,6 +81,43 @@ class DigitsSettings(DataSetSettings):
     @property
     def classes(self) -> int:
         return 10
+
+
+class ImagenetSettings(DataSetSettings):
+    """A folder of images, such as ImageNet: train/CLASS/*.jpg and val/CLASS/*.jpg (or png, webp, bmp, tiff)."""
+
+    name: Literal["imagenet"]
+    path: str = "data/imagenet"
+    """Folder that holds train and val."""
+    augment: bool = True
+    """Train on random resized crops, half of them mirrored; false trains on the images as evaluation sees them."""
+    image_size: Size = 224
+    """Height and width of the images that the network gets."""
+    evaluation_resize: Size = 256
+    """What an image's shorter side is resized to for evaluation, before the central crop."""
+    number_of_classes: Annotated[int, Field(ge=2)] = 1000
+
+    @model_validator(mode="after")
+    def _crop_fits(self) -> ImagenetSettings:
+        if self.evaluation_resize < self.image_size:
+            raise ValueError(
+                f"evaluation_resize is {self.evaluation_resize}, image_size {self.image_size}; "
+                f"the crop must fit into the image: set evaluation_resize={self.image_size} or more"
+            )
+        return self
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        return (3, self.image_size, self.image_size)
+
+    @property
+    def classes(self) -> int:
+        return self.number_of_classes
+
+    def check(self) -> None:
+        from pipelines.image_folder import check_folders
+
+        check_folders(self.path, self.number_of_classes)
 
 
 class MnistSettings(DataSetSettings):
@@ -100,4 +167,7 @@ class SyntheticSettings(DataSetSettings):
         return self.number_of_classes
 
 
-DataSettings = Annotated[DigitsSettings | MnistSettings | SyntheticSettings, Field(discriminator="name")]
+DataSettings = Annotated[
+    Cifar10Settings | DigitsSettings | ImagenetSettings | MnistSettings | SyntheticSettings,
+    Field(discriminator="name"),
+]

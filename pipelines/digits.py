@@ -32,4 +32,4 @@ def build(settings: DigitsSettings, request: Request) -> Data:
         std=(float(train.images.std()),),
         size=(settings.image_size, settings.image_size),
     )
-    return in_memory(train, test, transform, settings.threads, request)
+    return in_memory(train, test, transform, settings, request)

@@ -54,4 +54,4 @@ def load(settings: MnistSettings) -> tuple[Arrays, Arrays]:
 
 def build(settings: MnistSettings, request: Request) -> Data:
     train, test = load(settings)
-    return in_memory(train, test, Transform((MEAN,), (STD,)), settings.threads, request)
+    return in_memory(train, test, Transform((MEAN,), (STD,)), settings, request)

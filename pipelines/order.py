@@ -15,6 +15,22 @@ from numpy.typing import NDArray
 from pipelines.config import DataError
 
 Indices = NDArray[np.int64]
+Uniforms = NDArray[np.float64]
+"""Random numbers in [0, 1), [samples, how many each needs]."""
+
+
+def generator(*purpose: object) -> np.random.Philox:
+    """A generator that is a pure function of what it is for. Only its raw words are to be used:
+
+    NumPy promises that their stream stays for ever, which it does not for `permutation` and the like.
+    """
+    key = hashlib.blake2b("\0".join(map(str, purpose)).encode(), digest_size=16).digest()
+    return np.random.Philox(key=int.from_bytes(key, "big"))
+
+
+def shuffled(size: int, *purpose: object) -> Indices:
+    """int64 [size]: a permutation that is a pure function of its arguments, by sorting random words."""
+    return np.argsort(generator(*purpose).random_raw(size), kind="stable").astype(np.int64)
 
 
 @dataclass(frozen=True)
@@ -59,11 +75,7 @@ class SampleOrder:
     def permutation(self, epoch: int) -> Indices:
         """int64 [size]: the samples in the order of this epoch. The latest epoch's is kept."""
         if self._latest is None or self._latest[0] != epoch:
-            key = hashlib.blake2b(f"{self.seed}\0order\0{epoch}".encode(), digest_size=16).digest()
-            # Sorting raw words of a named generator: NumPy promises their stream for ever,
-            # which it does not for `permutation`.
-            words = np.random.Philox(key=int.from_bytes(key, "big")).random_raw(self.size)
-            self._latest = (epoch, np.argsort(words, kind="stable").astype(np.int64))
+            self._latest = (epoch, shuffled(self.size, self.seed, "order", epoch))
         return self._latest[1]
 
     def batch(self, epoch: int, batch: int) -> Indices:
@@ -74,10 +86,30 @@ class SampleOrder:
 
     def micro_batch(self, epoch: int, batch: int, part: int, share: Share) -> Indices:
         """int64 [global_batch / workers / micro_batches]: what one worker gets as part `part` of a batch."""
+        return self.batch(epoch, batch)[self._slice(part, share)]
+
+    def randoms(self, epoch: int, batch: int, part: int, share: Share, k: int) -> Uniforms:
+        """float64 [global_batch / workers / micro_batches, k] in [0, 1): k numbers for each sample of `micro_batch`.
+
+        They belong to the sample's place in the global batch, whoever gets it:
+        augmentation needs no state, and is the same for every number of workers.
+        """
+        place = self._slice(part, share)
+        # Philox counts in blocks of four words: go straight to ours, however large the global batch.
+        blocks, skipped = divmod(place.start * k, 4)
+        size = place.stop - place.start
+        philox = generator(self.seed, "augment", epoch, batch)
+        philox.advance(blocks)
+        words: NDArray[np.uint64] = philox.random_raw(skipped + size * k)[skipped:]
+        # The upper 53 bits, as many as a float64 holds: each multiple of 2^-53 is equally likely.
+        return ((words >> 11).astype(np.float64) * 2.0**-53).reshape(size, k)
+
+    def _slice(self, part: int, share: Share) -> slice:
+        """Where part `part` of one worker stands in a global batch."""
         size, rest = divmod(self.global_batch, share.workers * share.micro_batches)
         assert rest == 0 and 0 <= part < share.micro_batches, (self.global_batch, share, part)
         start = (share.rank * share.micro_batches + part) * size
-        return self.batch(epoch, batch)[start : start + size]
+        return slice(start, start + size)
 
 
 def evaluation_batches(size: int, batch: int, rank: int, workers: int) -> list[Indices]:

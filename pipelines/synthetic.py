@@ -26,4 +26,4 @@ def load(settings: SyntheticSettings, seed: int = 0) -> tuple[Arrays, Arrays]:
 def build(settings: SyntheticSettings, request: Request) -> Data:
     train, test = load(settings)
     channels = settings.image_shape[0]
-    return in_memory(train, test, Transform((127.5,) * channels, (64.0,) * channels), settings.threads, request)
+    return in_memory(train, test, Transform((127.5,) * channels, (64.0,) * channels), settings, request)

@@ -49,6 +49,42 @@ def test_the_order_is_pinned() -> None:
 PINNED = [5, 7, 8, 2, 6, 1, 4, 9, 3, 0]
 
 
+def test_the_random_numbers_are_pinned() -> None:
+    assert (SampleOrder(0, 10, 2).randoms(1, 3, 0, Share(), 2) * 1000).round(2).tolist() == PINNED_RANDOMS
+
+
+PINNED_RANDOMS = [[723.72, 668.38], [725.55, 58.39]]
+
+
+@given(st.integers(0, 1000), st.sampled_from([1, 2, 3, 4]), st.sampled_from([1, 2, 5]), st.integers(0, 5))
+def test_the_same_random_numbers_for_any_number_of_workers(seed: int, workers: int, parts: int, k: int) -> None:
+    order = SampleOrder(seed, 200, workers * parts * 2)
+    for batch in range(2):
+        shares = [
+            order.randoms(1, batch, part, Share(rank, workers, parts), k)
+            for rank in range(workers)
+            for part in range(parts)
+        ]
+        assert all(share.shape == (2, k) for share in shares)
+        assert np.array_equal(np.concatenate(shares), order.randoms(1, batch, 0, Share(), k))
+
+
+def test_random_numbers_differ_from_sample_to_sample_batch_to_batch_and_epoch_to_epoch() -> None:
+    order = SampleOrder(3, 100, 10)
+    drawn = np.concatenate([order.randoms(e, b, 0, Share(), 3) for e in range(3) for b in range(10)])
+    drawn = np.concatenate((drawn, SampleOrder(4, 100, 10).randoms(0, 0, 0, Share(), 3)))
+    assert len(np.unique(drawn)) == drawn.size
+
+
+def test_random_numbers_are_uniform() -> None:
+    """Of 90,000 numbers each ninth of [0, 1) gets its share (5 sigma)."""
+    drawn = SampleOrder(3, 10_000, 10_000).randoms(0, 0, 0, Share(), 9)
+    assert drawn.dtype == np.float64
+    assert drawn.min() >= 0 and drawn.max() < 1
+    counts = np.bincount((drawn * 9).astype(int).ravel(), minlength=9)
+    assert abs(counts - 10_000).max() < 5 * (10_000 * 8 / 9) ** 0.5
+
+
 def test_an_order_is_a_fair_shuffle() -> None:
     """Over 4,000 epochs each of 8 samples comes first about 500 times (6 sigma)."""
     order = SampleOrder(3, 8, 8)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import struct
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,16 +14,22 @@ from numpy.typing import NDArray
 
 import pipelines
 from pipelines import digits, mnist, synthetic
-from pipelines.base import Data, Request
+from pipelines.base import Data, EvaluationPipeline, Request
 from pipelines.config import DataError, DataSetSettings, DigitsSettings, MnistSettings, SyntheticSettings
-from pipelines.in_memory import Arrays, InMemoryEvaluation, InMemoryTraining, Transform
-from pipelines.order import SampleOrder, Share
+from pipelines.in_memory import Arrays, Transform, Unaugmented
+from pipelines.order import SampleOrder
+from pipelines.ordered import OrderedEvaluation, OrderedTraining, assemble
+from tests.pipelines.streams import request, whole
 
 UNCHANGED = Transform(mean=(0.0,), std=(1.0,))
 
 
-def request(rank: int = 0, workers: int = 1, parts: int = 1, batch: int = 24, evaluation_batch: int = 16) -> Request:
-    return Request(7, batch, Share(rank, workers, parts), evaluation_batch, device_id=None)
+def training(arrays: Arrays, request: Request, transform: Transform = UNCHANGED, threads: int = 1) -> OrderedTraining:
+    return OrderedTraining(Unaugmented(arrays, transform), np.arange(len(arrays)), threads, request)
+
+
+def evaluation(arrays: Arrays, request: Request) -> OrderedEvaluation:
+    return OrderedEvaluation(Unaugmented(arrays, UNCHANGED), np.arange(len(arrays)), 1, request)
 
 
 def numbered(n: int) -> Arrays:
@@ -41,7 +48,7 @@ def samples_of(step: list[tuple[torch.Tensor, torch.Tensor]]) -> list[int]:
 @pytest.mark.parametrize(("workers", "parts"), [(1, 1), (2, 1), (3, 1), (4, 1), (2, 3)])
 def test_training_follows_the_order_for_any_number_of_workers(size: int, workers: int, parts: int) -> None:
     order = SampleOrder(7, size, 24)
-    ranks = [InMemoryTraining(numbered(size), UNCHANGED, 1, request(r, workers, parts)) for r in range(workers)]
+    ranks = [training(numbered(size), request(r, workers, parts)) for r in range(workers)]
     for epoch in range(3):
         steps = list(zip(*(rank.epoch() for rank in ranks), strict=True))
         assert len(steps) == size // 24
@@ -52,7 +59,7 @@ def test_training_follows_the_order_for_any_number_of_workers(size: int, workers
 @pytest.mark.parametrize("size", [48, 50, 1])
 @pytest.mark.parametrize("workers", [1, 2, 3, 4])
 def test_evaluation_is_exact_and_repeatable(size: int, workers: int) -> None:
-    ranks = [InMemoryEvaluation(numbered(size), UNCHANGED, 1, request(r, workers)) for r in range(workers)]
+    ranks = [evaluation(numbered(size), request(r, workers)) for r in range(workers)]
     for _ in range(2):
         assert [i for rank in ranks for batch in rank.batches() for i in samples_of([batch])] == list(range(size))
 
@@ -63,7 +70,7 @@ def test_resume_delivers_identical_bytes(stop: int) -> None:
     arrays = numbered(101)
     transform = Transform(mean=(3.0,), std=(7.0,), size=(5, 5))
 
-    def stream(pipeline: InMemoryTraining, steps: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    def stream(pipeline: OrderedTraining, steps: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
         """The next steps, over the ends of epochs (of four)."""
         found: list[tuple[torch.Tensor, torch.Tensor]] = []
         while len(found) < steps:
@@ -73,11 +80,11 @@ def test_resume_delivers_identical_bytes(stop: int) -> None:
                     break
         return found
 
-    whole = InMemoryTraining(arrays, transform, 1, request())
+    whole = training(arrays, request(), transform)
     expected = stream(whole, 10)
-    first = InMemoryTraining(arrays, transform, 1, request())
+    first = training(arrays, request(), transform)
     stream(first, stop)
-    second = InMemoryTraining(arrays, transform, 2, request())
+    second = training(arrays, request(), transform, threads=2)
     second.load_state_dict(first.state_dict())
     rest = stream(second, 10 - stop)
     for (images, labels), (images_again, labels_again) in zip(expected[stop:], rest, strict=True):
@@ -87,13 +94,13 @@ def test_resume_delivers_identical_bytes(stop: int) -> None:
 
 @pytest.mark.parametrize("workers", [1, 4])
 def test_resume_on_another_number_of_workers_sees_the_rest(workers: int) -> None:
-    ranks = [InMemoryTraining(numbered(101), UNCHANGED, 1, request(r, 2)) for r in range(2)]
+    ranks = [training(numbered(101), request(r, 2)) for r in range(2)]
     seen: list[int] = []
     for _, shares in zip(range(2), zip(*(rank.epoch() for rank in ranks), strict=True), strict=False):
         seen += [i for share in shares for i in samples_of(share)]
     state = ranks[0].state_dict()
     assert state == ranks[1].state_dict()
-    others = [InMemoryTraining(numbered(101), UNCHANGED, 1, request(r, workers)) for r in range(workers)]
+    others = [training(numbered(101), request(r, workers)) for r in range(workers)]
     rest: list[int] = []
     for other in others:
         other.load_state_dict(state)
@@ -103,15 +110,68 @@ def test_resume_on_another_number_of_workers_sees_the_rest(workers: int) -> None
 
 
 def test_a_position_in_other_data_is_refused() -> None:
-    pipeline = InMemoryTraining(numbered(101), UNCHANGED, 1, request())
-    other = InMemoryTraining(numbered(100), UNCHANGED, 1, request())
+    pipeline = training(numbered(101), request())
+    other = training(numbered(100), request())
     with pytest.raises(DataError, match="made with samples 101, this run has 100"):
         other.load_state_dict(pipeline.state_dict())
 
 
+def assembled(validation_samples: int = 0, split_seed: int = 0, **options: Any) -> Data:
+    settings = DataSetSettings(name="numbers", threads=1, validation_samples=validation_samples, split_seed=split_seed)
+    three_classes = Arrays(numbered(101).images, np.arange(101) % 3)
+    plain = Unaugmented(three_classes, UNCHANGED)
+    return assemble(plain, plain, Unaugmented(numbered(9), UNCHANGED), settings, request(**options))
+
+
+def numbers_in(pipeline: EvaluationPipeline | None) -> list[int]:
+    return [int(number) for number in whole(pipeline)[0][:, 0, 0, 0]]
+
+
+def test_held_out_samples_are_not_trained_on() -> None:
+    data = assembled(validation_samples=20, evaluate_train=True)
+    assert data.validation is not None and data.train_evaluation is not None
+    held_out, trained_on = numbers_in(data.validation), numbers_in(data.train_evaluation)
+    assert (data.validation.samples, data.train_evaluation.samples) == (20, 81)
+    assert sorted(held_out + trained_on) == list(range(101))
+    for _ in range(3):
+        seen = [int(i) for step in data.train.epoch() for images, _ in step for i in images[:, 0, 0, 0]]
+        assert len(seen) == len(set(seen)) == 81 // 24 * 24
+        assert set(seen) <= set(trained_on)
+    assert numbers_in(data.validation) == held_out, "a second pass is the same"
+    assert numbers_in(data.test) == list(range(9))
+
+
+@pytest.mark.parametrize("workers", [2, 3])
+def test_held_out_samples_are_evaluated_once_over_all_workers(workers: int) -> None:
+    ranks = [assembled(validation_samples=20, rank=r, workers=workers) for r in range(workers)]
+    held_out = [i for rank in ranks for i in numbers_in(rank.validation)]
+    assert held_out == numbers_in(assembled(validation_samples=20).validation)
+
+
+def test_nothing_is_held_out_and_training_data_not_evaluated_unless_asked() -> None:
+    data = assembled()
+    assert data.validation is None and data.train_evaluation is None
+    assert assembled(evaluate_train=True).train_evaluation is not None
+
+
+def test_a_position_in_another_split_is_refused() -> None:
+    data, other = assembled(validation_samples=20), assembled(validation_samples=20, split_seed=1)
+    with pytest.raises(DataError, match=r"other samples held out than data\.split_seed"):
+        other.train.load_state_dict(data.train.state_dict())
+    with pytest.raises(DataError, match="made with samples 81, this run has 101"):
+        assembled().train.load_state_dict(data.train.state_dict())
+
+
+def test_a_position_from_before_samples_could_be_held_out_is_taken() -> None:
+    data, state = assembled(), assembled().train.state_dict()
+    del state["split"]
+    data.train.load_state_dict({**state, "batch": 1})
+    assert len(list(data.train.epoch())) == 101 // 24 - 1
+
+
 def test_a_batch_stays_as_it_is_while_later_ones_are_made() -> None:
     """DALI's memory is not copied: it must not be reused as long as a tensor holds it."""
-    pipeline = InMemoryTraining(numbered(240), UNCHANGED, 1, request())
+    pipeline = training(numbered(240), request())
     held = [step[0] for step in pipeline.epoch()]
     kept = [(images.clone(), labels.clone()) for images, labels in held]
     list(pipeline.epoch())
@@ -208,6 +268,22 @@ def test_synthetic_is_any_shape_and_the_same_every_time() -> None:
     assert int(labels.max()) < 4
     first, second = synthetic.load(settings), synthetic.load(settings)
     assert all(np.array_equal(a.images, b.images) for a, b in zip(first, second, strict=True))
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        DigitsSettings(name="digits", validation_samples=100),
+        SyntheticSettings(name="synthetic", shape=[1, 3, 3], validation_samples=100),
+    ],
+    ids=lambda settings: settings.name,
+)
+def test_every_data_set_holds_samples_out(settings: DataSetSettings) -> None:
+    data = pipelines.build(settings, request(evaluate_train=True))
+    assert data.validation is not None and data.train_evaluation is not None
+    assert data.validation.samples == len(whole(data.validation)[1]) == 100
+    assert data.train_evaluation.samples + 100 == (1437 if settings.name == "digits" else 1000)
+    assert torch.equal(whole(data.validation)[1].bincount(), torch.full((10,), 10))
 
 
 def test_torchvision_imports_beside_any_build_of_torch() -> None:

@@ -1,0 +1,69 @@
+"""Requests for pipelines, and what several workers deliver, put together."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+
+import torch
+
+from pipelines.base import Batch, EvaluationPipeline, Request, TrainPipeline
+from pipelines.order import Share
+
+SEED = 7
+
+
+def request(
+    rank: int = 0,
+    workers: int = 1,
+    parts: int = 1,
+    batch: int = 24,
+    evaluation_batch: int = 16,
+    evaluate_train: bool = False,
+) -> Request:
+    return Request(SEED, batch, Share(rank, workers, parts), evaluation_batch, None, evaluate_train)
+
+
+def joined(batches: Iterable[Batch]) -> Batch:
+    images, labels = zip(*batches, strict=True)
+    return torch.cat(images), torch.cat(labels)
+
+
+def endless(pipeline: TrainPipeline) -> Iterator[Batch]:
+    """One step after the other, over the ends of epochs; the micro-batches of a step joined."""
+    while True:
+        for step in pipeline.epoch():
+            yield joined(step)
+
+
+def global_batches(build: Callable[[Request], TrainPipeline], workers: int, steps: int, parts: int = 1) -> list[Batch]:
+    """The first steps, the slices of all workers joined."""
+    ranks = [endless(build(request(rank, workers, parts))) for rank in range(workers)]
+    return [joined(next(rank) for rank in ranks) for _ in range(steps)]
+
+
+def whole(pipeline: EvaluationPipeline | None) -> Batch:
+    """One pass."""
+    assert pipeline is not None
+    return joined(pipeline.batches())
+
+
+def assert_same(batches: list[Batch], others: list[Batch]) -> None:
+    """Bit for bit."""
+    for (images, labels), (other_images, other_labels) in zip(batches, others, strict=True):
+        assert torch.equal(images, other_images)
+        assert torch.equal(labels, other_labels)
+
+
+def assert_workers_and_resume_change_nothing(build: Callable[[Request], TrainPipeline]) -> None:
+    """The contract of a training pipeline whose epoch has at least two steps, its images augmented or not."""
+    expected = global_batches(build, workers=1, steps=5)
+    assert_same(global_batches(build, workers=2, steps=5, parts=3), expected)
+    assert_same(global_batches(build, workers=4, steps=5), expected)
+    for stop in (1, 3):
+        first, second = build(request()), build(request())
+        steps = endless(first)
+        for _ in range(stop):
+            next(steps)
+        second.load_state_dict(first.state_dict())
+        rest = endless(second)
+        assert_same([next(rest) for _ in range(5 - stop)], expected[stop:])
