@@ -2,14 +2,36 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Mapping
+from typing import Annotated, Any
 
-from pydantic import Field
+from pydantic import Discriminator, Tag
 
 from dynsparse.models.base import ModelSettings
 from dynsparse.models.mnist_mlp import MnistMlpSettings
+from dynsparse.models.resnet50 import ResNet50Settings
 from dynsparse.models.small_cnn import SmallCnnSettings
+from dynsparse.models.torchvision_models import PREFIX, TorchvisionSettings
+from dynsparse.models.wide_resnet import WideResNetSettings
 
-AnyModel = Annotated[MnistMlpSettings | SmallCnnSettings, Field(discriminator="name")]
+ANY_OF_TORCHVISION = f"{PREFIX}..."
+
+
+def _tag(section: Any) -> str | None:
+    """Which member of the union a section of a config, or its settings, is; None where it lacks a name."""
+    found = section.get("name") if isinstance(section, Mapping) else getattr(section, "name", None)
+    if found is None:
+        return None
+    return ANY_OF_TORCHVISION if str(found).startswith(PREFIX) else str(found)
+
+
+AnyModel = Annotated[
+    Annotated[WideResNetSettings, Tag("cifar10_WideResNet")]
+    | Annotated[ResNet50Settings, Tag("imagenet_resnet50")]
+    | Annotated[MnistMlpSettings, Tag("mnist_mlp")]
+    | Annotated[SmallCnnSettings, Tag("small_cnn")]
+    | Annotated[TorchvisionSettings, Tag(ANY_OF_TORCHVISION)],
+    Discriminator(_tag),
+]
 
 __all__ = ["AnyModel", "ModelSettings"]

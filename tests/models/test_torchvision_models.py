@@ -1,0 +1,130 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+import warnings
+
+import pytest
+import torch
+from torch import nn
+
+from dynsparse import config
+from dynsparse.config import RunConfig
+from dynsparse.errors import UserError
+from dynsparse.masks import MaskSet, sparse_layers
+from dynsparse.masks.allocation import uniform
+from dynsparse.masks.granularity import weight_kinds
+from dynsparse.models.torchvision_models import TorchvisionSettings
+from dynsparse.training.network import check_layers
+from tests.models.counting import specs, without_weights
+
+
+def settings(name: str) -> TorchvisionSettings:
+    return TorchvisionSettings(name=f"torchvision/{name}")
+
+
+def run_config(name: str, shape: tuple[int, int, int]) -> RunConfig:
+    return config.parse(
+        {
+            "model": {"name": f"torchvision/{name}"},
+            "method": {"name": "static"},
+            "data": {"name": "synthetic", "shape": list(shape)},
+        }
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "size"),
+    [
+        ("resnet18", 64),
+        ("squeezenet1_0", 64),  # the classifier is a convolution
+        ("mobilenet_v3_small", 64),  # grouped convolutions, squeeze and excitation
+        ("shufflenet_v2_x0_5", 64),
+        ("regnet_x_400mf", 64),
+    ],
+)
+def test_one_sparse_training_step(name: str, size: int) -> None:
+    torch.manual_seed(0)
+    model = settings(name).build((3, size, size), 7)
+    assert model.training
+    layers = sparse_layers(model, default=settings(name).sparse_by_default(model))
+    assert [layer.name for layer in layers] == list(weight_kinds(model))
+    masks = MaskSet(model, layers, uniform(layers, {"conv": 0.8, "fc": 0.9}))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9, weight_decay=1e-4, nesterov=True)
+    logits = model(torch.randn(2, 3, size, size))
+    assert logits.shape == (2, 7)
+    nn.functional.cross_entropy(logits, torch.tensor([0, 1])).backward()
+    # DistributedDataParallel fails where a parameter takes no part.
+    assert [key for key, parameter in model.named_parameters() if parameter.grad is None] == []
+    masks.mask_gradients()
+    optimizer.step()
+    for layer in masks:
+        assert int(torch.count_nonzero(layer.weight.detach()[~layer.mask.expand_as(layer.weight)])) == 0
+        assert bool(layer.weight.isfinite().all())
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "sparse"),
+    [
+        ("resnet18", 224, 21),
+        ("densenet121", 32, 121),
+        ("googlenet", 224, 58),
+        ("inception_v3", 299, 95),
+        ("regnet_y_128gf", 224, 141),
+        ("vit_h_14", 224, 98),
+        ("swin_t", 64, 53),
+        ("maxvit_t", 224, 151),
+    ],
+)
+def test_layers_without_weights_and_without_warnings(name: str, size: int, sparse: int) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model = without_weights(settings(name), (3, size, size), 1000)
+        check_layers(run_config(name, (3, size, size)))
+    assert all(parameter.is_meta for parameter in model.parameters())
+    assert len(specs(settings(name), model)) == sparse
+
+
+@pytest.mark.parametrize("name", ["googlenet", "inception_v3"])
+def test_auxiliary_heads_are_left_out(name: str) -> None:
+    model = without_weights(settings(name), (3, 299, 299), 10)
+    assert not [key for key, _ in model.named_parameters() if key.lower().startswith("aux")]
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "message"),
+    [
+        ("resnet18", (1, 28, 28), "have 1 channels; torchvision's models take 3: choose data in colour, or another"),
+        ("alexnet", (3, 32, 32), "images of 32x32 (Given input size"),
+        ("vit_b_16", (3, 40, 40), "images of 40x40 (Input shape indivisible by patch size); choose another image"),
+        ("vit_b_16", (3, 32, 48), "images of 32x48 (Wrong image width! Expected 32 but got 48"),
+        ("maxvit_t", (3, 64, 64), "images of 64x64 (Input size (16, 16) of block 0 is not divisible"),
+    ],
+)
+def test_images_that_a_model_cannot_take(name: str, shape: tuple[int, int, int], message: str) -> None:
+    with pytest.raises(UserError) as caught:
+        check_layers(run_config(name, shape))
+    (line,) = caught.value.lines
+    assert line.startswith(f"model.name is torchvision/{name}") and message in line
+
+
+def test_the_try_changes_neither_weights_nor_random_state() -> None:
+    """What the constructor draws is all that is drawn, so a seed gives torchvision's own network."""
+    torch.manual_seed(0)
+    built, after = settings("mobilenet_v3_small").build((3, 32, 32), 10), torch.rand(())
+    import torchvision
+
+    torch.manual_seed(0)
+    plain = torchvision.models.mobilenet_v3_small(num_classes=10)
+    assert torch.equal(after, torch.rand(()))
+    expected = plain.state_dict()
+    assert all(torch.equal(tensor, expected[key]) for key, tensor in built.state_dict().items())
+
+
+def test_other_models_do_without_torchvision() -> None:
+    program = (
+        "import sys; from dynsparse import config\n"
+        "config.parse({'model': {'name': 'small_cnn'}, 'method': {'name': 'static'}, 'data': {'name': 'synthetic'}})\n"
+        "config.json_schema(); sys.exit('torchvision' in sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True)
