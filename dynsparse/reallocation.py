@@ -42,11 +42,14 @@ class Plan:
 
     step: int
     seed: int
+    budget: int
+    """Active weights from now on."""
     layers: tuple[LayerPlan, ...]
 
     def encode(self) -> Tensor:
         """float64 [1 + layers, 6] on the CPU: exact for float32 thresholds and integers below 2^53."""
-        rows = [[float(self.step), float(self.seed >> 32), float(self.seed & 0xFFFFFFFF), 0.0, 0.0, 0.0]]
+        seed = (float(self.seed >> 32), float(self.seed & 0xFFFFFFFF))
+        rows = [[float(self.step), *seed, float(self.budget), 0.0, 0.0]]
         for layer in self.layers:
             rows.append([float(v) for cut in (layer.drop, layer.grow) for v in (cut.threshold, cut.ties, cut.count)])
         return torch.tensor(rows, dtype=torch.float64)
@@ -61,11 +64,11 @@ class Plan:
     @classmethod
     def decode(cls, encoded: Tensor) -> Plan:
         """The inverse of `encode`."""
-        (step, high, low, *_), *rows = encoded.tolist()
+        (step, high, low, budget, *_), *rows = encoded.tolist()
         layers = tuple(
             LayerPlan(Cut(row[0], int(row[1]), int(row[2])), Cut(row[3], int(row[4]), int(row[5]))) for row in rows
         )
-        return cls(int(step), (int(high) << 32) | int(low), layers)
+        return cls(int(step), (int(high) << 32) | int(low), int(budget), layers)
 
 
 @dataclass(frozen=True)
@@ -109,10 +112,19 @@ class Reallocator:
     def is_due(self, clock: Clock) -> bool:
         return len(self.masks) > 0 and self.method.is_due(clock)
 
-    def look(self) -> None:
-        """Take growth scores while the gradients are still whole: after backward, on a step that is due."""
-        scores = ((layer.name, self.method.grow_scores(layer)) for layer in self.masks)
-        self._grow_scores = {name: score for name, score in scores if score is not None}
+    @torch.no_grad()
+    def before_step(self, clock: Clock) -> None:
+        """Between backward and the optimizer's step number `clock.step`: look at the gradients, then mask them."""
+        self.method.observe(self.masks)
+        if self.is_due(clock):
+            scores = ((layer.name, self.method.grow_scores(layer)) for layer in self.masks)
+            self._grow_scores = {name: score for name, score in scores if score is not None}
+        self.masks.mask_gradients()
+
+    def after_step(self, clock: Clock) -> ReallocationReport | None:
+        """After the optimizer's step, with the clock given to `before_step`: reallocate if due."""
+        self.method.after_step(self.masks, clock, self.seed)
+        return self(clock) if self.is_due(clock) else None
 
     @torch.no_grad()
     def __call__(self, clock: Clock) -> ReallocationReport:
@@ -146,21 +158,22 @@ class Reallocator:
     def plan(self, clock: Clock) -> Plan:
         """Decide, without changing anything."""
         layers = list(self.masks)
+        budget = self.method.budget(self.masks.budget, clock)
         scores = [self.method.drop_scores(layer) for layer in layers]
-        drops = self._within_limits(scores, self.method.drop_cuts(scores))
+        drops = self._within_limits(scores, self.method.drop_cuts(scores, clock), budget)
         changes = [_change(layer, drop.count) for layer, drop in zip(layers, drops, strict=True)]
-        freed = self.masks.budget - sum(change.kept * change.unit_size for change in changes)
+        kept = sum(change.kept * change.unit_size for change in changes)
         grows = share_out(
-            freed,
+            max(0, budget - kept),
             self.method.shares(changes),
             capacity=[change.room for change in changes],
             unit_size=[change.unit_size for change in changes],
         )
         cuts = self._growth_cuts(layers, grows)
         rows = tuple(LayerPlan(drop, grow) for drop, grow in zip(drops, cuts, strict=True))
-        return Plan(clock.step, seed_for(self.seed, clock.step), rows)
+        return Plan(clock.step, seed_for(self.seed, clock.step), budget, rows)
 
-    def _within_limits(self, scores: Sequence[Tensor], cuts: Sequence[Cut]) -> list[Cut]:
+    def _within_limits(self, scores: Sequence[Tensor], cuts: Sequence[Cut], budget: int) -> list[Cut]:
         """Lower cuts that would empty a layer, or drop more than the free positions can take up.
 
         A position dropped now may not grow now, so a nearly dense network can
@@ -168,11 +181,11 @@ class Reallocator:
         """
         specs = [layer.spec for layer in self.masks]
         counts = [min(cut.count, layer.active_units - 1) for cut, layer in zip(cuts, self.masks, strict=True)]
-        free = self.masks.weights - self.masks.active_weights
-        if sum(count * spec.unit_size for count, spec in zip(counts, specs, strict=True)) > free:
+        most = self.masks.weights - budget  # What is left must reach the budget in the positions free before.
+        if sum(count * spec.unit_size for count, spec in zip(counts, specs, strict=True)) > most:
             sizes = [spec.unit_size for spec in specs]
             wanted = [float(count * size) for count, size in zip(counts, sizes, strict=True)]
-            counts = share_out(free, wanted, capacity=counts, unit_size=sizes)
+            counts = share_out(most, wanted, capacity=counts, unit_size=sizes)
         lowered = [i for i, (cut, count) in enumerate(zip(cuts, counts, strict=True)) if count < cut.count]
         exact = cuts_smallest([scores[i] for i in lowered], [counts[i] for i in lowered])
         result = list(cuts)
@@ -204,6 +217,13 @@ class Reallocator:
                 grown = draw_free(layer.inactive.view(-1), free, decided.grow.count, seed_for(plan.seed, layer.name))
             dropped = self.masks.move(layer, gone, grown)
             optimizer_state.clear(self.optimizer, layer, torch.cat((dropped, grown)))
+            self._begin(layer, grown, seed_for(plan.seed, "begin", layer.name))
+        self.masks.budget = plan.budget
+
+    def _begin(self, layer: SparseLayer, grown: Tensor, seed: int) -> None:
+        values = self.method.begin(layer, grown, torch.Generator().manual_seed(seed))
+        if values is not None:
+            layer.put_(layer.weight, grown, values)
 
     @torch.no_grad()
     def verify(self, step: int | None = None) -> list[str]:

@@ -97,21 +97,27 @@ def _whole_and_positive(table: StepTable) -> StepTable:
 def _not_negative(table: StepTable) -> StepTable:
     for epoch, value in table.points:
         if value < 0:
-            raise ValueError(f"{value} at epoch {epoch} is negative; the learning rate must be at least 0")
+            raise ValueError(f"{value} at epoch {epoch} is negative; it must be at least 0")
     return table
 
 
 Period = Annotated[StepTable, AfterValidator(_whole_and_positive)]
 """Steps between two events, by epoch."""
 
-_Rate = Annotated[StepTable, AfterValidator(_not_negative), PlainSerializer(StepTable.as_yaml)]
+NotNegative = Annotated[StepTable, AfterValidator(_not_negative), PlainSerializer(StepTable.as_yaml)]
+"""A learning rate or a temperature, by epoch."""
+
+
+def cosine(start: float, end: float, progress: float) -> float:
+    """From `start` to `end` along half a cosine while `progress` goes from 0 to 1 (and stays there)."""
+    return end + (start - end) * (1 + math.cos(math.pi * min(1.0, progress))) / 2
 
 
 class StepLr(Settings):
     """Piecewise constant learning rate: the paper's tables."""
 
     name: Literal["steps"] = "steps"
-    table: _Rate = StepTable(((0, 0.1),))
+    table: NotNegative = StepTable(((0, 0.1),))
     """Learning rate from each epoch on."""
     warmup_epochs: Annotated[float, Field(ge=0)] = 0
     """Epochs over which the rate rises linearly from 0 to its value."""
@@ -135,8 +141,7 @@ class CosineLr(Settings):
         warmup = self.warmup_epochs * steps_per_epoch
         if step < warmup:
             return self.peak * _warmup(step, warmup)
-        done = min(1.0, (step - warmup) / max(1.0, total_steps - warmup))
-        return self.final + (self.peak - self.final) * (1 + math.cos(math.pi * done)) / 2
+        return cosine(self.peak, self.final, (step - warmup) / max(1.0, total_steps - warmup))
 
 
 LrSettings = Annotated[StepLr | CosineLr, Field(discriminator="name")]

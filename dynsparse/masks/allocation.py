@@ -1,4 +1,4 @@
-"""How many weights each layer gets: initial densities and the division of a freed budget."""
+"""How many weights each layer gets: initial densities (uniform, ERK) and the division of a freed budget."""
 
 from __future__ import annotations
 
@@ -20,6 +20,25 @@ def uniform(layers: Sequence[LayerSpec], sparsity: dict[Kind, float]) -> dict[st
     return {
         layer.name: max(1, round(Fraction(layer.units) * (1 - Fraction(str(sparsity[layer.kind]))))) for layer in layers
     }
+
+
+def erk(layers: Sequence[LayerSpec], sparsity: dict[Kind, float]) -> dict[str, int]:
+    """Active units of each layer by the Erdos-Renyi-kernel rule (Evci et al. 2020, after Mocanu et al. 2018).
+
+    As many weights in all as `uniform` gives, divided in proportion to the sum of each layer's dimensions (inputs +
+    outputs + kernel height + width), so that small layers are denser; what does not fit in a full layer goes to the
+    others. At least one unit each.
+    """
+    total = sum(
+        count * layer.unit_size for count, layer in zip(uniform(layers, sparsity).values(), layers, strict=True)
+    )
+    units = share_out(
+        total,
+        [Fraction(sum(layer.shape)) for layer in layers],
+        capacity=[layer.units for layer in layers],
+        unit_size=[layer.unit_size for layer in layers],
+    )
+    return {layer.name: max(1, count) for layer, count in zip(layers, units, strict=True)}
 
 
 def share_out(

@@ -70,13 +70,26 @@ class SparseLayer:
         """
         return flat_view(tensor)[self.positions(tensor)].view(-1, self.spec.unit_size)
 
+    def values(self) -> Tensor:
+        """The active weights as one dimension, in logical order."""
+        return self.gather(self.weight).flatten()
+
     def scatter_(self, tensor: Tensor, values: Tensor) -> None:
         """Write values [active units, unit size] to the active entries of a weight-shaped tensor, in place."""
         flat_view(tensor)[self.positions(tensor)] = values.reshape(-1).to(tensor.dtype)
 
+    def put_(self, tensor: Tensor, units: Tensor, values: Tensor) -> None:
+        """Write values [k, unit size] to a weight-shaped tensor at `units` (int64 [k]), in place."""
+        flat_view(tensor)[self._offsets(units, tensor.stride())] = values.reshape(-1).to(tensor)
+
     def zero_(self, tensor: Tensor, units: Tensor) -> None:
         """Set a weight-shaped tensor to 0 at `units` (int64 [k]), in place."""
         flat_view(tensor).index_fill_(0, self._offsets(units, tensor.stride()), 0)
+
+    def unit_means(self, tensor: Tensor) -> Tensor:
+        """Float [units]: the mean over each unit, active or not, of a weight-shaped tensor."""
+        rows = tensor.reshape(self.spec.units, self.spec.unit_size)
+        return rows.view(-1) if self.spec.unit_size == 1 else rows.mean(1)
 
     def positions(self, tensor: Tensor) -> Tensor:
         """int64 [active weights]: where the active weights lie in the flat memory of `tensor`."""
@@ -122,24 +135,27 @@ def _strided(index: Tensor, shape: Sequence[int], strides: Sequence[int], first:
 class MaskSet:
     """The masks of all sparse layers of a model, and the only writer of them.
 
-    On construction each layer gets `active_units[name]` units at random (drawn
-    from `seed` and the layer's name: the same on every rank and device) and
-    the weights outside are set to 0. `budget` is the number of active weights
+    On construction each layer gets the units `active_units[name]`: an int64
+    tensor of them, rising and distinct, or how many to take at random (drawn
+    from `seed` and the layer's name: the same on every rank and device). The
+    weights outside are set to 0. `budget` is the number of active weights
     to be kept for ever; where units of different size trade it is met to
     within one unit.
     """
 
     def __init__(
-        self, model: nn.Module, specs: Sequence[LayerSpec], active_units: Mapping[str, int], *, seed: int = 0
+        self, model: nn.Module, specs: Sequence[LayerSpec], active_units: Mapping[str, int | Tensor], *, seed: int = 0
     ) -> None:
         parameters = dict(model.named_parameters())
         self.layers = [SparseLayer(spec, parameters[spec.name]) for spec in specs]
         for layer in self.layers:
-            units, count = layer.spec.units, active_units[layer.name]
+            units, active = layer.spec.units, active_units[layer.name]
+            count = active if isinstance(active, int) else active.numel()
             if not 1 <= count <= units:
                 raise ValueError(f"{layer.name}: {count} active units asked; it has {units} and keeps at least 1")
-            all_free = layer.inactive.view(-1)
-            self.set_active(layer, draw_free(all_free, units, count, seed_for(seed, "mask", layer.name)))
+            if isinstance(active, int):
+                active = draw_free(layer.inactive.view(-1), units, active, seed_for(seed, "mask", layer.name))
+            self.set_active(layer, active.to(layer.weight.device))
         self.budget = self.active_weights
         self.apply_to_weights()
 

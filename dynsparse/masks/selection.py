@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 
 import torch
 from torch import Tensor
@@ -58,6 +59,12 @@ def cuts_smallest(scores: Sequence[Tensor], counts: Sequence[int]) -> list[Cut]:
             threshold, below = next(found)
             cuts.append(Cut(threshold, count - int(below), count))
     return cuts
+
+
+def cuts_fraction(scores: Sequence[Tensor], fraction: float) -> list[Cut]:
+    """For each layer the cut that takes this share of its scores, the smallest; to the nearest, 0 takes none."""
+    exact = Fraction(str(fraction))
+    return cuts_smallest(scores, [round(exact * layer.numel()) for layer in scores])
 
 
 def chosen(scores: Tensor, cut: Cut) -> Tensor:

@@ -2,8 +2,9 @@
 
 A method is pure functions of tensors. It knows no ranks, files, clocks or
 processes: `Reallocator` calls it, makes its decisions exact, sends them to all
-ranks and applies them. Every method of this class has a default but
-`drop_cuts`; a subclass states only what sets it apart.
+ranks and applies them. Everything here has a default but `drop_cuts`; a
+subclass states only what sets it apart. `Dynamic` adds what most methods share:
+a period, an end, and what new weights begin with.
 """
 
 from __future__ import annotations
@@ -11,13 +12,19 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Any
+from typing import Annotated, Any, Literal
 
+import torch
+from pydantic import Field
 from torch import Tensor
 
 from dynsparse.masks import MaskSet, SparseLayer
+from dynsparse.masks.initial import initial_weights
 from dynsparse.masks.selection import Cut
+from dynsparse.schedules import Period, StepTable
 from dynsparse.settings import Settings
+
+Share = Annotated[float, Field(ge=0, le=1)]
 
 
 @dataclass(frozen=True)
@@ -28,6 +35,19 @@ class Clock:
     """Optimizer steps done, over the whole run."""
     epoch: int
     """Counted from 0."""
+    steps_per_epoch: int = 1
+    epochs: int = 1
+    """Of the whole run."""
+
+    @property
+    def ends_epoch(self) -> bool:
+        """Whether this step was the last of its epoch."""
+        return self.step == (self.epoch + 1) * self.steps_per_epoch
+
+    @property
+    def progress(self) -> float:
+        """Share of the run that is done, 0 to 1."""
+        return min(1.0, self.step / (self.epochs * self.steps_per_epoch))
 
 
 @dataclass(frozen=True)
@@ -61,16 +81,25 @@ class MethodSettings(Settings):
         raise NotImplementedError
 
     @property
-    def sparse(self) -> bool:
-        """Whether the network is sparse at all."""
-        return True
+    def starts(self) -> Literal["sparse", "dense", "tied"]:
+        """What the network is at the start; only a sparse one is as `sparsity` says."""
+        return "sparse"
 
 
 class Method:
     """Base of all methods. Instances hold only state that is the same on every rank."""
 
-    def check(self, masks: MaskSet) -> None:
-        """Raise UserError if the settings cannot work on these layers. Before the first step."""
+    #: Whether there is an event after every step: then only every `log.every_steps`-th is reported.
+    every_step = False
+
+    def prepare(self, masks: MaskSet) -> None:
+        """Learn the layers, before the first step. Raise UserError if the settings cannot work on them."""
+
+    def observe(self, masks: MaskSet) -> None:
+        """Look at the gradients, after every backward and while they are whole (not yet masked)."""
+
+    def after_step(self, masks: MaskSet, clock: Clock, seed: int) -> None:
+        """Change active weights after every optimizer step. `seed` is the run's."""
 
     def is_due(self, clock: Clock) -> bool:
         """Whether to reallocate after this step. Default: never."""
@@ -81,12 +110,16 @@ class Method:
         values = layer.gather(layer.weight).abs()
         return values.view(-1) if layer.spec.unit_size == 1 else values.mean(1)
 
-    def drop_cuts(self, scores: Sequence[Tensor]) -> Sequence[Cut]:
+    def drop_cuts(self, scores: Sequence[Tensor], clock: Clock) -> Sequence[Cut]:
         """What to drop in each layer, given its `drop_scores`.
 
         `Reallocator` lowers a cut that would empty a layer, or drop more than can be grown.
         """
         raise NotImplementedError
+
+    def budget(self, budget: int, clock: Clock) -> int:
+        """Active weights after this reallocation. Default: as many as before."""
+        return budget
 
     def shares(self, layers: Sequence[LayerChange]) -> Sequence[float | Fraction]:
         """In what proportions the layers share the freed weights. Default: each gets back what it lost.
@@ -102,6 +135,13 @@ class Method:
         """
         return None
 
+    def begin(self, layer: SparseLayer, units: Tensor, generator: torch.Generator) -> Tensor | None:
+        """Weights [k, unit size] that the units just grown (int64 [k]) begin with. None (the default): 0.
+
+        `generator` is on the CPU and the same on every rank.
+        """
+        return None
+
     def after(self, layers: Sequence[LayerChange]) -> None:
         """Adapt own state to what a reallocation did. Runs on every rank with the same argument."""
 
@@ -113,4 +153,33 @@ class Method:
         return {}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over a saved state; the masks given to `prepare` have been restored before."""
         assert not state, f"{type(self).__name__} keeps no state, yet {sorted(state)} was saved"
+
+
+class DynamicSettings(MethodSettings):
+    """Base of the settings of methods that move weights while training."""
+
+    period: Period = StepTable(((0, 1000),))
+    """Steps between reallocations, by epoch."""
+    stop_epoch: Annotated[int, Field(ge=0)] = 1000
+    """Reallocate only before this epoch."""
+    new_weights: Literal["zero", "initial"] = "zero"
+    """What grown weights begin with: 0, or a draw from the initial distribution (paper's `--big-new-weights`)."""
+
+
+class Dynamic(Method):
+    """Base of methods that move weights while training."""
+
+    settings: DynamicSettings
+
+    def __init__(self, settings: DynamicSettings) -> None:
+        self.settings = settings
+
+    def is_due(self, clock: Clock) -> bool:
+        return clock.epoch < self.settings.stop_epoch and clock.step % int(self.settings.period.at(clock.epoch)) == 0
+
+    def begin(self, layer: SparseLayer, units: Tensor, generator: torch.Generator) -> Tensor | None:
+        if self.settings.new_weights == "zero":
+            return None
+        return initial_weights(layer.spec, units.numel(), generator)

@@ -16,5 +16,5 @@ class DenseSettings(MethodSettings):
         return Method()
 
     @property
-    def sparse(self) -> bool:
-        return False
+    def starts(self) -> Literal["dense"]:
+        return "dense"

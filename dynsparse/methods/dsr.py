@@ -10,18 +10,15 @@ from pydantic import Field
 from torch import Tensor
 
 from dynsparse.masks.selection import Cut, cuts_below
-from dynsparse.methods.base import Clock, LayerChange, Method, MethodSettings
-from dynsparse.schedules import Period, StepTable
+from dynsparse.methods.base import Clock, Dynamic, DynamicSettings, LayerChange
 
 
-class DsrSettings(MethodSettings):
+class DsrSettings(DynamicSettings):
     """Dynamic sparse reparameterization (Mostafa & Wang 2019): a global threshold, growth across layers."""
 
     name: Literal["dsr"]
-    period: Period = StepTable(((0, 1000),))
-    """Steps between reallocations, by epoch."""
-    stop_epoch: Annotated[int, Field(ge=0)] = 1000
-    """Reallocate only before this epoch."""
+    scaling: bool = True
+    """Layers that keep more get more; if false, each gets back what it lost."""
     initial_threshold: Annotated[float, Field(gt=0)] = 1e-3
     """Magnitude under which a unit is dropped, at the start; it adapts."""
     target_moves: Annotated[int, Field(ge=1)] = 600
@@ -31,7 +28,7 @@ class DsrSettings(MethodSettings):
         return Dsr(self)
 
 
-class Dsr(Method):
+class Dsr(Dynamic):
     """Mostafa & Wang, "Parameter efficient training of deep convolutional neural networks by
     dynamic sparse reparameterization", ICML 2019, Algorithm 1.
 
@@ -44,18 +41,17 @@ class Dsr(Method):
     would grow without bound in a nearly dense network.
     """
 
+    settings: DsrSettings
+
     def __init__(self, settings: DsrSettings) -> None:
-        self.settings = settings
+        super().__init__(settings)
         self.threshold = settings.initial_threshold
 
-    def is_due(self, clock: Clock) -> bool:
-        return clock.epoch < self.settings.stop_epoch and clock.step % int(self.settings.period.at(clock.epoch)) == 0
-
-    def drop_cuts(self, scores: Sequence[Tensor]) -> Sequence[Cut]:
+    def drop_cuts(self, scores: Sequence[Tensor], clock: Clock) -> Sequence[Cut]:
         return cuts_below(scores, self.threshold)
 
-    def shares(self, layers: Sequence[LayerChange]) -> Sequence[Fraction]:
-        return [Fraction(layer.kept * layer.unit_size) for layer in layers]
+    def shares(self, layers: Sequence[LayerChange]) -> Sequence[float | Fraction]:
+        return by_kept(layers) if self.settings.scaling else super().shares(layers)
 
     def after(self, layers: Sequence[LayerChange]) -> None:
         dropped = sum(layer.dropped * layer.unit_size for layer in layers)
@@ -75,3 +71,8 @@ class Dsr(Method):
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.threshold = state["threshold"]
+
+
+def by_kept(layers: Sequence[LayerChange]) -> Sequence[Fraction]:
+    """Shares in proportion to the weights that each layer keeps (paper: R_l)."""
+    return [Fraction(layer.kept * layer.unit_size) for layer in layers]

@@ -1,4 +1,4 @@
-"""Static sparsity: a random mask that never moves. The baseline of every dynamic method."""
+"""Static sparsity: a mask that never moves. The baseline of every dynamic method."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dynsparse.methods.base import Method, MethodSettings
 
 
 class StaticSettings(MethodSettings):
-    """A random mask, fixed from the first step to the last."""
+    """A mask fixed from the first step to the last: random, or another run's (`start.masks_from`)."""
 
     name: Literal["static"]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import importlib
 import pkgutil
 from itertools import product
@@ -10,20 +11,32 @@ from typing import Any, get_args
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from dynsparse import methods
 from dynsparse.masks import MaskSet, SparseLayer, sparse_layers
 from dynsparse.masks.allocation import uniform
 from dynsparse.masks.optimizer_state import moments
 from dynsparse.masks.selection import Cut, cuts_smallest
+from dynsparse.masks.tying import tie
 from dynsparse.methods import AnyMethod, Clock, Method, MethodSettings
+from dynsparse.methods.base import DynamicSettings
 from dynsparse.reallocation import Reallocator
+from dynsparse.runtime import Worker
+from tests.ranks import run_distributed
 
 REGISTRY: dict[str, type[MethodSettings]] = {
     get_args(member.model_fields["name"].annotation)[0]: member for member in get_args(get_args(AnyMethod)[0])
 }
-#: Settings under which a method has something to do in the few steps of a test.
-BUSY: dict[str, dict[str, Any]] = {"dsr": {"period": 2, "initial_threshold": 0.05, "target_moves": 20}}
+#: Settings under which a method has something to do in the eight steps of a test: four events, or one a step.
+BUSY: dict[str, dict[str, Any]] = {
+    "deepr": {"eta": 1.0, "temperature": 1e-4},
+    "dsr": {"period": 2, "initial_threshold": 0.05, "target_moves": 20},
+    "pruning": {"after_epoch": 0, "every_epochs": 1, "iterations": 4, "target_conv": 0.6, "target_fc": 0.7},
+    "rigl": {"period": 2, "until": 1.0},
+    "set": {"period": 2, "fraction": 0.2},
+    "sparse_momentum": {"period": 2},
+}
 
 
 class GrowByGradient(Method):
@@ -32,7 +45,7 @@ class GrowByGradient(Method):
     def is_due(self, clock: Clock) -> bool:
         return clock.step % 2 == 0
 
-    def drop_cuts(self, scores: Any) -> list[Cut]:
+    def drop_cuts(self, scores: Any, clock: Clock) -> list[Cut]:
         return cuts_smallest(scores, [layer.numel() // 5 for layer in scores])
 
     def grow_scores(self, layer: SparseLayer) -> Tensor:
@@ -41,14 +54,24 @@ class GrowByGradient(Method):
         return gradient.mean(1)
 
 
-def method_named(name: str) -> Method:
-    return GrowByGradient() if name == "(by gradient)" else REGISTRY[name](name=name, **BUSY.get(name, {})).build()
+def method_named(name: str, new_weights: str = "zero") -> Method:
+    if name == "(by gradient)":
+        return GrowByGradient()
+    settings = {"name": name, **BUSY.get(name, {})}
+    if "new_weights" in REGISTRY[name].model_fields:
+        settings["new_weights"] = new_weights
+    return REGISTRY[name](**settings).build()
+
+
+STEPS = 8
 
 
 class Run:
-    """A small convolutional network under one method, with its own data."""
+    """A small convolutional network under one method, with its own data; on several ranks each has its share."""
 
-    def __init__(self, name: str, granularity: Any, sparsity: float, optimizer: str) -> None:
+    def __init__(
+        self, name: str, granularity: Any, sparsity: float, optimizer: str, worker: Worker | None = None, **options: Any
+    ) -> None:
         torch.manual_seed(3)
         self.model = nn.Sequential(
             nn.Conv2d(2, 6, 3, padding=1, bias=False),
@@ -60,7 +83,14 @@ class Run:
             nn.Linear(8 * 9, 5),
         )
         specs = sparse_layers(self.model, granularity=granularity)
-        self.masks = MaskSet(self.model, specs, uniform(specs, {"conv": sparsity, "fc": sparsity}), seed=5)
+        starts = REGISTRY[name](name=name).starts if name in REGISTRY else "sparse"
+        density = 0.0 if starts == "dense" else sparsity
+        counts = uniform(specs, {"conv": density, "fc": density})
+        if starts == "tied":
+            for spec in specs:
+                tie(self.model, spec, counts[spec.name], seed=5, rescale_gradient=True)
+            specs = []
+        self.masks = MaskSet(self.model, specs, dict(counts), seed=5)
         self.optimizer: torch.optim.Optimizer
         if optimizer == "sgd":
             self.optimizer = torch.optim.SGD(
@@ -68,24 +98,36 @@ class Run:
             )
         else:
             self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=1e-2, weight_decay=1e-2)
-        self.reallocator = Reallocator(self.model, self.masks, method_named(name), self.optimizer, seed=11)
-        self.events = 0
+        self.method = method_named(name, **options)
+        self.method.prepare(self.masks)
+        self.reallocator = Reallocator(self.model, self.masks, self.method, self.optimizer, seed=11)
+        self.worker = worker or Worker()
+        self.parallel = DistributedDataParallel(self.model) if worker else self.model
+        self.events = self.moved = 0
 
     def step(self, number: int) -> None:
-        generator = torch.Generator().manual_seed(number)
+        generator = torch.Generator().manual_seed(number * 100 + self.worker.rank)
         images = torch.randn(8, 2, 6, 6, generator=generator)
         labels = torch.randint(5, (8,), generator=generator)
-        nn.functional.cross_entropy(self.model(images), labels).backward()
-        clock = Clock(number, 0)
-        due = self.reallocator.is_due(clock)
-        if due:
-            self.reallocator.look()
-        self.masks.mask_gradients()
+        nn.functional.cross_entropy(self.parallel(images), labels).backward()
+        clock = Clock(number, (number - 1) // 2, steps_per_epoch=2, epochs=STEPS)  # The first half of a run.
+        self.reallocator.before_step(clock)
         self.optimizer.step()
         self.optimizer.zero_grad()
-        if due:
-            self.reallocator(clock)
+        report = self.reallocator.after_step(clock)
+        if report is not None:
             self.events += 1
+            self.moved += sum(report.dropped.values())
+
+    def save(self) -> dict[str, Any]:
+        parts = {"model": self.model, "masks": self.masks, "optimizer": self.optimizer, "method": self.method}
+        return {name: copy.deepcopy(part.state_dict()) for name, part in parts.items()}
+
+    def load(self, saved: dict[str, Any]) -> None:
+        self.model.load_state_dict(saved["model"])
+        self.masks.load_state_dict(saved["masks"])
+        self.optimizer.load_state_dict(saved["optimizer"])
+        self.method.load_state_dict(saved["method"])
 
 
 def assert_zero_outside(run: Run) -> None:
@@ -96,24 +138,82 @@ def assert_zero_outside(run: Run) -> None:
             assert not moment[outside].any(), f"{layer.name} {key}"
 
 
-CASES = list(product([*sorted(REGISTRY), "(by gradient)"], [1, 2, 3, 4], [0.0, 0.5, 0.9], ["sgd", "adamw"]))
+NAMES = [*sorted(REGISTRY), "(by gradient)"]
+SETTINGS = list(product([1, 2, 3, 4], [0.0, 0.5, 0.9], ["sgd", "adamw"]))
+CASES = [(name, *settings) for name in NAMES for settings in SETTINGS]
+
+
+def assert_same(a: Run, b: Run) -> None:
+    """Weights, masks, optimizer and method state, to the bit."""
+    for ours, theirs in zip(_leaves(a.save()), _leaves(b.save()), strict=True):
+        assert torch.equal(ours, theirs) if isinstance(ours, Tensor) else ours == theirs
+
+
+def _leaves(value: Any) -> list[Any]:
+    if isinstance(value, dict):
+        return [leaf for item in value.values() for leaf in _leaves(item)]
+    return [leaf for item in value for leaf in _leaves(item)] if isinstance(value, list) else [value]
 
 
 @pytest.mark.parametrize(("name", "granularity", "sparsity", "optimizer"), CASES)
 def test_contract(name: str, granularity: int, sparsity: float, optimizer: str) -> None:
+    """Budget, zero outside the mask, determinism, resume."""
     run, twin = (Run(name, granularity, sparsity, optimizer) for _ in range(2))
-    budget = run.masks.budget
-    largest_unit = max(layer.spec.unit_size for layer in run.masks)
-    for number in range(1, 9):
+    largest_unit = max((layer.spec.unit_size for layer in run.masks), default=1)
+    full = run.masks.weights
+    for number in range(1, STEPS + 1):
+        before = run.masks.active_weights
         run.step(number)
         twin.step(number)
-        assert abs(run.masks.active_weights - budget) < largest_unit
+        if number == STEPS // 2 + 1:  # In mid-epoch, one step after an event.
+            resumed = Run(name, granularity, sparsity, optimizer)
+            resumed.load(run.save())
+        elif number > STEPS // 2 + 1:
+            resumed.step(number)
+        assert abs(run.masks.active_weights - run.masks.budget) < largest_unit
+        assert name == "pruning" or abs(run.masks.active_weights - before) < largest_unit
         run.masks.check()
         assert_zero_outside(run)
-    assert all(torch.equal(a, b) for a, b in zip(run.model.parameters(), twin.model.parameters(), strict=True))
-    assert all(torch.equal(a.active, b.active) for a, b in zip(run.masks, twin.masks, strict=True))
+    assert_same(run, twin)
+    assert_same(run, resumed)
     if name in BUSY:
-        assert run.events == 4
+        assert run.events == (STEPS if run.method.every_step else 4)
+        assert run.moved > 0 or (sparsity == 0 and name != "pruning") or granularity < 4
+    if name == "pruning":
+        assert run.masks.active_weights < 0.5 * full
+
+
+@pytest.mark.parametrize("name", sorted(set(BUSY) - {"pruning"}))
+def test_new_weights_may_begin_as_the_first_did(name: str) -> None:
+    """`new_weights: initial`: what grows is not 0, stays in the mask, and resumes."""
+    run = Run(name, 4, 0.5, "sgd", new_weights="initial")
+    for number in range(1, STEPS + 1):
+        run.step(number)
+        run.masks.check()
+        assert_zero_outside(run)
+    assert run.moved > 0
+    assert all(bool(layer.values().ne(0).all()) for layer in run.masks)
+
+
+def on_a_rank(worker: Worker, name: str) -> list[dict[str, Any]]:
+    states = []
+    for settings in SETTINGS:
+        run = Run(name, *settings, worker=worker)
+        for number in range(1, STEPS + 1):
+            run.step(number)
+        saved = run.save()
+        # BatchNorm statistics are each rank's own.
+        saved["model"] = {key: value for key, value in saved["model"].items() if "running" not in key}
+        states.append(saved)
+    return states
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_ranks_agree(name: str) -> None:
+    """Two ranks with different samples hold the same weights, masks, optimizer and method state, to the bit."""
+    for ours, theirs in zip(*run_distributed(on_a_rank, 2, name), strict=True):
+        for a, b in zip(_leaves(ours), _leaves(theirs), strict=True):
+            assert torch.equal(a, b) if isinstance(a, Tensor) else a == b
 
 
 def test_every_method_is_in_the_registry() -> None:
@@ -122,7 +222,9 @@ def test_every_method_is_in_the_registry() -> None:
     for module in pkgutil.iter_modules(methods.__path__):
         members = vars(importlib.import_module(f"dynsparse.methods.{module.name}")).values()
         found |= {
-            m for m in members if isinstance(m, type) and issubclass(m, MethodSettings) and m is not MethodSettings
+            m
+            for m in members
+            if isinstance(m, type) and issubclass(m, MethodSettings) and m not in (MethodSettings, DynamicSettings)
         }
     assert found == set(REGISTRY.values())
     assert {"dense", "dsr", "static"} <= set(REGISTRY)
@@ -144,7 +246,6 @@ def test_growth_by_score_takes_the_largest_free() -> None:
         layer.weight.copy_(torch.tensor([[0.5, 0.4, 0.3, 0.2, 0.1, 0, 0, 0]]))
     layer.weight.grad = torch.tensor([[9.0, 9, 9, 9, 9, 1, -3, 2]])
     reallocator = Reallocator(model, masks, GrowByGradient(), torch.optim.SGD(model.parameters(), lr=1.0))
-    reallocator.look()
-    masks.mask_gradients()
+    reallocator.before_step(Clock(2, 0))
     reallocator(Clock(2, 0))
     assert layer.active.tolist() == [0, 1, 2, 3, 6]

@@ -1,0 +1,89 @@
+"""DeepR: weights that cross zero die, others are born, every step."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from dynsparse.masks import MaskSet, SparseLayer
+from dynsparse.masks.maskset import pack_bits, unpack_bits
+from dynsparse.masks.selection import Cut, cuts_below, seed_for
+from dynsparse.methods.base import Clock, Dynamic, DynamicSettings
+from dynsparse.schedules import NotNegative, Period, StepTable
+
+
+class DeepRSettings(DynamicSettings):
+    """DeepR (Bellec et al. 2018): noisy weights with a sign for life; set `train.penalty.l1` for its pull to 0."""
+
+    name: Literal["deepr"]
+    period: Period = StepTable(((0, 1),))
+    """Steps between reallocations, by epoch. DeepR's own: 1."""
+    eta: Annotated[float, Field(ge=0)] = 0.001
+    """Rate of the noise (paper's code: `--DeepR_eta`)."""
+    temperature: NotNegative = StepTable(((0, 1e-5),))
+    """Temperature T of the noise, by epoch."""
+
+    def build(self) -> DeepR:
+        return DeepR(self)
+
+
+class DeepR(Dynamic):
+    """Bellec et al., "Deep rewiring: training very sparse deep networks", ICLR 2018, Algorithm 1.
+
+    After each optimizer step noise of std sqrt(2 eta T) is added to the active weights. A unit is dropped when
+    most of its weights have crossed from the sign they were born with; as many grow in the same layer, at 0 and
+    with random signs.
+
+    Departures: eta is a setting of its own, not the learning rate, as in the paper's code; after `stop_epoch`
+    weights may change sign and there is no more noise.
+    """
+
+    settings: DeepRSettings
+    every_step = True
+
+    def prepare(self, masks: MaskSet) -> None:
+        self.masks = masks
+        #: Bool, of the weight's shape: born negative. Means something at active weights alone.
+        self.negative = {layer.name: layer.weight.detach() < 0 for layer in masks}
+
+    @torch.no_grad()
+    def after_step(self, masks: MaskSet, clock: Clock, seed: int) -> None:
+        std = math.sqrt(2 * self.settings.eta * self.settings.temperature.at(clock.epoch))
+        if std == 0 or clock.epoch >= self.settings.stop_epoch:
+            return
+        for layer in masks:
+            values = layer.gather(layer.weight)
+            generator = torch.Generator(values.device).manual_seed(seed_for(seed, "noise", clock.step, layer.name))
+            noise = torch.randn(values.shape, generator=generator, device=values.device)
+            layer.scatter_(layer.weight, values.add_(noise, alpha=std))
+
+    def drop_scores(self, layer: SparseLayer) -> Tensor:
+        """Minus the share of a unit's weights that have crossed 0."""
+        born_negative = layer.gather(self.negative[layer.name])
+        values = layer.gather(layer.weight)
+        return -torch.where(born_negative, values > 0, values < 0).float().mean(1)
+
+    def drop_cuts(self, scores: Sequence[Tensor], clock: Clock) -> Sequence[Cut]:
+        return cuts_below(scores, -0.5)
+
+    def begin(self, layer: SparseLayer, units: Tensor, generator: torch.Generator) -> Tensor | None:
+        values = super().begin(layer, units, generator)
+        shape = (units.numel(), layer.spec.unit_size)
+        signs = values < 0 if values is not None else torch.rand(shape, generator=generator) < 0.5
+        layer.put_(self.negative[layer.name], units, signs)
+        return values
+
+    def state_dict(self) -> dict[str, Any]:
+        """A bit for each active weight."""
+        born = {layer.name: layer.gather(self.negative[layer.name]).view(-1) for layer in self.masks}
+        return {"negative": {name: pack_bits(bits) for name, bits in born.items()}}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        for layer in self.masks:
+            bits = unpack_bits(state["negative"][layer.name], layer.active_weights)
+            layer.scatter_(self.negative[layer.name], bits.to(layer.weight.device))

@@ -1,0 +1,50 @@
+"""RigL: grow where the loss asks for it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+from torch import Tensor
+
+from dynsparse.masks import SparseLayer
+from dynsparse.masks.selection import Cut, cuts_fraction
+from dynsparse.methods.base import Clock, Dynamic, DynamicSettings, Share
+from dynsparse.schedules import Period, StepTable, cosine
+
+
+class RiglSettings(DynamicSettings):
+    """RigL (Evci et al. 2020): drop a fraction of each layer, grow the largest gradients."""
+
+    name: Literal["rigl"]
+    period: Period = StepTable(((0, 100),))
+    """Steps between reallocations, by epoch."""
+    fraction: Share = 0.3
+    """Share of each layer's active units to move at the start; it falls to 0 along a cosine."""
+    until: Share = 0.75
+    """Share of training in which weights move."""
+
+    def build(self) -> Rigl:
+        return Rigl(self)
+
+
+class Rigl(Dynamic):
+    """Evci et al., "Rigging the lottery: making all tickets winners", ICML 2020, Algorithm 1.
+
+    Grows the largest |gradient|, averaged over all workers before the magnitude is taken. A unit of several
+    weights counts the mean of theirs. With `sparsity.allocation: erk` it is the paper's RigL-ERK.
+
+    Departure: a unit dropped in an event does not grow in the same one.
+    """
+
+    settings: RiglSettings
+
+    def is_due(self, clock: Clock) -> bool:
+        return clock.progress < self.settings.until and super().is_due(clock)
+
+    def drop_cuts(self, scores: Sequence[Tensor], clock: Clock) -> Sequence[Cut]:
+        return cuts_fraction(scores, cosine(self.settings.fraction, 0, clock.progress / self.settings.until))
+
+    def grow_scores(self, layer: SparseLayer) -> Tensor:
+        assert layer.weight.grad is not None
+        return layer.unit_means(layer.weight.grad.abs())

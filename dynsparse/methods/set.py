@@ -1,0 +1,43 @@
+"""Sparse evolutionary training."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from fractions import Fraction
+from typing import Literal
+
+from torch import Tensor
+
+from dynsparse.masks.selection import Cut, cuts_fraction
+from dynsparse.methods.base import Clock, Dynamic, DynamicSettings, LayerChange, Share
+from dynsparse.methods.dsr import by_kept
+
+
+class SetSettings(DynamicSettings):
+    """Sparse evolutionary training (Mocanu et al. 2018): drop a fraction of each layer, grow there at random."""
+
+    name: Literal["set"]
+    fraction: Share = 0.1
+    """Share of each layer's active units to move (paper's `--rewire-fraction`)."""
+    scaling: bool = False
+    """Layers that keep more get more; if false, each gets back what it lost."""
+
+    def build(self) -> Set:
+        return Set(self)
+
+
+class Set(Dynamic):
+    """Mocanu et al., "Scalable training of artificial neural networks with adaptive sparse connectivity
+    inspired by network science", Nature Communications 9, 2018, as in Mostafa & Wang 2019.
+
+    Departures: by magnitude, where the original drops the smallest positive and the largest negative weights;
+    every `period` steps, where the original moves weights once an epoch.
+    """
+
+    settings: SetSettings
+
+    def drop_cuts(self, scores: Sequence[Tensor], clock: Clock) -> Sequence[Cut]:
+        return cuts_fraction(scores, self.settings.fraction)
+
+    def shares(self, layers: Sequence[LayerChange]) -> Sequence[float | Fraction]:
+        return by_kept(layers) if self.settings.scaling else super().shares(layers)

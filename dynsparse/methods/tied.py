@@ -1,0 +1,26 @@
+"""Tied weights: HashedNets."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from dynsparse.methods.base import Method, MethodSettings
+
+
+class TiedSettings(MethodSettings):
+    """HashedNets (Chen et al. 2015): every weight is there, many share a value; as many values as weights elsewhere.
+
+    A layer of n weights at sparsity s has a bank of round((1 - s) n) values, each used equally often to within one
+    (see `dynsparse.masks.tying`).
+    """
+
+    name: Literal["tied"]
+    rescale_gradient: bool = False
+    """Divide the gradient of each value by the number of weights that share it."""
+
+    def build(self) -> Method:
+        return Method()
+
+    @property
+    def starts(self) -> Literal["tied"]:
+        return "tied"
