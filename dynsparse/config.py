@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import yaml
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, Field, Tag, ValidationError, model_validator
 from pydantic_core import ErrorDetails
 
 from dynsparse.errors import UserError, nearest
@@ -40,6 +40,8 @@ class SparsitySettings(Settings):
     """Share of the weights of each sparse convolution that are 0."""
     fc: Sparsity = 0.98
     """Share of the weights of each sparse linear layer that are 0."""
+    allocation: Literal["uniform", "erk"] = "uniform"
+    """uniform: each layer as above; erk: as many weights in all, but small layers are denser (Evci et al. 2020)."""
     granularity: Granularity = 4
     """Unit of a convolution: 4 an element, 3 a kernel row, 2 a kernel slice, 1 a filter."""
     include: Annotated[list[str], Field(min_length=1)] | None = None
@@ -48,10 +50,30 @@ class SparsitySettings(Settings):
     """Shell patterns of parameter names to keep dense."""
 
 
+class PenaltySettings(Settings):
+    """Pulls the active weights of the sparse layers to 0."""
+
+    l1: Annotated[float, Field(ge=0)] = 0.0
+    """Coefficient of the sum of magnitudes."""
+    group_lasso: bool = False
+    """In convolutions, of the sum of the norms of the kernel slices instead."""
+
+
+class StartSettings(Settings):
+    """What to take over from another run: its folder (the latest state), FOLDER_initial, or a checkpoint."""
+
+    weights_from: Annotated[str, Field(min_length=1)] | None = None
+    """Weights to begin with."""
+    masks_from: Annotated[str, Field(min_length=1)] | None = None
+    """Masks to begin with, instead of random ones; they decide the sparsity."""
+
+
 class TrainSettings(Settings):
     """Epochs, batches, optimizer, precision."""
 
     epochs: AtLeast1 = 10
+    start_epoch: Annotated[int, Field(ge=0)] = 0
+    """Epoch that a new run begins with, for schedules; a resumed one goes on where it was."""
     global_batch_size: AtLeast1 = 100
     """Samples in one optimizer step, over all workers and micro-batches."""
     micro_batches: AtLeast1 = 1
@@ -60,6 +82,7 @@ class TrainSettings(Settings):
     """Samples that one worker evaluates at once."""
     optimizer: OptimizerSettings = SgdSettings()
     lr: LrSettings = StepLr()
+    penalty: PenaltySettings = PenaltySettings()
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
     precision: Literal["fp32", "bf16"] = "fp32"
     """bf16: forward and loss under autocast; weights and optimizer stay float32."""
@@ -67,6 +90,8 @@ class TrainSettings(Settings):
     """Memory format of convolution weights and images; faster on GPUs with bf16."""
     compile: bool = False
     """torch.compile the model."""
+    evaluate_train: bool = False
+    """After each epoch, evaluate on the training samples too."""
 
 
 class DistributedSettings(Settings):
@@ -119,15 +144,42 @@ class RunConfig(Settings):
     model: AnyModel
     sparsity: SparsitySettings = SparsitySettings()
     method: AnyMethod
+    start: StartSettings = StartSettings()
     data: DataSettings
     train: TrainSettings = TrainSettings()
     distributed: DistributedSettings = DistributedSettings()
     checkpoint: CheckpointSettings = CheckpointSettings()
     log: LogSettings = LogSettings()
 
+    @model_validator(mode="after")
+    def _sections_fit(self) -> RunConfig:
+        """Raise ValueError for sections that are right alone and wrong together."""
+        method, start, train = self.method, self.start, self.train
+        if train.start_epoch >= train.epochs:
+            raise ValueError(f"train.start_epoch is {train.start_epoch}; it must be below train.epochs, {train.epochs}")
+        if method.name == "pruning" and start.weights_from is None:
+            raise ValueError(
+                "method.name is pruning, which starts from a trained dense network: set start.weights_from to its run"
+            )
+        if method.name == "pruning" and method.last_prune >= train.epochs:
+            raise ValueError(
+                f"train.epochs is {train.epochs}; the last of {method.iterations} prunes comes at the end of epoch "
+                f"{method.last_prune} (counted from 0): train at least {method.last_prune + 1}"
+            )
+        if start.masks_from is not None and method.starts != "sparse":
+            raise ValueError(f"start.masks_from does not go with method {method.name}, which starts without masks")
+        if method.name == "tied" and start.weights_from is not None:
+            raise ValueError("start.weights_from does not go with method tied, whose weights are others")
+        if method.name == "tied" and train.penalty.group_lasso and self.sparsity.granularity > 2:
+            raise ValueError(
+                "train.penalty.group_lasso with method tied needs units that hold whole kernel slices: "
+                "set sparsity.granularity to 2 or 1"
+            )
+        return self
+
     @property
     def run_name(self) -> str:
-        return self.name or f"{self.model.name}_{self.job_idx}"
+        return self.name or f"{self.model.name.replace('/', '_')}_{self.job_idx}"
 
     @property
     def folder(self) -> Path:
@@ -155,21 +207,51 @@ class RunConfig(Settings):
 
 def load(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     """Read a YAML file, apply `section.key=value` overrides, check. UserError lists all that is wrong."""
+    return parse(read_mapping(path), overrides, source=str(path))
+
+
+def read_mapping(path: str | Path) -> dict[Any, Any]:
+    """The sections that a config's file holds, unchecked. UserError if it cannot be read or holds none."""
+    raw = read_file(path, "--config", "configs/")
+    if not isinstance(raw, dict):
+        raise UserError(f"{path}: {_kind(raw)}; a config is a mapping of sections, as those in configs/ are")
+    return raw
+
+
+def read_file(path: str | Path, option: str, examples: str) -> Any:
+    """What a YAML file holds. UserError, naming the option that the path came from, if it cannot be read."""
     try:
         text = Path(path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
         raise UserError(
-            f"--config {path}: cannot be read ({reason}); give a YAML file such as those in configs/"
+            f"{option} {path}: cannot be read ({reason}); give a YAML file such as those in {examples}"
         ) from None
-    raw = _read_yaml(text, str(path))
-    if not isinstance(raw, dict):
-        raise UserError(f"{path}: {_kind(raw)}; a config is a mapping of sections, as those in configs/ are")
-    return parse(raw, overrides, source=str(path))
+    return _read_yaml(text, str(path))
 
 
-def parse(raw: Mapping[str, Any], overrides: Sequence[str] = (), source: str = "config") -> RunConfig:
-    """A checked config from plain data and overrides. UserError lists all that is wrong."""
+def parse(
+    raw: Mapping[str, Any],
+    overrides: Sequence[str] = (),
+    source: str = "config",
+    flags: Mapping[tuple[str, ...], str] | None = None,
+) -> RunConfig:
+    """A checked config from plain data and overrides. UserError lists all that is wrong.
+
+    `flags` are options of the command line by the keys that they have set, so that an error names the option.
+    """
+    merged, overridden, wrong = merge(raw, overrides)
+    try:
+        config = RunConfig.model_validate(merged)
+    except ValidationError as error:
+        wrong += [_explain(details, source, overridden, flags or {}) for details in error.errors()]
+    if wrong:
+        raise UserError(*wrong)
+    return config
+
+
+def merge(raw: Mapping[str, Any], overrides: Sequence[str]) -> tuple[dict[str, Any], list[tuple[str, ...]], list[str]]:
+    """The data with the overrides in it, the paths of those, and an error for each that is none."""
     merged = _copy(raw)
     overridden: list[tuple[str, ...]] = []
     wrong: list[str] = []
@@ -178,13 +260,7 @@ def parse(raw: Mapping[str, Any], overrides: Sequence[str] = (), source: str = "
             overridden.append(_override(merged, text))
         except UserError as error:
             wrong += error.lines
-    try:
-        config = RunConfig.model_validate(merged)
-    except ValidationError as error:
-        wrong += [_explain(details, source, overridden) for details in error.errors()]
-    if wrong:
-        raise UserError(*wrong)
-    return config
+    return merged, overridden, wrong
 
 
 def json_schema() -> str:
@@ -229,29 +305,36 @@ def _override(config: dict[str, Any], text: str) -> tuple[str, ...]:
     keys = tuple(path.strip().split("."))
     if not equals or not all(keys):
         raise UserError(f"'{text}' is no override; write section.key=value, such as train.epochs=20")
+    put(config, keys, _read_yaml(value, f"'{text}'"), f"'{text}'")
+    return keys
+
+
+def put(config: dict[str, Any], keys: Sequence[str], value: Any, source: str) -> None:
+    """Set a key in place, making the sections above it. UserError, naming `source`, if one of them is no section."""
     section = config
     for key in keys[:-1]:
         section = section.setdefault(key, {})
         if not isinstance(section, dict):
-            raise UserError(f"'{text}': {key} {_kind(section)}, no section; its keys cannot be set")
-    section[keys[-1]] = _read_yaml(value, f"'{text}'")
-    return keys
+            raise UserError(f"{source}: {key} {_kind(section)}, no section; its keys cannot be set")
+    section[keys[-1]] = value
 
 
-def _explain(details: ErrorDetails, source: str, overridden: Sequence[tuple[str, ...]]) -> str:
+def _explain(
+    details: ErrorDetails,
+    source: str,
+    overridden: Sequence[tuple[str, ...]],
+    flags: Mapping[tuple[str, ...], str],
+) -> str:
     location, model = _resolve(details["loc"])
-    key = ".".join(location) or "(top level)"
-    from_override = any(all(a == b for a, b in zip(keys, location, strict=False)) for keys in overridden)
-    where = f"{'command line' if from_override else source}: {key}"
+    where = _where(location, details["msg"], source, overridden, flags)
     value = details["input"]
     match details["type"]:
         case "extra_forbidden":
             return f"{where}: unknown key{_hint(location, model, overridden)}"
         case "missing":
             return f"{where}: missing; it has no default"
-        case "union_tag_not_found":
-            names = details["ctx"]["discriminator"].strip("'")
-            return f"{where}: lacks '{names}', which says which one it is"
+        case "union_tag_not_found" if isinstance(value, Mapping):
+            return f"{where}: lacks 'name', which says which one it is"
         case "union_tag_invalid":
             room = {"method": "methods", "model": "models"}.get(location[-1])
             home = f"; yours goes in dynsparse/{room}/" if room else ""
@@ -263,6 +346,30 @@ def _explain(details: ErrorDetails, source: str, overridden: Sequence[tuple[str,
             return f"{where}: keys are words; this one {_kind(value)}"
         case _:
             return f"{where}: {_kind(value)}; {_rule(details)}"
+
+
+def _overlap(a: Sequence[str], b: Sequence[str]) -> bool:
+    """Whether one key path is the other, or above it."""
+    return all(x == y for x, y in zip(a, b, strict=False))
+
+
+def _where(
+    location: Sequence[str],
+    message: str,
+    source: str,
+    overridden: Sequence[tuple[str, ...]],
+    flags: Mapping[tuple[str, ...], str],
+) -> str:
+    """Who is to blame: options by name, `section.key=value`, else the source."""
+    key = ".".join(location)
+    if location:
+        named = [flag for keys, flag in flags.items() if _overlap(keys, location)]
+    else:  # Sections that do not fit together: the message names their keys.
+        named = [flag for keys, flag in flags.items() if len(keys) > 1 and ".".join(keys) in message]
+    if named:
+        return ", ".join(dict.fromkeys(named)) + (f" ({key})" if key else "")
+    from_override = any(_overlap(keys, location) for keys in overridden)
+    return f"{'command line' if from_override else source}: {key or '(top level)'}"
 
 
 def _hint(location: Sequence[str], model: type[BaseModel] | None, overridden: Sequence[tuple[str, ...]]) -> str:
@@ -277,7 +384,7 @@ def _hint(location: Sequence[str], model: type[BaseModel] | None, overridden: Se
 def _rule(details: ErrorDetails) -> str:
     """What a value must be: ours where pydantic's words speak of Python."""
     match details["type"]:
-        case "model_type" | "model_attributes_type":
+        case "model_type" | "model_attributes_type" | "union_tag_not_found":
             return "it must be a section, with keys of its own"
         case "too_short":
             return f"it must have at least {details['ctx']['min_length']} entries"
@@ -299,22 +406,27 @@ def _resolve(loc: Sequence[int | str]) -> tuple[list[str], type[BaseModel] | Non
     holder: type[BaseModel] | None = RunConfig
     for step in loc:
         members = _models_of(current)
-        tagged = [m for m in members if len(members) > 1 and step in get_args(m.model_fields["name"].annotation)]
-        if tagged:  # A union's tag: no key of the user's.
-            current = tagged[0]
+        if len(members) > 1 and step in members:  # A union's tag: no key of the user's.
+            current = members[str(step)]
             continue
-        holder = members[0] if len(members) == 1 else None
+        holder = next(iter(members.values())) if len(members) == 1 else None
         keys.append(str(step))
         field = holder.model_fields.get(str(step)) if holder is not None else None
         current = field.annotation if field is not None else None
     return keys, holder
 
 
-def _models_of(annotation: Any) -> list[type[BaseModel]]:
+def _models_of(annotation: Any) -> dict[str, type[BaseModel]]:
+    """The classes that a value of this type can be, by the tags that tell them apart."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return [annotation]
+        name = annotation.model_fields.get("name")
+        literal = get_args(name.annotation) if name is not None and get_origin(name.annotation) is Literal else ()
+        return {str(next(iter(literal), annotation.__name__)): annotation}
     if get_origin(annotation) is Annotated:
-        return _models_of(get_args(annotation)[0])
+        inner, *metadata = get_args(annotation)
+        tags = [item.tag for item in metadata if isinstance(item, Tag)]
+        members = _models_of(inner)
+        return dict(zip(tags, members.values(), strict=True)) if tags else members
     if get_origin(annotation) is Union or type(annotation).__name__ == "UnionType":
-        return [model for member in get_args(annotation) for model in _models_of(member)]
-    return []
+        return {tag: model for member in get_args(annotation) for tag, model in _models_of(member).items()}
+    return {}

@@ -56,6 +56,24 @@ def test_a_resolved_config_reads_back_to_itself() -> None:
         assert config.parse(yaml.safe_load(loaded.as_yaml())) == loaded
 
 
+@pytest.mark.parametrize(
+    ("model", "run_name"),
+    [
+        ({"name": "cifar10_WideResNet", "widen_factor": 2}, "cifar10_WideResNet_0"),
+        ({"name": "imagenet_resnet50", "widen_factor": 0.5, "sparse_downsample": True}, "imagenet_resnet50_0"),
+        ({"name": "torchvision/resnet18"}, "torchvision_resnet18_0"),
+    ],
+    ids=lambda value: str(value),
+)
+def test_models_read_back_from_configs_and_from_settings(model: dict[str, Any], run_name: str) -> None:
+    loaded = config.parse({**yaml.safe_load(GOOD), "model": model})
+    assert {**loaded.as_dict()["model"], **model} == loaded.as_dict()["model"]
+    assert config.parse(yaml.safe_load(loaded.as_yaml())) == loaded
+    assert config.parse({**loaded.as_dict(), "model": loaded.model}) == loaded
+    assert loaded.run_name == run_name
+    jsonschema.validate({**yaml.safe_load(GOOD), "model": model}, json.loads(config.json_schema()))
+
+
 def test_overrides(tmp_path: Path) -> None:
     path = tmp_path / "run.yaml"
     path.write_text(GOOD)
@@ -71,10 +89,56 @@ CASES: list[tuple[list[str], list[str]]] = [
     (["method.periodd=3"], ["command line: method.periodd: unknown key; did you mean 'period'?"]),
     (["trian.epochs=3"], ["command line: trian: unknown key; did you mean 'train'?"]),
     (["train.optimizer={name: sgd, momentun: 0}"], ["momentun: unknown key; did you mean 'momentum'?"]),
-    (["model.name=resnet"], ["model.name: unknown model 'resnet'; there are mnist_mlp, small_cnn; yours goes in"]),
-    (["method.name=rigl2"], ["unknown method 'rigl2'; there are dense, dsr, static; yours goes in dynsparse/methods/"]),
-    (["data.name=cifar"], ["data.name: unknown data 'cifar'; there are digits, mnist, synthetic"]),
+    (
+        ["model.name=resnet"],
+        [
+            "command line: model.name: unknown model 'resnet'; there are cifar10_WideResNet, imagenet_resnet50, ",
+            "imagenet_resnet50, mnist_mlp, small_cnn, torchvision/...; yours goes in dynsparse/models/",
+        ],
+    ),
+    (["model.name=3"], ["model.name: unknown model '3'; there are"]),
+    (["model={}"], ["command line: model: lacks 'name', which says which one it is"]),
+    (["model=resnet50"], ['command line: model: is "resnet50"; it must be a section, with keys of its own']),
+    (["model.hiden=[1]"], ["command line: model.hiden: unknown key; did you mean 'hidden'?"]),
+    (["model={name: torchvision/resnet18, depth: 3}"], ["command line: model.depth: unknown key; there are name"]),
+    (
+        ["model={name: imagenet_resnet50, sparse_downsampel: true}"],
+        ["command line: model.sparse_downsampel: unknown key; did you mean 'sparse_downsample'?"],
+    ),
+    (["model={name: torchvision/resnet81}"], ["model.name: torchvision has no classifier 'resnet81'; did you mean '"]),
+    (
+        ["model={name: torchvision/}"],
+        ["model.name: torchvision has no classifier ''; there are alexnet, convnext_base"],
+    ),
+    (
+        ["model={name: cifar10_WideResNet, depth: 27}"],
+        ["model.depth: depth is 27; a wide ResNet has 6n + 4 layers: take"],
+    ),
+    (
+        ["model={name: cifar10_WideResNet, widen_factor: 0}"],
+        ["model.widen_factor: is 0; input should be greater than 0"],
+    ),
+    (["method.name=rigl2"], ["unknown method 'rigl2'; there are deepr, dense, dsr, pruning, rigl, set, "]),
+    (["data.name=cifar"], ["data.name: unknown data 'cifar'; there are cifar10, digits, imagenet, mnist, synthetic"]),
     (["method={}"], ["command line: method: lacks 'name'"]),
+    (["method={name: set, fraction: 1.5}"], ["method.fraction: is 1.5; input should be less than or equal to 1"]),
+    (["method={name: rigl, until: -0.1}"], ["method.until: is -0.1; input should be greater than or equal to 0"]),
+    (["method={name: deepr, temperature: {}}"], ["method.temperature: a step table is empty; give at least the value"]),
+    (["method={name: deepr, temperature: -1}"], ["method.temperature: -1 at epoch 0 is negative; it must be at least"]),
+    (["method={name: dsr, period: {5: 1, 0: 2}}"], ["method.period: a step table starts at epoch 5; its first entry"]),
+    (["method={name: dsr, period: {0: 1, 9: 2, 5: 3}}"], ["method.period: a step table's epochs are [0, 9, 5]; they"]),
+    (["method={name: pruning, target_fc: 1.0}"], ["method.target_fc: is 1.0; input should be less than 1"]),
+    (["method={name: pruning}"], ["method.name is pruning, which starts from a trained dense network: set start."]),
+    (
+        ["method={name: pruning, after_epoch: 6, iterations: 4}", "start.weights_from=x"],
+        ["train.epochs is 10; the last of 4 prunes comes at the end of epoch 12 (counted from 0): train at least 13"],
+    ),
+    (["method={name: dense}", "start.masks_from=x"], ["start.masks_from does not go with method dense, which starts"]),
+    (["method={name: tied}", "start.weights_from=x"], ["start.weights_from does not go with method tied"]),
+    (["method={name: tied}", "train.penalty={l1: 1.0, group_lasso: true}"], ["set sparsity.granularity to 2 or 1"]),
+    (["train.start_epoch=10"], ["train.start_epoch is 10; it must be below train.epochs, 10"]),
+    (["sparsity.allocation=erd"], ["sparsity.allocation: is \"erd\"; input should be 'uniform' or 'erk'"]),
+    (["data.validation_samples=-1"], ["data.validation_samples: is -1; input should be greater than or equal to 0"]),
     (["train.epochs=many"], ['train.epochs: is "many"; input should be a valid integer']),
     (["train.epochs=2.5"], ["train.epochs: is 2.5; input should be a valid integer"]),
     (["train.epochs=yes"], ["train.epochs: is true; input should be a valid integer"]),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from fractions import Fraction
 
 from dynsparse.errors import UserError
@@ -39,6 +39,13 @@ def erk(layers: Sequence[LayerSpec], sparsity: dict[Kind, float]) -> dict[str, i
         unit_size=[layer.unit_size for layer in layers],
     )
     return {layer.name: max(1, count) for layer, count in zip(layers, units, strict=True)}
+
+
+ALLOCATIONS: dict[str, Callable[[Sequence[LayerSpec], dict[Kind, float]], dict[str, int]]] = {
+    "erk": erk,
+    "uniform": uniform,
+}
+"""The rules by their names in a config."""
 
 
 def share_out(

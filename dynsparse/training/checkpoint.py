@@ -123,12 +123,12 @@ class CheckpointFolder:
         """Why the newest save, or that of the best state, failed, if it did and no later one mended it."""
         return next(iter(self._failed.values()), None)
 
-    def save(self, state: State, step: int, *, best: bool = False) -> None:
+    def save(self, state: State, step: int, *, best: bool = False, initial: bool = False) -> None:
         """Save the state after `step`. A failure is kept in `failure` and logged; older files stay as they were."""
         path = self.folder / f"step-{step:09d}.pt"
         try:
             write(path, state)
-            if step == 0:
+            if initial:
                 link(path, self.folder / "initial.pt")
             link(path, self.folder / "latest.pt")
             if best:

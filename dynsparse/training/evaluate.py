@@ -23,6 +23,22 @@ class Evaluation:
     samples: int
 
 
+@dataclass(frozen=True)
+class Evaluations:
+    """What was evaluated after an epoch."""
+
+    test: Evaluation
+    validation: Evaluation | None = None
+    """On the samples held out of training, if there are any."""
+    train: Evaluation | None = None
+    """On the training samples, with evaluation transforms, if asked for."""
+
+    @property
+    def selecting(self) -> Evaluation:
+        """What the best epoch is chosen by: the held-out samples where there are any, else the test samples."""
+        return self.validation or self.test
+
+
 def hits(logits: Tensor, labels: Tensor, k: int) -> Tensor:
     """How many labels [batch] are among the k largest logits [batch, classes]; int64 scalar."""
     top = logits.topk(min(k, logits.shape[1]), dim=1).indices

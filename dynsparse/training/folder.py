@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from dynsparse.config import RunConfig
 from dynsparse.errors import UserError
 from dynsparse.training.checkpoint import CheckpointFolder, link, read, set_aside_after
+from dynsparse.training.start import checkpoint_of
 from dynsparse.training.state import RunState
 
 log = logging.getLogger(__name__)
@@ -31,7 +32,7 @@ def find_start(config: RunConfig, *, resume: str | None, overwrite: bool) -> Sta
     """The checkpoint to resume from, or None for a new run. Changes nothing.
 
     `resume` is "auto" (the newest whole checkpoint; a new run if there is
-    none) or a checkpoint's path. UserError rather than mixing two runs.
+    none), a checkpoint's path, or a run's folder as in `checkpoint_of`. UserError rather than mixing two runs.
     """
     folder = config.folder
     if resume == "auto":
@@ -41,7 +42,7 @@ def find_start(config: RunConfig, *, resume: str | None, overwrite: bool) -> Sta
             raise UserError(f"{folder} holds a {foreign[0]} that is not of a dynsparse run; set name= or runs=")
         return None if found is None else Start(*found)
     if resume is not None:
-        path = Path(resume)
+        path = checkpoint_of(resume)
         state = read_run(path)
         if _occupied(folder) and folder.resolve() not in path.resolve().parents:
             raise UserError(
@@ -99,7 +100,8 @@ def _name_anew(start: Start, folder: Path) -> None:
         return
     link(start.path, folder / "latest.pt")
     progress, at_epoch_end = start.state["progress"], start.state["data"]["batch"] == 0
-    is_best = progress["best_top1"] is not None and progress["best_top1"] == progress["test_top1"]
+    selecting = progress["test_top1"] if progress["validation_top1"] is None else progress["validation_top1"]
+    is_best = progress["best_top1"] is not None and progress["best_top1"] == selecting
     if at_epoch_end and is_best and not (folder / "best.pt").exists():
         link(start.path, folder / "best.pt")
 

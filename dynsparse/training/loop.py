@@ -17,15 +17,16 @@ from dynsparse.distributed import sync
 from dynsparse.errors import StopRequested, UserError
 from dynsparse.masks.selection import seed_for
 from dynsparse.methods import Clock
-from dynsparse.reallocation import Reallocator
+from dynsparse.reallocation import ReallocationReport, Reallocator
 from dynsparse.runtime import Worker
+from dynsparse.training import penalties
 from dynsparse.training.callbacks import Callback, Observers, Summary
 from dynsparse.training.checkpoint import CheckpointFolder
-from dynsparse.training.evaluate import Evaluation, evaluate, hits
+from dynsparse.training.evaluate import Evaluation, Evaluations, evaluate, hits
 from dynsparse.training.network import Network
 from dynsparse.training.reports import Reporter
 from dynsparse.training.state import Progress, RunState
-from pipelines.base import Batch, Data
+from pipelines.base import Batch, Data, EvaluationPipeline
 
 
 class Trainer:
@@ -43,6 +44,7 @@ class Trainer:
         stop_requested: Callable[[], bool] = lambda: False,
     ) -> None:
         self.config = config
+        self.network = network
         self.model, self.masks = network.model, network.masks
         self.data = data
         self.worker = worker
@@ -55,7 +57,7 @@ class Trainer:
         self.total_steps = settings.epochs * data.train.steps_per_epoch
         self.optimizer = settings.optimizer.build(self.model.parameters(), lr=self._lr(0))
         method = config.method.build()
-        method.check(self.masks)
+        method.prepare(self.masks)
         on_desync = config.distributed.on_desync
         self.reallocator = Reallocator(
             self.model, self.masks, method, self.optimizer, seed=config.seed, on_desync=on_desync
@@ -71,9 +73,8 @@ class Trainer:
             method=method,
             train_data=data.train,
             sums=torch.zeros(3, dtype=torch.float64, device=self.device),
-            progress=Progress(initial_active={layer.name: layer.active_weights for layer in self.masks}),
+            progress=Progress(initial_active={layer.name: layer.active_weights for layer in network.layers}),
         )
-        self.network = network
         self.resumed = False
         torch.manual_seed(seed_for(config.seed, "rank", worker.rank))
 
@@ -91,15 +92,25 @@ class Trainer:
         self.check_batch()
         self.reporter = Reporter(self.run, self.network)
         self._settle()
+        if not self.resumed:
+            self._begin()
         sync.together(lambda: self.observers.on_start(self.reporter.run_report(resumed=self.resumed)))
-        if self.progress.step == 0:
-            self._save()
+        if not self.resumed:
+            self._save(initial=True)
+            self.network.initial_weights = {}
         if sync.any_rank(self.stop_requested()):
             self._stop()
         while self.progress.epoch < self.config.train.epochs:
             self._train_epoch()
             self._finish_epoch()
         return self._finish("done")
+
+    def _begin(self) -> None:
+        """Take the position of the first epoch, which need not be 0 (`train.start_epoch`)."""
+        train, data = self.config.train, self.data.train
+        self.progress.epoch = train.start_epoch
+        self.progress.step = train.start_epoch * data.steps_per_epoch
+        data.load_state_dict({**data.state_dict(), "epoch": train.start_epoch, "batch": 0})
 
     def _train_epoch(self) -> None:
         self.reporter.epoch_begins()
@@ -120,16 +131,16 @@ class Trainer:
             group["lr"] = self._lr(self.progress.step)
         loss = self._forward_backward(micro_batches)
         self.progress.step += 1
-        clock = Clock(self.progress.step, self.progress.epoch)
-        reallocate = self.reallocator.is_due(clock)
-        if reallocate:
-            self.reallocator.look()
-        self.masks.mask_gradients()
+        clock = self._clock()
+        self.reallocator.before_step(clock)
+        penalties.add_gradients(self.config.train.penalty, self.network.layers)
         self.optimizer.step()
         self.optimizer.zero_grad()
-        if reallocate:
-            self._reallocate(clock)
+        self._note(self.reallocator.after_step(clock))
         return loss
+
+    def _clock(self) -> Clock:
+        return Clock(self.progress.step, self.progress.epoch, self.data.train.steps_per_epoch, self.config.train.epochs)
 
     def _forward_backward(self, micro_batches: Sequence[Batch]) -> Tensor:
         """Leave the gradients of the mean loss over the global batch, reduced over the ranks once."""
@@ -151,44 +162,57 @@ class Trainer:
         self.run.sums[1] += hits(logits, labels, 1)
         self.run.sums[2] += len(labels)
 
-    def _reallocate(self, clock: Clock) -> None:
-        report = self.reallocator(clock)
+    def _note(self, report: ReallocationReport | None) -> None:
+        """Count a reallocation and tell the observers; of one a step, only now and then."""
+        if report is None:
+            return
         self.progress.reallocations += 1
         self.progress.desyncs_repaired += bool(report.repaired)
-        self.observers.on_reallocation(report)
+        if not self.reallocator.method.every_step or report.step % self.config.log.every_steps == 0:
+            self.observers.on_reallocation(report)
 
     def _finish_epoch(self) -> None:
         """Verify, evaluate, report, save."""
         progress = self.progress
         progress.desyncs_repaired += bool(self.reallocator.verify(progress.step))
-        result = self.evaluate()
+        results = self.evaluate()
         sums = sync.sum_(self.run.sums.clone()).tolist()
         self.run.sums.zero_()
-        is_best = progress.best_top1 is None or result.top1 > progress.best_top1
-        progress.best_top1 = result.top1 if is_best else progress.best_top1
-        progress.test_top1, progress.test_top5 = result.top1, result.top5
+        is_best = progress.take(results)
         if self.worker.is_main:
-            self.observers.on_epoch(self.reporter.epoch_report(result, sums))
+            self.observers.on_epoch(self.reporter.epoch_report(results, sums))
         progress.epoch += 1
         is_last = progress.epoch == self.config.train.epochs
         if is_last or is_best or progress.epoch % self.config.checkpoint.every_epochs == 0:
             self._save(best=is_best)
 
-    def evaluate(self) -> Evaluation:
-        """Evaluate on the test samples. Makes the BatchNorm statistics of all ranks their mean first."""
+    def evaluate(self) -> Evaluations:
+        """Evaluate on the test samples and what else there is, with the mean BatchNorm statistics of all ranks."""
         sync.average_buffers(self.model)
-        return evaluate(self.forward, self.data.test, self.device, self._precision())
+
+        def on(pipeline: EvaluationPipeline) -> Evaluation:
+            return evaluate(self.forward, pipeline, self.device, self._precision())
+
+        data = self.data
+        return Evaluations(
+            test=on(data.test),
+            validation=on(data.validation) if data.validation else None,
+            train=on(data.train_evaluation) if data.train_evaluation else None,
+        )
 
     def _save_is_due(self) -> bool:
         every = self.config.checkpoint.every_steps
         return every is not None and self.progress.step % every == 0
 
-    def _save(self, *, best: bool = False) -> None:
+    def _save(self, *, best: bool = False, initial: bool = False) -> None:
         """Save on rank 0. Changes nothing in the run; the others hand over what is theirs and go on."""
         ranks = sync.gather(self.run.of_this_rank())
         if ranks is not None and self.checkpoints is not None:
             self.progress.seconds = self.reporter.seconds
-            self.checkpoints.save(self.run.save(ranks), self.progress.step, best=best)
+            state = self.run.save(ranks)
+            if initial:
+                state["initial_weights"] = dict(self.network.initial_weights)
+            self.checkpoints.save(state, self.progress.step, best=best, initial=initial)
 
     def _stop(self) -> None:
         self._save()

@@ -2,49 +2,76 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from dynsparse.config import RunConfig
-from dynsparse.masks import LayerSpec, MaskSet, sparse_layers
-from dynsparse.masks.allocation import uniform
+from dynsparse.errors import UserError
+from dynsparse.masks import LayerSpec, MaskSet, SparseLayer, sparse_layers
+from dynsparse.masks.allocation import ALLOCATIONS
 from dynsparse.masks.granularity import Kind
+from dynsparse.masks.tying import TiedLayer, tie
+from dynsparse.training.start import NOTHING, Sources
 
 
-@dataclass(frozen=True)
+@dataclass
 class Network:
     """A model with the masks that stand beside it."""
 
     model: nn.Module
     masks: MaskSet
+    tied: Sequence[TiedLayer] = ()
+    """Layers whose weights share values instead of being masked."""
+    initial_weights: Mapping[str, Tensor] = field(default_factory=dict)
+    """Whole weights of the masked layers before they were masked, on the CPU: for the initial checkpoint alone."""
+
+    @property
+    def layers(self) -> Sequence[SparseLayer | TiedLayer]:
+        return [*self.masks, *self.tied]
+
+    @property
+    def active_weights(self) -> int:
+        """Free values in the sparse (or tied) layers."""
+        return sum(layer.active_weights for layer in self.layers)
+
+    @property
+    def sparse_layer_weights(self) -> int:
+        """All weights of these layers, active or not."""
+        return sum(layer.spec.weights for layer in self.layers)
+
+    @property
+    def sparsity(self) -> float:
+        """Over these layers; the whole model's is lower where it has dense layers."""
+        return 1 - self.active_weights / self.sparse_layer_weights if self.layers else 0.0
 
     @property
     def total_parameters(self) -> int:
-        return sum(parameter.numel() for parameter in self.model.parameters())
+        """Of the model, tied layers counted as if they were not."""
+        saved = sum(layer.spec.weights - layer.active_weights for layer in self.tied)
+        return sum(parameter.numel() for parameter in self.model.parameters()) + saved
 
     @property
     def model_sparsity(self) -> float:
-        """Share of all the model's parameters that are held at 0."""
-        return (self.masks.weights - self.masks.active_weights) / self.total_parameters
+        """Share of all the model's parameters that are held at 0, or saved by tying."""
+        return (self.sparse_layer_weights - self.active_weights) / self.total_parameters
 
     def table(self) -> str:
         """The sparse layers with shape, unit, density and active weights, and both totals."""
         rows: list[tuple[str, ...]] = [("layer", "shape", "unit", "density", "active", "weights")]
-        for layer in self.masks:
+        for layer in self.layers:
             spec = layer.spec
             shape, unit = "x".join(map(str, spec.shape)), "x".join(map(str, spec.shape[spec.mask_dims :])) or "1"
             share = layer.active_weights / spec.weights
             rows.append((spec.name, shape, unit, f"{share:.4f}", f"{layer.active_weights:,}", f"{spec.weights:,}"))
-        masks, total = self.masks, self.total_parameters
-        left = total - masks.weights + masks.active_weights
-        for name, active, weights in (
-            ("sparse layers", masks.active_weights, masks.weights),
-            ("whole model", left, total),
+        active, weights, total = self.active_weights, self.sparse_layer_weights, self.total_parameters
+        for name, left, of in (
+            ("tied layers" if self.tied else "sparse layers", active, weights),
+            ("whole model", total - weights + active, total),
         ):
-            rows.append((name, "", "", f"{active / max(1, weights):.4f}", f"{active:,}", f"{weights:,}"))
+            rows.append((name, "", "", f"{left / max(1, of):.4f}", f"{left:,}", f"{of:,}"))
         return align(rows)
 
 
@@ -59,21 +86,47 @@ def align(rows: Sequence[tuple[str, ...]]) -> str:
     return "\n".join(line(row) for row in rows)
 
 
-def build_network(config: RunConfig, device: torch.device) -> Network:
+def build_network(config: RunConfig, device: torch.device, sources: Sources = NOTHING) -> Network:
     """The model on its device, initialised and masked by the config's seed: the same on every rank.
 
-    Seeds and draws from torch's global generator. UserError for patterns that match no layer.
+    `sources` are other runs' weights and masks to start from. Seeds and draws
+    from torch's global generator. UserError for patterns that match no layer,
+    and for sources that do not fit.
     """
     torch.manual_seed(config.seed)
     model = config.model.build(config.data.image_shape, config.data.classes)
+    specs = layer_specs(config, model)
+    sources.load_weights(model)
     model.to(device)
     if config.train.channels_last:
         model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    specs = layer_specs(config, model)
+    counts = _active_units(config, specs)
+    if config.method.name == "tied":
+        tied = [
+            tie(model, spec, counts[spec.name], seed=config.seed, rescale_gradient=config.method.rescale_gradient)
+            for spec in specs
+        ]
+        return Network(model, MaskSet(model, [], {}), tied)
+    active = sources.active_units(specs) or counts
+    whole = dict(model.named_parameters())
+    initial = {
+        spec.name: whole[spec.name].detach().to("cpu", copy=True)
+        for spec in specs
+        if _count(active[spec.name]) < spec.units
+    }
+    return Network(model, MaskSet(model, specs, active, seed=config.seed), initial_weights=initial)
+
+
+def _active_units(config: RunConfig, specs: Sequence[LayerSpec]) -> dict[str, int]:
+    """Active units of each layer at the start, as the config's sparsity and method say."""
     share: dict[Kind, float] = {"conv": config.sparsity.conv, "fc": config.sparsity.fc}
-    if not config.method.sparse:
+    if config.method.starts == "dense":
         share = {"conv": 0.0, "fc": 0.0}
-    return Network(model, MaskSet(model, specs, uniform(specs, share), seed=config.seed))
+    return ALLOCATIONS[config.sparsity.allocation](specs, share)
+
+
+def _count(active: int | Tensor) -> int:
+    return active if isinstance(active, int) else active.numel()
 
 
 def check_layers(config: RunConfig) -> None:
@@ -85,10 +138,16 @@ def check_layers(config: RunConfig) -> None:
 def layer_specs(config: RunConfig, model: nn.Module) -> list[LayerSpec]:
     """The layers of the config's model that it asks to be sparse."""
     sparsity = config.sparsity
-    return sparse_layers(
+    specs = sparse_layers(
         model,
         default=config.model.sparse_by_default(model),
         include=sparsity.include,
         exclude=sparsity.exclude,
         granularity=sparsity.granularity,
     )
+    if sparsity.granularity != 4 and not any(spec.kind == "conv" for spec in specs):
+        raise UserError(
+            f"sparsity.granularity is {sparsity.granularity}; {config.model.name} has no sparse convolution here, and "
+            f"linear layers are always elementwise: leave it at 4"
+        )
+    return specs

@@ -73,13 +73,19 @@ def unpack_optimizer(
 
 
 def pack_buffers(model: nn.Module) -> dict[str, Tensor]:
-    return {name: _to_cpu(value) for name, value in model.named_buffers()}
+    return {name: _to_cpu(value) for name, value in _buffers(model)}
 
 
 @torch.no_grad()
 def unpack_buffers(model: nn.Module, saved: Mapping[str, Tensor]) -> None:
-    for name, value in model.named_buffers():
+    for name, value in _buffers(model):
         value.copy_(saved[name])
+
+
+def _buffers(model: nn.Module) -> list[tuple[str, Tensor]]:
+    """Those that the model's own `state_dict` has: others follow from the config."""
+    kept = model.state_dict().keys()
+    return [(name, value) for name, value in model.named_buffers() if name in kept]
 
 
 def mean_buffers(saved: list[Mapping[str, Tensor]]) -> dict[str, Tensor]:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from dynsparse.distributed import digest, sync
 from dynsparse.training.callbacks import EpochReport, RunReport, StepReport, Summary
-from dynsparse.training.evaluate import Evaluation
+from dynsparse.training.evaluate import Evaluations
 from dynsparse.training.network import Network
 from dynsparse.training.state import RunState, versions
 
@@ -70,9 +70,9 @@ class Reporter:
             name=config.run_name,
             config=config.as_dict(),
             config_yaml=config.as_yaml(),
-            layers=tuple(layer.spec for layer in run.masks),
+            layers=tuple(layer.spec for layer in self.network.layers),
             active=self._active(),
-            budget=run.masks.budget,
+            budget=self._budget,
             total_parameters=self.network.total_parameters,
             epochs=config.train.epochs,
             steps_per_epoch=run.train_data.steps_per_epoch,
@@ -95,7 +95,7 @@ class Reporter:
             images_per_second=speed,
         )
 
-    def epoch_report(self, result: Evaluation, sums: Sequence[float]) -> EpochReport:
+    def epoch_report(self, results: Evaluations, sums: Sequence[float]) -> EpochReport:
         """`sums` over all ranks: loss, top-1 hits, samples of the training epoch."""
         loss_sum, found, samples = sums
         run, progress = self.run, self.run.progress
@@ -106,15 +106,13 @@ class Reporter:
             lr=self._lr(),
             train_loss=loss_sum / samples,
             train_top1=100 * found / samples,
-            test_loss=result.loss,
-            test_top1=result.top1,
-            test_top5=result.top5,
+            results=results,
             best_top1=progress.best_top1,
             active=self._active(),
-            sparsity={layer.name: layer.sparsity for layer in run.masks},
-            total_sparsity=run.masks.sparsity,
+            sparsity={layer.name: layer.sparsity for layer in self.network.layers},
+            total_sparsity=self.network.sparsity,
             model_sparsity=self.network.model_sparsity,
-            budget=run.masks.budget,
+            budget=self._budget,
             explored=run.masks.explored(),
             images_per_second=self.epoch_watch.per_second,
             seconds=time.monotonic() - self.epoch_watch.began,
@@ -136,11 +134,13 @@ class Reporter:
             steps=progress.step,
             test_top1=progress.test_top1,
             test_top5=progress.test_top5,
+            validation_top1=progress.validation_top1,
             best_top1=progress.best_top1,
-            active_weights=masks.active_weights,
-            sparse_layer_weights=masks.weights,
+            test_top1_at_best=progress.test_top1_at_best,
+            active_weights=self.network.active_weights,
+            sparse_layer_weights=self.network.sparse_layer_weights,
             total_parameters=self.network.total_parameters,
-            sparsity=masks.sparsity,
+            sparsity=self.network.sparsity,
             model_sparsity=self.network.model_sparsity,
             layers={
                 layer.name: {
@@ -149,7 +149,7 @@ class Reporter:
                     "sparsity_after": layer.sparsity,
                     "active_weights": layer.active_weights,
                 }
-                for layer in masks
+                for layer in self.network.layers
             },
             mask_digest=str(mine["mask_digest"]),
             weight_digest=str(mine["weight_digest"]),
@@ -162,14 +162,19 @@ class Reporter:
             versions=versions(),
         )
 
+    @property
+    def _budget(self) -> int:
+        """Of the masks, or the values of all banks where weights are tied."""
+        return self.run.masks.budget + sum(layer.active_weights for layer in self.network.tied)
+
     def _active(self) -> dict[str, int]:
-        return {layer.name: layer.active_weights for layer in self.run.masks}
+        return {layer.name: layer.active_weights for layer in self.network.layers}
 
     def _active_weights(self) -> dict[str, Tensor]:
         log = self.run.config.log
         if not (log.tensorboard and log.histograms):
             return {}
-        return {layer.name: layer.gather(layer.weight).flatten().float().cpu() for layer in self.run.masks}
+        return {layer.name: layer.values().float().cpu() for layer in self.network.layers}
 
     def _lr(self) -> float:
         return float(self.run.optimizer.param_groups[0]["lr"])

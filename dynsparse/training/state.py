@@ -17,6 +17,7 @@ from dynsparse.masks import MaskSet
 from dynsparse.methods import Method
 from dynsparse.runtime import Worker
 from dynsparse.training import packing
+from dynsparse.training.evaluate import Evaluations
 from pipelines.base import TrainPipeline
 
 log = logging.getLogger(__name__)
@@ -31,14 +32,26 @@ class Progress:
     step: int = 0
     """Optimizer steps done."""
     best_top1: float | None = None
+    """On the validation samples where there are any, else on the test samples."""
+    test_top1_at_best: float | None = None
     test_top1: float | None = None
     test_top5: float | None = None
+    validation_top1: float | None = None
     reallocations: int = 0
     desyncs_repaired: int = 0
     seconds: float = 0.0
     """Spent up to the latest save, on rank 0's clock."""
     initial_active: dict[str, int] = field(default_factory=dict)
     """Active weights of each layer at the start."""
+
+    def take(self, results: Evaluations) -> bool:
+        """Note what an epoch reached. Returns whether it is the best so far."""
+        is_best = self.best_top1 is None or results.selecting.top1 > self.best_top1
+        if is_best:
+            self.best_top1, self.test_top1_at_best = results.selecting.top1, results.test.top1
+        self.test_top1, self.test_top5 = results.test.top1, results.test.top5
+        self.validation_top1 = results.validation.top1 if results.validation else None
+        return is_best
 
 
 @dataclass

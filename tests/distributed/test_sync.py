@@ -181,6 +181,7 @@ def test_a_plan_survives_its_journey_and_stays_small() -> None:
     plan = Plan(
         step=2**40,
         seed=2**63 - 1,
+        budget=2**40 + 1,
         layers=tuple(
             LayerPlan(Cut(float(torch.tensor(0.1) + i), i, 2**31 + i), Cut(float("-inf"), 0, i)) for i in range(54)
         ),

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from dynsparse.errors import UserError
 from dynsparse.masks import LayerSpec
-from dynsparse.masks.allocation import share_out, uniform
+from dynsparse.masks.allocation import erk, share_out, uniform
 
 layers_st = st.lists(
     st.tuples(st.fractions(0, 50), st.integers(0, 30), st.sampled_from([1, 3, 9])), min_size=1, max_size=8
@@ -32,6 +32,43 @@ def test_uniform_rounds_decimals_as_written() -> None:
     """0.9 of 10 is 9 inactive, though 10 * (1 - 0.9) is 0.99999... in floating point."""
     assert uniform([LayerSpec("a", "fc", (1, 10), 2)], {"fc": 0.9}) == {"a": 1}
     assert uniform([LayerSpec("a", "fc", (5, 5), 2)], {"fc": 0.0}) == {"a": 25}
+
+
+def test_erk_worked_by_hand() -> None:
+    """20 x 10 and 3 x 2 at sparsity 0.8: 40 + 1 = 41 weights, shared as 30 : 5, the sums of the dimensions.
+
+    Quotas 35.14 and 5.86: floors 35 and 5, the one left over goes to the larger remainder: the small layer is full.
+    At sparsity 0.5 there are 103 weights: the small layer would get 14.7 of its 6, the rest goes to the other.
+    """
+    specs = [LayerSpec("a", "fc", (20, 10), 2), LayerSpec("b", "fc", (3, 2), 2)]
+    assert erk(specs, {"fc": 0.8}) == {"a": 35, "b": 6}
+    assert erk(specs, {"fc": 0.5}) == {"a": 97, "b": 6}
+    assert erk(specs, {"fc": 0.0}) == {"a": 200, "b": 6}
+
+
+def test_erk_counts_the_kernel_too() -> None:
+    """(64, 32, 3, 3) and (64, 32, 1, 1): density in proportion to sum over product of the dimensions, 102 and 98."""
+    specs = [LayerSpec("a", "conv", (64, 32, 3, 3), 4), LayerSpec("b", "conv", (64, 32, 1, 1), 4)]
+    counts = erk(specs, {"conv": 0.9})
+    assert sum(counts.values()) == sum(uniform(specs, {"conv": 0.9}).values())
+    assert counts["a"] / counts["b"] == pytest.approx(102 / 98, rel=0.01)
+
+
+@given(st.lists(st.tuples(st.integers(1, 40), st.integers(1, 40)), min_size=1, max_size=6), st.fractions(0, 0.99))
+def test_erk_has_the_total_of_uniform_and_is_denser_where_layers_are_small(
+    shapes: list[tuple[int, int]], sparsity: Fraction
+) -> None:
+    specs = [LayerSpec(str(i), "fc", shape, 2) for i, shape in enumerate(shapes)]
+    share = {"fc": round(float(sparsity), 3)}
+    counts = erk(specs, share)
+    total = sum(uniform(specs, share).values())
+    assert all(1 <= counts[spec.name] <= spec.units for spec in specs)
+    empty = sum(count == 1 for count in counts.values())
+    assert total <= sum(counts.values()) <= total + empty, "at least one each, else the total exactly"
+    for a in specs:
+        for b in specs:
+            if sum(a.shape) / a.units > sum(b.shape) / b.units:  # To within the unit that rounding moves.
+                assert (counts[a.name] + 1) / a.units >= (counts[b.name] - 1) / b.units
 
 
 @pytest.mark.parametrize("sparsity", [-0.1, 1.0, 2.0])

@@ -104,7 +104,7 @@ def test_nothing_in_a_file_is_executed(tmp_path: Path) -> None:
 def test_the_last_k_are_kept(tmp_path: Path) -> None:
     folder = CheckpointFolder(tmp_path, keep=2)
     for step in (0, 5, 10, 15):
-        folder.save(state(step), step, best=step == 5)
+        folder.save(state(step), step, best=step == 5, initial=step == 0)
     assert [path.name for path in folder.files()] == ["step-000000015.pt", "step-000000010.pt"]
     steps = {name: read(tmp_path / f"{name}.pt")["progress"]["step"] for name in ("initial", "best", "latest")}
     assert steps == {"initial": 0, "best": 5, "latest": 15}

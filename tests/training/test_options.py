@@ -13,7 +13,7 @@ from dynsparse.config import RunConfig
 from dynsparse.errors import StopRequested
 from dynsparse.models.small_cnn import SmallCnnSettings
 from dynsparse.runtime import Worker
-from dynsparse.training.evaluate import Evaluation
+from dynsparse.training.evaluate import Evaluation, Evaluations
 from dynsparse.training.loop import Trainer
 from tests.ranks import run_distributed
 from tests.training import runs
@@ -125,15 +125,15 @@ def test_the_epochs_report_goes_on_after_a_resume() -> None:
     second.load(saved)
     second.fit()
     for a, b in zip(whole.epochs, resumed.epochs, strict=True):
-        assert (a.train_loss, a.train_top1, a.test_loss) == (b.train_loss, b.train_top1, b.test_loss)
+        assert (a.train_loss, a.train_top1, a.results) == (b.train_loss, b.train_top1, b.results)
 
 
 def test_the_best_is_the_best_and_not_the_last(monkeypatch: pytest.MonkeyPatch) -> None:
     accuracies = iter([50.0, 80.0, 60.0, 80.0])
-    monkeypatch.setattr(Trainer, "evaluate", lambda self: Evaluation(1.0, next(accuracies), 90.0, 50))
+    monkeypatch.setattr(Trainer, "evaluate", lambda self: Evaluations(Evaluation(1.0, next(accuracies), 90.0, 50)))
     trainer = runs.trainer(runs.config(train={"epochs": 4}))
     saves: list[bool] = []
-    trainer._save = lambda best=False: saves.append(best)  # type: ignore[method-assign]
+    trainer._save = lambda best=False, initial=False: saves.append(best)  # type: ignore[method-assign]
     summary = trainer.fit()
     assert (summary.best_top1, summary.test_top1) == (80.0, 80.0)
     assert saves == [False, True, True, False, False], "the initial state, then one an epoch"
@@ -148,7 +148,7 @@ def evaluated(worker: Worker) -> tuple[float, float]:
     gathered: list[Any] = [None] * worker.world_size
     torch.distributed.all_gather_object(gathered, own)
     assert not torch.equal(gathered[0]["bn1.running_mean"], gathered[1]["bn1.running_mean"])
-    by_trainer = trainer.evaluate().loss
+    by_trainer = trainer.evaluate().test.loss
     twin = runs.trainer(runs.config(data={"noise": 200.0}))  # alone: it sees all test samples
     twin.model.load_state_dict(trainer.model.state_dict())
     with torch.no_grad():

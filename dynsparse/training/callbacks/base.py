@@ -14,6 +14,7 @@ from torch import Tensor
 
 from dynsparse.masks import LayerSpec
 from dynsparse.reallocation import ReallocationReport
+from dynsparse.training.evaluate import Evaluations
 
 
 @dataclass(frozen=True)
@@ -60,10 +61,9 @@ class EpochReport:
     lr: float
     train_loss: float
     train_top1: float
-    test_loss: float
-    test_top1: float
-    test_top5: float
+    results: Evaluations
     best_top1: float
+    """On the held-out samples where there are any, else on the test samples."""
     active: Mapping[str, int]
     sparsity: Mapping[str, float]
     total_sparsity: float
@@ -72,6 +72,7 @@ class EpochReport:
     """Over all parameters of the model."""
     budget: int
     explored: Mapping[str, float]
+    """Share of each layer's positions that were ever active; nothing of tied layers."""
     images_per_second: float
     """Over the training steps of this epoch, all ranks together."""
     seconds: float
@@ -91,7 +92,9 @@ class Summary:
     steps: int
     test_top1: float | None
     test_top5: float | None
+    validation_top1: float | None
     best_top1: float | None
+    test_top1_at_best: float | None
     active_weights: int
     sparse_layer_weights: int
     total_parameters: int

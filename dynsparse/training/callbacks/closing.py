@@ -31,7 +31,9 @@ def closing_text(summary: Summary, folder: Path, *, tensorboard: bool) -> str:
     rows.append(("whole model", "", "", f"{100 * summary.model_sparsity:.2f} %"))
     facts: list[tuple[str, ...]] = [
         ("test accuracy", _percent(summary.test_top1)),
-        ("best test accuracy", _percent(summary.best_top1)),
+        ("best test accuracy", _percent(summary.best_top1))
+        if summary.validation_top1 is None
+        else ("test accuracy of the epoch best in validation", _percent(summary.test_top1_at_best)),
         ("reallocations", str(summary.reallocations)),
         ("epochs, steps", f"{summary.epochs}, {summary.steps}"),
         ("workers", str(summary.world_size)),

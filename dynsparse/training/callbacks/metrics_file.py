@@ -10,6 +10,7 @@ from typing import Any
 
 from dynsparse.reallocation import ReallocationReport
 from dynsparse.training.callbacks.base import Callback, EpochReport, RunReport
+from dynsparse.training.evaluate import Evaluation
 
 
 class MetricsFile(Callback):
@@ -59,9 +60,9 @@ class MetricsFile(Callback):
                 "lr": report.lr,
                 "train_loss": report.train_loss,
                 "train_top1": report.train_top1,
-                "test_loss": report.test_loss,
-                "test_top1": report.test_top1,
-                "test_top5": report.test_top5,
+                **_numbers("test", report.results.test),
+                **_numbers("validation", report.results.validation),
+                **_numbers("train_evaluation", report.results.train),
                 "best_top1": report.best_top1,
                 "budget": report.budget,
                 "active_weights": sum(report.active.values()),
@@ -71,7 +72,7 @@ class MetricsFile(Callback):
                     name: {
                         "active": report.active[name],
                         "sparsity": report.sparsity[name],
-                        "explored": report.explored[name],
+                        **({"explored": report.explored[name]} if name in report.explored else {}),
                     }
                     for name in report.active
                 },
@@ -87,6 +88,12 @@ class MetricsFile(Callback):
         except OSError:
             os.truncate(self.path, whole)  # No half lines: the next may find space again.
             raise
+
+
+def _numbers(name: str, result: Evaluation | None) -> dict[str, float]:
+    if result is None:
+        return {}
+    return {f"{name}_loss": result.loss, f"{name}_top1": result.top1, f"{name}_top5": result.top5}
 
 
 def _is_before(text: str, run: RunReport) -> bool:

@@ -41,7 +41,7 @@ class ProgressLines(Callback):
             report.step,
             report.train_loss,
             report.train_top1,
-            report.test_top1,
+            report.results.test.top1,
             report.lr,
             report.images_per_second,
             tqdm.format_interval(eta),
@@ -65,7 +65,7 @@ class ProgressBar(Callback):
         self._show(report.step, moved=str(sum(report.dropped.values())))
 
     def on_epoch(self, report: EpochReport) -> None:
-        self._show(report.step, epoch=str(report.epoch + 1), test=f"{report.test_top1:.2f} %")
+        self._show(report.step, epoch=str(report.epoch + 1), test=f"{report.results.test.top1:.2f} %")
 
     def on_end(self, summary: Summary) -> None:
         self._show(summary.steps)

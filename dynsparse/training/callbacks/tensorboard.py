@@ -58,15 +58,17 @@ class TensorBoard(Callback):
     def on_epoch(self, report: EpochReport) -> None:
         scalars = {
             "loss/train": report.train_loss,
-            "loss/test": report.test_loss,
             "accuracy/train_top1": report.train_top1,
-            "accuracy/test_top1": report.test_top1,
-            "accuracy/test_top5": report.test_top5,
             "sparsity/sparse_layers": report.total_sparsity,
             "sparsity/model": report.model_sparsity,
             "active/budget": report.budget,
             "active/total": sum(report.active.values()),
         }
+        for name in ("test", "validation", "train"):
+            if (result := getattr(report.results, name)) is not None:
+                of = "train_evaluation" if name == "train" else name
+                scalars |= {f"loss/{of}": result.loss}
+                scalars |= {f"accuracy/{of}_top1": result.top1, f"accuracy/{of}_top5": result.top5}
         for tag, value in scalars.items():
             self._writer.add_scalar(tag, value, report.step)
         self._layers(report.active, report.step)

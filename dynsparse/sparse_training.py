@@ -1,0 +1,114 @@
+"""Sparse training in a loop of your own: one object beside the model and the optimizer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+from torch import nn, optim
+from torch.nn.parallel import DistributedDataParallel
+
+from dynsparse.errors import UserError, nearest
+from dynsparse.masks import MaskSet, sparse_layers
+from dynsparse.masks.allocation import ALLOCATIONS
+from dynsparse.masks.granularity import Granularity, Kind
+from dynsparse.methods import AnyMethod, Clock, MethodSettings
+from dynsparse.reallocation import OnDesync, ReallocationReport, Reallocator
+
+
+class SparseTraining:
+    """Makes `model` sparse now, and keeps it so at every `optimizer.step()` from now on.
+
+    It hooks into the optimizer: before a step gradients are masked, after it
+    weights are reallocated when the method says so. All ranks of a
+    DistributedDataParallel run construct it with the same arguments.
+
+    Args:
+        model: any module, or the DistributedDataParallel that wraps it; convolutions and linear layers become sparse.
+        optimizer: SGD or AdamW over its parameters, or another that leaves a weight at 0 whose gradient and state
+            are 0.
+        method: a method's name, or its settings as in a config: `{"name": "rigl", "fraction": 0.3}`.
+        sparsity: share of zeros in each layer, or by kind: `{"conv": 0.9, "fc": 0.5}`.
+        steps_per_epoch, epochs: what schedules refer to.
+        allocation, granularity, include, exclude: as in a config's `sparsity` section.
+        on_reallocation: called with each `ReallocationReport`.
+
+    Raises UserError for settings that cannot work. To save a run, save
+    `state_dict()` beside the model's and the optimizer's; to go on, load it after theirs.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: optim.Optimizer,
+        method: str | Mapping[str, Any] | MethodSettings,
+        *,
+        sparsity: float | Mapping[Kind, float],
+        steps_per_epoch: int,
+        epochs: int,
+        allocation: str = "uniform",
+        granularity: Granularity = 4,
+        include: Sequence[str] | None = None,
+        exclude: Sequence[str] = (),
+        seed: int = 0,
+        on_desync: OnDesync = "abort",
+        on_reallocation: Callable[[ReallocationReport], None] | None = None,
+    ) -> None:
+        settings = _settings(method)
+        if settings.starts == "tied":
+            raise UserError(
+                "method tied replaces parameters: call dynsparse.masks.tying.tie before making the optimizer"
+            )
+        model = model.module if isinstance(model, DistributedDataParallel) else model
+        share: dict[Kind, float] = {"conv": 0.0, "fc": 0.0}
+        share |= sparsity if isinstance(sparsity, Mapping) else {"conv": sparsity, "fc": sparsity}
+        if settings.starts == "dense":
+            share = {"conv": 0.0, "fc": 0.0}
+        specs = sparse_layers(model, include=include, exclude=exclude, granularity=granularity)
+        if allocation not in ALLOCATIONS:
+            raise UserError(f"allocation is '{allocation}'{nearest(allocation, ALLOCATIONS)}")
+        counts = ALLOCATIONS[allocation](specs, share)
+        self.masks = MaskSet(model, specs, counts, seed=seed)
+        self.method = settings.build()
+        self.method.prepare(self.masks)
+        self.steps = 0
+        self._steps_per_epoch, self._epochs = steps_per_epoch, epochs
+        self._reallocator = Reallocator(model, self.masks, self.method, optimizer, seed=seed, on_desync=on_desync)
+        self._tell = on_reallocation or (lambda report: None)
+        optimizer.register_step_pre_hook(lambda *_: self._before_step())
+        optimizer.register_step_post_hook(lambda *_: self._after_step())
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain data and CPU tensors."""
+        return {"steps": self.steps, "masks": self.masks.state_dict(), "method": self.method.state_dict()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from a saved state, after the model's and the optimizer's. ValueError if the layers differ."""
+        self.steps = state["steps"]
+        self.masks.load_state_dict(state["masks"])
+        self.method.load_state_dict(state["method"])
+
+    def _clock(self) -> Clock:
+        return Clock(self.steps, (self.steps - 1) // self._steps_per_epoch, self._steps_per_epoch, self._epochs)
+
+    def _before_step(self) -> None:
+        self.steps += 1
+        self._reallocator.before_step(self._clock())
+
+    def _after_step(self) -> None:
+        report = self._reallocator.after_step(self._clock())
+        if report is not None:
+            self._tell(report)
+
+
+def _settings(method: str | Mapping[str, Any] | MethodSettings) -> MethodSettings:
+    if isinstance(method, MethodSettings):
+        return method
+    raw = {"name": method} if isinstance(method, str) else dict(method)
+    adapter: TypeAdapter[MethodSettings] = TypeAdapter(AnyMethod)
+    try:
+        return adapter.validate_python(raw)
+    except ValidationError as error:
+        details = error.errors()
+        raise UserError(*(f"method{''.join(f'.{key}' for key in d['loc'][1:])}: {d['msg']}" for d in details)) from None

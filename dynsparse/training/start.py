@@ -1,0 +1,151 @@
+"""What a run takes over from another one before its first step: weights, masks.
+
+The paper's experiments: pruning starts from a trained dense network; a static
+network copies the masks of a dynamic one, with fresh weights or with those that
+the dynamic one began with.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dynsparse.config import RunConfig
+from dynsparse.errors import UserError
+from dynsparse.masks import LayerSpec
+from dynsparse.masks.maskset import unpack_bits
+from dynsparse.training import packing
+from dynsparse.training.checkpoint import read
+
+State = Mapping[str, Any]
+
+
+def checkpoint_of(source: str) -> Path:
+    """The file that `source` names: a checkpoint, a run's folder (its latest), or the folder + `_initial`."""
+    path = Path(source)
+    if path.is_dir():
+        return path / "checkpoints" / "latest.pt"
+    run = path.with_name(path.name.removesuffix("_initial"))
+    if not path.exists() and run != path:
+        return run / "checkpoints" / "initial.pt"
+    return path
+
+
+@dataclass(frozen=True)
+class Sources:
+    """The contents of the checkpoints that a config's `start` section names."""
+
+    weights: State | None = None
+    masks: State | None = None
+    weights_from: str = ""
+    masks_from: str = ""
+
+    @torch.no_grad()
+    def load_weights(self, model: nn.Module) -> None:
+        """Give `model` (on the CPU) the weights and buffers of the source. UserError if they do not fit.
+
+        Of a checkpoint of before the first step the whole weights are taken, so
+        that a copied mask finds the initial value of each of its positions.
+        """
+        if self.weights is None:
+            return
+        saved = whole_weights(self.weights)
+        ours = {name: _text(value.shape) for name, value in model.named_parameters()}
+        theirs = {name: _text(value.shape) for name, value in saved.items()}
+        _require_equal(ours, theirs, f"start.weights_from: {self.weights_from}")
+        for name, parameter in model.named_parameters():
+            parameter.copy_(saved[name])
+        packing.unpack_buffers(model, packing.mean_buffers([rank["buffers"] for rank in self.weights["ranks"]]))
+
+    def active_units(self, specs: Sequence[LayerSpec]) -> dict[str, Tensor] | None:
+        """The active units of each layer in the source, int64; None without one. UserError if layers differ."""
+        if self.masks is None:
+            return None
+        saved = self.masks["masks"]["layers"]
+        where = f"start.masks_from: {self.masks_from}"
+        ours = {spec.name: _text(spec.shape, spec.mask_dims) for spec in specs}
+        theirs = {name: _text(layer["shape"], layer["mask_dims"]) for name, layer in saved.items()}
+        _require_equal(ours, theirs, where)
+        return {
+            spec.name: torch.nonzero(unpack_bits(saved[spec.name]["mask"], spec.units)).squeeze(1) for spec in specs
+        }
+
+
+NOTHING = Sources()
+
+
+def read_sources(config: RunConfig) -> Sources:
+    """Read what the config's `start` section names. UserError if it cannot be had or cannot be started from."""
+    start = config.start
+    weights = read(checkpoint_of(start.weights_from)) if start.weights_from else None
+    masks = read(checkpoint_of(start.masks_from)) if start.masks_from else None
+    if config.method.name == "pruning" and weights is not None:
+        sparse = [name for name, layer in weights["masks"]["layers"].items() if not _is_full(layer)]
+        if sparse:
+            raise UserError(
+                f"start.weights_from: {start.weights_from} is sparse in {sparse[0]}; pruning starts from a dense "
+                f"network: name a run with method dense"
+            )
+    return Sources(weights, masks, start.weights_from or "", start.masks_from or "")
+
+
+def missing_sources(config: RunConfig) -> list[str]:
+    """Which entries of `start` name a checkpoint that is not there (yet)."""
+    named = {"weights_from": config.start.weights_from, "masks_from": config.start.masks_from}
+    return [
+        f"start.{key}: {source} is not there yet"
+        for key, source in named.items()
+        if source and not checkpoint_of(source).exists()
+    ]
+
+
+def require_sources(config: RunConfig) -> None:
+    """Raise UserError for sources that are not there."""
+    if missing := missing_sources(config):
+        raise UserError(*(f"{line}; run it first, or name another run or checkpoint" for line in missing))
+
+
+def whole_weights(saved: State) -> dict[str, Tensor]:
+    """Parameters by name in full shape: 0 outside the masks, or what was there before they were masked."""
+    layers = saved["masks"]["layers"]
+    initial = saved.get("initial_weights", {})
+    whole = {}
+    for name, value in saved["weights"].items():
+        if name in initial:
+            whole[name] = initial[name]
+        elif name in layers:
+            shape = layers[name]["shape"]
+            units = torch.zeros(_units(layers[name]), value.shape[1])
+            units[unpack_bits(layers[name]["mask"], len(units))] = value
+            whole[name] = units.view(shape)
+        else:
+            whole[name] = value
+    return whole
+
+
+def _units(layer: Mapping[str, Any]) -> int:
+    return math.prod(layer["shape"][: layer["mask_dims"]])
+
+
+def _is_full(layer: Mapping[str, Any]) -> bool:
+    return bool(unpack_bits(layer["mask"], _units(layer)).all())
+
+
+def _require_equal(ours: Mapping[str, str], theirs: Mapping[str, str], where: str) -> None:
+    for name in [*ours, *theirs]:
+        if ours.get(name) != theirs.get(name):
+            raise UserError(
+                f"{where} is of another network: {name} is {theirs.get(name, 'absent')} there, "
+                f"{ours.get(name, 'absent')} here; name a run of the same model and sparsity.granularity"
+            )
+
+
+def _text(shape: Sequence[int], mask_dims: int | None = None) -> str:
+    text = "x".join(map(str, shape))
+    return text if mask_dims is None else f"{text} in units of {'x'.join(map(str, shape[mask_dims:])) or '1'}"

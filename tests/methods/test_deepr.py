@@ -1,0 +1,99 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from dynsparse.masks import MaskSet, sparse_layers
+from dynsparse.methods import Clock
+from dynsparse.methods.deepr import DeepRSettings
+from dynsparse.reallocation import Reallocator
+from dynsparse.schedules import StepTable
+from tests.methods.hand import by_hand, set_weights, values
+
+COLD = DeepRSettings(name="deepr", temperature=StepTable(((0, 0),)))
+
+
+def test_worked_by_hand() -> None:
+    """Signs are those of the weights in use at the start; a step then moves three of them.
+
+    born     .3 -.2  .1 -.4  .5   0   0   0   0   0
+    now      .3  .1   0 -.4 -.1   0   0   0   0   0     -.2 and .5 have crossed 0; .1 has only reached it
+    Two are dropped (positions 1 and 4) and two grow among 5 to 9, at 0.
+    """
+    reallocator = by_hand(COLD, [[0.3, -0.2, 0.1, -0.4, 0.5, 0, 0, 0, 0, 0]])
+    layer = reallocator.masks.layers[0]
+    set_weights(layer, [0.3, 0.1, 0, -0.4, -0.1, 0, 0, 0, 0, 0])
+    report = reallocator.after_step(Clock(1, 0))
+    assert report is not None
+    assert sum(report.dropped.values()) == sum(report.grown.values()) == 2
+    assert layer.active[:3].tolist() == [0, 2, 3]
+    assert min(layer.active[3:].tolist()) >= 5
+    assert values(layer) == [0.3, 0, 0, -0.4, 0, 0, 0, 0, 0, 0]
+
+
+def test_newborn_weights_have_a_random_sign_for_life() -> None:
+    """Of many born at once about half are negative, and each is dropped when it moves to the other side alone."""
+    n = 2000
+    reallocator = by_hand(COLD, [[1.0] * n + [0.0] * 2 * n])
+    layer = reallocator.masks.layers[0]
+    set_weights(layer, [-1.0] * n + [0.0] * 2 * n)
+    reallocator.after_step(Clock(1, 0))
+    newborn = [i for i in layer.active.tolist() if i >= n]
+    assert len(newborn) == n - 1, "all but the layer's last were dropped"
+    method = reallocator.method
+    born_negative = method.negative[layer.name][0, newborn]  # type: ignore[attr-defined]
+    assert 0.4 < float(born_negative.float().mean()) < 0.6
+    with torch.no_grad():
+        layer.weight[0, newborn] = 0.1
+    dropped = method.drop_scores(layer)[-len(newborn) :] < -0.5
+    assert torch.equal(dropped, born_negative)
+
+
+def test_a_unit_crosses_when_most_of_its_weights_do() -> None:
+    """Kernel rows of 3, all born positive: one of three below 0 is not enough, two are."""
+    model = nn.Conv2d(1, 2, 3, bias=False)
+    with torch.no_grad():
+        model.weight.fill_(1.0)
+    masks = MaskSet(model, sparse_layers(model, granularity=3), {"weight": torch.tensor([0, 1, 2])})
+    method = COLD.build()
+    method.prepare(masks)
+    with torch.no_grad():
+        model.weight[0, 0] = torch.tensor([[1.0, -1, 1], [-1, 1, -1], [1, 1, 1]])
+    reallocator = Reallocator(model, masks, method, torch.optim.SGD(model.parameters(), lr=1.0))
+    reallocator(Clock(1, 0))
+    active = masks.layers[0].active.tolist()
+    assert (0 in active, 1 in active, 2 in active) == (True, False, True)
+
+
+@pytest.mark.parametrize("lr", [0.0, 1.0], ids=["lr 0", "lr 1"])
+def test_noise_has_the_std_of_the_paper_whatever_the_learning_rate_and_momentum(lr: float) -> None:
+    """sqrt(2 eta T) of eta 0.02 and T 0.25 is 0.1; without gradients all that moves the weights is noise."""
+    n = 20_000
+    settings = DeepRSettings(name="deepr", eta=0.02, temperature=StepTable(((0, 0.25), (1, 0.01))))
+    model = nn.Linear(n, 2, bias=False)
+    masks = MaskSet(model, sparse_layers(model), {"weight": torch.arange(n)})
+    method = settings.build()
+    method.prepare(masks)
+    optimizer = torch.optim.SGD(model.parameters(), lr=lr, momentum=0.9)
+    for epoch, expected in ((0, 0.1), (1, 0.02)):
+        before = model.weight.detach().clone()
+        for step in (1, 2):
+            model.weight.grad = torch.zeros_like(model.weight)
+            optimizer.step()
+            method.after_step(masks, Clock(2 * epoch + step, epoch), seed=0)
+        moved = (model.weight.detach() - before)[0]
+        assert float(moved.std()) == pytest.approx(expected * math.sqrt(2), rel=0.03), "two independent draws"
+        assert abs(float(moved.mean())) < 0.005
+        assert not model.weight[1].any(), "noise stays inside the mask"
+
+
+def test_after_the_stop_epoch_weights_change_sign_freely_and_there_is_no_noise() -> None:
+    settings = DeepRSettings(name="deepr", eta=1.0, stop_epoch=1)
+    reallocator = by_hand(settings, [[0.3, -0.2, 0.1, 0, 0, 0, 0, 0]])
+    layer = reallocator.masks.layers[0]
+    set_weights(layer, [-0.3, 0.2, -0.1, 0, 0, 0, 0, 0])
+    assert reallocator.after_step(Clock(9, 1)) is None
+    assert values(layer) == [-0.3, 0.2, -0.1, 0, 0, 0, 0, 0]

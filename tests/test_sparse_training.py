@@ -1,0 +1,149 @@
+"""The library in somebody else's loop."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from dynsparse import SparseTraining
+from dynsparse.errors import DesyncError, UserError
+from dynsparse.masks.optimizer_state import moments
+from dynsparse.methods.rigl import RiglSettings
+from dynsparse.runtime import Worker
+from pipelines.torchvision_ops import import_torchvision
+from tests.ranks import run_distributed
+
+ROOT = Path(__file__).parents[1]
+
+
+def network() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 36, 4))
+
+
+def batches(n: int, rank: int = 0) -> list[Any]:
+    generator = torch.Generator().manual_seed(rank)
+    return [
+        (torch.randn(8, 3, 6, 6, generator=generator), torch.randint(4, (8,), generator=generator)) for _ in range(n)
+    ]
+
+
+def train(model: nn.Module, optimizer: torch.optim.Optimizer, data: list[Any]) -> None:
+    for images, labels in data:
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(model(images), labels).backward()
+        optimizer.step()
+
+
+METHODS = ["deepr", "dsr", "rigl", "set", "sparse_momentum", "static"]
+OPTIONS: dict[str, dict[str, Any]] = {
+    "dsr": {"period": 2, "initial_threshold": 0.02, "target_moves": 30},
+    "rigl": {"period": 2},
+    "set": {"period": 2},
+    "sparse_momentum": {"period": 2},
+}
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_loop_that_knows_nothing_of_it(method: str) -> None:
+    model, reports = network(), []
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=1e-2)
+    sparse = SparseTraining(
+        model,
+        optimizer,
+        {"name": method, **OPTIONS.get(method, {})},
+        sparsity={"conv": 0.5, "fc": 0.9},
+        steps_per_epoch=10,
+        epochs=2,
+        on_reallocation=reports.append,
+    )
+    budget = sparse.masks.active_weights
+    assert budget == 108 + 115
+    train(model, optimizer, batches(10))
+    sparse.masks.check()
+    assert sparse.masks.active_weights == budget
+    for layer in sparse.masks:
+        assert all(not moment[~layer.mask].any() for _, moment in moments(optimizer, layer))
+    assert len(reports) == {"static": 0, "deepr": 10}.get(method, 5)
+
+
+def test_it_is_saved_and_goes_on() -> None:
+    data = batches(10)
+
+    def begin() -> tuple[nn.Module, torch.optim.Optimizer, SparseTraining]:
+        model = network()
+        optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
+        method = {"name": "dsr", **OPTIONS["dsr"]}
+        return model, optimizer, SparseTraining(model, optimizer, method, sparsity=0.8, steps_per_epoch=5, epochs=2)
+
+    whole, optimizer, _ = begin()
+    train(whole, optimizer, data)
+    model, optimizer, sparse = begin()
+    train(model, optimizer, data[:5])
+    saved = [part.state_dict() for part in (model, optimizer, sparse)]
+    resumed, optimizer, sparse = begin()
+    for part, state in zip((resumed, optimizer, sparse), saved, strict=True):
+        part.load_state_dict(state)
+    train(resumed, optimizer, data[5:])
+    assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), resumed.parameters(), strict=True))
+
+
+def under_ddp(worker: Worker, spoil: bool) -> list[Any]:
+    """The wrapped model is given; each rank has its own samples."""
+    parallel = DistributedDataParallel(network())
+    optimizer = torch.optim.SGD(parallel.parameters(), lr=0.1, momentum=0.9)
+    sparse = SparseTraining(parallel, optimizer, RiglSettings(name="rigl"), sparsity=0.8, steps_per_epoch=200, epochs=1)
+    sparse.steps = 95  # RigL's first event is at step 100.
+    train(parallel, optimizer, batches(4, worker.rank))
+    if spoil and worker.rank == 1:
+        with torch.no_grad():
+            sparse.masks.layers[0].weight[sparse.masks.layers[0].mask] += 1
+    train(parallel, optimizer, batches(4, worker.rank))
+    return [layer.active.tolist() for layer in sparse.masks]
+
+
+def test_ranks_agree_and_a_difference_is_found() -> None:
+    first, second = run_distributed(under_ddp, 2, False)
+    assert first == second
+    with pytest.raises(AssertionError, match=DesyncError.__name__):
+        run_distributed(under_ddp, 2, True)
+
+
+@pytest.mark.parametrize(
+    ("method", "options", "message"),
+    [
+        ("rigl2", {}, "method"),
+        ({"name": "rigl", "fraction": 2}, {}, "method.fraction: "),
+        ("tied", {}, "method tied replaces parameters"),
+        ("static", {"sparsity": 1.0}, "is 1.0; it must be at least 0 and below 1"),
+        ("static", {"include": ["nothing.*"]}, "'nothing.*' matches no convolution or linear weight"),
+        ("static", {"allocation": "erd"}, "allocation is 'erd'; did you mean 'erk'?"),
+    ],
+)
+def test_settings_that_cannot_work(method: Any, options: dict[str, Any], message: str) -> None:
+    model = network()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with pytest.raises(UserError) as caught:
+        SparseTraining(model, optimizer, method, **{"sparsity": 0.9, "steps_per_epoch": 1, "epochs": 1, **options})
+    assert message in str(caught.value)
+
+
+def test_the_readmes_loop_works_and_takes_at_most_six_lines(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The lines marked with # sparse are ours; the loop beside them is theirs."""
+    import_torchvision()
+    page = (ROOT / "README.md").read_text()
+    source = next(code for code in re.findall(r"```python\n(.*?)```", page, re.DOTALL) if "SparseTraining" in code)
+    ours = [line for line in source.splitlines() if "# sparse" in line]
+    assert 2 <= len(ours) <= 6
+    loader = [(torch.randn(4, 3, 32, 32), torch.randint(10, (4,))) for _ in range(3)]
+    scope: dict[str, Any] = {"loader": loader, "epochs": 2}
+    exec(compile(source, "README.md", "exec"), scope)
+    scope["sparse"].masks.check()
+    assert scope["sparse"].steps == 6
+    assert scope["sparse"].masks.sparsity == pytest.approx(0.9, abs=0.001)
