@@ -60,7 +60,12 @@ def trainer(
     worker = worker or Worker()
     share = Share(worker.rank, worker.world_size, settings.train.micro_batches)
     request = Request(
-        settings.seed, settings.train.global_batch_size, share, settings.train.evaluation_batch_size, device_id=None
+        settings.seed,
+        settings.train.global_batch_size,
+        share,
+        settings.train.evaluation_batch_size,
+        device_id=None,
+        evaluate_train=settings.train.evaluate_train,
     )
     data = pipelines.build(settings.data, request)
     network = build_network(settings, torch.device("cpu"))
