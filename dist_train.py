@@ -23,22 +23,18 @@ from dynsparse import config as schema
 from dynsparse.config import RunConfig
 from dynsparse.distributed import sync
 from dynsparse.errors import EXIT_BAD_INPUT, EXIT_DONE, EXIT_FAULT, EXIT_STOPPED, DesyncError, StopRequested, UserError
+from dynsparse.paper_cli import Invocation, any_given, read_resume, translate
+from dynsparse.paper_flags import Parser, add_flags
 from dynsparse.runtime import Worker, process_group, speaks_first
 from dynsparse.training.callbacks import standard_observers
 from dynsparse.training.folder import checkpoints_of, find_start, is_finished, read_run, take_folder
 from dynsparse.training.loop import Trainer
 from dynsparse.training.network import Network, build_network, check_layers
+from dynsparse.training.start import NOTHING, Sources, checkpoint_of, missing_sources, read_sources, require_sources
 from dynsparse.training.stopping import StopFlag
 from pipelines.base import Data, Request
 from pipelines.config import DataError
 from pipelines.order import Share
-
-
-class Parser(argparse.ArgumentParser):
-    """One that reports errors as all others are."""
-
-    def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message}; see --help")
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -49,26 +45,39 @@ def parse_arguments() -> argparse.Namespace:
     )
     parser.add_argument("--config", metavar="FILE", help="YAML file; those in configs/ are examples")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="change the config, such as seed=3")
+    parser.add_argument(
+        "--resume",
+        metavar="auto|CKPT",
+        action="append",
+        help="go on from the run's newest checkpoint, or from this one; CKPT may be a run's folder, or FOLDER_initial; "
+        "with --prune, --copy-mask-from or a second --resume auto: take weights from it",
+    )
     one = parser.add_mutually_exclusive_group()
-    one.add_argument("--resume", metavar="auto|CKPT", help="go on from the run's newest checkpoint, or from this")
     one.add_argument("--overwrite", action="store_true", help="replace a run of the same name")
     one.add_argument("--evaluate", metavar="CKPT", help="evaluate a checkpoint on the test data, and end")
     one.add_argument("--dry-run", action="store_true", help="print the resolved config and the layers, and end")
     one.add_argument("--print-schema", action="store_true", help="print the config's JSON Schema, and end")
+    add_flags(parser)
     return parser.parse_intermixed_args()
 
 
-def load_config(arguments: argparse.Namespace) -> RunConfig:
-    """From --config, else from the checkpoint that is to be resumed or evaluated."""
-    checkpoint = arguments.evaluate or (arguments.resume if arguments.resume != "auto" else None)
+def load_config(arguments: argparse.Namespace) -> Invocation:
+    """From --config, else from the checkpoint to resume or evaluate, else all from the paper's flags."""
+    resume = read_resume(arguments)
+    for option in ("--overwrite", "--evaluate"):
+        if resume.go_on is not None and getattr(arguments, option[2:]):
+            raise UserError(f"argument {option}: not allowed with argument --resume; see --help")
+    checkpoint = arguments.evaluate or (resume.go_on if resume.go_on != "auto" else None)
     if arguments.config is not None:
-        return schema.load(arguments.config, arguments.overrides)
+        return translate(arguments, schema.read_mapping(arguments.config), arguments.config)
     if checkpoint is not None:
-        return schema.parse(read_run(Path(checkpoint))["config"], arguments.overrides, source=checkpoint)
+        return translate(arguments, read_run(checkpoint_of(checkpoint))["config"], checkpoint)
+    if any_given(arguments):
+        return translate(arguments, None, "command line")
     raise UserError("--config is missing; give a YAML file such as configs/digits_dsr.yaml")
 
 
-def check(config: RunConfig, worker: Worker, arguments: argparse.Namespace) -> None:
+def check(config: RunConfig, worker: Worker, arguments: argparse.Namespace, resume: str | None) -> None:
     """What can be known to fail before any process group or GPU is touched, all at once."""
     problems: list[str] = []
     rules: list[Callable[[], object]] = [
@@ -79,6 +88,8 @@ def check(config: RunConfig, worker: Worker, arguments: argparse.Namespace) -> N
         rules.append(lambda: config.check_split(worker.world_size))
     if not arguments.dry_run:
         rules.append(config.data.check)
+        if not arguments.evaluate and resume is None:
+            rules.append(lambda: require_sources(config))
     for rule in rules:
         try:
             rule()
@@ -89,21 +100,27 @@ def check(config: RunConfig, worker: Worker, arguments: argparse.Namespace) -> N
 
 
 def run(arguments: argparse.Namespace, worker: Worker) -> None:
-    config = load_config(arguments)
-    check(config, worker, arguments)
+    invocation = load_config(arguments)
+    config = invocation.config
+    if worker.is_main:
+        print("".join(f"warning: {line}\n" for line in invocation.warnings), end="", file=sys.stderr, flush=True)
+    check(config, worker, arguments, invocation.resume)
     if arguments.dry_run:
         if worker.is_main:
+            missing = missing_sources(config)
+            sources = NOTHING if missing else read_sources(config)
             print(config.as_yaml())
-            print(build_network(config, torch.device("cpu")).table())
+            print(build_network(config, torch.device("cpu"), sources).table())
+            print("".join(f"note: {line}; the table is of a start without it\n" for line in missing), end="")
         return
     stop = StopFlag()
     if not arguments.evaluate:
         stop.install()  # From here on a signal is remembered, however long the start takes.
     with process_group(worker, config.distributed.backend, config.distributed.timeout):
         if arguments.evaluate:
-            evaluate(config, worker, Path(arguments.evaluate))
+            evaluate(config, worker, checkpoint_of(arguments.evaluate))
         else:
-            train(config, worker, stop, arguments.resume, overwrite=arguments.overwrite)
+            train(config, worker, stop, invocation.resume, overwrite=arguments.overwrite)
 
 
 def train(config: RunConfig, worker: Worker, stop: StopFlag, resume: str | None, *, overwrite: bool) -> None:
@@ -113,7 +130,7 @@ def train(config: RunConfig, worker: Worker, stop: StopFlag, resume: str | None,
         if worker.is_main:
             print(f"{start.path} has all {config.train.epochs} epochs behind it; set train.epochs= to train on")
         return
-    network, data = build(config, worker)
+    network, data = build(config, worker, fresh=start is None)
     trainer = Trainer(
         config,
         network,
@@ -139,16 +156,22 @@ def evaluate(config: RunConfig, worker: Worker, checkpoint: Path) -> None:
     sync.together(lambda: trainer.run.load_network(saved))
     result = trainer.evaluate()
     if worker.is_main:
-        print(f"top-1 {result.top1:.2f} %  top-5 {result.top5:.2f} %  loss {result.loss:.4f}")
+        for name, on in (("test", result.test), ("validation", result.validation), ("train", result.train)):
+            if on is not None:
+                print(f"{name}: top-1 {on.top1:.2f} %  top-5 {on.top5:.2f} %  loss {on.loss:.4f}")
 
 
-def build(config: RunConfig, worker: Worker) -> tuple[Network, Data]:
-    """A collective: data may have to be fetched, by one process a machine, before any can read them."""
+def build(config: RunConfig, worker: Worker, *, fresh: bool = False) -> tuple[Network, Data]:
+    """A collective: data may have to be fetched, by one process a machine, before any can read them.
+
+    Only a fresh run looks at `config.start`: one that goes on has weights and masks of its own.
+    """
     sync.together(lambda: pipelines.prepare(config.data) if worker.local_rank == 0 else None)
-    return sync.together(lambda: build_parts(config, worker))
+    sources = sync.from_rank_0(lambda: read_sources(config)) if fresh else NOTHING
+    return sync.together(lambda: build_parts(config, worker, sources))
 
 
-def build_parts(config: RunConfig, worker: Worker) -> tuple[Network, Data]:
+def build_parts(config: RunConfig, worker: Worker, sources: Sources = NOTHING) -> tuple[Network, Data]:
     """What a rank builds without talking to the others."""
     device = worker.device(config.distributed.backend)
     request = Request(
@@ -157,8 +180,9 @@ def build_parts(config: RunConfig, worker: Worker) -> tuple[Network, Data]:
         share=Share(worker.rank, worker.world_size, config.train.micro_batches),
         evaluation_batch=config.train.evaluation_batch_size,
         device_id=device.index,
+        evaluate_train=config.train.evaluate_train,
     )
-    return build_network(config, device), pipelines.build(config.data, request)
+    return build_network(config, device, sources), pipelines.build(config.data, request)
 
 
 def say(error: Exception) -> None:

@@ -1,0 +1,352 @@
+"""Lists of experiments: which jobs there are, how far they are, and running them one after another.
+
+A list is a YAML file, such as those in configs/experiments/. A job is a command line of dist_train.py in the flags of
+the paper's code, with a number, `job-idx`, and a `group`. launch/experiment.sh runs this module.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shlex
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from dynsparse import config as schema
+from dynsparse.config import RunConfig
+from dynsparse.errors import EXIT_BAD_INPUT, EXIT_DONE, EXIT_STOPPED, UserError, nearest
+from dynsparse.paper_cli import MODES, look, overlap, translate
+from dynsparse.paper_flags import BOOLEAN, FLAGS, MLP, WRN, Parser, add_flags, flag_named
+
+LAUNCHER = Path(__file__).parents[1] / "launch" / "local.sh"
+FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+
+_SOURCES = ("--resume", "--copy-mask-from")
+_KEYS = ["group", "resume", *(name[2:] for flag in FLAGS for name in (flag.name, *flag.also) if name[:2] == "--")]
+
+
+@dataclass(frozen=True)
+class Job:
+    """One entry of a list."""
+
+    number: int
+    group: str
+    flags: Mapping[str, str | None]
+    """Text of each flag by its name, such as "--epochs"; None for a switch."""
+
+    @property
+    def run_name(self) -> str:
+        """The folder's name that others in the list know it by."""
+        return self.flags.get("--name") or f"{self.flags.get('--model', MLP)}_{self.number}"
+
+
+@dataclass(frozen=True)
+class Options:
+    """What is the same for all jobs: further arguments for dist_train.py."""
+
+    flags: Sequence[str] = ()
+    overrides: Sequence[str] = ()
+    dry_run: bool = False
+    overwrite: bool = False
+
+    @classmethod
+    def parse(cls, arguments: Sequence[str], *, dry_run: bool) -> Options:
+        """Flags of the paper's code, section.key=value, --overwrite and --dry-run."""
+        parsed = _parser().parse_intermixed_args(list(arguments))
+        taken = {*parsed.overrides, "--overwrite", "--dry-run"}
+        flags = [word for word in arguments if word not in taken]
+        return cls(flags, parsed.overrides, dry_run or parsed.dry_run, parsed.overwrite)
+
+    @property
+    def runs(self) -> Path:
+        """Where the runs are."""
+        return Path(str(look(schema.merge({}, self.overrides)[0], "runs") or "runs"))
+
+    def path(self, source: str) -> str:
+        """A run that a list names, where the runs are."""
+        path = Path(source)
+        return str(self.runs / path.relative_to("runs")) if path.parts[:1] == ("runs",) else source
+
+
+@dataclass
+class Experiments:
+    """A list with the options of its jobs."""
+
+    path: str
+    jobs: Mapping[int, Job]
+    options: Options
+    _configs: dict[int, RunConfig] = field(default_factory=dict)
+
+    def arguments(self, job: Job) -> list[str]:
+        """The command line of dist_train.py, without the program. Overrides replace the list's flags for their keys."""
+        words: list[str] = []
+        for name, text in job.flags.items():
+            if not any(overlap(override, key_of(name)) for override in self.options.overrides):
+                value = self.options.path(text) if text is not None and name in _SOURCES else text
+                words += [name] if value is None else [name, value]
+        words += [*self.options.flags, *self.options.overrides]
+        if self.options.dry_run:
+            return [*words, "--dry-run"]
+        return [*words, *(["--overwrite"] if self.options.overwrite else ["--resume", "auto"])]
+
+    def config(self, job: Job) -> RunConfig:
+        """The checked config. UserError names the job."""
+        if job.number in self._configs:
+            return self._configs[job.number]
+        parser = _parser()
+        parser.add_argument("--resume", action="append")
+        try:
+            config = translate(parser.parse_intermixed_args(self.arguments(job)), None, "command line").config
+        except UserError as error:
+            raise UserError(*(f"{self.path}: job {job.number}: {line}" for line in error.lines)) from None
+        if config.run_name != job.run_name:
+            raise UserError(
+                f"job {job.number} would be {config.run_name}; it must be {job.run_name}: set runs= instead"
+            )
+        self._configs[job.number] = config
+        return config
+
+    def state(self, job: Job) -> str:
+        """How far it is: done, part done, or not begun."""
+        folder = self.config(job).folder
+        if _status(folder / "summary.json") == "done":
+            return "done"
+        return "part done" if any(folder.glob("checkpoints/step-*.pt")) else "not begun"
+
+    def needs(self, job: Job) -> dict[str, bool]:
+        """What has to be there first, jobs of the list or other runs, and whether it is."""
+        by_name = {other.run_name: other for other in self.jobs.values()}
+        needs: dict[str, bool] = {}
+        for path in (Path(self.options.path(job.flags[name] or "")) for name in _SOURCES if name in job.flags):
+            run = path.with_name(path.name.removesuffix("_initial"))
+            other = by_name.get(run.name) if run.parent == self.options.runs else None
+            if other is None:
+                needs[str(run)] = run.exists()
+            else:
+                needs[f"job {other.number}"] = self.state(other) == "done"
+        return needs
+
+    def run(self, job: Job, launcher: Sequence[str]) -> int:
+        """Run a job to its end, going on where it was; one that is done is skipped. The exit code."""
+        options = self.options
+        folder = self.config(job).folder
+        if not options.dry_run:
+            if not options.overwrite and self.state(job) == "done":
+                print(f"job {job.number}: done already, see {folder}", flush=True)
+                return EXIT_DONE
+            lacks = _lacking(self.needs(job))
+            if lacks:
+                raise UserError(f"job {job.number} needs {lacks} to be done; run that first")
+        words = self.arguments(job)
+        print(f"job {job.number}, {job.group}: dist_train.py {shlex.join(words)}", flush=True)
+        return launch([*launcher, "--", *words])
+
+    def table(self) -> str:
+        """A line a job: number, sparsity, state, what it needs, group."""
+        rows = [("job", "sparsity", "state", "needs", "group")]
+        for job in self.jobs.values():
+            needs, state = self.needs(job), self.state(job)
+            lacks = _lacking(needs)
+            shown = f"needs {lacks}" if lacks and state == "not begun" else state
+            rows.append((str(job.number), sparsity(self.config(job)), shown, ", ".join(needs), job.group))
+        widths = [max(len(row[i]) for row in rows) for i in range(4)]
+        lines = [
+            "  ".join([*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[4]]) for row in rows
+        ]
+        return "\n".join(lines)
+
+
+def _lacking(needs: Mapping[str, bool]) -> str:
+    return " and ".join(name for name, there in needs.items() if not there)
+
+
+def key_of(name: str) -> str:
+    """The key that a flag is about; "" for one that is about several, or about how another works."""
+    flag = flag_named(name)
+    if name in MODES:
+        return "method.name"
+    return "start.weights_from" if flag is None else flag.key
+
+
+def _parser() -> Parser:
+    """Of what may follow --, as dist_train.py knows it."""
+    parser = Parser(add_help=False)
+    parser.add_argument("overrides", nargs="*")
+    parser.add_argument("--overwrite", action="store_true")
+    parser.add_argument("--dry-run", action="store_true")
+    add_flags(parser)
+    return parser
+
+
+def sparsity(config: RunConfig) -> str:
+    """Share of zeros in the sparse layers, when training is over."""
+    method = config.method
+    conv, fc = config.sparsity.conv, config.sparsity.fc
+    if method.name == "pruning":
+        conv, fc = method.target_conv, method.target_fc
+    one = {WRN: conv, MLP: fc}.get(config.model.name, conv if conv == fc else None)
+    return f"{conv:g}, fc {fc:g}" if one is None else f"{one:g}"
+
+
+def _status(summary: Path) -> str | None:
+    try:
+        return str(json.loads(summary.read_text(encoding="utf-8"))["status"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+# -- reading ---------------------------------------------------------------------------------------
+
+
+def read_jobs(path: str) -> dict[int, Job]:
+    """The jobs of a list by number. UserError lists all that is wrong."""
+    entries = schema.read_file(path, "list", "configs/experiments/")
+    if not isinstance(entries, list) or not entries:
+        raise UserError(f"{path}: holds no list of jobs; write '- {{job-idx: 0, model: ..., FLAG: VALUE}}' for each")
+    jobs: dict[int, Job] = {}
+    wrong: list[str] = []
+    for place, entry in enumerate(entries, start=1):
+        try:
+            job = _read_job(entry, f"{path}: entry {place}")
+        except UserError as error:
+            wrong += error.lines
+            continue
+        if job.number in jobs:
+            wrong.append(f"{path}: entry {place}: job-idx {job.number} is given twice; number the jobs apart")
+        jobs[job.number] = job
+    if wrong:
+        raise UserError(*wrong)
+    return jobs
+
+
+def _read_job(entry: Any, where: str) -> Job:
+    if not isinstance(entry, dict):
+        raise UserError(f"{where}: is no mapping; write '- {{job-idx: 0, model: ..., FLAG: VALUE}}'")
+    number = entry.get("job-idx")
+    if not isinstance(number, int) or isinstance(number, bool) or number < 0:
+        raise UserError(f"{where}: job-idx is {number!r}; it must be a whole number of at least 0")
+    flags: dict[str, str | None] = {}
+    wrong: list[str] = []
+    for key, value in entry.items():
+        flag = flag_named(f"--{key}")
+        name = flag.name if flag is not None else f"--{key}"
+        if key == "group" or (flag is not None and flag.kind is None and value is False):
+            continue
+        if flag is None and key != "resume":
+            wrong.append(f"{where}: '{key}' is no flag{nearest(str(key), _KEYS)}")
+        elif flag is not None and flag.kind is None:
+            flags[name] = None
+            if value is not True:
+                wrong.append(f"{where}: {key} is {value!r}; it is a switch: write yes, or leave it out")
+        elif isinstance(value, (str, int, float)) and (not isinstance(value, bool) or (flag and flag.kind is BOOLEAN)):
+            flags[name] = str(value)
+        else:
+            wrong.append(f"{where}: {key} is {value!r}; it needs one value")
+    if wrong:
+        raise UserError(*wrong)
+    return Job(number, str(entry.get("group", "")), flags)
+
+
+def read_numbers(words: Sequence[str], jobs: Mapping[int, Job], path: str) -> list[int]:
+    """Job numbers from words such as 3 and 5-8, in this order. UserError for one that is not in the list."""
+    numbers: list[int] = []
+    for word in words:
+        first, dash, last = word.partition("-")
+        if not first.isdecimal() or (dash and not last.isdecimal()):
+            raise UserError(f"'{word}' is no job; give numbers and ranges, such as 3 5-8, or --list")
+        numbers += range(int(first), int(last or first) + 1)
+        if dash and int(last) < int(first):
+            raise UserError(f"'{word}' holds no job; the first number of a range is the lower one")
+    for number in numbers:
+        if number not in jobs:
+            raise UserError(f"{path} has no job {number}; it has {min(jobs)} to {max(jobs)}, see --list")
+    return numbers
+
+
+# -- running ---------------------------------------------------------------------------------------
+
+
+def launch(command: Sequence[str]) -> int:
+    """Run a command to its end, passing on the signals that ask it to stop. Its exit code; 75 after such a signal.
+
+    In a session of its own, so that Ctrl-C reaches it once, from here, and not from the terminal as well.
+    """
+    asked: list[int] = []
+    process: subprocess.Popen[bytes] | None = None
+
+    def forward(number: int, _: FrameType | None) -> None:
+        asked.append(number)
+        if process is not None:
+            process.send_signal(number)
+
+    before = {number: signal.signal(number, forward) for number in FORWARDED}
+    try:
+        process = subprocess.Popen(command, start_new_session=True)  # noqa: S603 - our own launcher
+        for number in tuple(asked):
+            process.send_signal(number)
+        code = process.wait()
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    if asked and code == EXIT_DONE:
+        return EXIT_STOPPED  # The job was done, but not those after it.
+    return code if code >= 0 else 128 - code
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Do what the command line says; the exit code."""
+    try:
+        return _main(arguments)
+    except UserError as error:
+        print("".join(f"error: {line}\n" for line in error.lines), end="", file=sys.stderr, flush=True)
+        return EXIT_BAD_INPUT
+
+
+def _main(arguments: Sequence[str]) -> int:
+    own, rest = list(arguments), []
+    if "--" in own:
+        own, rest = own[: own.index("--")], own[own.index("--") + 1 :]
+    parser = Parser(
+        prog="launch/experiment.sh",
+        usage="%(prog)s LIST [N ...] [--list] [--workers N|auto|demo] [--dry-run] [-- DIST_TRAIN_ARGUMENTS ...]",
+        description="Run jobs of a list of experiments, such as configs/experiments/wrnet.yaml, one after another. "
+        "Jobs that are done are skipped, those that were stopped go on from their newest checkpoint.",
+        epilog="What follows -- goes to dist_train.py with every job: section.key=value, flags of the paper's code, "
+        "--overwrite. For instance: -- data.path=/data runs=/results",
+    )
+    parser.add_argument("list", metavar="LIST", help="YAML file")
+    parser.add_argument("numbers", metavar="N", nargs="*", help="jobs by number, also ranges: 3 5-8")
+    parser.add_argument("--list", action="store_true", dest="show", help="show all jobs, and end")
+    parser.add_argument(
+        "--workers", default="auto", metavar="N|auto|demo", help="as of launch/local.sh (default: auto)"
+    )
+    parser.add_argument("--dry-run", action="store_true", help="show each job's resolved config and layers instead")
+    asked: argparse.Namespace = parser.parse_intermixed_args(own)
+    jobs = read_jobs(asked.list)
+    chosen = [jobs[number] for number in read_numbers(asked.numbers, jobs, asked.list)]
+    experiments = Experiments(asked.list, jobs, Options.parse(rest, dry_run=asked.dry_run))
+    if asked.show:
+        print(experiments.table())
+        return EXIT_DONE
+    if not chosen:
+        raise UserError("no job to run; give numbers, such as 3 5-8, or --list")
+    for job in chosen:
+        experiments.config(job)  # Whatever is wrong with any of them is said before the first one starts.
+    for place, job in enumerate(chosen):
+        code = experiments.run(job, ["bash", str(LAUNCHER), "--workers", asked.workers])
+        if code != EXIT_DONE:
+            left = "".join(f" {other.number}" for other in chosen[place + 1 :])
+            not_run = f"; not run:{left}" if left else ""
+            print(f"job {job.number} ended with code {code}{not_run}", file=sys.stderr, flush=True)
+            return code
+    return EXIT_DONE
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
