@@ -4,13 +4,14 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help setup demo test soak check schema screenshots clean
+.PHONY: help setup demo test soak check schema reproduce-digits screenshots clean
 
 help:
 	@echo "make demo    set up, then train a 98 % sparse network on real digits with 2 workers"
 	@echo "make test    set up, then run every test"
 	@echo "make check   set up, then lint, types, import layers, shell scripts"
 	@echo "make soak    as test, with fifty times as many made-up examples"
+	@echo "make reproduce-digits  every method at four sparsities on the digits: a table and plots in docs/results/"
 	@echo "make schema  write configs/schema.json, from which editors complete"
 	@echo "make screenshots  pictures of TensorBoard for docs/, after make demo; needs chromium and chromedriver"
 
@@ -41,6 +42,10 @@ check: $(READY)
 
 schema: $(READY)
 	$(BIN)/python dist_train.py --print-schema > configs/schema.json
+
+reproduce-digits: $(READY)
+	$(BIN)/python -m benchmarks.reproduce
+	$(BIN)/python -m benchmarks.readme
 
 screenshots: $(READY)
 	$(BIN)/pip install --quiet --constraint constraints.txt --no-build-isolation --editable '.[screenshots]'

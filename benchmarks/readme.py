@@ -7,28 +7,17 @@ from __future__ import annotations
 
 import json
 import re
-from typing import Any
 
+from benchmarks import plots
 from benchmarks.record import RESULTS
+from benchmarks.reproduce import METHODS
 
 README = RESULTS.parents[1] / "README.md"
 
 
 def digits() -> str:
     """Accuracy by method and sparsity."""
-    found: list[dict[str, Any]] = [json.loads(p.read_text()) for p in sorted(RESULTS.glob("digits_methods_*.json"))]
-    lines = ["| sparsity | dynamic sparse | static sparse | difference by seed (standard error) | dense |"]
-    lines.append("| --- | --- | --- | --- | --- |")
-    for result in found:
-        methods = result["methods"]
-        cells = {name: f"{methods[name]['mean']:.2f} ± {methods[name]['sd']:.2f}" for name in methods}
-        gain = result["dsr_minus_static"]
-        difference = f"{gain['mean']:+.2f} ± {gain['standard_error']:.2f}"
-        sparsity = methods["dsr"]["runs"][0]["sparsity"]
-        lines.append(
-            f"| {100 * sparsity:.0f} % | {cells['dsr']} | {cells['static']} | {difference} | {cells['dense']} |"
-        )
-    return "\n".join(lines)
+    return plots.table(json.loads((RESULTS / "reproduce_digits.json").read_text()), METHODS)
 
 
 TABLES = {"digits": digits}

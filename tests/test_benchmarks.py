@@ -9,7 +9,9 @@ from typing import Any
 
 import pytest
 
-from benchmarks import digits_methods, mask_gradients, record
+from benchmarks import mask_gradients, record, reproduce
+from tests.pipelines.test_cifar10 import folder as folder  # fixtures
+from tests.pipelines.test_pipelines import mnist_folder as mnist_folder
 
 
 @pytest.fixture
@@ -24,15 +26,42 @@ def run(module: Any, monkeypatch: pytest.MonkeyPatch, *arguments: str) -> None:
     module.main()
 
 
-def test_digits_methods(results: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.chdir(Path(__file__).parents[1])
-    run(digits_methods, monkeypatch, "--seeds", "2", "--epochs", "2", "--sparsity", "0.9")
-    content = json.loads((results / "digits_methods_0.9.json").read_text())
-    assert [len(content["methods"][name]["runs"]) for name in digits_methods.METHODS] == [2, 2, 2]
-    assert content["methods"]["dsr"]["runs"][0]["sparsity"] == pytest.approx(0.9)
+def test_reproduce(results: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every method, one epoch; pruning finds the dense network of its seed."""
+    run(
+        reproduce,
+        monkeypatch,
+        *("--seeds", "2", "--sparsity", "0.9", "0.98", "--processes", "2", "--out", str(tmp_path / "out")),
+        *("--epochs", "2", "data.image_size=8"),
+    )
+    content = json.loads((results / "reproduce_digits.json").read_text())
+    assert len(content["runs"]) == 2 + 2 * 2 * (len(reproduce.METHODS) - 1)
+    assert {row["method"] for row in content["results"]} == set(reproduce.METHODS)
     assert content["versions"]["torch"]
     assert content["machine"]["cores"] > 0
-    assert "dsr - static" in capsys.readouterr().out
+    page = (tmp_path / "out" / "digits.md").read_text()
+    assert page.count("\n| ") == 2 + len(reproduce.METHODS), "a row a method"
+    for plot in ("digits_accuracy.svg", "digits_layers.svg"):
+        assert plot in page
+        assert (tmp_path / "out" / plot).read_text().rstrip().endswith("</svg>")
+
+
+@pytest.mark.parametrize("data", ["mnist", "cifar10"])
+def test_reproduce_on_other_data(
+    data: str, results: Path, tmp_path: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From small files in their real format; where there is internet they are fetched."""
+    path = request.getfixturevalue({"mnist": "mnist_folder", "cifar10": "folder"}[data])
+    arguments = ["--data", data, "--methods", "pruning", "dsr", "thin", "--seeds", "1", "--sparsity", "0.9"]
+    arguments += ["--epochs", "1", "--processes", "1", "--out", str(tmp_path / "out")]
+    overrides = [f"data.path={path}", "data.download=false", "train.global_batch_size=20"]
+    run(reproduce, monkeypatch, *arguments, *overrides)
+    found = {run["method"]: run for run in json.loads((results / f"reproduce_{data}.json").read_text())["runs"]}
+    assert set(found) == {"dense", "pruning", "dsr", "thin"}
+    for method in ("pruning", "dsr"):
+        assert found[method]["active_weights"] == pytest.approx(0.1 * reproduce.RECIPES[data].sparse_weights, rel=1e-3)
+    ratio = found["thin"]["parameters"] / found["dsr"]["parameters"]
+    assert ratio == pytest.approx(1, abs=0.1), "as many parameters"
 
 
 def test_mask_gradients(results: Path, monkeypatch: pytest.MonkeyPatch) -> None:
