@@ -165,7 +165,14 @@ FLAGS = (
     ),
     Flag("--rewire", "move weights while training: SET, or with --threshold-prune the paper's method"),
     Flag("--threshold-prune", "with --rewire: drop what is below a global threshold (dynamic sparse)"),
-    Flag("--n-prune-params", "weights to move at a time", SIZE, "method.target_moves", 600, only=("dsr",)),
+    Flag(
+        "--n-prune-params",
+        "units (at granularity 4: weights) to move at a time",
+        SIZE,
+        "method.target_moves",
+        600,
+        only=("dsr",),
+    ),
     Flag(
         "--rewire-fraction", "share of weights that SET moves at a time", SHARE, "method.fraction", 0.1, only=("set",)
     ),

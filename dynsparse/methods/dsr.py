@@ -22,7 +22,8 @@ class DsrSettings(DynamicSettings):
     initial_threshold: Annotated[float, Field(gt=0)] = 1e-3
     """Magnitude under which a unit is dropped, at the start; it adapts."""
     target_moves: Annotated[int, Field(ge=1)] = 600
-    """Weights to move in one reallocation; the threshold adapts to come near (paper: N_p)."""
+    """Units (weights, where granularity is 4) to move in one reallocation; the threshold adapts to come near it
+    (paper: N_p)."""
 
     def build(self) -> Dsr:
         return Dsr(self)
@@ -36,9 +37,11 @@ class Dsr(Dynamic):
     proportion to R_l, the weights that it keeps; H doubles or halves when the
     number dropped, K, is below 0.9 or above 1.1 times N_p.
 
-    Departures: K and N_p count weights, not units. N_p is capped at what can
-    move at all (free positions, and all but one unit a layer), for otherwise H
-    would grow without bound in a nearly dense network.
+    K and N_p count units, as in the paper's experiments with kernel slices;
+    what is shared out are weights (R_l too), so that units of different size
+    trade without loss. Departure: N_p is capped at what can move at all (free
+    positions, and all but one unit a layer), for otherwise H would grow without
+    bound in a nearly dense network.
     """
 
     settings: DsrSettings
@@ -54,9 +57,9 @@ class Dsr(Dynamic):
         return by_kept(layers) if self.settings.scaling else super().shares(layers)
 
     def after(self, layers: Sequence[LayerChange]) -> None:
-        dropped = sum(layer.dropped * layer.unit_size for layer in layers)
-        free = sum(layer.room * layer.unit_size for layer in layers)
-        droppable = sum((layer.active - 1) * layer.unit_size for layer in layers)
+        dropped = sum(layer.dropped for layer in layers)
+        free = sum(layer.room for layer in layers)
+        droppable = sum(layer.active - 1 for layer in layers)
         target = min(self.settings.target_moves, free, droppable)
         if dropped > 1.1 * target:
             self.threshold /= 2

@@ -64,6 +64,20 @@ def test_threshold_adapts(target: int, expected: float) -> None:
     assert reallocator.method.scalars() == {"threshold": expected}
 
 
+def test_the_threshold_counts_units() -> None:
+    """Kernel slices of 9 weights: 2 of 4 active ones are dropped. Asked for 2 units the threshold stays;
+    counted in weights, 18 of 2, it would halve."""
+    model = nn.Conv2d(4, 4, 3, bias=False)
+    specs = sparse_layers(model, granularity=2)
+    masks = MaskSet(model, specs, {"weight": torch.tensor([0, 1, 2, 3])})
+    with torch.no_grad():
+        model.weight[0] = torch.tensor([0.1, 0.2, 0.8, 0.9]).view(4, 1, 1).expand(4, 3, 3)
+    method = DsrSettings(name="dsr", initial_threshold=0.5, target_moves=2).build()
+    report = Reallocator(model, masks, method, torch.optim.SGD(model.parameters(), lr=1.0))(Clock(1, 0))
+    assert sum(report.dropped.values()) == 18
+    assert method.scalars() == {"threshold": 0.5}
+
+
 def test_threshold_stays_bounded_where_little_can_move() -> None:
     """9 of 10 positions active: one move at a time at most, however many are asked. The threshold settles."""
     reallocator = reallocator_for([[0.5] * 9 + [0.0]], threshold=1e-3, target=500)
