@@ -25,7 +25,7 @@ from dynsparse.distributed import sync
 from dynsparse.errors import EXIT_BAD_INPUT, EXIT_DONE, EXIT_FAULT, EXIT_STOPPED, DesyncError, StopRequested, UserError
 from dynsparse.paper_cli import Invocation, any_given, read_resume, translate
 from dynsparse.paper_flags import Parser, add_flags
-from dynsparse.runtime import Worker, process_group, speaks_first
+from dynsparse.runtime import Worker, end_with_reader, process_group, speaks_first
 from dynsparse.training.callbacks import standard_observers
 from dynsparse.training.folder import checkpoints_of, find_start, is_finished, read_run, take_folder
 from dynsparse.training.loop import Trainer
@@ -227,4 +227,6 @@ def main() -> NoReturn:
 
 
 if __name__ == "__main__":
+    if {"--dry-run", "--print-schema", "--help"} & set(sys.argv):
+        end_with_reader()
     main()

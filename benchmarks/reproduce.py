@@ -116,7 +116,7 @@ RECIPES = {
 METHODS = {
     "dense": "dense",
     "pruning": "iterative pruning of the dense network",
-    "dsr": "dynamic sparse (this paper)",
+    "dsr": "dynamic sparse reparameterization",
     "sparse_momentum": "sparse momentum",
     "rigl": "RigL",
     "rigl_erk": "RigL, ERK",

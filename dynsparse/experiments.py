@@ -23,6 +23,7 @@ from dynsparse.config import RunConfig
 from dynsparse.errors import EXIT_BAD_INPUT, EXIT_DONE, EXIT_STOPPED, UserError, nearest
 from dynsparse.paper_cli import MODES, look, overlap, translate
 from dynsparse.paper_flags import BOOLEAN, FLAGS, MLP, WRN, Parser, add_flags, flag_named
+from dynsparse.runtime import end_with_reader
 
 LAUNCHER = Path(__file__).parents[1] / "launch" / "local.sh"
 FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
@@ -349,4 +350,6 @@ def _main(arguments: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
+    if "--list" in sys.argv:
+        end_with_reader()
     sys.exit(main(sys.argv[1:]))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -81,6 +82,12 @@ def process_group(worker: Worker, backend: Backend, timeout: timedelta) -> Itera
     dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timeout=timeout)
     yield
     dist.destroy_process_group()
+
+
+def end_with_reader() -> None:
+    """Let a closed pipe end this process without a word, as `... | head` expects of a program that only prints."""
+    if hasattr(signal, "SIGPIPE"):
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)
 
 
 def speaks_first() -> bool:

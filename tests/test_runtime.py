@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -47,6 +50,19 @@ def test_more_workers_than_gpus_is_refused(gpus: int, asked: str, monkeypatch: p
     monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
     with pytest.raises(UserError, match=rf"2 workers on a machine with {gpus} GPUs; each needs its own: start 1, or"):
         Worker(0, 2, 0, 2).backend(asked)  # type: ignore[arg-type]
+
+
+def test_a_closed_pipe_ends_a_program_that_only_prints() -> None:
+    """`... --list | head`: no traceback."""
+    code = "from dynsparse.runtime import end_with_reader\nend_with_reader()\nfor _ in range(100000): print('line')"
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert process.stderr is not None
+    assert process.stdout.readline() == "line\n"
+    process.stdout.close()
+    assert process.stderr.read() == ""
+    process.stderr.close()
+    assert process.wait() == -signal.SIGPIPE
 
 
 def test_the_first_on_a_machine_speaks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

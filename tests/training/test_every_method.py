@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from dynsparse.config import RunConfig
+from dynsparse.distributed import sync
 from dynsparse.runtime import Worker
 from dynsparse.training.callbacks import Callback, EpochReport
 from dynsparse.training.callbacks.metrics_file import MetricsFile
@@ -37,14 +38,20 @@ def settings(name: str, **sections: Any) -> RunConfig:
     return runs.config(method={"name": name, **BUSY.get(name, {})}, start=start, train=train, **sections)
 
 
+def stopped_and_resumed(worker: Worker, config: RunConfig) -> tuple[Any, Any]:
+    """What a checkpoint holds in the end: of a run to the end, and of one that was stopped in mid-epoch."""
+    whole = state_after(worker, config, None, None)
+    mine = state_after(worker, config, None, 11)
+    half = sync.from_rank_0(lambda: mine)  # Its state has the parts of all ranks.
+    half["progress"]["seconds"] = 0.0
+    return whole, state_after(worker, config, half, None)
+
+
 @pytest.mark.parametrize("name", sorted(REGISTRY))
 def test_stopped_and_resumed(name: str) -> None:
-    """In mid-epoch, two ranks: all that a checkpoint would hold is equal in the end."""
-    config = settings(name)
-    whole = run_distributed(state_after, 2, config, None, None)[0]
-    half = run_distributed(state_after, 2, config, None, 11)[0]
-    half["progress"]["seconds"] = 0.0
-    assert_same(run_distributed(state_after, 2, config, half, None)[0], whole)
+    """Two ranks: all that a checkpoint would hold is equal in the end."""
+    whole, resumed = run_distributed(stopped_and_resumed, 2, settings(name))[0]
+    assert_same(resumed, whole)
     assert (whole["progress"]["reallocations"] > 0) == (name not in ("dense", "static", "tied"))
 
 
