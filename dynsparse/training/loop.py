@@ -97,7 +97,7 @@ class Trainer:
         sync.together(lambda: self.observers.on_start(self.reporter.run_report(resumed=self.resumed)))
         if not self.resumed:
             self._save(initial=True)
-            self.network.initial_weights = {}
+        self.network.initial_weights = {}  # Nothing needs them any more.
         if sync.any_rank(self.stop_requested()):
             self._stop()
         while self.progress.epoch < self.config.train.epochs:
