@@ -24,13 +24,13 @@ Content = dict[str, Any]
 
 NOTES = {
     "digits": (
-        "At 99 % uniform densities leave the last layer 10 of its 1,000 weights, one a class. What never moves weights "
-        "between layers (static, DeepR, SET, RigL with uniform densities) is held back there; dynamic sparse "
-        "reparameterization moves them, ERK begins with more of them in small layers, and tied weights leave no "
-        "position empty. Sparse momentum shares the weights by the mean momentum of each layer. A neuron whose weights "
-        "are all new, and so 0, is divided by next to nothing in BatchNorm, which makes its gradients huge: such neurons draw "
-        "the weights to themselves, and the more of them there are, at 99 % or with a larger fraction to move, the "
-        "worse it gets."
+        "At 99 % uniform densities leave the last layer 10 of its 1,000 weights, one a class. What never "
+        "moves weights between layers (static, DeepR, SET, RigL with uniform densities) is held back there; "
+        "dynamic sparse reparameterization moves them, ERK begins with more of them in small layers, and tied "
+        "weights leave no position empty. Sparse momentum shares the weights by the mean momentum of each "
+        "layer. A neuron whose weights are all new, and so 0, is divided by next to nothing in BatchNorm, "
+        "which makes its gradients huge: such neurons draw the weights to themselves, and the more of them "
+        "there are, at 99 % or with a larger fraction to move, the worse it gets."
     )
 }
 
