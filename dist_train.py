@@ -29,7 +29,7 @@ from dynsparse.runtime import Worker, end_with_reader, process_group, speaks_fir
 from dynsparse.training.callbacks import standard_observers
 from dynsparse.training.folder import checkpoints_of, find_start, is_finished, read_run, take_folder
 from dynsparse.training.loop import Trainer
-from dynsparse.training.network import Network, build_network, check_layers
+from dynsparse.training.network import Network, build_method, build_network, check_layers
 from dynsparse.training.start import NOTHING, Sources, checkpoint_of, missing_sources, read_sources, require_sources
 from dynsparse.training.stopping import StopFlag
 from pipelines.base import Data, Request
@@ -74,7 +74,7 @@ def load_config(arguments: argparse.Namespace) -> Invocation:
         return translate(arguments, read_run(checkpoint_of(checkpoint))["config"], checkpoint)
     if any_given(arguments):
         return translate(arguments, None, "command line")
-    raise UserError("--config is missing; give a YAML file such as configs/digits_dsr.yaml")
+    raise UserError("--config is missing; give a YAML file such as configs/digits_dsr.yaml, or --model and other flags")
 
 
 def check(config: RunConfig, worker: Worker, arguments: argparse.Namespace, resume: str | None) -> None:
@@ -109,8 +109,10 @@ def run(arguments: argparse.Namespace, worker: Worker) -> None:
         if worker.is_main:
             missing = missing_sources(config)
             sources = NOTHING if missing else read_sources(config)
+            network = build_network(config, torch.device("cpu"), sources)
+            build_method(config, [layer.spec for layer in network.masks]).prepare(network.masks)
             print(config.as_yaml())
-            print(build_network(config, torch.device("cpu"), sources).table())
+            print(network.table())
             print("".join(f"note: {line}; the table is of a start without it\n" for line in missing), end="")
         return
     stop = StopFlag()

@@ -29,8 +29,8 @@ def _processor() -> str:
     return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
-def keep(name: str, command: str, result: dict[str, Any]) -> Path:
-    """Write results/{name}.json with the command, machine, versions and commit."""
+def keep(name: str, command: str, result: dict[str, Any], folder: Path | None = None) -> Path:
+    """Write {name}.json with the command, machine, versions and commit, to results/ or another folder."""
     commit = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False)
     content = {
         "command": command,
@@ -39,7 +39,8 @@ def keep(name: str, command: str, result: dict[str, Any]) -> Path:
         "commit": commit.stdout.strip() or None,
         **result,
     }
-    RESULTS.mkdir(exist_ok=True)
-    path = RESULTS / f"{name}.json"
+    folder = folder or RESULTS
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{name}.json"
     path.write_text(json.dumps(content, indent=2) + "\n")
     return path

@@ -14,7 +14,9 @@ import argparse
 import dataclasses
 import multiprocessing
 import os
+import shlex
 import statistics
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -165,7 +167,6 @@ def settings_of(method: str, recipe: Recipe, sparsity: float, dense_run: Path) -
                 "schedule": "cubic",
                 f"target_{recipe.kind}": sparsity,
                 f"target_{'fc' if recipe.kind == 'conv' else 'conv'}": 0.0,
-                "max_sparsity": {"fc3.weight": 0.9} if recipe.kind == "fc" else {},
             },
             "start": {"weights_from": str(dense_run)},
             "train": {
@@ -310,6 +311,11 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=plots.RESULTS, help="folder for the table and the plots")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="change every run's config")
     arguments = parser.parse_intermixed_args()
+    recipe = RECIPES[arguments.data]
+    if "thin" in arguments.methods and (unknown := set(arguments.sparsity) - set(recipe.thin)):
+        parser.error(
+            f"no widths of the thin network for {sorted(unknown)}; leave it out of --methods, or add them here"
+        )
     os.environ["OMP_NUM_THREADS"] = "1"
 
     with TemporaryDirectory() as folder:
@@ -328,7 +334,7 @@ def main() -> None:
         ]
         began = time.monotonic()
         runs = [*all_runs(first, arguments.processes), *all_runs(rest, arguments.processes)]
-    command = f"python -m benchmarks.reproduce --data {arguments.data} --seeds {arguments.seeds}"
+    command = shlex.join(["python", "-m", "benchmarks.reproduce", *sys.argv[1:]])
     content = {
         "data": arguments.data,
         "minutes": round((time.monotonic() - began) / 60, 1),
@@ -336,7 +342,8 @@ def main() -> None:
         "results": described(runs),
         "runs": runs,
     }
-    path = keep(f"reproduce_{arguments.data}", command, content)
+    elsewhere = None if arguments.out == plots.RESULTS else arguments.out  # A quick look replaces no figures.
+    path = keep(f"reproduce_{arguments.data}", command, content, elsewhere)
     for page in plots.write(path, METHODS, arguments.out):
         print(f"written: {page}")
 

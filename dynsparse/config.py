@@ -244,7 +244,7 @@ def parse(
     try:
         config = RunConfig.model_validate(merged)
     except ValidationError as error:
-        wrong += [_explain(details, source, overridden, flags or {}) for details in error.errors()]
+        wrong += [explain(details, source, overridden, flags or {}) for details in error.errors()]
     if wrong:
         raise UserError(*wrong)
     return config
@@ -319,12 +319,16 @@ def put(config: dict[str, Any], keys: Sequence[str], value: Any, source: str) ->
     section[keys[-1]] = value
 
 
-def _explain(
+def explain(
     details: ErrorDetails,
     source: str,
     overridden: Sequence[tuple[str, ...]],
     flags: Mapping[tuple[str, ...], str],
 ) -> str:
+    """One line for one of pydantic's errors on a `RunConfig`: where, the value, the rule, the remedy.
+
+    `overridden` are the keys that command line overrides set, `flags` says which option has set a key.
+    """
     location, model = _resolve(details["loc"])
     where = _where(location, details["msg"], source, overridden, flags)
     value = details["input"]
@@ -369,7 +373,7 @@ def _where(
     if named:
         return ", ".join(dict.fromkeys(named)) + (f" ({key})" if key else "")
     from_override = any(_overlap(keys, location) for keys in overridden)
-    return f"{'command line' if from_override else source}: {key or '(top level)'}"
+    return f"{'command line' if from_override else source}: {key}" if key else source
 
 
 def _hint(location: Sequence[str], model: type[BaseModel] | None, overridden: Sequence[tuple[str, ...]]) -> str:

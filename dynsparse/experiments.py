@@ -113,11 +113,15 @@ class Experiments:
         self._configs[job.number] = config
         return config
 
+    def is_done(self, job: Job) -> bool:
+        """Whether it has come to its end."""
+        return _status(self.config(job).folder / "summary.json") == "done"
+
     def state(self, job: Job) -> str:
         """How far it is: done, part done, or not begun."""
-        folder = self.config(job).folder
-        if _status(folder / "summary.json") == "done":
+        if self.is_done(job):
             return "done"
+        folder = self.config(job).folder
         return "part done" if any(folder.glob("checkpoints/step-*.pt")) else "not begun"
 
     def needs(self, job: Job) -> dict[str, bool]:
@@ -133,13 +137,23 @@ class Experiments:
                 needs[f"job {other.number}"] = self.state(other) == "done"
         return needs
 
+    def apart(self, job: Job) -> list[str]:
+        """Flags that differ within the job's group, but for its sparsity and what it needs, which are said anyway."""
+        group = [other.flags for other in self.jobs.values() if other.group == job.group]
+        said = {flag.name for flag in FLAGS if "sparsity" in flag.name} | {"--job-idx", "--name", *_SOURCES}
+        return [
+            f"{name[2:]} {text}"
+            for name, text in job.flags.items()
+            if name not in said and any(flags.get(name) != text for flags in group)
+        ]
+
     def run(self, job: Job, launcher: Sequence[str]) -> int:
         """Run a job to its end, going on where it was; one that is done is skipped. The exit code."""
         options = self.options
         folder = self.config(job).folder
         if not options.dry_run:
             if not options.overwrite and self.state(job) == "done":
-                print(f"job {job.number}: done already, see {folder}", flush=True)
+                print(f"job {job.number}: done already, see {folder}; -- --overwrite runs it anew", flush=True)
                 return EXIT_DONE
             lacks = _lacking(self.needs(job))
             if lacks:
@@ -149,13 +163,14 @@ class Experiments:
         return launch([*launcher, "--", *words])
 
     def table(self) -> str:
-        """A line a job: number, sparsity, state, what it needs, group."""
+        """A line a job: number, sparsity, state, what it needs, group, and what sets it apart in its group."""
         rows = [("job", "sparsity", "state", "needs", "group")]
         for job in self.jobs.values():
             needs, state = self.needs(job), self.state(job)
             lacks = _lacking(needs)
             shown = f"needs {lacks}" if lacks and state == "not begun" else state
-            rows.append((str(job.number), sparsity(self.config(job)), shown, ", ".join(needs), job.group))
+            about = ", ".join([job.group, *self.apart(job)])
+            rows.append((str(job.number), sparsity(self.config(job)), shown, ", ".join(needs), about))
         widths = [max(len(row[i]) for row in rows) for i in range(4)]
         lines = [
             "  ".join([*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[4]]) for row in rows
@@ -330,6 +345,8 @@ def _main(arguments: Sequence[str]) -> int:
     parser.add_argument("--dry-run", action="store_true", help="show each job's resolved config and layers instead")
     asked: argparse.Namespace = parser.parse_intermixed_args(own)
     jobs = read_jobs(asked.list)
+    if asked.workers not in ("auto", "demo") and not (asked.workers.isdecimal() and int(asked.workers)):
+        raise UserError(f"--workers is '{asked.workers}'; it must be a number of at least 1, auto or demo")
     chosen = [jobs[number] for number in read_numbers(asked.numbers, jobs, asked.list)]
     experiments = Experiments(asked.list, jobs, Options.parse(rest, dry_run=asked.dry_run))
     if asked.show:
@@ -343,8 +360,10 @@ def _main(arguments: Sequence[str]) -> int:
         code = experiments.run(job, ["bash", str(LAUNCHER), "--workers", asked.workers])
         if code != EXIT_DONE:
             left = "".join(f" {other.number}" for other in chosen[place + 1 :])
-            not_run = f"; not run:{left}" if left else ""
-            print(f"job {job.number} ended with code {code}{not_run}", file=sys.stderr, flush=True)
+            ended = "is done, then a signal came" if experiments.is_done(job) else f"ended with code {code}"
+            more = f"; not run:{left}" if left else ""
+            again = "; the same command goes on" if code == EXIT_STOPPED else ""
+            print(f"job {job.number} {ended}{more}{again}", file=sys.stderr, flush=True)
             return code
     return EXIT_DONE
 

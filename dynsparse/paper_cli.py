@@ -299,7 +299,7 @@ def _take_weights(draft: Draft, resume: Resume) -> None:
 
 
 def _plan_pruning(draft: Draft) -> None:
-    """How long it takes; and in `mnist_mlp` the last layer, which is small, stays at 90 % (paper)."""
+    """How long it takes."""
     if draft.named("method") != "pruning":
         return
     section = draft.merged.get("method")
@@ -307,9 +307,6 @@ def _plan_pruning(draft: Draft) -> None:
         settings = PruningSettings.model_validate(section)
     except ValidationError:
         return  # Said when the whole config is checked.
-    if "--prune" in draft.given and draft.named("model") == MLP and settings.target_fc > 0.9:
-        layers = len(look(draft.merged, "model.hidden") or (300, 100)) + 1
-        draft.put("method.max_sparsity", {f"fc{layers}.weight": 0.9})
     if draft.overridden("train.epochs") or not {"--prune", "--post-prune-epochs"} & draft.given.keys():
         return
     after = draft.given.get("--post-prune-epochs", POST_PRUNE_EPOCHS)

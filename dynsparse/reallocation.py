@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn, optim
 
 from dynsparse.distributed import digest, sync
-from dynsparse.errors import DesyncError
+from dynsparse.errors import DesyncError, UserError
 from dynsparse.masks import MaskSet, SparseLayer, optimizer_state
 from dynsparse.masks.allocation import share_out
 from dynsparse.masks.selection import NO_CUT, Cut, chosen, cuts_smallest, draw_free, seed_for
@@ -216,6 +216,11 @@ class Reallocator:
                 free = layer.spec.units - layer.active_units
                 grown = draw_free(layer.inactive.view(-1), free, decided.grow.count, seed_for(plan.seed, layer.name))
             dropped = self.masks.move(layer, gone, grown)
+            if dropped.numel() != decided.drop.count:  # No cut takes a NaN.
+                raise UserError(
+                    f"{layer.name} has weights that are no numbers at step {plan.step}: training has diverged; "
+                    f"lower the learning rate, or resume from an earlier checkpoint"
+                )
             optimizer_state.clear(self.optimizer, layer, torch.cat((dropped, grown)))
             self._begin(layer, grown, seed_for(plan.seed, "begin", layer.name))
         self.masks.budget = plan.budget

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
+from weakref import WeakSet
 
 from pydantic import TypeAdapter, ValidationError
 from torch import nn, optim
 from torch.nn.parallel import DistributedDataParallel
 
+from dynsparse.config import explain
 from dynsparse.errors import UserError, nearest
 from dynsparse.masks import MaskSet, sparse_layers
 from dynsparse.masks.allocation import ALLOCATIONS
 from dynsparse.masks.granularity import Granularity, Kind
 from dynsparse.methods import AnyMethod, Clock, MethodSettings
 from dynsparse.reallocation import OnDesync, ReallocationReport, Reallocator
+
+_MADE_SPARSE: WeakSet[nn.Module] = WeakSet()
 
 
 class SparseTraining:
@@ -28,7 +32,7 @@ class SparseTraining:
         model: any module, or the DistributedDataParallel that wraps it; convolutions and linear layers become sparse.
         optimizer: SGD or AdamW over its parameters, or another that leaves a weight at 0 whose gradient and state
             are 0.
-        method: a method's name, or its settings as in a config: `{"name": "rigl", "fraction": 0.3}`.
+        method: a method's name, or its settings as in a config: `{"name": "rigl", "period": 100, "fraction": 0.3}`.
         sparsity: share of zeros in each layer, or by kind: `{"conv": 0.9, "fc": 0.5}`.
         steps_per_epoch, epochs: what schedules refer to.
         allocation, granularity, include, exclude: as in a config's `sparsity` section.
@@ -36,6 +40,8 @@ class SparseTraining:
 
     Raises UserError for settings that cannot work. To save a run, save
     `state_dict()` beside the model's and the optimizer's; to go on, load it after theirs.
+    What uses gradients before the step, such as clipping by norm, should see masked ones:
+    call `prepare_gradients()` first.
     """
 
     def __init__(
@@ -65,10 +71,17 @@ class SparseTraining:
         share |= sparsity if isinstance(sparsity, Mapping) else {"conv": sparsity, "fc": sparsity}
         if settings.starts == "dense":
             share = {"conv": 0.0, "fc": 0.0}
+        if model in _MADE_SPARSE:
+            raise UserError("the model has a SparseTraining already; one object keeps it sparse: make a new model")
         specs = sparse_layers(model, include=include, exclude=exclude, granularity=granularity)
         if allocation not in ALLOCATIONS:
             raise UserError(f"allocation is '{allocation}'{nearest(allocation, ALLOCATIONS)}")
         counts = ALLOCATIONS[allocation](specs, share)
+        held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+        weights = dict(model.named_parameters())
+        if strangers := [spec.name for spec in specs if id(weights[spec.name]) not in held]:
+            raise UserError(f"the optimizer does not hold {strangers[0]}; make it over this model's parameters")
+        _MADE_SPARSE.add(model)
         self.masks = MaskSet(model, specs, counts, seed=seed)
         self.method = settings.build()
         self.method.prepare(self.masks)
@@ -76,8 +89,23 @@ class SparseTraining:
         self._steps_per_epoch, self._epochs = steps_per_epoch, epochs
         self._reallocator = Reallocator(model, self.masks, self.method, optimizer, seed=seed, on_desync=on_desync)
         self._tell = on_reallocation or (lambda report: None)
+        self._checked = self._prepared = False
         optimizer.register_step_pre_hook(lambda *_: self._before_step())
         optimizer.register_step_post_hook(lambda *_: self._after_step())
+
+    def __repr__(self) -> str:
+        masks = self.masks
+        return (
+            f"SparseTraining({type(self.method).__name__}, {len(masks)} layers, {masks.active_weights:,} of "
+            f"{masks.weights:,} weights active, step {self.steps})"
+        )
+
+    def prepare_gradients(self) -> None:
+        """Look at the gradients and mask them now; otherwise `optimizer.step()` does it. After the last backward."""
+        if not self._checked:
+            self._check()
+        self._reallocator.before_step(self._clock(self.steps + 1))
+        self._prepared = True
 
     def state_dict(self) -> dict[str, Any]:
         """Plain data and CPU tensors."""
@@ -89,15 +117,27 @@ class SparseTraining:
         self.masks.load_state_dict(state["masks"])
         self.method.load_state_dict(state["method"])
 
-    def _clock(self) -> Clock:
-        return Clock(self.steps, (self.steps - 1) // self._steps_per_epoch, self._steps_per_epoch, self._epochs)
+    def _check(self) -> None:
+        """Once, before the first step: weights that were loaded after construction need their masks too."""
+        for layer in self.masks:
+            if layer.weight.detach().masked_select(layer.inactive).any():
+                raise UserError(
+                    f"{layer.name} has weights outside its mask; after loading a model load the state_dict() of its "
+                    f"SparseTraining too"
+                )
+        self._checked = True
+
+    def _clock(self, step: int) -> Clock:
+        return Clock(step, (step - 1) // self._steps_per_epoch, self._steps_per_epoch, self._epochs)
 
     def _before_step(self) -> None:
-        self.steps += 1
-        self._reallocator.before_step(self._clock())
+        if not self._prepared:  # Masked gradients tell nothing of where to grow: they are looked at once.
+            self.prepare_gradients()
 
     def _after_step(self) -> None:
-        report = self._reallocator.after_step(self._clock())
+        self.steps += 1
+        self._prepared = False
+        report = self._reallocator.after_step(self._clock(self.steps))
         if report is not None:
             self._tell(report)
 
@@ -110,5 +150,5 @@ def _settings(method: str | Mapping[str, Any] | MethodSettings) -> MethodSetting
     try:
         return adapter.validate_python(raw)
     except ValidationError as error:
-        details = error.errors()
-        raise UserError(*(f"method{''.join(f'.{key}' for key in d['loc'][1:])}: {d['msg']}" for d in details)) from None
+        lines = [explain({**d, "loc": ("method", *d["loc"])}, "SparseTraining", (), {}) for d in error.errors()]
+        raise UserError(*lines) from None

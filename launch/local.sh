@@ -21,6 +21,9 @@ fail() {
     exit 2
 }
 
+# A signal before there is anything to pass it on to: without a trap bash forgets one that comes while a command runs.
+trap 'exit 75' TERM INT USR1
+
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 python=python3
 if [ -x "$root/.venv/bin/python" ]; then python=$root/.venv/bin/python; fi

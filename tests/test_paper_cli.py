@@ -127,7 +127,6 @@ EFFECTS: list[tuple[list[str], list[str], str, Any, Any]] = [
     (PRUNE, ["--post-prune-epochs", "0"], "train.epochs", 31, 21),
     ([*PRUNE, "--model", WRN], ["--prune-target-sparsity-conv", "0.8"], "method.target_conv", 0.5, 0.8),
     (PRUNE, ["--prune-target-sparsity-fc", "0.8"], "method.target_fc", 0.98, 0.8),
-    (PRUNE, ["--prune-target-sparsity-fc", "0.9"], "method.max_sparsity", {"fc3.weight": 0.9}, {}),
     (PRUNE, ["--cubic-prune-schedule"], "method.schedule", "exponential", "cubic"),
     (["--model", WRN], ["--validate-set"], "data.validation_samples", 0, 5000),
     ([], ["--validate-set"], "data.validation_samples", 0, 10000),
@@ -280,12 +279,6 @@ def test_pruning_starts_dense(read: Any, refused: Any) -> None:
     (line,) = refused("--prune")
     assert line.startswith("--prune without --resume RUN: method.name is pruning, which starts from a trained dense")
     assert read("--prune", "start.weights_from=runs/dense").config.start.weights_from == "runs/dense"
-
-
-def test_the_last_layer_that_pruning_spares(read: Any) -> None:
-    """The last one, however many there are; and none where no layer is small."""
-    assert value(read(*PRUNE, "model.hidden=[20]"), "method.max_sparsity") == {"fc2.weight": 0.9}
-    assert value(read(*PRUNE, "--model", WRN, "--prune-target-sparsity-fc", 0.95), "method.max_sparsity") == {}
 
 
 RESUMES: list[tuple[list[str], str | None, str | None]] = [
@@ -509,7 +502,7 @@ def test_a_file_that_is_wrong_is_named_not_the_flag(refused: Any, tmp_path: Path
 
 
 def test_no_arguments_at_all(refused: Any) -> None:
-    message = "--config is missing; give a YAML file such as configs/digits_dsr.yaml"
+    message = "--config is missing; give a YAML file such as configs/digits_dsr.yaml, or --model and other flags"
     assert refused() == refused("train.epochs=3") == refused("--resume", "auto") == (message,)
 
 

@@ -118,8 +118,9 @@ def test_ranks_agree_and_a_difference_is_found() -> None:
 @pytest.mark.parametrize(
     ("method", "options", "message"),
     [
-        ("rigl2", {}, "method"),
-        ({"name": "rigl", "fraction": 2}, {}, "method.fraction: "),
+        ("riggl", {}, "SparseTraining: method.name: unknown method 'riggl'; there are deepr, dense, dsr, "),
+        ({"name": "rigl", "perod": 2}, {}, "SparseTraining: method.perod: unknown key; did you mean 'period'?"),
+        ({"name": "rigl", "fraction": 2}, {}, "method.fraction: is 2; input should be less than or equal to 1"),
         ("tied", {}, "method tied replaces parameters"),
         ("static", {"sparsity": 1.0}, "is 1.0; it must be at least 0 and below 1"),
         ("static", {"include": ["nothing.*"]}, "'nothing.*' matches no convolution or linear weight"),
@@ -134,11 +135,46 @@ def test_settings_that_cannot_work(method: Any, options: dict[str, Any], message
     assert message in str(caught.value)
 
 
-def test_the_readmes_loop_works_and_takes_at_most_six_lines(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_misuse_is_said() -> None:
+    model, other = network(), network()
+    options: dict[str, Any] = {"sparsity": 0.9, "steps_per_epoch": 10, "epochs": 1}
+    with pytest.raises(UserError, match=r"the optimizer does not hold 0\.weight; make it over this model's parameters"):
+        SparseTraining(model, torch.optim.SGD(other.parameters(), lr=0.1), "static", **options)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    sparse = SparseTraining(model, optimizer, "static", **options)
+    assert repr(sparse) == "SparseTraining(Method, 2 layers, 137 of 1,368 weights active, step 0)"
+    with pytest.raises(UserError, match="the model has a SparseTraining already"):
+        SparseTraining(model, optimizer, "static", **options)
+    model.load_state_dict(other.state_dict())
+    with pytest.raises(UserError, match=r"0\.weight has weights outside its mask; after loading a model load"):
+        train(model, optimizer, batches(1))
+
+
+def test_gradients_can_be_prepared_before_they_are_clipped() -> None:
+    """The norm is then that of the active weights, RigL still saw the whole gradients, and it counts as one step."""
+    grown = []
+    for prepare in (False, True):
+        model = network()
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        method = {"name": "rigl", "period": 1}
+        sparse = SparseTraining(model, optimizer, method, sparsity=0.9, steps_per_epoch=10, epochs=1)
+        for images, labels in batches(3):
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(model(images), labels).backward()
+            if prepare:
+                sparse.prepare_gradients()
+                assert all(not layer.weight.grad[~layer.mask].any() for layer in sparse.masks)  # type: ignore[index]
+            optimizer.step()
+        assert sparse.steps == 3
+        grown.append([layer.active for layer in sparse.masks])
+    assert all(torch.equal(a, b) for a, b in zip(*grown, strict=True))
+
+
+def test_the_readmes_loop_works_and_takes_at_most_six_lines(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """The lines marked with # sparse are ours; the loop beside them is theirs."""
     import_torchvision()
     page = (ROOT / "README.md").read_text()
-    source = next(code for code in re.findall(r"```python\n(.*?)```", page, re.DOTALL) if "SparseTraining" in code)
+    source, saving = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
     ours = [line for line in source.splitlines() if "# sparse" in line]
     assert 2 <= len(ours) <= 6
     loader = [(torch.randn(4, 3, 32, 32), torch.randint(10, (4,))) for _ in range(3)]
@@ -147,3 +183,6 @@ def test_the_readmes_loop_works_and_takes_at_most_six_lines(monkeypatch: pytest.
     scope["sparse"].masks.check()
     assert scope["sparse"].steps == 6
     assert scope["sparse"].masks.sparsity == pytest.approx(0.9, abs=0.001)
+    monkeypatch.chdir(tmp_path)
+    exec(compile(saving, "README.md", "exec"), scope)
+    scope["sparse"].masks.check()

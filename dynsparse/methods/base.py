@@ -18,7 +18,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from dynsparse.masks import MaskSet, SparseLayer
+from dynsparse.masks import LayerSpec, MaskSet, SparseLayer
 from dynsparse.masks.initial import initial_weights
 from dynsparse.masks.selection import Cut
 from dynsparse.schedules import Period, StepTable
@@ -92,8 +92,11 @@ class Method:
     #: Whether there is an event after every step: then only every `log.every_steps`-th is reported.
     every_step = False
 
+    def check(self, layers: Sequence[LayerSpec]) -> None:
+        """Raise UserError if the settings cannot work on these layers. Before anything is built."""
+
     def prepare(self, masks: MaskSet) -> None:
-        """Learn the layers, before the first step. Raise UserError if the settings cannot work on them."""
+        """Learn the layers, before the first step."""
 
     def observe(self, masks: MaskSet) -> None:
         """Look at the gradients, after every backward and while they are whole (not yet masked)."""
@@ -104,6 +107,10 @@ class Method:
     def is_due(self, clock: Clock) -> bool:
         """Whether to reallocate after this step. Default: never."""
         return False
+
+    def is_settled(self, clock: Clock) -> bool:
+        """Whether the budget is what it is to be in the end: only such epochs can be a run's best. Default: always."""
+        return True
 
     def drop_scores(self, layer: SparseLayer) -> Tensor:
         """float [active units]: the lowest go first. Default: mean |w| over each unit."""

@@ -9,6 +9,8 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 from torch import Tensor
 
+from dynsparse.errors import UserError
+from dynsparse.masks import MaskSet
 from dynsparse.masks.selection import Cut, cuts_below
 from dynsparse.methods.base import Clock, Dynamic, DynamicSettings, LayerChange
 
@@ -49,6 +51,14 @@ class Dsr(Dynamic):
     def __init__(self, settings: DsrSettings) -> None:
         super().__init__(settings)
         self.threshold = settings.initial_threshold
+
+    def prepare(self, masks: MaskSet) -> None:
+        active = sum(layer.active_units for layer in masks)
+        if self.settings.target_moves > active:
+            raise UserError(
+                f"method.target_moves is {self.settings.target_moves:,}; the network has {active:,} active units in "
+                f"all: take a tenth of that or less"
+            )
 
     def drop_cuts(self, scores: Sequence[Tensor], clock: Clock) -> Sequence[Cut]:
         return cuts_below(scores, self.threshold)

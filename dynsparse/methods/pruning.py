@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+import math
 from collections.abc import Sequence
 from fractions import Fraction
 from typing import Annotated, Literal
@@ -36,8 +37,9 @@ class PruningSettings(MethodSettings):
     """Share of zeros in each sparse convolution after the last prune."""
     target_fc: Target = 0.98
     """And in each sparse linear layer."""
-    max_sparsity: dict[str, Target] = {}
-    """Shell patterns of layers and the most that each may be pruned to; the others of its kind take up the rest."""
+    max_sparsity: dict[str, Target] | None = None
+    """Shell patterns of layers and the most that each may be pruned to; the others of its kind take up the rest.
+    null: as the model has it (`mnist_mlp`: 0.9 for its last layer, which is small)."""
 
     def build(self) -> Pruning:
         return Pruning(self)
@@ -57,27 +59,32 @@ class Pruning(Method):
 
     After prune k of n a layer of final density d has the density d^(k/n), so that each prune takes the share
     1 - (1 - target)^(1/n) of what is left; or with `cubic` 1 - (1 - d) (1 - (1 - k/n)^3) (Zhu & Gupta, "To prune,
-    or not to prune", 2018, eq. 1). What the layers of a kind keep in the end sums exactly to what `uniform` would
-    give them, whatever `max_sparsity` says.
+    or not to prune", 2018, eq. 1). What the layers of a kind keep in the end sums to the target's share of their
+    weights, rounded once, whatever `max_sparsity` says; where units hold several weights, to within one unit.
     """
 
     def __init__(self, settings: PruningSettings) -> None:
         self.settings = settings
 
-    def prepare(self, masks: MaskSet) -> None:
-        specs = [layer.spec for layer in masks]
-        known = [spec.name for spec in specs]
-        for pattern in self.settings.max_sparsity:
+    def check(self, layers: Sequence[LayerSpec]) -> None:
+        known = [layer.name for layer in layers]
+        for pattern in self.settings.max_sparsity or {}:
             if not fnmatch.filter(known, pattern):
                 raise UserError(f"method.max_sparsity: '{pattern}' matches no sparse layer{nearest(pattern, known)}")
-        self.masks = masks
         #: Units that each layer keeps after the last prune.
-        self.final = {**self._final(specs, "conv"), **self._final(specs, "fc")}
+        self.final = {**self._final(layers, "conv"), **self._final(layers, "fc")}
+
+    def prepare(self, masks: MaskSet) -> None:
+        self.masks = masks
+        self.check([layer.spec for layer in masks])
 
     def is_due(self, clock: Clock) -> bool:
         since = clock.epoch - self.settings.after_epoch
         due = since >= 0 and since % self.settings.every_epochs == 0 and clock.epoch <= self.settings.last_prune
         return due and clock.ends_epoch
+
+    def is_settled(self, clock: Clock) -> bool:
+        return clock.epoch >= self.settings.last_prune
 
     def drop_cuts(self, scores: Sequence[Tensor], clock: Clock) -> Sequence[Cut]:
         keeps = self._keeps(clock)
@@ -106,36 +113,39 @@ class Pruning(Method):
             return float(final**share)
         return 1 - (1 - final) * (1 - (1 - share) ** 3)
 
-    def _final(self, specs: Sequence[LayerSpec], kind: Kind) -> dict[str, int]:
-        specs = [spec for spec in specs if spec.kind == kind]
+    def _final(self, layers: Sequence[LayerSpec], kind: Kind) -> dict[str, int]:
+        """Units for each layer of a kind: in proportion to its weights, but not fewer than its limit leaves it."""
+        layers = [layer for layer in layers if layer.kind == kind]
         target = self.settings.target_conv if kind == "conv" else self.settings.target_fc
-        total = sum(_kept(spec, target) * spec.unit_size for spec in specs)
-        limited = [spec for spec in specs if self._limit(spec) < target]
-        others = [spec for spec in specs if spec not in limited]
-        keeps = {spec.name: _kept(spec, min(target, self._limit(spec))) for spec in specs}
-        if limited:
-            left = total - sum(keeps[spec.name] * spec.unit_size for spec in limited)
-            sizes = [spec.unit_size for spec in others]
-            units = share_out(max(0, left), [spec.weights for spec in others], [spec.units for spec in others], sizes)
-            keeps |= {spec.name: count for spec, count in zip(others, units, strict=True)}
-            if left < 0 or not others:
+        total = round(sum(layer.weights for layer in layers) * (1 - Fraction(str(target))))
+        least = {layer.name: self._least(layer) for layer in layers}
+        keeps: dict[str, int] = {}
+        left, others = total, layers
+        while True:  # Each round settles a layer, or ends.
+            sizes = [layer.unit_size for layer in others]
+            units = share_out(left, [layer.weights for layer in others], [layer.units for layer in others], sizes)
+            short = [layer for layer, count in zip(others, units, strict=True) if count < least[layer.name]]
+            if not short:
+                break
+            keeps |= {layer.name: least[layer.name] for layer in short}
+            left -= sum(least[layer.name] * layer.unit_size for layer in short)
+            others = [layer for layer in others if layer not in short]
+            if left < 0:
                 raise UserError(
-                    f"method.max_sparsity: {', '.join(spec.name for spec in limited)} alone would keep "
-                    f"{total - left:,} weights, method.target_{kind} {target} asks for {total:,} in all; "
-                    f"allow more sparsity or lower the target"
+                    f"method.max_sparsity: {', '.join(keeps)} would keep {total - left:,} weights, "
+                    f"method.target_{kind} {target} asks for {total:,} in all; allow more sparsity or lower the target"
                 )
-        for spec in specs:
-            if keeps[spec.name] < 1:
+        keeps |= {layer.name: count for layer, count in zip(others, units, strict=True)}
+        for layer in layers:
+            if keeps[layer.name] < 1:
                 raise UserError(
-                    f"method.target_{kind} is {target}: {spec.name} has {spec.units:,} units and would keep none; "
+                    f"method.target_{kind} is {target}: {layer.name} has {layer.units:,} units and would keep none; "
                     f"each layer keeps at least one: lower the target, or limit the layer in method.max_sparsity"
                 )
         return keeps
 
-    def _limit(self, spec: LayerSpec) -> float:
-        limits = [most for pattern, most in self.settings.max_sparsity.items() if fnmatch.fnmatch(spec.name, pattern)]
-        return min(limits, default=1.0)
-
-
-def _kept(spec: LayerSpec, sparsity: float) -> int:
-    return round(Fraction(spec.units) * (1 - Fraction(str(sparsity))))
+    def _least(self, layer: LayerSpec) -> int:
+        """Units that `max_sparsity` leaves a layer, 0 if it says nothing."""
+        known = self.settings.max_sparsity or {}
+        limits = [most for pattern, most in known.items() if fnmatch.fnmatch(layer.name, pattern)]
+        return math.ceil(layer.units * (1 - Fraction(str(min(limits, default=1)))))

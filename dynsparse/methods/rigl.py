@@ -46,5 +46,5 @@ class Rigl(Dynamic):
         return cuts_fraction(scores, cosine(self.settings.fraction, 0, clock.progress / self.settings.until))
 
     def grow_scores(self, layer: SparseLayer) -> Tensor:
-        assert layer.weight.grad is not None
+        assert layer.weight.grad is not None, f"{layer.name} has no gradient: a step needs a backward pass before it"
         return layer.unit_means(layer.weight.grad.abs())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from torch import nn
 
@@ -20,6 +20,10 @@ class ModelSettings(Settings):
         Initialised from torch's global generator, so that one seed gives one network.
         """
         raise NotImplementedError
+
+    def pruning_limits(self) -> Mapping[str, float]:
+        """Layers that pruning must spare, with the most sparsity for each, unless `method.max_sparsity` is set."""
+        return {}
 
     def sparse_by_default(self, model: nn.Module) -> Sequence[str] | None:
         """Names of the weights to make sparse unless `sparsity.include` says otherwise; None: all."""

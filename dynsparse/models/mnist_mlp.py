@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections import OrderedDict
+from collections.abc import Mapping
 from typing import Annotated, Literal
 
 from pydantic import Field
@@ -36,3 +37,7 @@ class MnistMlpSettings(ModelSettings):
             if self.batch_norm:
                 modules[f"bn{i}"] = nn.BatchNorm1d(fan_out)
         return nn.Sequential(OrderedDict(modules))
+
+    def pruning_limits(self) -> Mapping[str, float]:
+        """The last layer is small: at most 90 % (paper's code)."""
+        return {f"fc{len(self.hidden) + 1}.weight": 0.9}

@@ -59,7 +59,9 @@ def read(path: Path) -> State:
         raise UserError(f"checkpoint {path}: is a folder; give a file in it, or --resume auto") from None
     except Exception:  # noqa: BLE001 - damage shows as any error at all
         # torch's own words tell of archives and pickles, and advise to load what is not to be trusted.
-        raise UserError(f"checkpoint {path}: damaged or no checkpoint; use an earlier one of the run") from None
+        raise UserError(
+            f"checkpoint {path}: damaged or no checkpoint; use an earlier one of the run, or another"
+        ) from None
     if not isinstance(content, dict) or "state" not in content or "sha256" not in content:
         raise UserError(f"checkpoint {path}: not written by dynsparse; give a file from a run's checkpoints/ folder")
     if content.get("format") != FORMAT:

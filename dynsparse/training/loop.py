@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -16,17 +17,19 @@ from dynsparse.config import RunConfig
 from dynsparse.distributed import sync
 from dynsparse.errors import StopRequested, UserError
 from dynsparse.masks.selection import seed_for
-from dynsparse.methods import Clock
+from dynsparse.methods import Clock, Method
 from dynsparse.reallocation import ReallocationReport, Reallocator
 from dynsparse.runtime import Worker
 from dynsparse.training import penalties
 from dynsparse.training.callbacks import Callback, Observers, Summary
 from dynsparse.training.checkpoint import CheckpointFolder
 from dynsparse.training.evaluate import Evaluation, Evaluations, evaluate, hits
-from dynsparse.training.network import Network
+from dynsparse.training.network import Network, build_method
 from dynsparse.training.reports import Reporter
 from dynsparse.training.state import Progress, RunState
 from pipelines.base import Batch, Data, EvaluationPipeline
+
+log = logging.getLogger(__name__)
 
 
 class Trainer:
@@ -56,7 +59,7 @@ class Trainer:
         settings = config.train
         self.total_steps = settings.epochs * data.train.steps_per_epoch
         self.optimizer = settings.optimizer.build(self.model.parameters(), lr=self._lr(0))
-        method = config.method.build()
+        method = build_method(config, [layer.spec for layer in self.masks])
         method.prepare(self.masks)
         on_desync = config.distributed.on_desync
         self.reallocator = Reallocator(
@@ -95,6 +98,7 @@ class Trainer:
         if not self.resumed:
             self._begin()
         sync.together(lambda: self.observers.on_start(self.reporter.run_report(resumed=self.resumed)))
+        self._say_if_idle()
         if not self.resumed:
             self._save(initial=True)
         self.network.initial_weights = {}  # Nothing needs them any more.
@@ -111,6 +115,18 @@ class Trainer:
         self.progress.epoch = train.start_epoch
         self.progress.step = train.start_epoch * data.steps_per_epoch
         data.load_state_dict({**data.state_dict(), "epoch": train.start_epoch, "batch": 0})
+
+    def _say_if_idle(self) -> None:
+        """Warn of a period that is longer than the run: it would be static without a word."""
+        method, first = self.reallocator.method, self.progress.step + 1
+        moves = type(method).is_due is not Method.is_due
+        if moves and not any(method.is_due(self._clock(step)) for step in range(first, self.total_steps + 1)):
+            log.warning(
+                "method %s will move nothing in the %d steps to come (%d an epoch): see its period and stop_epoch",
+                self.config.method.name,
+                self.total_steps - first + 1,
+                self.data.train.steps_per_epoch,
+            )
 
     def _train_epoch(self) -> None:
         self.reporter.epoch_begins()
@@ -139,8 +155,12 @@ class Trainer:
         self._note(self.reallocator.after_step(clock))
         return loss
 
-    def _clock(self) -> Clock:
-        return Clock(self.progress.step, self.progress.epoch, self.data.train.steps_per_epoch, self.config.train.epochs)
+    def _clock(self, step: int | None = None) -> Clock:
+        """After the latest step, or another one."""
+        per_epoch, epochs = self.data.train.steps_per_epoch, self.config.train.epochs
+        if step is None:
+            return Clock(self.progress.step, self.progress.epoch, per_epoch, epochs)
+        return Clock(step, (step - 1) // per_epoch, per_epoch, epochs)
 
     def _forward_backward(self, micro_batches: Sequence[Batch]) -> Tensor:
         """Leave the gradients of the mean loss over the global batch, reduced over the ranks once."""
@@ -178,7 +198,7 @@ class Trainer:
         results = self.evaluate()
         sums = sync.sum_(self.run.sums.clone()).tolist()
         self.run.sums.zero_()
-        is_best = progress.take(results)
+        is_best = progress.take(results, eligible=self.reallocator.method.is_settled(self._clock()))
         if self.worker.is_main:
             self.observers.on_epoch(self.reporter.epoch_report(results, sums))
         progress.epoch += 1

@@ -13,7 +13,9 @@ from dynsparse.errors import UserError
 from dynsparse.masks import LayerSpec, MaskSet, SparseLayer, sparse_layers
 from dynsparse.masks.allocation import ALLOCATIONS
 from dynsparse.masks.granularity import Kind
+from dynsparse.masks.selection import seed_for
 from dynsparse.masks.tying import TiedLayer, tie
+from dynsparse.methods import Method
 from dynsparse.training.start import NOTHING, Sources
 
 
@@ -93,7 +95,7 @@ def build_network(config: RunConfig, device: torch.device, sources: Sources = NO
     from torch's global generator. UserError for patterns that match no layer,
     and for sources that do not fit.
     """
-    torch.manual_seed(config.seed)
+    torch.manual_seed(seed_for(config.seed, "fresh") if sources.wants_fresh_weights else config.seed)
     model = config.model.build(config.data.image_shape, config.data.classes)
     specs = layer_specs(config, model)
     sources.load_weights(model)
@@ -130,9 +132,23 @@ def _count(active: int | Tensor) -> int:
 
 
 def check_layers(config: RunConfig) -> None:
-    """Raise UserError for patterns that match no layer. Takes no memory: the model is built without weights."""
+    """Raise UserError for patterns that match no layer, and for what the method cannot do with them.
+
+    Takes no memory: the model is built without weights.
+    """
     with torch.device("meta"):
-        layer_specs(config, config.model.build(config.data.image_shape, config.data.classes))
+        specs = layer_specs(config, config.model.build(config.data.image_shape, config.data.classes))
+    build_method(config, specs).check(specs)
+
+
+def build_method(config: RunConfig, specs: Sequence[LayerSpec]) -> Method:
+    """The config's method; pruning learns what the model says about its layers, unless the config says it."""
+    settings = config.method
+    if settings.name == "pruning" and settings.max_sparsity is None:
+        limits = config.model.pruning_limits()
+        sparse = {spec.name: limits[spec.name] for spec in specs if spec.name in limits}
+        settings = settings.model_copy(update={"max_sparsity": sparse})
+    return settings.build()
 
 
 def layer_specs(config: RunConfig, model: nn.Module) -> list[LayerSpec]:

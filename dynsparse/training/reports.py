@@ -99,7 +99,6 @@ class Reporter:
         """`sums` over all ranks: loss, top-1 hits, samples of the training epoch."""
         loss_sum, found, samples = sums
         run, progress = self.run, self.run.progress
-        assert progress.best_top1 is not None
         return EpochReport(
             epoch=progress.epoch,
             step=progress.step,

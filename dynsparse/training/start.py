@@ -46,6 +46,14 @@ class Sources:
     weights_from: str = ""
     masks_from: str = ""
 
+    @property
+    def wants_fresh_weights(self) -> bool:
+        """Whether another's masks are to get weights of our own: others than those that it began with.
+
+        Of the same seed they would be the very same, for a seed says a network's initial weights.
+        """
+        return self.masks is not None and self.weights is None
+
     @torch.no_grad()
     def load_weights(self, model: nn.Module) -> None:
         """Give `model` (on the CPU) the weights and buffers of the source. UserError if they do not fit.
@@ -83,8 +91,10 @@ NOTHING = Sources()
 def read_sources(config: RunConfig) -> Sources:
     """Read what the config's `start` section names. UserError if it cannot be had or cannot be started from."""
     start = config.start
-    weights = read(checkpoint_of(start.weights_from)) if start.weights_from else None
-    masks = read(checkpoint_of(start.masks_from)) if start.masks_from else None
+    weights = _read(start.weights_from, "weights_from")
+    masks = _read(start.masks_from, "masks_from")
+    if masks is not None and all(_is_full(layer) for layer in masks["masks"]["layers"].values()):
+        raise UserError(f"start.masks_from: {start.masks_from} is dense, it has no masks to copy; name a sparse run")
     if config.method.name == "pruning" and weights is not None:
         sparse = [name for name, layer in weights["masks"]["layers"].items() if not _is_full(layer)]
         if sparse:
@@ -93,6 +103,20 @@ def read_sources(config: RunConfig) -> Sources:
                 f"network: name a run with method dense"
             )
     return Sources(weights, masks, start.weights_from or "", start.masks_from or "")
+
+
+def _read(source: str | None, key: str) -> State | None:
+    if source is None:
+        return None
+    try:
+        saved = read(checkpoint_of(source))
+    except UserError as error:
+        raise UserError(*(f"start.{key}: {line}" for line in error.lines)) from None
+    if lacking := {"weights", "masks", "ranks"} - saved.keys():
+        raise UserError(
+            f"start.{key}: {source} lacks {', '.join(sorted(lacking))}; name a run, or one of its checkpoints"
+        )
+    return saved
 
 
 def missing_sources(config: RunConfig) -> list[str]:

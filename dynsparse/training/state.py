@@ -44,9 +44,9 @@ class Progress:
     initial_active: dict[str, int] = field(default_factory=dict)
     """Active weights of each layer at the start."""
 
-    def take(self, results: Evaluations) -> bool:
-        """Note what an epoch reached. Returns whether it is the best so far."""
-        is_best = self.best_top1 is None or results.selecting.top1 > self.best_top1
+    def take(self, results: Evaluations, *, eligible: bool = True) -> bool:
+        """Note what an epoch reached. Returns whether it is the best so far; it cannot be if not `eligible`."""
+        is_best = eligible and (self.best_top1 is None or results.selecting.top1 > self.best_top1)
         if is_best:
             self.best_top1, self.test_top1_at_best = results.selecting.top1, results.test.top1
         self.test_top1, self.test_top5 = results.test.top1, results.test.top5
@@ -153,6 +153,11 @@ class RunState:
     def load_network(self, saved: Mapping[str, Any]) -> None:
         """Masks, weights, and BatchNorm statistics as the mean over the ranks: enough to evaluate."""
         check_fits(saved, self.model, self.masks)
+        if self.config.method.name == "tied" and saved["config"]["seed"] != self.config.seed:
+            raise UserError(
+                f"the checkpoint was made with seed {saved['config']['seed']}, this run has {self.config.seed}; "
+                f"the seed says which weights are tied: take the same"
+            )
         self.masks.load_state_dict(saved["masks"])
         packing.unpack_weights(self.model, self.masks, saved["weights"])
         packing.unpack_buffers(self.model, _mean_buffers(saved["ranks"]))

@@ -46,6 +46,12 @@ def test_erk_worked_by_hand() -> None:
     assert erk(specs, {"fc": 0.0}) == {"a": 200, "b": 6}
 
 
+def test_erk_leaves_a_unit_in_every_layer() -> None:
+    """1 x 2 beside 1,000 x 1,000 at 0.9999: 100 + 1 weights, shared as 2,000 : 3, quota 0.15."""
+    specs = [LayerSpec("a", "fc", (1000, 1000), 2), LayerSpec("b", "fc", (1, 2), 2)]
+    assert erk(specs, {"fc": 0.9999}) == {"a": 101, "b": 1}
+
+
 def test_erk_counts_the_kernel_too() -> None:
     """(64, 32, 3, 3) and (64, 32, 1, 1): density in proportion to sum over product of the dimensions, 102 and 98."""
     specs = [LayerSpec("a", "conv", (64, 32, 3, 3), 4), LayerSpec("b", "conv", (64, 32, 1, 1), 4)]

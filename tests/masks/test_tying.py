@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 
 import pytest
 import torch
@@ -63,6 +64,8 @@ def test_the_shuffle_follows_the_seed_and_the_name() -> None:
     index = SharedUnits(spec, 8, 1, cpu).index
     assert torch.equal(index, SharedUnits(spec, 8, 1, cpu).index)
     assert not torch.equal(index, SharedUnits(spec, 8, 2, cpu).index)
+    other = dataclasses.replace(spec, name="other")
+    assert not torch.equal(index, SharedUnits(other, 8, 1, cpu).index)
 
 
 @pytest.mark.parametrize(("granularity", "unit"), [(4, ()), (3, (3,)), (2, (3, 3)), (1, (4, 3, 3))])

@@ -52,6 +52,33 @@ def test_newborn_weights_have_a_random_sign_for_life() -> None:
     assert torch.equal(dropped, born_negative)
 
 
+def test_newborn_weights_that_are_drawn_keep_the_sign_of_the_draw() -> None:
+    """`new_weights: initial`: nothing that has just been born has crossed."""
+    settings = DeepRSettings(name="deepr", temperature=StepTable(((0, 0),)), new_weights="initial")
+    reallocator = by_hand(settings, [[1.0] * 50 + [0.0] * 100])
+    layer = reallocator.masks.layers[0]
+    set_weights(layer, [-1.0] * 50 + [0.0] * 100)
+    reallocator.after_step(Clock(1, 0))
+    newborn = layer.active >= 50
+    drawn = layer.values()[newborn]
+    assert drawn.ne(0).all()
+    assert (drawn < 0).any()
+    assert (drawn > 0).any()
+    assert not (reallocator.method.drop_scores(layer)[newborn] < -0.5).any()
+
+
+def test_layers_and_steps_have_noise_of_their_own() -> None:
+    settings = DeepRSettings(name="deepr", eta=1.0, temperature=StepTable(((0, 1.0),)))
+    reallocator = by_hand(settings, [[1.0] * 20, [1.0] * 20])
+    moved = []
+    for step in (1, 2):
+        before = [layer.values() for layer in reallocator.masks]
+        reallocator.method.after_step(reallocator.masks, Clock(step, 0), seed=3)
+        moved += [layer.values() - old for layer, old in zip(reallocator.masks, before, strict=True)]
+    for i, one in enumerate(moved):
+        assert not any(torch.allclose(one, other, atol=1e-3) for other in moved[i + 1 :])
+
+
 def test_a_unit_crosses_when_most_of_its_weights_do() -> None:
     """Kernel rows of 3, all born positive: one of three below 0 is not enough, two are."""
     model = nn.Conv2d(1, 2, 3, bias=False)

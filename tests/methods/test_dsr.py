@@ -9,6 +9,7 @@ from dynsparse.methods import Clock
 from dynsparse.methods.dsr import DsrSettings
 from dynsparse.reallocation import Reallocator
 from dynsparse.schedules import StepTable
+from tests.methods.hand import by_hand
 
 
 def reallocator_for(weights: list[list[float]], threshold: float, target: int) -> Reallocator:
@@ -62,6 +63,20 @@ def test_threshold_adapts(target: int, expected: float) -> None:
     reallocator = reallocator_for([[0.9, 0.8, 0.7, 0.1, 0.2, 0, 0, 0, 0, 0]], threshold=0.5, target=target)
     reallocator(Clock(step=10, epoch=0))
     assert reallocator.method.scalars() == {"threshold": expected}
+
+
+@pytest.mark.parametrize(("scaling", "grown"), [(True, [1, 3]), (False, [3, 1])])
+def test_shares_go_by_what_is_kept(scaling: bool, grown: list[int]) -> None:
+    """A has 5 active and drops 3, keeps 2; B has 5, drops 1, keeps 4. Four are freed.
+
+    By what is kept, 2 : 4, quotas 1.33 and 2.67: floors 1 and 2, the one left over to B: 1 and 3. (By what was
+    active, 5 : 5, it would be 2 and 2.) Without scaling each gets back what it lost: 3 and 1.
+    """
+    a, b = [0.9, 0.8, 0.1, 0.2, 0.3] + [0.0] * 5, [0.9, 0.8, 0.7, 0.6, 0.1] + [0.0] * 5
+    reallocator = by_hand(DsrSettings(name="dsr", initial_threshold=0.5, scaling=scaling), [a, b])
+    report = reallocator(Clock(1, 0))
+    assert list(report.dropped.values()) == [3, 1]
+    assert list(report.grown.values()) == grown
 
 
 def test_the_threshold_counts_units() -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from fractions import Fraction
 from typing import Any
 
 import pytest
@@ -8,12 +9,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
+from dynsparse import config as schema
 from dynsparse.errors import UserError
 from dynsparse.masks import MaskSet, sparse_layers
 from dynsparse.methods import Clock
 from dynsparse.methods.pruning import PruningSettings
 from dynsparse.models.mnist_mlp import MnistMlpSettings
+from dynsparse.models.resnet50 import ResNet50Settings
 from dynsparse.reallocation import Reallocator
+from dynsparse.training.network import build_method
 from tests.methods.hand import by_hand, values
 
 ROW = [0.5, -1.2, 0.3, 0.9, -0.1, 0.7, 1.1, -0.4, 0.2, 0.8, -0.6, 1.0]
@@ -61,15 +65,16 @@ def test_worked_by_hand(schedule: str, half_way: list[float]) -> None:
     st.sampled_from(["exponential", "cubic"]),
 )
 def test_the_asked_total_is_reached_exactly(sizes: list[int], target: float, iterations: int, schedule: str) -> None:
+    """The share of all weights, rounded once: rounding each layer would miss it by one or two."""
     model = nn.ModuleList(nn.Linear(size, 7, bias=False) for size in sizes)
     specs = sparse_layers(model)
     masks = MaskSet(model, specs, {spec.name: spec.units for spec in specs})
     method = settings(target_fc=target, iterations=iterations, schedule=schedule, after_epoch=0, every_epochs=1).build()
-    expected = [round((1 - target) * spec.units + 1e-9) for spec in specs]
+    asked = round(Fraction(str(1 - Fraction(str(target)))) * 7 * sum(sizes))
     try:
         method.prepare(masks)
     except UserError:
-        assert min(expected) < 1
+        assert min((1 - target) * 7 * size for size in sizes) < 1
         return
     reallocator = Reallocator(model, masks, method, torch.optim.SGD(model.parameters(), lr=1.0))
     before = masks.active_weights
@@ -80,9 +85,22 @@ def test_the_asked_total_is_reached_exactly(sizes: list[int], target: float, ite
         assert masks.active_weights == masks.budget <= before, "nothing grows"
         before = masks.active_weights
     assert not reallocator.is_due(end_of(iterations))
-    found = [layer.active_units for layer in masks]
-    assert all(abs(a - b) <= 1 for a, b in zip(found, expected, strict=True)), "halves round to even"
-    assert masks.active_weights == sum(method.final.values())  # type: ignore[attr-defined]
+    assert masks.active_weights == asked
+    for layer in masks:
+        assert abs(layer.active_weights - (1 - target) * layer.spec.weights) < 1
+
+
+@pytest.mark.parametrize(("granularity", "unit"), [(4, 1), (2, 9)])
+def test_resnet_50_is_pruned_to_its_asked_total(granularity: Any, unit: int) -> None:
+    with torch.device("meta"):
+        config = ResNet50Settings(name="imagenet_resnet50")
+        model = config.build((3, 224, 224), 1000)
+    specs = sparse_layers(model, default=config.sparse_by_default(model), granularity=granularity)
+    method = settings(target_conv=0.9, target_fc=0.9).build()
+    method.check(specs)
+    kept = sum(method.final[spec.name] * spec.unit_size for spec in specs)  # type: ignore[attr-defined]
+    asked = round(0.1 * sum(spec.weights for spec in specs if spec.kind == "conv")) + round(0.1 * 2048 * 1000)
+    assert 0 <= asked - kept < unit
 
 
 def test_the_last_layer_of_mnist_mlp_is_pruned_to_a_tenth_and_the_others_take_up_the_difference() -> None:
@@ -90,14 +108,34 @@ def test_the_last_layer_of_mnist_mlp_is_pruned_to_a_tenth_and_the_others_take_up
 
     The others keep 2,562 of 265,200, divided as 235,200 : 30,000, that is 2,272.2 : 289.8, so 2,272 and 290.
     """
+    base = {"model": {"name": "mnist_mlp"}, "data": {"name": "digits"}, "start": {"weights_from": "x"}}
+    pruning = {"name": "pruning", "after_epoch": 1, "target_fc": 0.99}
+    config = schema.parse({**base, "method": pruning})
     model = MnistMlpSettings(name="mnist_mlp").build((1, 28, 28), 10)
     specs = sparse_layers(model)
     masks = MaskSet(model, specs, {spec.name: spec.units for spec in specs})
-    method = settings(target_fc=0.99, iterations=1, max_sparsity={"fc3.weight": 0.9}).build()
+    method = build_method(config, specs)
     method.prepare(masks)
     Reallocator(model, masks, method, torch.optim.SGD(model.parameters(), lr=1.0))(end_of(1))
     assert [layer.active_weights for layer in masks] == [2272, 290, 100]
-    assert masks.active_weights == 2662
+    own_limits = schema.parse({**base, "method": {**pruning, "max_sparsity": {}}})
+    method = build_method(own_limits, specs)
+    method.check(specs)
+    assert list(method.final.values()) == [2352, 300, 10]  # type: ignore[attr-defined]
+    build_method(config, specs[:2]).check(specs[:2])  # A dense last layer needs no limit.
+
+
+def test_what_others_take_up_stops_at_their_own_limits() -> None:
+    """Three layers of 1,000 at 0.8: 600 stay.
+
+    In proportion each would keep 200. C's limit 0.65 leaves it 350, so that A and B share 250, 125 each;
+    B's limit 0.85 leaves it 150; A takes the rest, 100.
+    """
+    model = nn.ModuleList(nn.Linear(100, 10, bias=False) for _ in range(3))
+    limits = {"0.weight": 0.95, "1.weight": 0.85, "2.weight": 0.65}
+    method = settings(target_fc=0.8, max_sparsity=limits).build()
+    method.check(sparse_layers(model))
+    assert method.final == {"0.weight": 100, "1.weight": 150, "2.weight": 350}  # type: ignore[attr-defined]
 
 
 def test_a_limit_above_the_target_changes_nothing() -> None:
@@ -112,8 +150,11 @@ def test_a_limit_above_the_target_changes_nothing() -> None:
     [
         ({"target_fc": 0.99}, "method.target_fc is 0.99: 0.weight has 12 units and would keep none; each layer keeps"),
         ({"max_sparsity": {"fc9": 0.5}}, "method.max_sparsity: 'fc9' matches no sparse layer; there are 0.weight"),
-        ({"max_sparsity": {"*": 0.5}}, "method.max_sparsity: 0.weight, 1.weight alone would keep 12 weights, "),
-        ({"max_sparsity": {"0.weight": 0.1}}, "alone would keep 11 weights, method.target_fc 0.75 asks for 6 in all"),
+        ({"max_sparsity": {"*": 0.5}}, "method.max_sparsity: 0.weight, 1.weight would keep 12 weights, "),
+        (
+            {"max_sparsity": {"0.weight": 0.1}},
+            "0.weight would keep 11 weights, method.target_fc 0.75 asks for 6 in all",
+        ),
     ],
 )
 def test_targets_that_cannot_be_met(options: dict[str, Any], message: str) -> None:

@@ -58,6 +58,14 @@ def test_a_fraction_of_0_drops_none_and_of_1_keeps_the_largest() -> None:
     assert reallocator.masks.layers[0].active_units == 5
 
 
+def test_counts_are_rounded_to_the_nearest() -> None:
+    """0.26 of 10 is 2.6: three; 0.24 of 10: two."""
+    row = [float(i + 1) for i in range(10)] + [0.0] * 10
+    for fraction, expected in ((0.26, 3), (0.24, 2)):
+        report = by_hand(SetSettings(name="set", fraction=fraction), [row])(Clock(1, 0))
+        assert sum(report.dropped.values()) == expected
+
+
 def test_fractions_are_decimal() -> None:
     """0.29 of 100 is 29, though in binary it is a little less; 0.07 of 100 is 7, though it is a little more."""
     for fraction, expected in ((0.29, 29), (0.07, 7)):

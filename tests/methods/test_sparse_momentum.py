@@ -13,16 +13,16 @@ def test_worked_by_hand() -> None:
     """Momentum 0.5 over two steps, then a reallocation half way through the run: 0.5 (1 + cos 90) / 2 = 0.25.
 
     A  weights    .8  .6 -.5  .1   0   0   0   0   0   0   0   0
-       gradient 1  4   0   0   0   0   2   0   0   0   0   0   0
-       gradient 2  0   2   0   2   0   3   0   1   0   0   0   0
-       momentum    2   2   0   2   0   4   0   1   0   0   0   0    mean over the active: 6 / 4 = 1.5
+       gradient 1 -4   0   0   0   0  -2   0   0   0   0   0   0
+       gradient 2  0   2   0   2   0  -3   0   1   0   0   0   0
+       momentum   -2   2   0   2   0  -4   0   1   0   0   0   0    mean of |.| over the active: 6 / 4 = 1.5
     B  weights    .9  .7  .3  .2   0   0   0   0
        gradient 2  1  -1   0   0   0   7   0   0
        momentum    1  -1   0   0   0   7   0   0                    mean of |.| over the active: 2 / 4 = 0.5
 
     Each drops 0.25 of four, one: .1 in A, .2 in B. Two are freed, shares 1.5 : 0.5, quotas 1.5 and 0.5:
     floors 1 and 0, equal remainders, the first takes the rest: A grows two, B none.
-    A's largest |momentum| among the free: 4 at position 5, 1 at 7; position 3 (2) was dropped just now.
+    A's largest |momentum| among the free: |-4| at position 5, 1 at 7; position 3 (2) was dropped just now.
     """
     a = [0.8, 0.6, -0.5, 0.1] + [0.0] * 8
     b = [0.9, 0.7, 0.3, 0.2] + [0.0] * 4
@@ -31,8 +31,8 @@ def test_worked_by_hand() -> None:
     first, second = reallocator.masks
     for step, gradients in enumerate(
         (
-            ([4, 0, 0, 0, 0, 2, 0, 0, 0, 0, 0, 0], [0] * 8),
-            ([0, 2, 0, 2, 0, 3, 0, 1, 0, 0, 0, 0], [1, -1, 0, 0, 0, 7, 0, 0]),
+            ([-4, 0, 0, 0, 0, -2, 0, 0, 0, 0, 0, 0], [0] * 8),
+            ([0, 2, 0, 2, 0, -3, 0, 1, 0, 0, 0, 0], [1, -1, 0, 0, 0, 7, 0, 0]),
         ),
         start=1,
     ):
@@ -42,6 +42,7 @@ def test_worked_by_hand() -> None:
         reallocator.before_step(clock)
         report = reallocator.after_step(clock)
     assert report is not None
+    assert reallocator.method.momentum["0.weight"].flatten()[:6].tolist() == [-2, 2, 0, 2, 0, -4]  # type: ignore[attr-defined]
     assert list(report.dropped.values()) == [1, 1]
     assert list(report.grown.values()) == [2, 0]
     assert first.active.tolist() == [0, 1, 2, 5, 7]

@@ -10,6 +10,7 @@ import torch
 
 from dynsparse.config import RunConfig
 from dynsparse.distributed import sync
+from dynsparse.errors import UserError
 from dynsparse.runtime import Worker
 from dynsparse.training.callbacks import Callback, EpochReport
 from dynsparse.training.callbacks.metrics_file import MetricsFile
@@ -140,3 +141,45 @@ def begun(worker: Worker, config: RunConfig) -> list[torch.Tensor]:
 def test_all_ranks_tie_alike() -> None:
     first, second = run_distributed(begun, 2, settings("tied"))
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+def test_the_best_of_a_pruning_run_is_pruned(tmp_path: Path) -> None:
+    """An epoch before the last prune is of another network."""
+    pruning = {"name": "pruning", "after_epoch": 1, "every_epochs": 1, "iterations": 2, "target_fc": 0.8}
+    config = runs.config(method=pruning, start={"weights_from": "unread"}, train={"epochs": 4})
+    epochs = Epochs()
+    checkpoints = CheckpointFolder(tmp_path, keep=9)
+    summary = runs.trainer(config, observers=[epochs], checkpoints=checkpoints).fit()
+    assert [report.best_top1 is None for report in epochs.reports] == [True, True, False, False]
+    assert summary.best_top1 == max(report.results.test.top1 for report in epochs.reports[2:])
+    best = read(tmp_path / "best.pt")
+    assert best["progress"]["epoch"] >= 3
+    assert best["masks"]["budget"] == summary.active_weights
+
+
+@pytest.mark.parametrize(("period", "warned"), [(16, False), (17, True)])
+def test_a_period_longer_than_the_run_is_said(period: int, warned: bool, caplog: pytest.LogCaptureFixture) -> None:
+    runs.trainer(runs.config(method={"name": "set", "period": period})).fit()
+    assert ("method set will move nothing in the 16 steps to come (8 an epoch)" in caplog.text) == warned
+
+
+def test_more_moves_than_there_are_units_are_refused() -> None:
+    with pytest.raises(UserError, match=r"method\.target_moves is 600; the network has 255 active units in all: take"):
+        runs.trainer(runs.config(method={"name": "dsr"}))
+
+
+@pytest.mark.parametrize("name", ["pruning", "rigl", "set", "sparse_momentum"])
+def test_a_diverged_run_ends_with_a_reason(name: str) -> None:
+    """On every rank at once, and not with an assertion."""
+    lr = {"name": "steps", "table": 1e9}
+    with pytest.raises(
+        UserError, match=r"fc\d\.weight has weights that are no numbers at step \d+: training has diver"
+    ):
+        runs.trainer(settings(name, train={"lr": lr, "epochs": 4})).fit()
+
+
+def test_tied_weights_of_another_seed_are_refused() -> None:
+    saved = runs.trainer(settings("tied"))
+    state = saved.run.save([saved.run.of_this_rank()])
+    with pytest.raises(UserError, match=r"made with seed 3, this run has 4; the seed says which weights are tied"):
+        runs.trainer(settings("tied", seed=4)).run.load_network(state)

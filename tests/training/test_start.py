@@ -58,9 +58,22 @@ def test_copied_masks_are_those_of_the_source_to_the_bit(tmp_path: Path, granula
     assert any(not torch.equal(mask, active_of(source)[name]) for name, mask in active_of(first).items()), "it moved"
     assert network.masks.budget == source["masks"]["budget"]
     network.masks.check()
-    fresh = build_network(runs.config(seed=8, sparsity=sparsity, method={"name": "dense"}, **CONV), CPU)
-    for ours, theirs in zip(network.masks, fresh.masks, strict=True):
-        assert torch.equal(ours.weight[ours.mask], theirs.weight[ours.mask]), "weights of our own seed"
+    again = build_network(config, CPU, read_sources(config))
+    assert all(torch.equal(a.weight, b.weight) for a, b in zip(network.masks, again.masks, strict=True))
+
+
+def test_fresh_weights_are_not_those_that_the_source_began_with(tmp_path: Path) -> None:
+    """Though both runs have the same seed: jobs of a list do. With weights_from they are."""
+    trained(tmp_path, "source")
+    networks = []
+    for start in ({}, {"weights_from": f"{tmp_path}/source_initial"}):
+        config = runs.config(method={"name": "static"}, start={"masks_from": f"{tmp_path}/source", **start})
+        networks.append(build_network(config, CPU, read_sources(config)))
+    fresh, original = networks
+    for ours, theirs in zip(fresh.masks, original.masks, strict=True):
+        assert torch.equal(ours.active, theirs.active)
+        assert not torch.isclose(ours.values(), theirs.values()).any()
+        assert float(ours.values().std()) == pytest.approx(float(theirs.values().std()), rel=0.5)
 
 
 def test_a_copied_mask_finds_the_initial_value_of_each_position(tmp_path: Path) -> None:
@@ -110,9 +123,7 @@ def test_pruning_goes_on_from_the_dense_network(tmp_path: Path) -> None:
     assert trainer.masks.sparsity == 0
     assert trainer.evaluate().test.top1 == saved["progress"]["test_top1"]
     summary = trainer.fit()
-    assert [layer.active_weights for layer in trainer.masks] == [
-        round(0.2 * layer.spec.weights) for layer in trainer.masks
-    ]
+    assert trainer.masks.active_weights == round(0.2 * (24 * 36 + 12 * 24 + 10 * 12))
     assert summary.reallocations == 3
     assert summary.active_weights == trainer.masks.budget
 
@@ -150,6 +161,7 @@ BAD: list[tuple[dict[str, Any], str]] = [
         "is of another network: fc3.weight is 10x12 in units of 1 there, absent here",
     ),
     ({"start": {"masks_from": "{}/nowhere"}}, "nowhere: does not exist"),
+    ({"start": {"masks_from": "{}/other.pt"}}, "other.pt: not written by dynsparse"),
     ({"start": {"masks_from": "{}/damaged.pt"}}, "damaged.pt: damaged or no checkpoint"),
 ]
 
@@ -158,6 +170,7 @@ BAD: list[tuple[dict[str, Any], str]] = [
 def test_a_mask_file_that_does_not_fit(tmp_path: Path, sections: dict[str, Any], message: str) -> None:
     trained(tmp_path, "source", train={"epochs": 1})
     (tmp_path / "damaged.pt").write_bytes(b"nothing")
+    torch.save({"weight": torch.zeros(3)}, tmp_path / "other.pt")
     source = sections.get("start", {}).get("masks_from", "{}/source").format(tmp_path)
     config = runs.config(method={"name": "static"}, **{**sections, "start": {"masks_from": source}})
     with pytest.raises(UserError) as caught:
@@ -173,6 +186,13 @@ def test_granularity_must_agree(tmp_path: Path) -> None:
     )
     with pytest.raises(UserError, match=r"conv1\.weight is 6x3x3x3 in units of 1 there, 6x3x3x3 in units of 3x3 here"):
         build_network(config, CPU, read_sources(config))
+
+
+def test_masks_of_a_dense_run_are_refused(tmp_path: Path) -> None:
+    trained(tmp_path, "dense", method={"name": "dense"}, train={"epochs": 1})
+    config = runs.config(method={"name": "static"}, start={"masks_from": f"{tmp_path}/dense"})
+    with pytest.raises(UserError, match=r"start\.masks_from: .*dense is dense, it has no masks to copy; name a sparse"):
+        read_sources(config)
 
 
 def test_pruning_refuses_a_sparse_start(tmp_path: Path) -> None:

@@ -62,8 +62,8 @@ class EpochReport:
     train_loss: float
     train_top1: float
     results: Evaluations
-    best_top1: float
-    """On the held-out samples where there are any, else on the test samples."""
+    best_top1: float | None
+    """On the held-out samples where there are any, else on the test samples; None before the last prune."""
     active: Mapping[str, int]
     sparsity: Mapping[str, float]
     total_sparsity: float
