@@ -271,7 +271,10 @@ def test_from_the_first_job_to_the_last(
     assert runs.summary(tmp_path / "runs/mnist_mlp_0")["status"] == "done"
     capsys.readouterr()
     assert here(small, 0) == 0
-    assert capsys.readouterr().out == f"job 0: done already, see {tmp_path}/runs/mnist_mlp_0\n"
+    assert (
+        capsys.readouterr().out
+        == f"job 0: done already, see {tmp_path}/runs/mnist_mlp_0; -- --overwrite runs it anew\n"
+    )
     assert not here.commands
 
     with pytest.MonkeyPatch.context() as patch:
@@ -416,7 +419,7 @@ def test_the_script_trains_from_anywhere(small: Path, tmp_path: Path) -> None:
     assert runs.summary(tmp_path / "runs/mnist_mlp_0")["world_size"] == 2
     refused = script("small.yaml", "0", "3", "--workers", 2, *rest, cwd=tmp_path)
     assert refused.returncode == 2
-    assert refused.stdout == "job 0: done already, see runs/mnist_mlp_0\n"
+    assert refused.stdout == "job 0: done already, see runs/mnist_mlp_0; -- --overwrite runs it anew\n"
     assert refused.stderr == "error: job 3 needs job 2 to be done; run that first\n"
 
 

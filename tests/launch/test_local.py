@@ -93,3 +93,27 @@ def test_a_signal_stops_the_workers_and_leaves_a_checkpoint(tmp_path: Path, numb
     finally:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=lambda number: number.name)
+def test_a_signal_before_the_workers_start_is_not_forgotten(tmp_path: Path, number: signal.Signals) -> None:
+    """It comes while the script asks the interpreter for torch; nothing is started after it."""
+    asked, go_on = tmp_path / "asked", tmp_path / "go_on"
+    os.mkfifo(asked)
+    os.mkfifo(go_on)
+    python = tmp_path / "python"
+    python.write_text(f'#!/bin/bash\necho "$@" > {asked}\nread -r _ < {go_on}\n')
+    python.chmod(0o755)
+    process = subprocess.Popen(
+        ["bash", str(SCRIPT), "--workers", "1", "--", "--config", "x"],
+        env={**os.environ, "PYTHON": str(python)},
+        start_new_session=True,
+    )
+    try:
+        assert asked.read_text() == "-c import torch\n"
+        process.send_signal(number)
+        go_on.write_text("now\n")
+        assert process.wait(timeout=60) == 75
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
