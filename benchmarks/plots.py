@@ -6,6 +6,7 @@ python -m benchmarks.plots benchmarks/results/reproduce_digits.json     (draws t
 from __future__ import annotations
 
 import json
+import os
 import statistics
 import sys
 from collections.abc import Mapping
@@ -44,7 +45,7 @@ def write(path: Path, methods: Mapping[str, str], folder: Path) -> list[Path]:
     folder.mkdir(parents=True, exist_ok=True)
     name = content["data"]
     files = [folder / f"{name}.md", folder / f"{name}_accuracy.svg"]
-    files[0].write_text(page(content, methods, path, NOTES.get(name, "")))
+    files[0].write_text(page(content, methods, Path(os.path.relpath(path, folder)), NOTES.get(name, "")))
     accuracy(content, methods, files[1])
     if any("densities" in run for run in content["runs"]):
         files.append(folder / f"{name}_layers.svg")
@@ -67,7 +68,7 @@ def table(content: Content, methods: Mapping[str, str]) -> str:
 
 
 def page(content: Content, methods: Mapping[str, str], path: Path, notes: str) -> str:
-    """The table, the plots, what they tell, and how they were made."""
+    """The table, the plots, what they tell, and how they were made; `path` of the JSON, from the page."""
     name = content["data"]
     seeds = len({run["seed"] for run in content["runs"]})
     versions = ", ".join(f"{key} {value}" for key, value in content["versions"].items())
@@ -100,7 +101,7 @@ def page(content: Content, methods: Mapping[str, str], path: Path, notes: str) -
     made = (
         f"Made by `{content['command']}` in {content['minutes']} minutes with {content['processes']} processes on "
         f"{machine['cores']} cores ({machine['processor']}); {versions}; commit {content['commit']}. "
-        f"All numbers, with a digest of each run's weights: [{path.name}](../../benchmarks/results/{path.name})."
+        f"All numbers, with a digest of each run's weights: [{path.name}]({path.as_posix()})."
     )
     return "\n".join([*lines, made, ""])
 

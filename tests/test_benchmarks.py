@@ -34,11 +34,13 @@ def test_reproduce(results: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         *("--seeds", "2", "--sparsity", "0.9", "0.98", "--processes", "2", "--out", str(tmp_path / "out")),
         *("--epochs", "2", "data.image_size=8"),
     )
-    content = json.loads((results / "reproduce_digits.json").read_text())
+    content = json.loads((tmp_path / "out" / "reproduce_digits.json").read_text())
     assert len(content["runs"]) == 2 + 2 * 2 * (len(reproduce.METHODS) - 1)
     assert {row["method"] for row in content["results"]} == set(reproduce.METHODS)
     assert content["versions"]["torch"]
     assert content["machine"]["cores"] > 0
+    assert content["command"].endswith("--epochs 2 data.image_size=8")
+    assert not (results / "reproduce_digits.json").exists(), "a quick look replaces no figures"
     page = (tmp_path / "out" / "digits.md").read_text()
     assert page.count("\n| ") == 2 + len(reproduce.METHODS), "a row a method"
     for plot in ("digits_accuracy.svg", "digits_layers.svg"):
@@ -56,7 +58,9 @@ def test_reproduce_on_other_data(
     arguments += ["--epochs", "1", "--processes", "1", "--out", str(tmp_path / "out")]
     overrides = [f"data.path={path}", "data.download=false", "train.global_batch_size=20"]
     run(reproduce, monkeypatch, *arguments, *overrides)
-    found = {run["method"]: run for run in json.loads((results / f"reproduce_{data}.json").read_text())["runs"]}
+    found = {
+        run["method"]: run for run in json.loads((tmp_path / "out" / f"reproduce_{data}.json").read_text())["runs"]
+    }
     assert set(found) == {"dense", "pruning", "dsr", "thin"}
     for method in ("pruning", "dsr"):
         assert found[method]["active_weights"] == pytest.approx(0.1 * reproduce.RECIPES[data].sparse_weights, rel=1e-3)

@@ -131,7 +131,7 @@ class TestBudget:
             [0.1, 0.1, 0.1, 0.8, 0.9, *[0.0] * 10],
             [0.1] * 3 + [0.9] * 2 + [0.0] * 10,
         ]
-        reallocator = by_hand(DsrSettings(name="dsr", initial_threshold=0.5), rows)
+        reallocator = by_hand(DsrSettings(name="dsr", initial_threshold=0.5, target_moves=7), rows)
         report = reallocator(Clock(1, 0))
         assert sum(report.dropped.values()) == sum(report.grown.values()) == 7
 
@@ -140,7 +140,7 @@ class TestBudget:
         """A is full and keeps most: by scaling it would get nearly all. B and C take it up; nothing loops, nothing is
         lost."""
         rows = [[0.9] * 39 + [0.1], [0.1, 0.1, 0.9] + [0.0] * 5, [0.1, 0.9] + [0.0] * 4]
-        reallocator = by_hand(DsrSettings(name="dsr", initial_threshold=0.5, scaling=scaling), rows)
+        reallocator = by_hand(DsrSettings(name="dsr", initial_threshold=0.5, target_moves=4, scaling=scaling), rows)
         before = reallocator.masks.active_weights
         report = reallocator(Clock(1, 0))
         assert sum(report.dropped.values()) == 4
@@ -170,7 +170,7 @@ class TestBudget:
     def test_a_layer_keeps_its_largest_weight_not_its_first(self) -> None:
         for settings in (
             SetSettings(name="set", fraction=1.0),
-            DsrSettings(name="dsr", initial_threshold=9.0, scaling=False),
+            DsrSettings(name="dsr", initial_threshold=9.0, target_moves=3, scaling=False),
         ):
             reallocator = by_hand(settings, [[0.1, 0.2, 0.9, 0.3, 0, 0, 0, 0]])
             reallocator(Clock(1, 0))

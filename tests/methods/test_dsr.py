@@ -73,7 +73,7 @@ def test_shares_go_by_what_is_kept(scaling: bool, grown: list[int]) -> None:
     active, 5 : 5, it would be 2 and 2.) Without scaling each gets back what it lost: 3 and 1.
     """
     a, b = [0.9, 0.8, 0.1, 0.2, 0.3] + [0.0] * 5, [0.9, 0.8, 0.7, 0.6, 0.1] + [0.0] * 5
-    reallocator = by_hand(DsrSettings(name="dsr", initial_threshold=0.5, scaling=scaling), [a, b])
+    reallocator = by_hand(DsrSettings(name="dsr", initial_threshold=0.5, target_moves=4, scaling=scaling), [a, b])
     report = reallocator(Clock(1, 0))
     assert list(report.dropped.values()) == [3, 1]
     assert list(report.grown.values()) == grown
