@@ -26,6 +26,11 @@ NORMALISE = Transform(tuple(255 * x for x in MEAN), tuple(255 * x for x in STD))
 PATH = Input(types.UINT8, ndim=1)
 
 
+def contents(paths: Any) -> Any:
+    """The bytes of files. Not mapped into memory: one that shrinks while it is read would end the process (SIGBUS)."""
+    return fn.io.file.read(paths, dont_use_mmap=True)
+
+
 def decoding() -> dict[str, Any]:
     """What all decoders are told. EXIF orientation is honoured by default; fancy upsampling makes GPU and CPU agree."""
     options: dict[str, Any] = {"output_type": types.RGB, "jpeg_fancy_upsampling": True}
@@ -60,7 +65,7 @@ class CentralCrop(Recipe):
         return ([self.files.path(index) for index in indices],)
 
     def images(self, *inputs: Any) -> Any:
-        images = fn.decoders.image(fn.io.file.read(*inputs), **decoding())
+        images = fn.decoders.image(contents(*inputs), **decoding())
         return NORMALISE.normalised(resized(images, resize_shorter=self.resize), crop=(self.size, self.size))
 
 
@@ -87,7 +92,7 @@ class RandomResizedCrop(Recipe):
 
     def images(self, *inputs: Any) -> Any:
         paths, factors, place, mirror = inputs
-        encoded = fn.io.file.read(paths)
+        encoded = contents(paths)
         anchor, size = augment.random_window(fn.peek_image_shape(encoded), factors, place)
         images = fn.decoders.image_slice(encoded, anchor, size, axis_names="HW", **decoding())
         return NORMALISE.normalised(resized(images, size=(self.size, self.size)), mirror=mirror)
