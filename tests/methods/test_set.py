@@ -4,7 +4,7 @@ import pytest
 
 from dynsparse.methods import Clock
 from dynsparse.methods.set import SetSettings
-from tests.methods.hand import by_hand
+from tests.methods.hand import by_hand, values
 
 A = [0.5, -0.1, 0.4, 0.3, -0.2, 0, 0, 0, 0, 0, 0, 0]
 B = [0.9, 0.8, -0.1, 0.7, 0.6, 0, 0, 0]
@@ -56,6 +56,19 @@ def test_a_fraction_of_0_drops_none_and_of_1_keeps_the_largest() -> None:
     reallocator(Clock(1, 0))
     assert reallocator.masks.layers[0].weight[0, 0] == 0.5
     assert reallocator.masks.layers[0].active_units == 5
+
+
+def test_new_weights_differ_from_layer_to_layer_and_from_event_to_event() -> None:
+    settings = SetSettings(name="set", fraction=0.5, new_weights="initial")
+    reallocator = by_hand(settings, [[1.0] * 40 + [0.0] * 80, [1.0] * 40 + [0.0] * 80], seed=3)
+    drawn = []
+    for step in (1, 2):
+        before = [set(values(layer)) for layer in reallocator.masks]
+        reallocator(Clock(step, 0))
+        drawn += [set(values(layer)) - old for layer, old in zip(reallocator.masks, before, strict=True)]
+    assert all(len(new) >= 20 for new in drawn)
+    for i, one in enumerate(drawn):
+        assert not any(one & other for other in drawn[i + 1 :])
 
 
 def test_counts_are_rounded_to_the_nearest() -> None:

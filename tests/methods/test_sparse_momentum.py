@@ -17,11 +17,12 @@ def test_worked_by_hand() -> None:
        gradient 2  0   2   0   2   0  -3   0   1   0   0   0   0
        momentum   -2   2   0   2   0  -4   0   1   0   0   0   0    mean of |.| over the active: 6 / 4 = 1.5
     B  weights    .9  .7  .3  .2   0   0   0   0
-       gradient 2  1  -1   0   0   0   7   0   0
-       momentum    1  -1   0   0   0   7   0   0                    mean of |.| over the active: 2 / 4 = 0.5
+       gradient 2  1   1   0   0   0   7   0   0
+       momentum    1   1   0   0   0   7   0   0                    mean of |.| over the active: 2 / 4 = 0.5
 
     Each drops 0.25 of four, one: .1 in A, .2 in B. Two are freed, shares 1.5 : 0.5, quotas 1.5 and 0.5:
-    floors 1 and 0, equal remainders, the first takes the rest: A grows two, B none.
+    floors 1 and 0, equal remainders, the first takes the rest: A grows two, B none. (The means of the signed
+    momentum would be equal, 0.5 and 0.5.)
     A's largest |momentum| among the free: |-4| at position 5, 1 at 7; position 3 (2) was dropped just now.
     """
     a = [0.8, 0.6, -0.5, 0.1] + [0.0] * 8
@@ -32,7 +33,7 @@ def test_worked_by_hand() -> None:
     for step, gradients in enumerate(
         (
             ([-4, 0, 0, 0, 0, -2, 0, 0, 0, 0, 0, 0], [0] * 8),
-            ([0, 2, 0, 2, 0, -3, 0, 1, 0, 0, 0, 0], [1, -1, 0, 0, 0, 7, 0, 0]),
+            ([0, 2, 0, 2, 0, -3, 0, 1, 0, 0, 0, 0], [1, 1, 0, 0, 0, 7, 0, 0]),
         ),
         start=1,
     ):
