@@ -25,7 +25,7 @@ from dynsparse.distributed import sync
 from dynsparse.errors import EXIT_BAD_INPUT, EXIT_DONE, EXIT_FAULT, EXIT_STOPPED, DesyncError, StopRequested, UserError
 from dynsparse.paper_cli import Invocation, any_given, read_resume, translate
 from dynsparse.paper_flags import Parser, add_flags
-from dynsparse.runtime import Worker, end_with_reader, process_group, speaks_first
+from dynsparse.runtime import Worker, print_to_reader, process_group, speaks_first
 from dynsparse.training.callbacks import standard_observers
 from dynsparse.training.folder import checkpoints_of, find_start, is_finished, read_run, take_folder
 from dynsparse.training.loop import Trainer
@@ -111,9 +111,8 @@ def run(arguments: argparse.Namespace, worker: Worker) -> None:
             sources = NOTHING if missing else read_sources(config)
             network = build_network(config, torch.device("cpu"), sources)
             build_method(config, [layer.spec for layer in network.masks]).prepare(network.masks)
-            print(config.as_yaml())
-            print(network.table())
-            print("".join(f"note: {line}; the table is of a start without it\n" for line in missing), end="")
+            notes = [f"note: {line}; the table is of a start without it" for line in missing]
+            print_to_reader("\n".join([config.as_yaml(), network.table(), *notes]))
         return
     stop = StopFlag()
     if not arguments.evaluate:
@@ -210,7 +209,7 @@ def main() -> NoReturn:
         worker = Worker.from_environment()
         arguments = parse_arguments()
         if arguments.print_schema:
-            print(schema.json_schema(), end="")
+            print_to_reader(schema.json_schema().rstrip("\n"))
             leave(EXIT_DONE, worker)
         logging.basicConfig(level=logging.INFO if worker.is_main else logging.ERROR, format="%(message)s")
         run(arguments, worker)
@@ -229,6 +228,4 @@ def main() -> NoReturn:
 
 
 if __name__ == "__main__":
-    if {"--dry-run", "--print-schema", "--help"} & set(sys.argv):
-        end_with_reader()
     main()

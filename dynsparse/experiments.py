@@ -23,7 +23,7 @@ from dynsparse.config import RunConfig
 from dynsparse.errors import EXIT_BAD_INPUT, EXIT_DONE, EXIT_STOPPED, UserError, nearest
 from dynsparse.paper_cli import MODES, look, overlap, translate
 from dynsparse.paper_flags import BOOLEAN, FLAGS, MLP, WRN, Parser, add_flags, flag_named
-from dynsparse.runtime import end_with_reader
+from dynsparse.runtime import print_to_reader
 
 LAUNCHER = Path(__file__).parents[1] / "launch" / "local.sh"
 FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
@@ -350,7 +350,7 @@ def _main(arguments: Sequence[str]) -> int:
     chosen = [jobs[number] for number in read_numbers(asked.numbers, jobs, asked.list)]
     experiments = Experiments(asked.list, jobs, Options.parse(rest, dry_run=asked.dry_run))
     if asked.show:
-        print(experiments.table())
+        print_to_reader(experiments.table())
         return EXIT_DONE
     if not chosen:
         raise UserError("no job to run; give numbers, such as 3 5-8, or --list")
@@ -369,6 +369,4 @@ def _main(arguments: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    if "--list" in sys.argv:
-        end_with_reader()
     sys.exit(main(sys.argv[1:]))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-import signal
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -84,10 +84,12 @@ def process_group(worker: Worker, backend: Backend, timeout: timedelta) -> Itera
     dist.destroy_process_group()
 
 
-def end_with_reader() -> None:
-    """Let a closed pipe end this process without a word, as `... | head` expects of a program that only prints."""
-    if hasattr(signal, "SIGPIPE"):
-        signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+def print_to_reader(text: str) -> None:
+    """Print what somebody asked to see. A reader that has seen enough, as `... | head`, is no error."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # For what is still in the buffer.
 
 
 def speaks_first() -> bool:
