@@ -1,0 +1,74 @@
+"""Where samples come from. What is made of them is a view's business (views.py), by whom a loader's (loaders.py)."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+from numpy.typing import NDArray
+
+Bytes = NDArray[np.uint8]
+"""uint8 [bytes]."""
+
+
+class Source(Protocol):
+    """A numbered set of labelled images."""
+
+    @property
+    def labels(self) -> NDArray[np.int64]:
+        """int64 [samples]: indices into `class_names`."""
+        ...
+
+    @property
+    def class_names(self) -> tuple[str, ...]: ...
+
+    @property
+    def listing(self) -> str:
+        """A digest of what sample has which number: a position in an order means nothing without it."""
+        ...
+
+    def name(self, index: int) -> str:
+        """What messages and lists of files to leave out call a sample, such as `train/ape/001.jpg`."""
+        ...
+
+
+@runtime_checkable
+class Encoded(Source, Protocol):
+    """Images as files hold them, still to be decoded."""
+
+    def encoded(self, index: int) -> Bytes:
+        """The file's content. Raises OSError if it cannot be read. Any thread or process may call."""
+        ...
+
+
+@dataclass(frozen=True)
+class Arrays:
+    """A `Source` in memory: images uint8 [n, height, width, channels] with labels int64 [n]."""
+
+    images: NDArray[np.uint8]
+    labels: NDArray[np.int64]
+    class_names: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        assert self.images.dtype == np.uint8 and self.images.ndim == 4, (self.images.dtype, self.images.shape)
+        assert self.labels.dtype == np.int64 and self.labels.shape == self.images.shape[:1], self.labels.shape
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @property
+    def listing(self) -> str:
+        return digest(str(self.images.shape[1:]).encode(), self.labels.tobytes())
+
+    def name(self, index: int) -> str:
+        return f"image {index}"
+
+
+def digest(*parts: bytes) -> str:
+    """16 hexadecimal digits."""
+    found = hashlib.blake2b(digest_size=8)
+    for part in parts:
+        found.update(len(part).to_bytes(8, "little") + part)
+    return found.hexdigest()
