@@ -1,12 +1,12 @@
-"""Random crops and mirroring as pure functions of given random numbers."""
+"""Which part of an image is taken, as pure functions of its size and given random numbers.
+
+DALI's graph computes the same (dali_views.py); what stands here serves every loader.
+"""
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 from numpy.typing import NDArray
-from nvidia.dali import fn, math, types
 
 from pipelines.order import Uniforms
 
@@ -16,6 +16,9 @@ ASPECT = (3 / 4, 4 / 3)
 ATTEMPTS = 10
 WINDOW_UNIFORMS = 2 * ATTEMPTS + 2
 """Random numbers for one window: area and aspect of each attempt, then the place in height and in width."""
+
+Window = tuple[int, int, int, int]
+"""Top, left, height, width, in pixels."""
 
 
 def mirrored(uniforms: Uniforms) -> NDArray[np.int32]:
@@ -34,27 +37,35 @@ def window_factors(uniforms: Uniforms) -> NDArray[np.float64]:
     return factors
 
 
-def random_window(shape: Any, factors: Any, place: Any) -> tuple[Any, Any]:
-    """DALI nodes (anchor, size), int64 [2] each, (height, width) in pixels, of the window to crop.
+def random_window(height: int, width: int, factors: NDArray[np.float64], place: NDArray[np.float64]) -> Window:
+    """The window to crop out of an image.
 
-    `shape`: int64 [3], the image's (height, width, channels). `factors`:
-    float64 [2, ATTEMPTS]. `place`: float64 [2] in [0, 1). The first attempt
-    that fits into the image, at a uniform place (one draw does: it does not
-    depend on the attempt). If none fits, the largest central window whose
+    `factors`: float64 [2, ATTEMPTS]. `place`: float64 [2] in [0, 1). The first
+    attempt that fits into the image, at a uniform place (one draw does: it does
+    not depend on the attempt). If none fits, the largest central window whose
     aspect is in range. Halves are rounded up. In float64, so that a window is
     off by one pixel about never.
     """
-    height_width = fn.cast(fn.reshape(shape[:2], shape=[2, 1]), dtype=types.FLOAT64)
-    width_height = fn.cast(fn.stack(shape[1:2], shape[:1]), dtype=types.FLOAT64)
-    attempts = math.floor(factors * math.sqrt(height_width[0] * height_width[1]) + 0.5)
-    # Height at most 4/3 of the width, width at most 4/3 of the height. It always fits, so it stands last.
-    fallback = math.min(height_width, math.floor(width_height * ASPECT[1] + 0.5))
-    sizes = fn.cat(attempts, fallback, axis=1)
-    fits = (sizes >= 1.0) & (sizes <= height_width)
-    unfit = (fits[0] & fits[1]) == 0
-    chosen = fn.reductions.min(types.Constant(np.arange(ATTEMPTS + 1)) + unfit * ATTEMPTS)  # The first that fits.
-    size = sizes[:, chosen]
-    free = height_width[:, 0] - size
-    central = chosen == ATTEMPTS
-    anchor = central * math.floor(free * 0.5) + (central == 0) * math.floor(place * (free + 1.0))
-    return fn.cast(anchor, dtype=types.INT64), fn.cast(size, dtype=types.INT64)
+    image = np.array([height, width])
+    attempts = np.floor(factors * np.sqrt(float(height) * width) + 0.5)
+    fits = ((attempts >= 1) & (attempts <= image[:, None])).all(axis=0)
+    if fits.any():
+        size = attempts[:, fits.argmax()]
+        anchor = np.floor(place * (image - size + 1))
+    else:
+        # Height at most 4/3 of the width, width at most 4/3 of the height.
+        size = np.minimum(image, np.floor(image[::-1] * ASPECT[1] + 0.5))
+        anchor = np.floor((image - size) / 2)
+    return int(anchor[0]), int(anchor[1]), int(size[0]), int(size[1])
+
+
+def shorter_side_resized(height: int, width: int, shorter: int) -> tuple[int, int]:
+    """(height, width) with the shorter side `shorter`, the other in proportion, rounded down (torchvision's Resize)."""
+    if height <= width:
+        return shorter, shorter * width // height
+    return shorter * height // width, shorter
+
+
+def central_window(height: int, width: int, size: int) -> Window:
+    """The central `size` x `size`; half a pixel goes to the even neighbour (torchvision's CenterCrop)."""
+    return round((height - size) / 2), round((width - size) / 2), size, size

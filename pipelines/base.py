@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from torch import Tensor
 
 from pipelines.order import SampleOrder, Share
+from pipelines.views import Normalisation
 
 Batch = tuple[Tensor, Tensor]
-"""Images float32 [batch, channels, height, width], normalised, and labels int64 [batch], on the device."""
+"""Images [batch, channels, height, width], normalised, and labels int64 [batch], on the device.
+
+Float32, or as the `Request` says: half precision, channels last in memory.
+"""
 
 
 class TrainPipeline(Protocol):
@@ -23,7 +27,10 @@ class TrainPipeline(Protocol):
         ...
 
     def epoch(self) -> Iterator[list[Batch]]:
-        """The remaining steps of the current epoch, each a list of micro-batches; then moves to the next epoch."""
+        """The remaining steps of the current epoch, each a list of micro-batches; then moves to the next epoch.
+
+        Raises DataError at a bad sample unless those are to be skipped.
+        """
         ...
 
     def state_dict(self) -> dict[str, Any]:
@@ -34,17 +41,35 @@ class TrainPipeline(Protocol):
         """Go to a saved position; the next step is the one that would have come. DataError if the data differ."""
         ...
 
+    @property
+    def bad_samples(self) -> dict[int, str]:
+        """Those found that cannot be had, each with the reason, on this worker or told by `avoid`."""
+        ...
+
+    def avoid(self, bad: Mapping[int, str]) -> None:
+        """Take others in place of these samples, from now on."""
+        ...
+
+    def name(self, sample: int) -> str:
+        """Of a sample, such as its file's."""
+        ...
+
 
 class EvaluationPipeline(Protocol):
     """Delivers this worker's share of an evaluation: over all workers each sample once."""
 
     @property
     def samples(self) -> int:
-        """Samples over all workers."""
+        """Samples over all workers, those left out among them."""
+        ...
+
+    @property
+    def left_out(self) -> int:
+        """Samples of this worker's share that cannot be had. `batches` is without them."""
         ...
 
     def batches(self) -> Iterator[Batch]:
-        """One pass. The last batch may be smaller."""
+        """One pass. The last batch may be smaller. Raises DataError at a bad sample unless those are to be skipped."""
         ...
 
 
@@ -61,6 +86,8 @@ class Request:
     """Index of the worker's GPU; None for the CPU."""
     evaluate_train: bool = False
     """Build `Data.train_evaluation`."""
+    channels_last: bool = False
+    """How images are to lie in memory."""
 
     def order(self, size: int) -> SampleOrder:
         return SampleOrder(self.seed, size, self.global_batch)
@@ -76,3 +103,13 @@ class Data:
     """The training samples held out, as evaluation sees them; None if the settings hold none out."""
     train_evaluation: EvaluationPipeline | None = None
     """The samples trained on, each once, as evaluation sees them; None unless asked for."""
+    class_names: tuple[str, ...] = ()
+    """By label; empty if the classes have no names."""
+    normalisation: Normalisation | None = None
+    """What was done to the grey levels."""
+
+    def picture(self, images: Tensor, labels: Tensor, most: int) -> Tensor:
+        """uint8 [3, height, width]: up to `most` of a batch in a grid, as the network gets them, with their labels."""
+        from pipelines.preview import grid
+
+        return grid(images[:most], labels[:most], self.class_names, self.normalisation)

@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, ClassVar
 
 import numpy as np
-from numpy.typing import NDArray
-from nvidia.dali import types
 
-from pipelines.augment import mirrored
 from pipelines.base import Data, Request
 from pipelines.config import Cifar10Settings, DataError
-from pipelines.in_memory import IMAGE, Arrays, Transform, Unaugmented
-from pipelines.order import Indices, Uniforms
 from pipelines.ordered import assemble
-from pipelines.recipe import Input, Recipe, on_gpu
+from pipelines.sources import Arrays
+from pipelines.views import AsItIs, Normalisation, RandomCrop, Recipe
 
 # Of each channel over the pixels of the training set, in grey levels: those of the paper's code.
 MEAN, STD = (125.3, 123.0, 113.9), (63.0, 62.1, 66.7)
+NORMALISATION = Normalisation(MEAN, STD)
 PADDING = 4
 
 _FOLDER = "cifar-10-batches-py"
@@ -62,52 +58,22 @@ def load(settings: Cifar10Settings) -> tuple[Arrays, Arrays]:
         reason = " ".join(str(error).split())
         raise DataError(f"data.path: CIFAR-10 in {settings.path} cannot be read ({reason}); {remedy}") from None
     # The files hold channel after channel; torchvision gives a view of that, DALI takes only what lies as it reads.
-    train, test = (Arrays(np.ascontiguousarray(part.data), np.array(part.targets, dtype=np.int64)) for part in parts)
+    train, test = (
+        Arrays(np.ascontiguousarray(part.data), np.array(part.targets, dtype=np.int64), tuple(part.classes))
+        for part in parts
+    )
     return train, test
-
-
-@dataclass(frozen=True)
-class RandomCrops(Recipe):
-    """A random crop, of `size` (height, width), of padded images, mirrored half of the time."""
-
-    padded: Arrays
-    size: tuple[int, int]
-    transform: Transform
-    uniforms: ClassVar[int] = 3
-
-    @property
-    def labels(self) -> NDArray[np.int64]:
-        return self.padded.labels
-
-    @property
-    def inputs(self) -> tuple[Input, ...]:
-        place = Input(types.FLOAT, ndim=0)
-        return (IMAGE, place, place, Input(types.INT32, ndim=0))
-
-    def read(self, indices: Indices, uniforms: Uniforms) -> tuple[Any, ...]:
-        free = np.array(self.padded.images.shape[1:3]) - self.size
-        # Whole pixels, each equally likely. As shares of the room, which is how DALI takes them; it rounds back.
-        place = (np.floor(uniforms[:, :2] * (free + 1)) / free).astype(np.float32)
-        return self.padded.images[indices], place[:, 0].copy(), place[:, 1].copy(), mirrored(uniforms[:, 2])
-
-    def images(self, *inputs: Any) -> Any:
-        images, y, x, mirror = inputs
-        if on_gpu():
-            images = images.gpu()
-        return self.transform.normalised(images, crop=self.size, crop_pos_y=y, crop_pos_x=x, mirror=mirror)
-
-
-def random_crops(arrays: Arrays, transform: Transform) -> RandomCrops:
-    """Crops of the images' own size, out of the images padded by reflection."""
-    padding = ((0, 0), (PADDING, PADDING), (PADDING, PADDING), (0, 0))
-    padded = Arrays(np.pad(arrays.images, padding, mode="reflect"), arrays.labels)
-    height, width = arrays.images.shape[1:3]
-    return RandomCrops(padded, (height, width), transform)
 
 
 def build(settings: Cifar10Settings, request: Request) -> Data:
     train, test = load(settings)
-    transform = Transform(MEAN, STD)
-    plain = Unaugmented(train, transform)
-    augmented = random_crops(train, transform) if settings.augment else plain
-    return assemble(augmented, plain, Unaugmented(test, transform), settings, request)
+    plain, tested = (Recipe(arrays, AsItIs(), NORMALISATION) for arrays in (train, test))
+    return assemble(random_crops(train) if settings.augment else plain, plain, tested, settings, request)
+
+
+def random_crops(arrays: Arrays) -> Recipe:
+    """Crops of the images' own size, out of the images padded by reflection."""
+    padding = ((0, 0), (PADDING, PADDING), (PADDING, PADDING), (0, 0))
+    padded = replace(arrays, images=np.pad(arrays.images, padding, mode="reflect"))
+    height, width = arrays.images.shape[1:3]
+    return Recipe(padded, RandomCrop((height, width), room=(2 * PADDING, 2 * PADDING)), NORMALISATION)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -21,8 +22,12 @@ class DataSetSettings(BaseModel):
     )
 
     name: str
+    loader: Literal["dali", "torch"] = "dali"
+    """Who reads and transforms: NVIDIA DALI, or torch's DataLoader where DALI does not install."""
     threads: Size = 2
-    """DALI's CPU threads in each worker."""
+    """DALI's CPU threads in each worker; with the torch loader processes."""
+    dtype: Literal["float32", "float16"] = "float32"
+    """Of the images that the network gets. Half precision is for autocast (`train.precision`)."""
     validation_samples: Annotated[int, Field(ge=0)] = 0
     """Training samples held out, class by class, to choose the best epoch by; they are not trained on."""
     split_seed: Annotated[int, Field(ge=0)] = 0
@@ -37,8 +42,26 @@ class DataSetSettings(BaseModel):
     def classes(self) -> int:
         raise NotImplementedError
 
+    @property
+    def skips_bad_files(self) -> bool:
+        """Whether to go on without files that cannot be had."""
+        return False
+
+    @property
+    def where(self) -> str:
+        """Setting and value that say where the data are, for messages."""
+        return f"data.name: {self.name}"
+
     def check(self) -> None:
         """Raise DataError if the data cannot be there. Before any process group or GPU is touched."""
+        if self.loader == "dali" and find_spec("nvidia.dali") is None:
+            raise DataError(
+                "data.loader is dali, which is not installed here; install nvidia-dali, or set data.loader=torch"
+            )
+        self.check_files()
+
+    def check_files(self) -> None:
+        """The same, for one data set."""
 
 
 class Cifar10Settings(DataSetSettings):
@@ -60,7 +83,7 @@ class Cifar10Settings(DataSetSettings):
     def classes(self) -> int:
         return 10
 
-    def check(self) -> None:
+    def check_files(self) -> None:
         from pipelines.cifar10 import check_files
 
         if not self.download:
@@ -83,12 +106,15 @@ class DigitsSettings(DataSetSettings):
         return 10
 
 
-class ImagenetSettings(DataSetSettings):
-    """A folder of images, such as ImageNet: train/CLASS/*.jpg and val/CLASS/*.jpg (or png, webp, bmp, tiff)."""
+class PhotographSettings(DataSetSettings):
+    """What data sets of photographs of many sizes have in common."""
 
-    name: Literal["imagenet"]
     path: str = "data/imagenet"
     """Folder that holds train and val."""
+    on_bad_file: Literal["stop", "skip"] = "stop"
+    """A file that cannot be read or decoded ends the run, or another of its class comes in its place."""
+    exclude: str | None = None
+    """File with the names of samples to leave out, a line each, as `python -m pipelines.scan` writes it."""
     augment: bool = True
     """Train on random resized crops, half of them mirrored; false trains on the images as evaluation sees them."""
     image_size: Size = 224
@@ -98,7 +124,7 @@ class ImagenetSettings(DataSetSettings):
     number_of_classes: Annotated[int, Field(ge=2)] = 1000
 
     @model_validator(mode="after")
-    def _crop_fits(self) -> ImagenetSettings:
+    def _crop_fits(self) -> PhotographSettings:
         if self.evaluation_resize < self.image_size:
             raise ValueError(
                 f"evaluation_resize is {self.evaluation_resize}, image_size {self.image_size}; "
@@ -114,10 +140,26 @@ class ImagenetSettings(DataSetSettings):
     def classes(self) -> int:
         return self.number_of_classes
 
-    def check(self) -> None:
+    @property
+    def skips_bad_files(self) -> bool:
+        return self.on_bad_file == "skip"
+
+    @property
+    def where(self) -> str:
+        return f"data.path: {self.path}"
+
+
+class ImagenetSettings(PhotographSettings):
+    """A folder of images, such as ImageNet: train/CLASS/*.jpg and val/CLASS/*.jpg (or png, webp, bmp, tiff)."""
+
+    name: Literal["imagenet"]
+
+    def check_files(self) -> None:
+        from pipelines.excluded import Excluded
         from pipelines.image_folder import check_folders
 
         check_folders(self.path, self.number_of_classes)
+        Excluded.read(self.exclude)
 
 
 class MnistSettings(DataSetSettings):
@@ -137,7 +179,7 @@ class MnistSettings(DataSetSettings):
     def classes(self) -> int:
         return 10
 
-    def check(self) -> None:
+    def check_files(self) -> None:
         from pipelines.mnist import check_files
 
         if not self.download:
@@ -167,7 +209,25 @@ class SyntheticSettings(DataSetSettings):
         return self.number_of_classes
 
 
+class WebdatasetSettings(PhotographSettings):
+    """Photographs in WebDataset's tar shards (KEY.jpg and KEY.cls a sample), for storage that hates small files."""
+
+    name: Literal["webdataset"]
+    path: str = "data/shards"
+    """Folder that holds the shards."""
+    train_shards: str = "train/*.tar"
+    """Shell pattern of the training shards, from `path` on."""
+    val_shards: str = "val/*.tar"
+
+    def check_files(self) -> None:
+        from pipelines.excluded import Excluded
+        from pipelines.webdataset import check_shards
+
+        check_shards(self)
+        Excluded.read(self.exclude)
+
+
 DataSettings = Annotated[
-    Cifar10Settings | DigitsSettings | ImagenetSettings | MnistSettings | SyntheticSettings,
+    Cifar10Settings | DigitsSettings | ImagenetSettings | MnistSettings | SyntheticSettings | WebdatasetSettings,
     Field(discriminator="name"),
 ]

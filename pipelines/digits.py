@@ -8,7 +8,9 @@ from sklearn.model_selection import train_test_split
 
 from pipelines.base import Data, Request
 from pipelines.config import DigitsSettings
-from pipelines.in_memory import Arrays, Transform, in_memory
+from pipelines.in_memory import in_memory
+from pipelines.sources import Arrays
+from pipelines.views import Normalisation
 
 TEST_SHARE = 0.2
 SPLIT_SEED = 20190609  # Fixed: every run, whatever its seed, is tested on the same 360 images.
@@ -27,9 +29,6 @@ def load() -> tuple[Arrays, Arrays]:
 
 def build(settings: DigitsSettings, request: Request) -> Data:
     train, test = load()
-    transform = Transform(
-        mean=(float(train.images.mean()),),
-        std=(float(train.images.std()),),
-        size=(settings.image_size, settings.image_size),
-    )
-    return in_memory(train, test, transform, settings, request)
+    normalisation = Normalisation(mean=(float(train.images.mean()),), std=(float(train.images.std()),))
+    size = (settings.image_size, settings.image_size)
+    return in_memory(train, test, normalisation, settings, request, size)

@@ -8,7 +8,9 @@ import numpy as np
 
 from pipelines.base import Data, Request
 from pipelines.config import DataError, MnistSettings
-from pipelines.in_memory import Arrays, Transform, in_memory
+from pipelines.in_memory import in_memory
+from pipelines.sources import Arrays
+from pipelines.views import Normalisation
 
 # Over the training set, in grey levels: the usual 0.1307 and 0.3081 of 255.
 MEAN, STD = 0.1307 * 255, 0.3081 * 255
@@ -54,4 +56,4 @@ def load(settings: MnistSettings) -> tuple[Arrays, Arrays]:
 
 def build(settings: MnistSettings, request: Request) -> Data:
     train, test = load(settings)
-    return in_memory(train, test, Transform((MEAN,), (STD,)), settings, request)
+    return in_memory(train, test, Normalisation((MEAN,), (STD,)), settings, request)

@@ -2,28 +2,30 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
 
+from pipelines.bad_files import BadFiles
 from pipelines.base import Batch, Data, Request
 from pipelines.config import DataError, DataSetSettings
-from pipelines.order import Indices, Uniforms, evaluation_batches
-from pipelines.recipe import Feed, Recipe
+from pipelines.loaders import BadSamples, Feed, Loader, Stream, loader
+from pipelines.order import Indices, evaluation_batches
+from pipelines.sources import digest
 from pipelines.split import stratified
+from pipelines.views import Recipe
 
 
 class OrderedTraining:
     """A `TrainPipeline` over some of a recipe's samples, int64 [n]. Its position is all its state."""
 
-    def __init__(self, recipe: Recipe, samples: Indices, threads: int, request: Request) -> None:
+    def __init__(self, recipe: Recipe, samples: Indices, loader: Loader, bad: BadFiles, request: Request) -> None:
         self._recipe, self._samples = recipe, samples
+        self._loader, self._bad = loader, bad
         self._order = request.order(len(samples))
-        self._split = hashlib.blake2b(samples.tobytes(), digest_size=8).hexdigest()
+        self._split = digest(samples.tobytes())
         self._share = request.share
-        self._threads, self._device_id = threads, request.device_id
         self._epoch, self._batch = 0, 0
         self._feed: Feed | None = None
 
@@ -31,38 +33,83 @@ class OrderedTraining:
     def steps_per_epoch(self) -> int:
         return self._order.batches_per_epoch
 
-    def _stream(self) -> Iterator[tuple[Indices, Uniforms]]:
+    def _stream(self) -> Stream:
         """Micro-batches from the current position on, for ever."""
         order, share = self._order, self._share
         epoch, batch = self._epoch, self._batch
         while True:
             while batch < self.steps_per_epoch:
                 for part in range(share.micro_batches):
-                    uniforms = order.randoms(epoch, batch, part, share, self._recipe.uniforms)
-                    yield self._samples[order.micro_batch(epoch, batch, part, share)], uniforms
+                    uniforms = order.randoms(epoch, batch, part, share, self._recipe.view.uniforms)
+                    samples = self._samples[order.micro_batch(epoch, batch, part, share)]
+                    yield self._bad.replaced(samples, self._of_class, order.seed), uniforms
                 batch += 1
             epoch, batch = epoch + 1, 0
 
+    def _of_class(self, label: int) -> Indices:
+        of_class: Indices = self._samples[self._recipe.source.labels[self._samples] == label]
+        return of_class
+
     def _new_feed(self) -> Feed:
         micro_batch = self._order.global_batch // (self._share.workers * self._share.micro_batches)
-        return Feed(self._recipe, self._stream(), micro_batch, self._threads, self._device_id)
+        return self._loader.feed(self._recipe, self._stream(), micro_batch)
+
+    def _drop_feed(self) -> None:
+        """What has been read ahead is of another position, or of samples that are bad."""
+        if self._feed is not None:
+            self._feed.close()
+        self._feed = None
+
+    def _step(self) -> list[Batch]:
+        """The micro-batches at the current position."""
+        while True:
+            self._feed = self._feed or self._new_feed()
+            try:
+                return [self._feed.next() for _ in range(self._share.micro_batches)]
+            except BadSamples as bad:
+                self._drop_feed()
+                self._bad.found(bad.faults, f"epoch {self._epoch}, batch {self._batch}")
 
     def epoch(self) -> Iterator[list[Batch]]:
         while self._batch < self.steps_per_epoch:
-            self._feed = self._feed or self._new_feed()
-            step = [self._feed.next() for _ in range(self._share.micro_batches)]
+            step = self._step()
             self._batch += 1
             yield step
         self._epoch, self._batch = self._epoch + 1, 0
 
+    @property
+    def bad_samples(self) -> dict[int, str]:
+        return dict(self._bad.faults)
+
+    def avoid(self, bad: Mapping[int, str]) -> None:
+        if bad.keys() - self._bad.faults.keys():
+            self._bad.faults.update(bad)
+            self._drop_feed()
+
+    def name(self, sample: int) -> str:
+        return self._recipe.source.name(sample)
+
     def state_dict(self) -> dict[str, Any]:
         order = self._order
         data = {"seed": order.seed, "samples": order.size, "global_batch": order.global_batch}
-        return {**data, "split": self._split, "epoch": self._epoch, "batch": self._batch}
+        return {
+            **data,
+            "listing": self._recipe.source.listing,
+            "split": self._split,
+            "epoch": self._epoch,
+            "batch": self._batch,
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         ours = self.state_dict()
-        theirs = {"split": ours["split"], **state}  # A checkpoint may be older than the key; nothing was held out then.
+        # A checkpoint may be older than these keys.
+        theirs = {"listing": ours["listing"], "split": ours["split"], **state}
+        if theirs["listing"] != ours["listing"]:
+            raise DataError(
+                f"the data have changed since the checkpoint was made ({theirs['samples']} training samples then, "
+                f"{ours['samples']} now; the names of files are compared, less those of data.exclude); its position "
+                f"means other samples: restore the data, or begin anew"
+            )
         for key in ("seed", "samples", "global_batch"):
             if theirs[key] != ours[key]:
                 raise DataError(
@@ -75,44 +122,72 @@ class OrderedTraining:
                 "hold out now; it has trained on samples of this validation set: resume with the same"
             )
         self._epoch, self._batch = state["epoch"], state["batch"]
-        self._feed = None  # What DALI has read ahead is of the old position.
+        self._drop_feed()
 
 
 class OrderedEvaluation:
-    """An `EvaluationPipeline` over some of a recipe's samples, int64 [n]."""
+    """An `EvaluationPipeline` over some of a recipe's samples, int64 [n]. Bad ones are left out, never replaced:
 
-    def __init__(self, recipe: Recipe, samples: Indices, threads: int, request: Request) -> None:
-        assert recipe.uniforms == 0, "evaluation leaves nothing to chance"
+    another in their place would count twice.
+    """
+
+    def __init__(self, recipe: Recipe, samples: Indices, loader: Loader, bad: BadFiles, request: Request) -> None:
+        assert recipe.view.uniforms == 0, "evaluation leaves nothing to chance"
+        self._recipe, self._loader, self._bad = recipe, loader, bad
         self.samples = len(samples)
+        self.left_out = 0
         share = request.share
         places = evaluation_batches(len(samples), request.evaluation_batch, share.rank, share.workers)
         self._batches = [samples[indices] for indices in places]
         self._feed: Feed | None = None
-        if self._batches:
-            batch = max(len(indices) for indices in self._batches)
-            self._feed = Feed(recipe, self._stream(), batch, threads, request.device_id)
 
-    def _stream(self) -> Iterator[tuple[Indices, Uniforms]]:
+    def _stream(self, start: int) -> Stream:
+        """Batches from one on, then all of them, for ever: the next pass is read ahead."""
         while True:
-            for indices in self._batches:
+            for indices in self._batches[start:]:
                 yield indices, np.empty((len(indices), 0))
+            start = 0
 
     def batches(self) -> Iterator[Batch]:
-        for _ in self._batches:
-            assert self._feed is not None
-            yield self._feed.next()
+        place = 0
+        while place < len(self._batches):
+            if self._feed is None:
+                largest = max(len(indices) for indices in self._batches)
+                self._feed = self._loader.feed(self._recipe, self._stream(place), largest)
+            try:
+                batch = self._feed.next()
+            except BadSamples as bad:
+                self._feed.close()
+                self._feed = None
+                self._bad.found(bad.faults, "evaluation")
+                self._leave_out(np.array(list(bad.faults)))
+            else:
+                place += 1
+                yield batch
+
+    def _leave_out(self, bad: Indices) -> None:
+        """Those of batches to come; one that is left empty goes, so that the next has its place."""
+        whole = [indices[~np.isin(indices, bad)] for indices in self._batches]
+        self.left_out += sum(map(len, self._batches)) - sum(map(len, whole))
+        self._batches = [indices for indices in whole if len(indices)]
 
 
 def assemble(train: Recipe, plain: Recipe, test: Recipe, settings: DataSetSettings, request: Request) -> Data:
     """The pipelines of a data set. `train` and `plain` are of the same samples, as training and evaluation see them."""
-    trained_on, held_out = stratified(plain.labels, settings.validation_samples, settings.split_seed)
+    trained_on, held_out = stratified(plain.source.labels, settings.validation_samples, settings.split_seed)
+    made_by = loader(settings, request)
+
+    def bad_files(recipe: Recipe) -> BadFiles:
+        return BadFiles(recipe.source, made_by, skip=settings.skips_bad_files, where=settings.where)
 
     def evaluation(recipe: Recipe, samples: Indices) -> OrderedEvaluation:
-        return OrderedEvaluation(recipe, samples, settings.threads, request)
+        return OrderedEvaluation(recipe, samples, made_by, bad_files(recipe), request)
 
     return Data(
-        train=OrderedTraining(train, trained_on, settings.threads, request),
-        test=evaluation(test, np.arange(len(test.labels), dtype=np.int64)),
+        train=OrderedTraining(train, trained_on, made_by, bad_files(train), request),
+        test=evaluation(test, np.arange(len(test.source.labels), dtype=np.int64)),
         validation=evaluation(plain, held_out) if len(held_out) else None,
         train_evaluation=evaluation(plain, trained_on) if request.evaluate_train else None,
+        class_names=plain.source.class_names,
+        normalisation=plain.normalisation,
     )

@@ -6,7 +6,9 @@ import numpy as np
 
 from pipelines.base import Data, Request
 from pipelines.config import SyntheticSettings
-from pipelines.in_memory import Arrays, Transform, in_memory
+from pipelines.in_memory import in_memory
+from pipelines.sources import Arrays
+from pipelines.views import Normalisation
 
 
 def load(settings: SyntheticSettings, seed: int = 0) -> tuple[Arrays, Arrays]:
@@ -26,4 +28,4 @@ def load(settings: SyntheticSettings, seed: int = 0) -> tuple[Arrays, Arrays]:
 def build(settings: SyntheticSettings, request: Request) -> Data:
     train, test = load(settings)
     channels = settings.image_shape[0]
-    return in_memory(train, test, Transform((127.5,) * channels, (64.0,) * channels), settings, request)
+    return in_memory(train, test, Normalisation((127.5,) * channels, (64.0,) * channels), settings, request)

@@ -4,12 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 
+import numpy as np
 import torch
 
+from pipelines import loaders
+from pipelines.bad_files import BadFiles
 from pipelines.base import Batch, EvaluationPipeline, Request, TrainPipeline
+from pipelines.config import DataSetSettings
 from pipelines.order import Share
+from pipelines.ordered import OrderedEvaluation, OrderedTraining
+from pipelines.views import Recipe
 
 SEED = 7
+LOADERS = ("dali", "torch")
 
 
 def request(
@@ -21,6 +28,24 @@ def request(
     evaluate_train: bool = False,
 ) -> Request:
     return Request(SEED, batch, Share(rank, workers, parts), evaluation_batch, None, evaluate_train)
+
+
+def settings_for(loader: str) -> DataSetSettings:
+    return DataSetSettings.model_validate({"name": "made up", "threads": 1, "loader": loader})
+
+
+def training(recipe: Recipe, asked: Request, loader: str = "dali", **options: object) -> OrderedTraining:
+    """Over all samples of a recipe."""
+    settings = settings_for(loader).model_copy(update=options)
+    made_by = loaders.loader(settings, asked)
+    bad = BadFiles(recipe.source, made_by, skip=False, where="data.path: made up")
+    return OrderedTraining(recipe, np.arange(len(recipe.source.labels)), made_by, bad, asked)
+
+
+def evaluation(recipe: Recipe, asked: Request, loader: str = "dali") -> OrderedEvaluation:
+    made_by = loaders.loader(settings_for(loader), asked)
+    bad = BadFiles(recipe.source, made_by, skip=False, where="data.path: made up")
+    return OrderedEvaluation(recipe, np.arange(len(recipe.source.labels)), made_by, bad, asked)
 
 
 def joined(batches: Iterable[Batch]) -> Batch:

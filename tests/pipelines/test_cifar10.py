@@ -12,22 +12,24 @@ import torch
 from numpy.typing import NDArray
 
 import pipelines
-from pipelines import cifar10
+from pipelines import cifar10, loaders
 from pipelines.base import Request, TrainPipeline
 from pipelines.config import Cifar10Settings, DataError
-from pipelines.in_memory import Arrays, Transform
 from pipelines.order import SampleOrder, Share
-from pipelines.recipe import Feed
+from pipelines.sources import Arrays
 from pipelines.torchvision_ops import import_torchvision
+from pipelines.views import Normalisation, RandomCrop, Recipe
 from tests.pipelines.streams import (
+    LOADERS,
     SEED,
     assert_workers_and_resume_change_nothing,
     global_batches,
     request,
+    settings_for,
     whole,
 )
 
-UNCHANGED = Transform(mean=(0.0,) * 3, std=(1.0,) * 3)
+UNCHANGED = Normalisation(mean=(0.0,) * 3, std=(1.0,) * 3)
 EACH = 20  # Images a file.
 
 
@@ -87,10 +89,11 @@ def test_files_in_their_real_format(folder: Path) -> None:
     assert labels.tolist() == test.labels.tolist()
 
 
-def test_crops_and_mirroring_are_those_of_the_random_numbers(folder: Path) -> None:
+@pytest.mark.parametrize("loader", LOADERS)
+def test_crops_and_mirroring_are_those_of_the_random_numbers(folder: Path, loader: str) -> None:
     train, _ = cifar10.load(settings(folder))
     order = SampleOrder(SEED, 5 * EACH, 24)
-    found = pipelines.build(settings(folder), request()).train
+    found = pipelines.build(settings(folder, loader=loader), request()).train
     for batch, step in enumerate(found.epoch()):
         ((images, labels),) = step
         expected = []
@@ -103,16 +106,18 @@ def test_crops_and_mirroring_are_those_of_the_random_numbers(folder: Path) -> No
         assert labels.tolist() == train.labels[order.batch(0, batch)].tolist()
 
 
-def test_every_one_of_the_81_crops_is_reached_exactly_and_both_ways() -> None:
+@pytest.mark.parametrize("loader", LOADERS)
+def test_every_one_of_the_81_crops_is_reached_exactly_and_both_ways(loader: str) -> None:
     """One image that says where each pixel was, cropped with the random numbers in the middle of each of 81 x 2 cells,
     and at the lower and upper ends of the cells."""
     rows, columns = np.mgrid[0:40, 0:40]
     places = np.stack((rows, columns, np.zeros_like(rows)), axis=2).astype(np.uint8)[np.newaxis]
-    recipe = cifar10.RandomCrops(Arrays(places, np.zeros(1, np.int64)), (32, 32), UNCHANGED)
+    recipe = Recipe(Arrays(places, np.zeros(1, np.int64)), RandomCrop((32, 32), room=(8, 8)), UNCHANGED)
+    made_by = loaders.loader(settings_for(loader), request())
     cells = np.stack(np.meshgrid(np.arange(9), np.arange(9), np.arange(2), indexing="ij"), axis=-1).reshape(-1, 3)
     for inside in (0.0, 0.5, 1 - 1e-12):
         stream = [(np.zeros(len(cells), np.int64), (cells + inside) / (9, 9, 2))]
-        images, _ = Feed(recipe, iter(stream * 9), len(cells), threads=1, device_id=None).next()
+        images, _ = made_by.feed(recipe, iter(stream * 9), len(cells)).next()
         assert images.shape == (162, 3, 32, 32)
         assert images[:, 0, 0, 0].tolist() == cells[:, 0].tolist()
         left = torch.where(torch.from_numpy(cells[:, 2] == 0), images[:, 1, 0, -1], images[:, 1, 0, 0])
@@ -124,10 +129,11 @@ def train_pipeline(folder: Path, **options: object) -> TrainPipeline:
     return pipelines.build(settings(folder, **options), request()).train
 
 
-@pytest.mark.parametrize("augment", [True, False])
-def test_workers_and_resume_change_nothing(folder: Path, augment: bool) -> None:
+@pytest.mark.parametrize(("loader", "augment"), [("dali", True), ("dali", False), ("torch", True)])
+def test_workers_and_resume_change_nothing(folder: Path, loader: str, augment: bool) -> None:
     def build(asked: Request) -> TrainPipeline:
-        return pipelines.build(settings(folder, augment=augment, validation_samples=10), asked).train
+        given = settings(folder, loader=loader, augment=augment, validation_samples=10)
+        return pipelines.build(given, asked).train
 
     assert_workers_and_resume_change_nothing(build)
 

@@ -15,12 +15,12 @@ from PIL import Image, ImageOps
 from pydantic import ValidationError
 
 import pipelines
-from pipelines import augment, imagenet
+from pipelines import augment, dali_views, imagenet
 from pipelines.base import Request, TrainPipeline
 from pipelines.config import DataError, ImagenetSettings
 from pipelines.image_folder import list_images
 from pipelines.order import SampleOrder, Share
-from tests.pipelines.streams import SEED, assert_workers_and_resume_change_nothing, request, whole
+from tests.pipelines.streams import LOADERS, SEED, assert_workers_and_resume_change_nothing, request, whole
 
 CLASSES = ["ape", "bee", "cat"]
 # (width, height): tiny, square, wide, tall.
@@ -91,7 +91,7 @@ def windows(sizes: NDArray[np.int64], uniforms: NDArray[np.float64]) -> list[Win
     def graph() -> object:
         kinds = [types.INT64, types.FLOAT64, types.FLOAT64]
         inputs = fn.external_source(source=lambda: batch, num_outputs=3, batch=True, dtype=kinds, ndim=[1, 2, 1])
-        return augment.random_window(*inputs)
+        return dali_views.random_window(*inputs)
 
     pipeline = graph()
     pipeline.build()
@@ -106,6 +106,12 @@ def test_windows_are_torchvisions() -> None:
     expected = [window(width, height, row) for (width, height), row in zip(sizes.tolist(), uniforms, strict=True)]
     found = windows(sizes, uniforms)
     assert found == expected
+    factors, places = augment.window_factors(uniforms[:, :20]), uniforms[:, 20:]
+    in_numpy = [
+        augment.random_window(height, width, *numbers)
+        for (width, height), *numbers in zip(sizes.tolist(), factors, places, strict=True)
+    ]
+    assert in_numpy == expected
     whole_side = [h == height or w == width for (_, _, h, w), (width, height) in zip(found, sizes, strict=True)]
     assert 100 < sum(whole_side) < 2500, "both ways are tested: an attempt, and the fallback"
 
@@ -119,11 +125,12 @@ def test_windows_at_the_ends_of_the_random_numbers(width: int, height: int, valu
     assert abs(np.array((top, left, h, w)) - window(width, height, uniforms[0])).max() <= 1
 
 
-def test_training_images_are_windows_resized_and_mirrored_as_the_random_numbers_say(written: Path) -> None:
+@pytest.mark.parametrize("loader", LOADERS)
+def test_training_images_are_windows_resized_and_mirrored_as_the_random_numbers_say(written: Path, loader: str) -> None:
     """Against PIL's crop and resize of JPEGs of all sizes; PIL rounds to whole grey levels, twice."""
     files = sorted((written / "train").glob("*/*"))
     order = SampleOrder(SEED, len(files), 24)
-    data = pipelines.build(settings(written), request())
+    data = pipelines.build(settings(written, loader=loader), request())
     for batch, step in enumerate(data.train.epoch()):
         ((images, labels),) = step
         expected = []
@@ -138,9 +145,10 @@ def test_training_images_are_windows_resized_and_mirrored_as_the_random_numbers_
         assert [CLASSES[label] for label in labels] == [files[i].parent.name for i in order.batch(0, batch)]
 
 
-def test_evaluation_is_torchvisions_resize_and_central_crop(written: Path) -> None:
+@pytest.mark.parametrize("loader", LOADERS)
+def test_evaluation_is_torchvisions_resize_and_central_crop(written: Path, loader: str) -> None:
     """Sizes at which torchvision and DALI round alike; PIL rounds to whole grey levels, twice."""
-    data = pipelines.build(settings(written), request())
+    data = pipelines.build(settings(written, loader=loader), request())
     images, labels = whole(data.test)
     files = sorted((written / "val").glob("*/*"))
     assert data.test.samples == len(files) == 12
@@ -156,16 +164,18 @@ def test_evaluation_is_torchvisions_resize_and_central_crop(written: Path) -> No
     assert float(grey_levels.max()) < 2
 
 
-@pytest.mark.parametrize("augment", [True, False])
-def test_workers_and_resume_change_nothing(written: Path, augment: bool) -> None:
+@pytest.mark.parametrize(("loader", "augment"), [("dali", True), ("dali", False), ("torch", True)])
+def test_workers_and_resume_change_nothing(written: Path, loader: str, augment: bool) -> None:
     def build(asked: Request) -> TrainPipeline:
-        return pipelines.build(settings(written, augment=augment, validation_samples=6), asked).train
+        given = settings(written, loader=loader, augment=augment, validation_samples=6)
+        return pipelines.build(given, asked).train
 
     assert_workers_and_resume_change_nothing(build)
 
 
-def test_without_augmentation_training_sees_what_evaluation_sees(written: Path) -> None:
-    data = pipelines.build(settings(written, augment=False), request(evaluate_train=True))
+@pytest.mark.parametrize("loader", LOADERS)
+def test_without_augmentation_training_sees_what_evaluation_sees(written: Path, loader: str) -> None:
+    data = pipelines.build(settings(written, loader=loader, augment=False), request(evaluate_train=True))
     images, labels = whole(data.train_evaluation)
     order = SampleOrder(SEED, 60, 24)
     for batch, ((trained_on, trained_labels),) in enumerate(data.train.epoch()):
@@ -183,7 +193,8 @@ def test_the_held_out_are_seen_as_evaluation_sees_them(written: Path) -> None:
     assert seen == sorted(image.numpy().tobytes() for image in everything)
 
 
-def test_kinds_of_images(folder: Path) -> None:
+@pytest.mark.parametrize("loader", LOADERS)
+def test_kinds_of_images(folder: Path, loader: str) -> None:
     """Grey, CMYK, a PNG named .jpg, transparency, a palette, EXIF orientation: each is what PIL makes of it."""
     kind, image = folder / "val" / "ape", picture(60, 50, seed=5)
     shutil.rmtree(kind)
@@ -200,7 +211,7 @@ def test_kinds_of_images(folder: Path) -> None:
     image.save(kind / "7.bmp")
     image.save(kind / "8.tif")
     image.save(kind / "9.tiff")
-    plain = pipelines.build(settings(folder, image_size=50, evaluation_resize=50), request())
+    plain = pipelines.build(settings(folder, loader=loader, image_size=50, evaluation_resize=50), request())
     images, _ = whole(plain.test)
     expected = []
     for file in sorted(kind.iterdir()):
@@ -210,7 +221,8 @@ def test_kinds_of_images(folder: Path) -> None:
     assert torch.allclose(images[:10], normalised(expected), atol=1e-5)
 
 
-def test_windows_are_of_the_upright_image(folder: Path) -> None:
+@pytest.mark.parametrize("loader", LOADERS)
+def test_windows_are_of_the_upright_image(folder: Path, loader: str) -> None:
     """A wide image that EXIF turns into a tall one, trained on: as if it had been stored upright."""
     for name in CLASSES:
         shutil.rmtree(folder / "train" / name)
@@ -220,7 +232,9 @@ def test_windows_are_of_the_upright_image(folder: Path) -> None:
     upright = picture(90, 160, seed=5)
 
     def steps(data: Path) -> list[torch.Tensor]:
-        return [images for ((images, _),) in pipelines.build(settings(data), request(batch=3)).train.epoch()]
+        return [
+            images for ((images, _),) in pipelines.build(settings(data, loader=loader), request(batch=3)).train.epoch()
+        ]
 
     # A folder of its own: DALI, which reads ahead, must not find its files changed.
     shutil.copytree(folder, folder.with_name("turned"))
@@ -239,8 +253,9 @@ def test_files_are_listed_in_order_whatever_else_lies_there(folder: Path) -> Non
     (folder / "train" / "ape" / "jpg").write_text("x")
     (folder / "train" / "ape" / "Übersicht ä.jpg").write_bytes((folder / "train/ape/000.JPEG").read_bytes())
     settings(folder).check()
-    files = list_images(folder / "train", CLASSES)
+    files = list_images(folder, "train", CLASSES)
     found = [files.path(i).tobytes().decode() for i in range(len(files.labels))]
+    assert [f"{folder}/{files.name(i)}" for i in range(len(files.labels))] == found
     assert found == sorted(str(path) for path in (folder / "train").glob("[abc]*/[0-9Ü]*"))
     assert np.bincount(files.labels).tolist() == [21, 20, 20]
     assert pipelines.build(settings(folder), request(evaluate_train=True)).train_evaluation is not None

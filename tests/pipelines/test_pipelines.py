@@ -14,28 +14,25 @@ from numpy.typing import NDArray
 
 import pipelines
 from pipelines import digits, mnist, synthetic
-from pipelines.base import Data, EvaluationPipeline, Request
+from pipelines.base import Data, EvaluationPipeline
 from pipelines.config import DataError, DataSetSettings, DigitsSettings, MnistSettings, SyntheticSettings
-from pipelines.in_memory import Arrays, Transform, Unaugmented
 from pipelines.order import SampleOrder
-from pipelines.ordered import OrderedEvaluation, OrderedTraining, assemble
-from tests.pipelines.streams import request, whole
+from pipelines.ordered import OrderedTraining, assemble
+from pipelines.sources import Arrays
+from pipelines.views import AsItIs, Normalisation, Recipe, View
+from tests.pipelines.streams import LOADERS, evaluation, request, training, whole
 
-UNCHANGED = Transform(mean=(0.0,), std=(1.0,))
-
-
-def training(arrays: Arrays, request: Request, transform: Transform = UNCHANGED, threads: int = 1) -> OrderedTraining:
-    return OrderedTraining(Unaugmented(arrays, transform), np.arange(len(arrays)), threads, request)
+UNCHANGED = Normalisation(mean=(0.0,), std=(1.0,))
 
 
-def evaluation(arrays: Arrays, request: Request) -> OrderedEvaluation:
-    return OrderedEvaluation(Unaugmented(arrays, UNCHANGED), np.arange(len(arrays)), 1, request)
-
-
-def numbered(n: int) -> Arrays:
+def arrays(n: int) -> Arrays:
     """Images that say which sample they are: label and both pixels are its number."""
     numbers = np.arange(n)
     return Arrays(np.stack([numbers, numbers], 1).astype(np.uint8).reshape(n, 1, 2, 1), numbers.astype(np.int64))
+
+
+def numbered(n: int, view: View = AsItIs(), normalisation: Normalisation = UNCHANGED) -> Recipe:  # noqa: B008
+    return Recipe(arrays(n), view, normalisation)
 
 
 def samples_of(step: list[tuple[torch.Tensor, torch.Tensor]]) -> list[int]:
@@ -44,11 +41,12 @@ def samples_of(step: list[tuple[torch.Tensor, torch.Tensor]]) -> list[int]:
     return [int(label) for _, labels in step for label in labels]
 
 
+@pytest.mark.parametrize("loader", LOADERS)
 @pytest.mark.parametrize("size", [96, 101])
 @pytest.mark.parametrize(("workers", "parts"), [(1, 1), (2, 1), (3, 1), (4, 1), (2, 3)])
-def test_training_follows_the_order_for_any_number_of_workers(size: int, workers: int, parts: int) -> None:
+def test_training_follows_the_order_for_any_number_of_workers(size: int, workers: int, parts: int, loader: str) -> None:
     order = SampleOrder(7, size, 24)
-    ranks = [training(numbered(size), request(r, workers, parts)) for r in range(workers)]
+    ranks = [training(numbered(size), request(r, workers, parts), loader) for r in range(workers)]
     for epoch in range(3):
         steps = list(zip(*(rank.epoch() for rank in ranks), strict=True))
         assert len(steps) == size // 24
@@ -56,19 +54,20 @@ def test_training_follows_the_order_for_any_number_of_workers(size: int, workers
             assert [i for share in shares for i in samples_of(share)] == order.batch(epoch, number).tolist()
 
 
+@pytest.mark.parametrize("loader", LOADERS)
 @pytest.mark.parametrize("size", [48, 50, 1])
 @pytest.mark.parametrize("workers", [1, 2, 3, 4])
-def test_evaluation_is_exact_and_repeatable(size: int, workers: int) -> None:
-    ranks = [evaluation(numbered(size), request(r, workers)) for r in range(workers)]
+def test_evaluation_is_exact_and_repeatable(size: int, workers: int, loader: str) -> None:
+    ranks = [evaluation(numbered(size), request(r, workers), loader) for r in range(workers)]
     for _ in range(2):
         assert [i for rank in ranks for batch in rank.batches() for i in samples_of([batch])] == list(range(size))
 
 
+@pytest.mark.parametrize("loader", LOADERS)
 @pytest.mark.parametrize("stop", [0, 1, 3, 4, 6])
-def test_resume_delivers_identical_bytes(stop: int) -> None:
+def test_resume_delivers_identical_bytes(stop: int, loader: str) -> None:
     """Stop after any batch, in mid-epoch and at its end, in another process's pipeline."""
-    arrays = numbered(101)
-    transform = Transform(mean=(3.0,), std=(7.0,), size=(5, 5))
+    recipe = numbered(101, AsItIs(size=(5, 5)), Normalisation(mean=(3.0,), std=(7.0,)))
 
     def stream(pipeline: OrderedTraining, steps: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
         """The next steps, over the ends of epochs (of four)."""
@@ -80,11 +79,11 @@ def test_resume_delivers_identical_bytes(stop: int) -> None:
                     break
         return found
 
-    whole = training(arrays, request(), transform)
+    whole = training(recipe, request(), loader)
     expected = stream(whole, 10)
-    first = training(arrays, request(), transform)
+    first = training(recipe, request(), loader)
     stream(first, stop)
-    second = training(arrays, request(), transform, threads=2)
+    second = training(recipe, request(), loader, threads=2)
     second.load_state_dict(first.state_dict())
     rest = stream(second, 10 - stop)
     for (images, labels), (images_again, labels_again) in zip(expected[stop:], rest, strict=True):
@@ -112,15 +111,14 @@ def test_resume_on_another_number_of_workers_sees_the_rest(workers: int) -> None
 def test_a_position_in_other_data_is_refused() -> None:
     pipeline = training(numbered(101), request())
     other = training(numbered(100), request())
-    with pytest.raises(DataError, match="made with samples 101, this run has 100"):
+    with pytest.raises(DataError, match=r"the data have changed .* \(101 training samples then, 100 now;"):
         other.load_state_dict(pipeline.state_dict())
 
 
 def assembled(validation_samples: int = 0, split_seed: int = 0, **options: Any) -> Data:
     settings = DataSetSettings(name="numbers", threads=1, validation_samples=validation_samples, split_seed=split_seed)
-    three_classes = Arrays(numbered(101).images, np.arange(101) % 3)
-    plain = Unaugmented(three_classes, UNCHANGED)
-    return assemble(plain, plain, Unaugmented(numbered(9), UNCHANGED), settings, request(**options))
+    plain = Recipe(Arrays(arrays(101).images, np.arange(101) % 3), AsItIs(), UNCHANGED)
+    return assemble(plain, plain, numbered(9), settings, request(**options))
 
 
 def numbers_in(pipeline: EvaluationPipeline | None) -> list[int]:

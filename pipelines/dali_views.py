@@ -1,0 +1,143 @@
+"""Views as DALI's graph: nodes in, nodes out. Runs while a pipeline is being defined."""
+
+from __future__ import annotations
+
+from functools import singledispatch
+from typing import Any
+
+import numpy as np
+from nvidia.dali import Pipeline, fn, math, types
+
+from pipelines import augment
+from pipelines.views import AsItIs, CentralCrop, Normalisation, RandomCrop, RandomResizedCrop, View
+
+
+def on_gpu() -> bool:
+    """Whether the graph that is being defined ends on a GPU."""
+    return Pipeline.current().device_id is not None
+
+
+def decoding() -> dict[str, Any]:
+    """What all decoders are told. EXIF orientation is honoured by default; fancy upsampling makes GPU and CPU agree."""
+    options: dict[str, Any] = {"output_type": types.RGB, "jpeg_fancy_upsampling": True}
+    if not on_gpu():
+        return {"device": "cpu", **options}
+    # Room for the largest image of ImageNet from the start: memory that grew with it would grow in mid-run.
+    return {"device": "mixed", **options, "preallocate_width_hint": 5980, "preallocate_height_hint": 6430}
+
+
+class Decoded:
+    """Images uint8 HWC that are there already."""
+
+    def __init__(self, images: Any) -> None:
+        self._images = images
+
+    def shape(self) -> Any:
+        """int64 [3], on the CPU: height, width, channels."""
+        return self._images.shape()
+
+    def whole(self) -> Any:
+        return self._images.gpu() if on_gpu() else self._images
+
+    def window(self, anchor: Any, size: Any) -> Any:
+        return fn.slice(self.whole(), anchor, size, axis_names="HW")
+
+
+class Encoded:
+    """Images as files hold them, uint8 [bytes] on the CPU."""
+
+    def __init__(self, encoded: Any) -> None:
+        self._encoded = encoded
+
+    def shape(self) -> Any:
+        return fn.peek_image_shape(self._encoded)
+
+    def whole(self) -> Any:
+        return fn.decoders.image(self._encoded, **decoding())
+
+    def window(self, anchor: Any, size: Any) -> Any:
+        """Only as much as is needed gets decoded."""
+        return fn.decoders.image_slice(self._encoded, anchor, size, axis_names="HW", **decoding())
+
+
+class Normaliser:
+    """To float CHW, or HWC where `channels_last`; half precision where `half`."""
+
+    def __init__(self, normalisation: Normalisation, *, half: bool, channels_last: bool) -> None:
+        self._options = {
+            "dtype": types.FLOAT16 if half else types.FLOAT,
+            "output_layout": "HWC" if channels_last else "CHW",
+            "mean": list(normalisation.mean),
+            "std": list(normalisation.std),
+        }
+
+    def __call__(self, images: Any, **crop_and_mirror: Any) -> Any:
+        return fn.crop_mirror_normalize(images, **self._options, **crop_and_mirror)
+
+
+@singledispatch
+def made(view: View, image: Decoded | Encoded, normalised: Normaliser, *numbers: Any) -> Any:
+    """The images' node that `view` makes of `image`, given the nodes of `view.numbers`."""
+    raise NotImplementedError(type(view).__name__)
+
+
+@made.register
+def _(view: AsItIs, image: Decoded | Encoded, normalised: Normaliser) -> Any:
+    images = image.whole()
+    if view.size is not None:
+        images = fn.resize(images, size=view.size, interp_type=types.INTERP_LINEAR, dtype=types.FLOAT)
+    return normalised(images)
+
+
+@made.register
+def _(view: RandomCrop, image: Decoded | Encoded, normalised: Normaliser, top: Any, left: Any, mirror: Any) -> Any:
+    # DALI takes a place as a share of the room, and rounds back.
+    rooms = [float(max(room, 1)) for room in view.room]
+    y, x = (fn.cast(place / room, dtype=types.FLOAT) for place, room in zip((top, left), rooms, strict=True))
+    return normalised(image.whole(), crop=view.size, crop_pos_y=y, crop_pos_x=x, mirror=mirror)
+
+
+@made.register
+def _(view: CentralCrop, image: Decoded | Encoded, normalised: Normaliser) -> Any:
+    """The size is computed here: DALI's own rule for it rounds otherwise than torchvision's."""
+    height_width = fn.cast(image.shape()[:2], dtype=types.FLOAT64)
+    shorter = math.min(height_width[0], height_width[1])
+    size = math.floor(height_width * float(view.resize) / shorter)
+    images = resized(image.whole(), size=fn.cast(size, dtype=types.FLOAT))
+    room = size - float(view.size)
+    lower = math.floor(room * 0.5)
+    odd, odd_lower = room - 2.0 * lower, lower - 2.0 * math.floor(lower * 0.5)
+    # Half a pixel goes to the even neighbour. Sizes are at most some thousands: shares in float32 round back.
+    place = fn.cast((lower + odd * odd_lower) / math.max(room, 1.0), dtype=types.FLOAT)
+    return normalised(images, crop=(view.size, view.size), crop_pos_y=place[0], crop_pos_x=place[1])
+
+
+@made.register
+def _(view: RandomResizedCrop, image: Decoded | Encoded, normalised: Normaliser, *numbers: Any) -> Any:
+    factors, place, mirror = numbers
+    anchor, size = random_window(image.shape(), factors, place)
+    return normalised(resized(image.window(anchor, size), size=(view.size, view.size)), mirror=mirror)
+
+
+def resized(images: Any, **size: Any) -> Any:
+    """float32 images, linear with antialiasing, as torchvision resizes."""
+    return fn.resize(images, **size, interp_type=types.INTERP_LINEAR, antialias=True, dtype=types.FLOAT)
+
+
+def random_window(shape: Any, factors: Any, place: Any) -> tuple[Any, Any]:
+    """`augment.random_window` as nodes: (anchor, size), int64 [2] each, (height, width); `shape`: int64 [3]."""
+    height_width = fn.cast(fn.reshape(shape[:2], shape=[2, 1]), dtype=types.FLOAT64)
+    width_height = fn.cast(fn.stack(shape[1:2], shape[:1]), dtype=types.FLOAT64)
+    attempts = math.floor(factors * math.sqrt(height_width[0] * height_width[1]) + 0.5)
+    # It always fits, so it stands last.
+    fallback = math.min(height_width, math.floor(width_height * augment.ASPECT[1] + 0.5))
+    sizes = fn.cat(attempts, fallback, axis=1)
+    fits = (sizes >= 1.0) & (sizes <= height_width)
+    unfit = (fits[0] & fits[1]) == 0
+    # The first that fits.
+    chosen = fn.reductions.min(types.Constant(np.arange(augment.ATTEMPTS + 1)) + unfit * augment.ATTEMPTS)
+    size = sizes[:, chosen]
+    free = height_width[:, 0] - size
+    central = chosen == augment.ATTEMPTS
+    anchor = central * math.floor(free * 0.5) + (central == 0) * math.floor(place * (free + 1.0))
+    return fn.cast(anchor, dtype=types.INT64), fn.cast(size, dtype=types.INT64)

@@ -1,0 +1,62 @@
+"""A picture of training samples: people look at their data first."""
+
+from __future__ import annotations
+
+from math import ceil, sqrt
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw
+from torch import Tensor
+
+from pipelines.views import Normalisation
+
+SHORTEST = 96
+"""Pixels of a shown image's shorter side, at least: smaller ones are enlarged."""
+CAPTION = 14
+
+
+def grid(images: Tensor, labels: Tensor, class_names: tuple[str, ...], normalisation: Normalisation | None) -> Tensor:
+    """uint8 [3, height, width]: the images, [n, 1 or 3, height, width], back in grey levels, each over its label."""
+    shown = grey_levels(images, normalisation)
+    height, width = shown.shape[1:3]
+    scale = ceil(SHORTEST / min(height, width))
+    columns = ceil(sqrt(len(shown)))
+    rows = ceil(len(shown) / columns)
+    cell = (width * scale + 4, height * scale + CAPTION + 4)
+    sheet = Image.new("RGB", (columns * cell[0], rows * cell[1]), "white")
+    draw = ImageDraw.Draw(sheet)
+    for place, (pixels, label) in enumerate(zip(shown, labels.tolist(), strict=True)):
+        left, top = place % columns * cell[0] + 2, place // columns * cell[1] + 2
+        image = Image.fromarray(pixels).resize((width * scale, height * scale), Image.Resampling.NEAREST)
+        sheet.paste(image, (left, top))
+        draw.text((left, top + height * scale + 1), _caption(label, class_names, width * scale, draw), fill="black")
+    return torch.from_numpy(np.array(sheet)).permute(2, 0, 1)
+
+
+def write_png(picture: Tensor, path: Path) -> None:
+    """uint8 [3, height, width]."""
+    Image.fromarray(picture.permute(1, 2, 0).numpy()).save(path)
+
+
+def grey_levels(images: Tensor, normalisation: Normalisation | None) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
+    """uint8 [n, height, width, 3]."""
+    levels = images.detach().float().cpu()
+    if normalisation is not None:
+        mean, std = (torch.tensor(values).view(1, -1, 1, 1) for values in (normalisation.mean, normalisation.std))
+        levels = levels * std + mean
+    levels = levels.round().clamp(0, 255).to(torch.uint8)
+    if levels.shape[1] != 3:  # Grey, or channels that no screen has: the first.
+        levels = levels[:, :1].expand(-1, 3, -1, -1)
+    return np.ascontiguousarray(levels.permute(0, 2, 3, 1).numpy())
+
+
+def _caption(label: int, class_names: tuple[str, ...], width: int, draw: ImageDraw.ImageDraw) -> str:
+    """The class's name, or its number; shortened to fit."""
+    text = class_names[label] if label < len(class_names) else str(label)
+    if draw.textlength(text) > width:
+        while text and draw.textlength(text + "..") > width:
+            text = text[:-1]
+        text += ".."
+    return text
