@@ -13,6 +13,8 @@ import os
 import sys
 import traceback
 from collections.abc import Callable
+from itertools import islice
+from math import ceil
 from pathlib import Path
 from typing import NoReturn
 
@@ -35,6 +37,7 @@ from dynsparse.training.stopping import StopFlag
 from pipelines.base import Data, Request
 from pipelines.config import DataError
 from pipelines.order import Share
+from pipelines.preview import write_png
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -56,9 +59,18 @@ def parse_arguments() -> argparse.Namespace:
     one.add_argument("--overwrite", action="store_true", help="replace a run of the same name")
     one.add_argument("--evaluate", metavar="CKPT", help="evaluate a checkpoint on the test data, and end")
     one.add_argument("--dry-run", action="store_true", help="print the resolved config and the layers, and end")
+    one.add_argument(
+        "--preview", metavar="N", type=_count, help="write a picture of N training samples with their labels, and end"
+    )
     one.add_argument("--print-schema", action="store_true", help="print the config's JSON Schema, and end")
     add_flags(parser)
     return parser.parse_intermixed_args()
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"is '{text}'; it must be a whole number of at least 1")
+    return int(text)
 
 
 def load_config(arguments: argparse.Namespace) -> Invocation:
@@ -114,6 +126,10 @@ def run(arguments: argparse.Namespace, worker: Worker) -> None:
             notes = [f"note: {line}; the table is of a start without it" for line in missing]
             print_to_reader("\n".join([config.as_yaml(), network.table(), *notes]))
         return
+    if arguments.preview:
+        if worker.is_main:
+            preview(config, worker, arguments.preview)
+        return
     stop = StopFlag()
     if not arguments.evaluate:
         stop.install()  # From here on a signal is remembered, however long the start takes.
@@ -150,6 +166,21 @@ def train(config: RunConfig, worker: Worker, stop: StopFlag, resume: str | None,
     trainer.fit()
 
 
+def preview(config: RunConfig, worker: Worker, count: int) -> None:
+    """Write the first training samples of worker 0, as its network would get them, beside the run's folder."""
+    pipelines.prepare(config.data)
+    data = pipelines.build(config.data, data_request(config, worker))
+    steps = islice(data.train.epoch(), ceil(count * worker.world_size / config.train.global_batch_size))
+    images, labels = (torch.cat(parts) for parts in zip(*(batch for step in steps for batch in step), strict=True))
+    path = config.folder.with_name(f"{config.folder.name}_preview.png")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_png(data.picture(images, labels, most=count), path)
+    except OSError as error:
+        raise UserError(f"--preview: {path} cannot be written ({error.strerror}); set runs=") from None
+    print_to_reader(f"{min(count, len(labels))} training samples in {path}")
+
+
 def evaluate(config: RunConfig, worker: Worker, checkpoint: Path) -> None:
     saved = sync.from_rank_0(lambda: read_run(checkpoint))
     network, data = build(config, worker)
@@ -169,21 +200,40 @@ def build(config: RunConfig, worker: Worker, *, fresh: bool = False) -> tuple[Ne
     """
     sync.together(lambda: pipelines.prepare(config.data) if worker.local_rank == 0 else None)
     sources = sync.from_rank_0(lambda: read_sources(config)) if fresh else NOTHING
-    return sync.together(lambda: build_parts(config, worker, sources))
+    network, data = sync.together(lambda: build_parts(config, worker, sources))
+    require_same_data(data)
+    return network, data
 
 
 def build_parts(config: RunConfig, worker: Worker, sources: Sources = NOTHING) -> tuple[Network, Data]:
     """What a rank builds without talking to the others."""
     device = worker.device(config.distributed.backend)
-    request = Request(
+    data = pipelines.build(config.data, data_request(config, worker))
+    return build_network(config, device, sources), data
+
+
+def data_request(config: RunConfig, worker: Worker) -> Request:
+    """What a rank asks of its data set."""
+    return Request(
         seed=config.seed,
         global_batch=config.train.global_batch_size,
         share=Share(worker.rank, worker.world_size, config.train.micro_batches),
         evaluation_batch=config.train.evaluation_batch_size,
-        device_id=device.index,
+        device_id=worker.device(config.distributed.backend).index,
         evaluate_train=config.train.evaluate_train,
+        channels_last=config.train.channels_last,
     )
-    return build_network(config, device, sources), pipelines.build(config.data, request)
+
+
+def require_same_data(data: Data) -> None:
+    """A collective. Raise UserError where workers see other data than rank 0, such as another copy of them."""
+    states = sync.all_of(data.train.state_dict())
+    differing = [str(rank) for rank, state in enumerate(states) if state != states[0]]
+    if differing:
+        raise UserError(
+            f"data: worker {', '.join(differing)} has other training samples than worker 0; "
+            "give all machines the same files, of the same names"
+        )
 
 
 def say(error: Exception) -> None:

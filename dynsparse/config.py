@@ -157,6 +157,11 @@ class RunConfig(Settings):
         method, start, train = self.method, self.start, self.train
         if train.start_epoch >= train.epochs:
             raise ValueError(f"train.start_epoch is {train.start_epoch}; it must be below train.epochs, {train.epochs}")
+        if self.data.dtype == "float16" and train.precision != "bf16":
+            raise ValueError(
+                "data.dtype is float16, which the network's float32 weights cannot be multiplied with: "
+                "set train.precision=bf16, or data.dtype=float32"
+            )
         if method.name == "pruning" and start.weights_from is None:
             raise ValueError(
                 "method.name is pruning, which starts from a trained dense network: set start.weights_from to its run"

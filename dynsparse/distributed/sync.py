@@ -62,6 +62,20 @@ def gather(value: T) -> list[T] | None:
     return values
 
 
+def all_of(value: T) -> list[T]:
+    """Every rank's picklable `value`, by rank, on every rank."""
+    if not connected():
+        return [value]
+    values: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(values, value)
+    return values
+
+
+def all_said(message: str | None) -> list[str]:
+    """What any rank had to say, on every rank; each message once."""
+    return list(dict.fromkeys(said for said in all_of(message) if said is not None))
+
+
 def together(act: Callable[[], T]) -> T:
     """Run `act` on every rank, and let all ranks succeed or fail as one.
 
@@ -75,13 +89,8 @@ def together(act: Callable[[], T]) -> T:
         result.append(act())
     except ValueError as error:
         failure = str(error)
-    failures = [failure]
-    if connected():
-        failures = [None] * dist.get_world_size()
-        dist.all_gather_object(failures, failure)
-    for message in failures:
-        if message is not None:
-            raise UserError(*message.splitlines())
+    for message in all_said(failure):
+        raise UserError(*message.splitlines())
     return result[0]
 
 

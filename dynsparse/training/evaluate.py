@@ -10,7 +10,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from dynsparse.distributed import sync
+from dynsparse.errors import UserError
 from pipelines.base import EvaluationPipeline
+from pipelines.config import DataError
 
 
 @dataclass(frozen=True)
@@ -21,6 +23,8 @@ class Evaluation:
     top1: float
     top5: float
     samples: int
+    left_out: int = 0
+    """Samples that could not be read or decoded, not among `samples`."""
 
 
 @dataclass(frozen=True)
@@ -51,21 +55,32 @@ def evaluate(
 ) -> Evaluation:
     """Evaluate `model` on the pipeline's samples. A collective: each rank takes its share.
 
+    Raises UserError on every rank if the data of any cannot be had.
     The model's buffers must agree between ranks (`sync.average_buffers`), or
     the result would depend on which rank sees which sample.
     """
     was_training = model.training
     model.eval()
-    counts = torch.zeros(4, dtype=torch.float64, device=device)  # loss, top-1, top-5, samples
-    for images, labels in pipeline.batches():
-        with precision:
-            logits = model(images).float()
-        loss = functional.cross_entropy(logits, labels, reduction="sum")
-        counts[0] += loss
-        counts[1] += hits(logits, labels, 1)
-        counts[2] += hits(logits, labels, 5)
-        counts[3] += len(labels)
+    counts = torch.zeros(6, dtype=torch.float64, device=device)  # loss, top-1, top-5, samples, left out, failures
+    failure = None
+    try:
+        for images, labels in pipeline.batches():
+            with precision:
+                logits = model(images).float()
+            loss = functional.cross_entropy(logits, labels, reduction="sum")
+            counts[0] += loss
+            counts[1] += hits(logits, labels, 1)
+            counts[2] += hits(logits, labels, 5)
+            counts[3] += len(labels)
+        counts[4] += pipeline.left_out
+    except DataError as error:  # The other ranks are on their way to the sum.
+        failure = str(error)
+        counts[5] += 1
     model.train(was_training)
-    loss_sum, top1, top5, samples = sync.sum_(counts).tolist()
-    assert int(samples) == pipeline.samples, f"evaluated {int(samples)} samples of {pipeline.samples}"
-    return Evaluation(loss_sum / samples, 100 * top1 / samples, 100 * top5 / samples, int(samples))
+    loss_sum, top1, top5, samples, left_out, failures = sync.sum_(counts).tolist()
+    if failures:
+        raise UserError(*sync.all_said(failure))
+    assert int(samples + left_out) == pipeline.samples, f"evaluated {int(samples)} samples of {pipeline.samples}"
+    if not samples:
+        raise UserError(f"none of {pipeline.samples} samples to evaluate on can be had; mend the data")
+    return Evaluation(loss_sum / samples, 100 * top1 / samples, 100 * top5 / samples, int(samples), int(left_out))

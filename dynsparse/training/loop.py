@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import inspect
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -21,13 +21,14 @@ from dynsparse.methods import Clock, Method
 from dynsparse.reallocation import ReallocationReport, Reallocator
 from dynsparse.runtime import Worker
 from dynsparse.training import penalties
-from dynsparse.training.callbacks import Callback, Observers, Summary
+from dynsparse.training.callbacks import Callback, Observers, SamplesReport, Summary
 from dynsparse.training.checkpoint import CheckpointFolder
 from dynsparse.training.evaluate import Evaluation, Evaluations, evaluate, hits
 from dynsparse.training.network import Network, build_method
 from dynsparse.training.reports import Reporter
 from dynsparse.training.state import Progress, RunState
 from pipelines.base import Batch, Data, EvaluationPipeline
+from pipelines.config import DataError
 
 log = logging.getLogger(__name__)
 
@@ -130,16 +131,76 @@ class Trainer:
 
     def _train_epoch(self) -> None:
         self.reporter.epoch_begins()
-        for micro_batches in self.data.train.epoch():
+        steps = self.data.train.epoch()
+        while (micro_batches := self._fetch(steps)) is not None:
+            self._show(micro_batches)
             loss = self.train_step(micro_batches)
             self.reporter.step_done(self.config.train.global_batch_size)
             if self.worker.is_main and self.progress.step % self.config.log.every_steps == 0:
                 self.observers.on_step(self.reporter.step_report(loss))
             if self._save_is_due():
                 self._save()
-            if sync.any_rank(self.stop_requested()):
-                self._stop()
         self.reporter.epoch_trained()
+
+    def _fetch(self, steps: Iterator[list[Batch]]) -> list[Batch] | None:
+        """The next step's micro-batches, or None where the epoch ends: on every rank, or all stop before the step.
+
+        One small all-reduce a step. Where a rank's data fail, the others have
+        theirs already: all go back to where they were, and save.
+        """
+        before = self.data.train.state_dict()
+        micro_batches, failure = None, None
+        try:
+            micro_batches = next(steps, None)
+        except DataError as error:
+            failure = str(error)
+        if sync.any_rank(failure is not None or self.stop_requested()):
+            self.data.train.load_state_dict(before)
+            self._end_if_failed(failure)
+            self._stop()
+        return micro_batches
+
+    def _end_if_failed(self, failure: str | None) -> None:
+        """Save and raise UserError on every rank if the data of any failed."""
+        if failures := sync.all_said(failure):
+            self._end(UserError(*failures))
+
+    def _end(self, error: UserError) -> NoReturn:
+        """Leave a checkpoint to go on from once the error has been mended."""
+        self._save()
+        self._finish("stopped")
+        raise error
+
+    def _show(self, micro_batches: Sequence[Batch]) -> None:
+        """Give the observers a look at the first batch of a run."""
+        if self.worker.is_main and self.progress.step == 0 and not self.resumed:
+            self.observers.on_samples(SamplesReport(self.data.picture(*micro_batches[0], most=32)))
+
+    def _share_bad_samples(self) -> None:
+        """Tell all ranks what any has found, so that none need find it again."""
+        if not self.config.data.skips_bad_files:
+            return
+        before = len(self.run.shared_bad_samples)
+        bad = {sample: fault for known in sync.all_of(self.data.train.bad_samples) for sample, fault in known.items()}
+        self.data.train.avoid(bad)
+        self.run.shared_bad_samples = bad
+        if len(bad) > before:
+            log.warning(
+                "%d of the training files are bad, %d of them found in this epoch; others of their classes come "
+                "in their place",
+                len(bad),
+                len(bad) - before,
+            )
+
+    def _evaluate_or_end(self) -> Evaluations:
+        before = self.run.of_this_rank()
+        try:
+            return self.evaluate()
+        except UserError as error:  # On every rank. A resume ends this epoch anew: to the end of it, not beyond.
+            data = self.data.train
+            data.load_state_dict({**data.state_dict(), "epoch": self.progress.epoch, "batch": data.steps_per_epoch})
+            self.run.load_of_this_rank(before)
+            self._end(error)
 
     def train_step(self, micro_batches: Sequence[Batch]) -> Tensor:
         """One optimizer step on this worker's share of a global batch. Returns its mean loss, on the device."""
@@ -195,7 +256,8 @@ class Trainer:
         """Verify, evaluate, report, save."""
         progress = self.progress
         progress.desyncs_repaired += bool(self.reallocator.verify(progress.step))
-        results = self.evaluate()
+        self._share_bad_samples()
+        results = self._evaluate_or_end()
         sums = sync.sum_(self.run.sums.clone()).tolist()
         self.run.sums.zero_()
         is_best = progress.take(results, eligible=self.reallocator.method.is_settled(self._clock()))

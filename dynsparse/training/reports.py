@@ -116,11 +116,13 @@ class Reporter:
             images_per_second=self.epoch_watch.per_second,
             seconds=time.monotonic() - self.epoch_watch.began,
             active_weights=self._active_weights(),
+            bad_files=len(run.shared_bad_samples),
         )
 
     def summary(self, status: str) -> Summary:
         """A collective: every rank computes its digests from its own masks and weights."""
         run, progress, masks = self.run, self.run.progress, self.run.masks
+        bad_files = {sample for known in sync.all_of(run.train_data.bad_samples) for sample in known}
         mine = {
             "rank": run.worker.rank,
             "mask_digest": f"{digest.mask_digest(masks):016x}",
@@ -157,6 +159,7 @@ class Reporter:
             world_size=run.worker.world_size,
             reallocations=progress.reallocations,
             desyncs_repaired=progress.desyncs_repaired,
+            bad_files=len(bad_files),
             seconds=self.seconds,
             versions=versions(),
         )

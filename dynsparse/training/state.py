@@ -84,6 +84,8 @@ class RunState:
     sums: Tensor
     """float64 [3], this rank's in this epoch: loss, top-1 hits, samples."""
     progress: Progress
+    shared_bad_samples: dict[int, str] = field(default_factory=dict)
+    """Of the training data, with the reasons: those that every rank knows."""
 
     def of_this_rank(self) -> dict[str, Any]:
         """What differs from rank to rank."""
@@ -91,6 +93,7 @@ class RunState:
             "buffers": packing.pack_buffers(self.model),
             "random": packing.random_state(self.sums.device),
             "sums": self.sums.cpu().clone(),
+            "bad_samples": self.train_data.bad_samples,
         }
 
     def load_of_this_rank(self, saved: Mapping[str, Any]) -> None:
@@ -135,6 +138,8 @@ class RunState:
         packing.unpack_optimizer(self.model, self.masks, self.optimizer, saved["optimizer"])
         self.method.load_state_dict(saved["method"])
         self.train_data.load_state_dict(saved["data"])
+        for rank in saved["ranks"]:  # Older checkpoints know of none.
+            self.train_data.avoid(rank.get("bad_samples", {}))
         self.progress = Progress(**saved["progress"])
         ranks = saved["ranks"]
         if len(ranks) == self.worker.world_size:

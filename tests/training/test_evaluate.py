@@ -17,6 +17,7 @@ class Samples:
 
     def __init__(self, images: torch.Tensor, labels: torch.Tensor, claimed: int, batch: int = 3) -> None:
         self.samples = claimed
+        self.left_out = 0
         self._batches = list(zip(images.split(batch), labels.split(batch), strict=True)) if len(labels) else []
 
     def batches(self) -> object:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dynsparse.config import RunConfig
 from dynsparse.errors import UserError
 from dynsparse.reallocation import ReallocationReport
-from dynsparse.training.callbacks.base import Callback, EpochReport, RunReport, StepReport, Summary
+from dynsparse.training.callbacks.base import Callback, EpochReport, RunReport, SamplesReport, StepReport, Summary
 
 log = logging.getLogger(__name__)
 
@@ -18,6 +18,7 @@ __all__ = [
     "Observers",
     "ReallocationReport",
     "RunReport",
+    "SamplesReport",
     "StepReport",
     "Summary",
     "standard_observers",
@@ -39,6 +40,9 @@ class Observers(Callback):
                 member.on_start(run)
             except OSError as error:  # Nothing is lost yet: better to stop here than to train unseen.
                 raise UserError(f"{type(member).__name__}: cannot write ({error}); free space, or set runs=") from None
+
+    def on_samples(self, report: SamplesReport) -> None:
+        self._tell(lambda member: member.on_samples(report))
 
     def on_step(self, report: StepReport) -> None:
         self._tell(lambda member: member.on_step(report))

@@ -40,6 +40,14 @@ class RunReport:
 
 
 @dataclass(frozen=True)
+class SamplesReport:
+    """The first batch of a run, before the first step."""
+
+    picture: Tensor
+    """uint8 [3, height, width]: training samples as the network gets them, with their labels."""
+
+
+@dataclass(frozen=True)
 class StepReport:
     """A reading during an epoch, every `log.every_steps` steps. `loss`: this worker's, of one batch."""
 
@@ -77,6 +85,8 @@ class EpochReport:
     """Over the training steps of this epoch, all ranks together."""
     seconds: float
     """Of training and evaluation in this epoch, since the start or the resume."""
+    bad_files: int
+    """Training files that cannot be had, found so far; others of their classes come in their place."""
     active_weights: Mapping[str, Tensor]
     """Values of the active weights by layer, float32 on the CPU; empty if nobody looks at them."""
 
@@ -110,6 +120,8 @@ class Summary:
     world_size: int
     reallocations: int
     desyncs_repaired: int
+    bad_files: int
+    """Training files that could not be had; others of their classes came in their place."""
     seconds: float
     """Spent in training, sessions before a resume included."""
     versions: Mapping[str, str]
@@ -119,6 +131,8 @@ class Callback:
     """An observer: override what interests you."""
 
     def on_start(self, run: RunReport) -> None: ...
+
+    def on_samples(self, report: SamplesReport) -> None: ...
 
     def on_step(self, report: StepReport) -> None: ...
 

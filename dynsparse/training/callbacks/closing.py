@@ -38,6 +38,8 @@ def closing_text(summary: Summary, folder: Path, *, tensorboard: bool) -> str:
         ("epochs, steps", f"{summary.epochs}, {summary.steps}"),
         ("workers", str(summary.world_size)),
     ]
+    if summary.bad_files:
+        facts.append(("bad training files, replaced", str(summary.bad_files)))
     status = summary.status
     if status == "stopped":
         status = f"stopped after step {summary.steps} (epoch {summary.epochs + 1}); go on with --resume auto"

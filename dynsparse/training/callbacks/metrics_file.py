@@ -68,6 +68,7 @@ class MetricsFile(Callback):
                 "active_weights": sum(report.active.values()),
                 "sparsity": report.total_sparsity,
                 "model_sparsity": report.model_sparsity,
+                "bad_files": report.bad_files,
                 "layers": {
                     name: {
                         "active": report.active[name],
@@ -93,7 +94,8 @@ class MetricsFile(Callback):
 def _numbers(name: str, result: Evaluation | None) -> dict[str, float]:
     if result is None:
         return {}
-    return {f"{name}_loss": result.loss, f"{name}_top1": result.top1, f"{name}_top5": result.top5}
+    numbers = {f"{name}_loss": result.loss, f"{name}_top1": result.top1, f"{name}_top5": result.top5}
+    return {**numbers, f"{name}_left_out": result.left_out} if result.left_out else numbers
 
 
 def _is_before(text: str, run: RunReport) -> bool:

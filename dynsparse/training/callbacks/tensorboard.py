@@ -8,7 +8,7 @@ from pathlib import Path
 from torch.utils.tensorboard import SummaryWriter
 
 from dynsparse.reallocation import ReallocationReport
-from dynsparse.training.callbacks.base import Callback, EpochReport, RunReport, StepReport, Summary
+from dynsparse.training.callbacks.base import Callback, EpochReport, RunReport, SamplesReport, StepReport, Summary
 
 # One chart with a line a layer, in TensorBoard's "Custom Scalars" tab.
 LAYOUT = {
@@ -38,6 +38,9 @@ class TensorBoard(Callback):
             self._writer.add_text("config", "".join(f"    {line}\n" for line in run.config_yaml.splitlines()), 0)
             self._layers(run.active, 0)
 
+    def on_samples(self, report: SamplesReport) -> None:
+        self._writer.add_image("data/first_batch", report.picture, 0)
+
     def on_step(self, report: StepReport) -> None:
         self._writer.add_scalar("loss/batch", report.loss, report.step)
         self._writer.add_scalar("lr", report.lr, report.step)
@@ -63,6 +66,7 @@ class TensorBoard(Callback):
             "sparsity/model": report.model_sparsity,
             "active/budget": report.budget,
             "active/total": sum(report.active.values()),
+            "data/bad_files": report.bad_files,
         }
         for name in ("test", "validation", "train"):
             if (result := getattr(report.results, name)) is not None:
