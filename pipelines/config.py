@@ -54,7 +54,8 @@ class DataSetSettings(BaseModel):
 
     def check(self) -> None:
         """Raise DataError if the data cannot be there. Before any process group or GPU is touched."""
-        if self.loader == "dali" and find_spec("nvidia.dali") is None:
+        # The package above it is looked for first: find_spec imports that.
+        if self.loader == "dali" and (find_spec("nvidia") is None or find_spec("nvidia.dali") is None):
             raise DataError(
                 "data.loader is dali, which is not installed here; install nvidia-dali, or set data.loader=torch"
             )

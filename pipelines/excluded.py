@@ -23,7 +23,7 @@ class Excluded:
         if file is None:
             return cls()
         try:
-            lines = Path(file).read_text(encoding="utf-8", errors="surrogateescape").splitlines()
+            lines = Path(file).read_text(encoding="utf-8", errors="surrogateescape").split("\n")
         except OSError as error:
             raise DataError(
                 f"data.exclude: {file} cannot be read ({error.strerror}); "

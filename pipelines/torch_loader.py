@@ -8,7 +8,7 @@ from functools import cache
 from typing import Any
 
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import UnidentifiedImageError
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
@@ -18,9 +18,6 @@ from pipelines.order import Indices, Uniforms
 from pipelines.sources import Arrays, Encoded
 from pipelines.torch_views import decoded, made, pixels
 from pipelines.views import Recipe
-
-# What PIL raises at files that are damaged in one way or another; OSError has those that cannot be read among it.
-_DECODING = (OSError, ValueError, SyntaxError, EOFError, IndexError, TypeError, KeyError, Image.DecompressionBombError)
 
 Key = tuple[Indices, Uniforms]
 
@@ -38,7 +35,9 @@ class TorchLoader(Loader):
             return read_fault(error)
         try:
             pixels(decoded(encoded))
-        except _DECODING as error:
+        except MemoryError:
+            raise  # Not the image's fault.
+        except Exception as error:  # noqa: BLE001 - PIL raises about anything at damaged files
             return decoding_fault(encoded, error)
         return None
 
@@ -125,7 +124,7 @@ class _Batches(Dataset[Any]):
         for index, *numbers in rows:
             try:
                 images.append(self._image(index, numbers))
-            except _DECODING:
+            except Exception:
                 fault = self._loader.fault(source, index) if isinstance(source, Encoded) else None
                 if fault is None:
                     raise  # The image is good: the error is of another kind.
@@ -146,7 +145,8 @@ def decoding_fault(encoded: Any, error: Exception) -> str:
         return "is empty"
     if isinstance(error, UnidentifiedImageError):
         return "is no image of a known format, or its header is damaged"
-    return "cannot be decoded: it is truncated or damaged"
+    said = " ".join(str(error).split())[:100]
+    return f"cannot be decoded: it is truncated or damaged ({type(error).__name__}: {said})"
 
 
 THE_LOADER = TorchLoader

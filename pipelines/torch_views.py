@@ -21,12 +21,15 @@ from torchvision.transforms.v2 import functional as untyped  # noqa: E402 - it m
 
 functional: Any = untyped
 
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF")
+"""Those that DALI decodes among those that PIL does."""
+
 Image.MAX_IMAGE_PIXELS = None  # Training data are trusted; large photographs are no attack.
 
 
 def decoded(encoded: Bytes) -> Image.Image:
     """The upright image. Its pixels are decoded when they are first needed. Raises what PIL raises."""
-    return ImageOps.exif_transpose(Image.open(io.BytesIO(encoded.data)))
+    return ImageOps.exif_transpose(Image.open(io.BytesIO(encoded.data), formats=FORMATS))
 
 
 def pixels(image: Image.Image) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -72,3 +73,28 @@ def test_mask_gradients(results: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run(mask_gradients, monkeypatch, "--weights", "10000", "--repeats", "3")
     content = json.loads((results / "mask_gradients.json").read_text())
     assert len(content["results"]) == 4 * len(mask_gradients.DENSITIES)
+
+
+def test_pipelines(tmp_path: Path) -> None:
+    """In a process of its own: it restricts itself to some cores, and forks. What it finds, only machines can say."""
+    command = [sys.executable, "-m", "benchmarks.pipelines", "--tiny", "--output", str(tmp_path)]
+    done = subprocess.run(command, cwd=Path(__file__).parents[1], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    content = json.loads((tmp_path / "pipelines.json").read_text())
+    ways = {"dali", "torch", "torchvision", "dali, shards"}
+    assert set(content["speed"]["images_per_second"]) == set(content["speed"]["cpu_ms_per_image"]) == ways
+    assert {"dali / torch", "dali / torchvision"} <= set(content["speed"]["ratios"])
+    assert set(content["agreement"]["tensors"]) == {"JPEG", "PNG"}
+    assert content["agreement"]["tensors"]["PNG"]["images"] == content["agreement"]["network"]["dali"]["images"] == 24
+    assert {len(content["memory"][loader]["by_epoch"]) for loader in ("dali", "torch")} == {3}
+    assert set(content["feed"]["images_per_second"]) == {"fed by DALI", "fixed batch"}
+    for part in ("speed", "agreement", "memory", "feed"):
+        assert content[part]["load_before"] >= 0
+    page = (tmp_path / "pipelines.md").read_text()
+    assert [line for line in page.splitlines() if line.startswith("## ")][:4] == [
+        "## Speed",
+        "## Agreement",
+        "## Memory",
+        "## Feeding a training step",
+    ]
+    assert (tmp_path / "pipeline-memory.svg").read_text().rstrip().endswith("</svg>")

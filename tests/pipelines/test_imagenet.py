@@ -20,19 +20,13 @@ from pipelines.base import Request, TrainPipeline
 from pipelines.config import DataError, ImagenetSettings
 from pipelines.image_folder import list_images
 from pipelines.order import SampleOrder, Share
+from tests.pipelines.pictures import CLASSES, picture
 from tests.pipelines.streams import LOADERS, SEED, assert_workers_and_resume_change_nothing, request, whole
 
-CLASSES = ["ape", "bee", "cat"]
 # (width, height): tiny, square, wide, tall.
 SIZES = [(8, 8), (64, 64), (300, 40), (40, 300), (9, 200), (120, 90), (33, 57), (300, 200), (1, 30), (31, 16)]
 Window = tuple[int, int, int, int]
 """Top, left, height, width."""
-
-
-def picture(width: int, height: int, seed: int) -> Image.Image:
-    """Smooth, as photographs are: a few random colours, enlarged."""
-    colours = np.random.default_rng(seed).integers(0, 256, (4, 4, 3), dtype=np.uint8)
-    return Image.fromarray(colours).resize((width, height), Image.Resampling.BICUBIC)
 
 
 @pytest.fixture(scope="module")
