@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
+from PIL import Image
 
 import dist_train
 from dynsparse.config import RunConfig
@@ -336,3 +338,34 @@ def test_a_checkpoint_written_by_hand_is_checked(tmp_path: Path, call: Any, conf
     write(tmp_path / "b.pt", {"config": {}, "weights": {}})
     for option in ("--resume", "--evaluate"):
         assert_one_line(call("--config", config, option, tmp_path / "b.pt"), "b.pt: lacks versions, progress, masks")
+
+
+def test_preview_is_a_picture_of_the_first_samples(call: Any, config: Path) -> None:
+    """24 of 100 samples, of three steps of 12; enlarged to be seen, each over its label. No run is begun."""
+    code, out, err = call("--config", config, "--preview", "24")
+    assert code == 0, err
+    path = Path(out.split(" in ")[1].strip())
+    assert out == f"24 training samples in {path}\n"
+    assert (
+        path.parent == config.parent / "runs"
+        and path.name == f"{yaml.safe_load(config.read_text())['name']}_preview.png"
+    )
+    with Image.open(path) as picture:
+        assert picture.mode == "RGB"
+        assert picture.size == (5 * (96 + 4), 5 * (96 + 18))
+        assert len(picture.getcolors(1 << 24)) > 100
+    assert not (config.parent / "runs" / path.name.removesuffix("_preview.png")).exists()
+
+
+@pytest.mark.parametrize("number", ["0", "-1", "2.5", "x"])
+def test_previews_of_no_number_are_refused(call: Any, config: Path, number: str) -> None:
+    assert_one_line(
+        call("--config", config, f"--preview={number}"), f"--preview: is '{number}'; it must be a whole number"
+    )
+
+
+def test_half_precision_images_need_autocast(call: Any, config: Path) -> None:
+    asked = ("--config", config, "data.dtype=float16")
+    assert_one_line(call(*asked), "data.dtype is float16", "train.precision=bf16")
+    code, _, err = call(*asked, "train.precision=bf16", "train.channels_last=true", "train.epochs=1", "name=half")
+    assert code == 0, err

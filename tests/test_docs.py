@@ -8,12 +8,18 @@ import types
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
 
+import pipelines
 from benchmarks import readme
 from dynsparse import config
 from dynsparse.training.folder import differences
+from pipelines import config as data_config
+from pipelines.base import Request
+from pipelines.config import DataError
+from pipelines.order import Share
 from tests.methods.test_contract import Run, assert_zero_outside
 
 ROOT = Path(__file__).parents[1]
@@ -36,6 +42,29 @@ def test_the_method_of_the_guide_works(monkeypatch: pytest.MonkeyPatch) -> None:
         assert_zero_outside(run)
     assert run.events == 4
     assert run.masks.active_weights == run.masks.budget
+
+
+def test_the_data_set_of_the_guide_works(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The file and the settings that docs/adding-a-dataset.md shows deliver batches, through both loaders."""
+    source, settings = re.findall(r"```python\n(.*?)```", (ROOT / "docs/adding-a-dataset.md").read_text(), re.DOTALL)
+    names: dict[str, Any] = {**vars(data_config), "Path": Path}
+    exec(compile("from __future__ import annotations\n" + settings, "config.py", "exec"), names)
+    monkeypatch.setattr(data_config, "FlowersSettings", names["FlowersSettings"], raising=False)
+    module: Any = types.ModuleType("pipelines.flowers")
+    monkeypatch.setitem(sys.modules, "pipelines.flowers", module)
+    exec(compile(source, "flowers.py", "exec"), module.__dict__)
+    images = np.random.default_rng(0).integers(0, 256, (20, 60, 70, 3), dtype=np.uint8)
+    labels = np.arange(20) % 5
+    path = tmp_path / "flowers.npz"
+    np.savez(path, train_images=images, train_labels=labels, test_images=images[:7], test_labels=labels[:7])
+    for loader in ("dali", "torch"):
+        asked = names["FlowersSettings"](name="flowers", path=str(path), loader=loader, validation_samples=5)
+        asked.check()
+        data = pipelines.build(asked, Request(0, 5, Share(), 5, None))
+        assert [batch[0].shape for (batch,) in data.train.epoch()] == [(5, *asked.image_shape)] * 3
+        assert sum(len(labels) for _, labels in data.test.batches()) == 7
+    with pytest.raises(DataError, match="put the file there"):
+        names["FlowersSettings"](name="flowers", path="nowhere").check()
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))

@@ -66,6 +66,12 @@ def test_tensorboard_has_every_chart(finished: tuple[Path, Any]) -> None:
     assert "config/text_summary" in tags["tensors"]
 
 
+def test_tensorboard_has_the_first_batch_once(finished: tuple[Path, Any]) -> None:
+    (image,) = events(finished[0]).Images("data/first_batch")
+    assert image.step == 0
+    assert (image.width, image.height) == (4 * 100, 3 * 114), "12 samples of 6x6, enlarged, each over its label"
+
+
 def test_tensorboard_tells_the_truth_without_gaps_or_repeats(finished: tuple[Path, Any]) -> None:
     folder, summary = finished
     board = events(folder)
