@@ -13,6 +13,7 @@ import os
 import sys
 import traceback
 from collections.abc import Callable
+from contextlib import closing
 from itertools import islice
 from math import ceil
 from pathlib import Path
@@ -163,7 +164,8 @@ def train(config: RunConfig, worker: Worker, stop: StopFlag, resume: str | None,
     sync.from_rank_0(lambda: take_folder(config, start, overwrite=overwrite))
     if worker.is_main:
         print(config.as_yaml(), flush=True)
-    trainer.fit()
+    with closing(data):
+        trainer.fit()
 
 
 def preview(config: RunConfig, worker: Worker, count: int) -> None:
@@ -171,7 +173,8 @@ def preview(config: RunConfig, worker: Worker, count: int) -> None:
     pipelines.prepare(config.data)
     data = pipelines.build(config.data, data_request(config, worker))
     steps = islice(data.train.epoch(), ceil(count * worker.world_size / config.train.global_batch_size))
-    images, labels = (torch.cat(parts) for parts in zip(*(batch for step in steps for batch in step), strict=True))
+    with closing(data):
+        images, labels = (torch.cat(parts) for parts in zip(*(batch for step in steps for batch in step), strict=True))
     path = config.folder.with_name(f"{config.folder.name}_preview.png")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -186,7 +189,8 @@ def evaluate(config: RunConfig, worker: Worker, checkpoint: Path) -> None:
     network, data = build(config, worker)
     trainer = Trainer(config, network, data, worker)
     sync.together(lambda: trainer.run.load_network(saved))
-    result = trainer.evaluate()
+    with closing(data):
+        result = trainer.evaluate()
     if worker.is_main:
         for name, on in (("test", result.test), ("validation", result.validation), ("train", result.train)):
             if on is not None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -29,6 +29,7 @@ class BadFiles:
 
     source: Source
     loader: Loader
+    seed: int
     skip: bool
     """Go on without them; or else the first one is an error."""
     where: str
@@ -53,26 +54,26 @@ class BadFiles:
         if len(self.faults) >= SAID > len(self.faults) - len(faults):
             log.error("more bad files of this worker are counted, not named: `python -m pipelines.scan` lists them")
 
-    def replaced(self, indices: Indices, candidates: Callable[[int], Indices], seed: int) -> Indices:
-        """The samples with another of the same class, out of `candidates(label)`, for each bad one."""
+    def replaced(self, indices: Indices, candidates: Indices) -> Indices:
+        """The samples with another of the same class, one of the candidates, for each bad one."""
         if not self.faults:
             return indices
-        return np.array([self._replacement(int(i), candidates, seed) for i in indices], dtype=np.int64)
+        return np.array([self._replacement(int(index), candidates) for index in indices], dtype=np.int64)
 
-    def _replacement(self, index: int, candidates: Callable[[int], Indices], seed: int) -> int:
+    def _replacement(self, index: int, candidates: Indices) -> int:
         if index not in self.faults:
             return index
         chosen = self._instead.get(index)
         if chosen is None or chosen in self.faults:
-            chosen = self._instead[index] = self._choose(index, candidates, seed)
+            chosen = self._instead[index] = self._choose(index, candidates)
         return chosen
 
-    def _choose(self, index: int, candidates: Callable[[int], Indices], seed: int) -> int:
+    def _choose(self, index: int, candidates: Indices) -> int:
         """The first in a random order that is whole: tried now, for what is known differs between workers."""
         label = int(self.source.labels[index])
-        others = candidates(label)
+        others = candidates[self.source.labels[candidates] == label]
         assert isinstance(self.source, Encoded)
-        for other in others[shuffled(len(others), seed, "instead of", index)].tolist():
+        for other in others[shuffled(len(others), self.seed, "instead of", index)].tolist():
             if other not in self.faults and self.loader.fault(self.source, other) is None:
                 return int(other)
         raise DataError(

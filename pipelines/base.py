@@ -54,6 +54,10 @@ class TrainPipeline(Protocol):
         """Of a sample, such as its file's."""
         ...
 
+    def close(self) -> None:
+        """Let go of threads and processes; they come again with the next batch."""
+        ...
+
 
 class EvaluationPipeline(Protocol):
     """Delivers this worker's share of an evaluation: over all workers each sample once."""
@@ -70,6 +74,10 @@ class EvaluationPipeline(Protocol):
 
     def batches(self) -> Iterator[Batch]:
         """One pass. The last batch may be smaller. Raises DataError at a bad sample unless those are to be skipped."""
+        ...
+
+    def close(self) -> None:
+        """As in `TrainPipeline`."""
         ...
 
 
@@ -107,6 +115,12 @@ class Data:
     """By label; empty if the classes have no names."""
     normalisation: Normalisation | None = None
     """What was done to the grey levels."""
+
+    def close(self) -> None:
+        """Let go of all threads and processes."""
+        for pipeline in (self.train, self.test, self.validation, self.train_evaluation):
+            if pipeline is not None:
+                pipeline.close()
 
     def picture(self, images: Tensor, labels: Tensor, most: int) -> Tensor:
         """uint8 [3, height, width]: up to `most` of a batch in a grid, as the network gets them, with their labels."""

@@ -75,6 +75,7 @@ class DaliFeed(Feed):
     def close(self) -> None:
         if self._reader is not None:
             self._reader.shutdown(cancel_futures=True)
+        del self._pipeline  # Now, not when Python finds that it and what it reads from hold each other.
 
     def _samples(self, stream: Stream) -> Iterator[tuple[Any, ...]]:
         """What DALI is given of each batch."""

@@ -120,8 +120,8 @@ def _(view: RandomResizedCrop, image: Decoded | Encoded, normalised: Normaliser,
 
 
 def resized(images: Any, **size: Any) -> Any:
-    """float32 images, linear with antialiasing, as torchvision resizes."""
-    return fn.resize(images, **size, interp_type=types.INTERP_LINEAR, antialias=True, dtype=types.FLOAT)
+    """uint8 images, linear with antialiasing, as torchvision resizes: rounded to whole grey levels too."""
+    return fn.resize(images, **size, interp_type=types.INTERP_LINEAR, antialias=True, dtype=types.UINT8)
 
 
 def random_window(shape: Any, factors: Any, place: Any) -> tuple[Any, Any]:

@@ -11,7 +11,7 @@ from pipelines.bad_files import BadFiles
 from pipelines.base import Batch, Data, Request
 from pipelines.config import DataError, DataSetSettings
 from pipelines.loaders import BadSamples, Feed, Loader, Stream, loader
-from pipelines.order import Indices, evaluation_batches
+from pipelines.order import Indices, SampleOrder, Share, evaluation_batches
 from pipelines.sources import digest
 from pipelines.split import stratified
 from pipelines.views import Recipe
@@ -33,29 +33,14 @@ class OrderedTraining:
     def steps_per_epoch(self) -> int:
         return self._order.batches_per_epoch
 
-    def _stream(self) -> Stream:
-        """Micro-batches from the current position on, for ever."""
-        order, share = self._order, self._share
-        epoch, batch = self._epoch, self._batch
-        while True:
-            while batch < self.steps_per_epoch:
-                for part in range(share.micro_batches):
-                    uniforms = order.randoms(epoch, batch, part, share, self._recipe.view.uniforms)
-                    samples = self._samples[order.micro_batch(epoch, batch, part, share)]
-                    yield self._bad.replaced(samples, self._of_class, order.seed), uniforms
-                batch += 1
-            epoch, batch = epoch + 1, 0
-
-    def _of_class(self, label: int) -> Indices:
-        of_class: Indices = self._samples[self._recipe.source.labels[self._samples] == label]
-        return of_class
-
     def _new_feed(self) -> Feed:
         micro_batch = self._order.global_batch // (self._share.workers * self._share.micro_batches)
-        return self._loader.feed(self._recipe, self._stream(), micro_batch)
+        samples = _micro_batches(self._order, self._share, self._recipe.view.uniforms, self._epoch, self._batch)
+        stream = ((self._bad.replaced(self._samples[places], self._samples), numbers) for places, numbers in samples)
+        return self._loader.feed(self._recipe, stream, micro_batch)
 
-    def _drop_feed(self) -> None:
-        """What has been read ahead is of another position, or of samples that are bad."""
+    def close(self) -> None:
+        """Let go of what reads ahead: the position is another one, or samples are bad, or this is the end."""
         if self._feed is not None:
             self._feed.close()
         self._feed = None
@@ -67,7 +52,7 @@ class OrderedTraining:
             try:
                 return [self._feed.next() for _ in range(self._share.micro_batches)]
             except BadSamples as bad:
-                self._drop_feed()
+                self.close()
                 self._bad.found(bad.faults, f"epoch {self._epoch}, batch {self._batch}")
 
     def epoch(self) -> Iterator[list[Batch]]:
@@ -84,7 +69,7 @@ class OrderedTraining:
     def avoid(self, bad: Mapping[int, str]) -> None:
         if bad.keys() - self._bad.faults.keys():
             self._bad.faults.update(bad)
-            self._drop_feed()
+            self.close()
 
     def name(self, sample: int) -> str:
         return self._recipe.source.name(sample)
@@ -122,7 +107,17 @@ class OrderedTraining:
                 "hold out now; it has trained on samples of this validation set: resume with the same"
             )
         self._epoch, self._batch = state["epoch"], state["batch"]
-        self._drop_feed()
+        self.close()
+
+
+def _micro_batches(order: SampleOrder, share: Share, uniforms: int, epoch: int, batch: int) -> Stream:
+    """Places in the order, from a position on, for ever, and random numbers."""
+    while True:
+        while batch < order.batches_per_epoch:
+            for part in range(share.micro_batches):
+                yield order.micro_batch(epoch, batch, part, share), order.randoms(epoch, batch, part, share, uniforms)
+            batch += 1
+        epoch, batch = epoch + 1, 0
 
 
 class OrderedEvaluation:
@@ -141,29 +136,26 @@ class OrderedEvaluation:
         self._batches = [samples[indices] for indices in places]
         self._feed: Feed | None = None
 
-    def _stream(self, start: int) -> Stream:
-        """Batches from one on, then all of them, for ever: the next pass is read ahead."""
-        while True:
-            for indices in self._batches[start:]:
-                yield indices, np.empty((len(indices), 0))
-            start = 0
-
     def batches(self) -> Iterator[Batch]:
         place = 0
         while place < len(self._batches):
             if self._feed is None:
                 largest = max(len(indices) for indices in self._batches)
-                self._feed = self._loader.feed(self._recipe, self._stream(place), largest)
+                self._feed = self._loader.feed(self._recipe, _passes(self._batches, place), largest)
             try:
                 batch = self._feed.next()
             except BadSamples as bad:
-                self._feed.close()
-                self._feed = None
+                self.close()
                 self._bad.found(bad.faults, "evaluation")
                 self._leave_out(np.array(list(bad.faults)))
             else:
                 place += 1
                 yield batch
+
+    def close(self) -> None:
+        if self._feed is not None:
+            self._feed.close()
+        self._feed = None
 
     def _leave_out(self, bad: Indices) -> None:
         """Those of batches to come; one that is left empty goes, so that the next has its place."""
@@ -172,13 +164,21 @@ class OrderedEvaluation:
         self._batches = [indices for indices in whole if len(indices)]
 
 
+def _passes(batches: list[Indices], start: int) -> Stream:
+    """Batches from one on, then all of them, for ever: the next pass is read ahead."""
+    while True:
+        for indices in batches[start:]:
+            yield indices, np.empty((len(indices), 0))
+        start = 0
+
+
 def assemble(train: Recipe, plain: Recipe, test: Recipe, settings: DataSetSettings, request: Request) -> Data:
     """The pipelines of a data set. `train` and `plain` are of the same samples, as training and evaluation see them."""
     trained_on, held_out = stratified(plain.source.labels, settings.validation_samples, settings.split_seed)
     made_by = loader(settings, request)
 
     def bad_files(recipe: Recipe) -> BadFiles:
-        return BadFiles(recipe.source, made_by, skip=settings.skips_bad_files, where=settings.where)
+        return BadFiles(recipe.source, made_by, request.seed, skip=settings.skips_bad_files, where=settings.where)
 
     def evaluation(recipe: Recipe, samples: Indices) -> OrderedEvaluation:
         return OrderedEvaluation(recipe, samples, made_by, bad_files(recipe), request)

@@ -49,7 +49,7 @@ class TorchFeed(Feed):
         # Arrays need no decoding: processes would cost more than they save.
         workers = 0 if isinstance(recipe.source, Arrays) else loader.threads
         self._loader = loader
-        self._batches = iter(
+        self._batches: Iterator[Any] = iter(
             DataLoader(
                 _Batches(loader, recipe),
                 batch_size=None,  # A key is a whole batch.
@@ -86,7 +86,7 @@ class TorchFeed(Feed):
         return normalised.half() if self._loader.half else normalised
 
     def close(self) -> None:
-        del self._batches  # Which ends its processes.
+        self._batches = iter(())  # Which ends the processes of the old one.
 
 
 @cache

@@ -29,7 +29,9 @@ Image.MAX_IMAGE_PIXELS = None  # Training data are trusted; large photographs ar
 
 def decoded(encoded: Bytes) -> Image.Image:
     """The upright image. Its pixels are decoded when they are first needed. Raises what PIL raises."""
-    return ImageOps.exif_transpose(Image.open(io.BytesIO(encoded.data), formats=FORMATS))
+    image = Image.open(io.BytesIO(encoded.data), formats=FORMATS)
+    ImageOps.exif_transpose(image, in_place=True)  # Else it would copy those that stand upright already.
+    return image
 
 
 def pixels(image: Image.Image) -> Tensor:

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import os
+import weakref
+from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
 from hypothesis import settings
+
+from pipelines.torch_loader import TorchFeed
 
 # Shared machines are slow at times; an example that takes long is no failure.
 settings.register_profile("suite", deadline=None, max_examples=60, print_blob=True)
@@ -18,6 +23,22 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "suite"))
 def _one_thread() -> None:
     """The suite runs on several processes, and thread counts change the order of sums."""
     torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def _feeds_are_closed(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Processes of the torch loader that are left to the garbage collector take seconds each to end."""
+    made: weakref.WeakSet[TorchFeed] = weakref.WeakSet()
+    start = TorchFeed.__init__
+
+    def remember(self: TorchFeed, *arguments: Any) -> None:
+        start(self, *arguments)
+        made.add(self)
+
+    monkeypatch.setattr(TorchFeed, "__init__", remember)
+    yield
+    for feed in made:
+        feed.close()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

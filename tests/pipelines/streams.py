@@ -38,13 +38,13 @@ def training(recipe: Recipe, asked: Request, loader: str = "dali", **options: ob
     """Over all samples of a recipe."""
     settings = settings_for(loader).model_copy(update=options)
     made_by = loaders.loader(settings, asked)
-    bad = BadFiles(recipe.source, made_by, skip=False, where="data.path: made up")
+    bad = BadFiles(recipe.source, made_by, SEED, skip=False, where="data.path: made up")
     return OrderedTraining(recipe, np.arange(len(recipe.source.labels)), made_by, bad, asked)
 
 
 def evaluation(recipe: Recipe, asked: Request, loader: str = "dali") -> OrderedEvaluation:
     made_by = loaders.loader(settings_for(loader), asked)
-    bad = BadFiles(recipe.source, made_by, skip=False, where="data.path: made up")
+    bad = BadFiles(recipe.source, made_by, SEED, skip=False, where="data.path: made up")
     return OrderedEvaluation(recipe, np.arange(len(recipe.source.labels)), made_by, bad, asked)
 
 

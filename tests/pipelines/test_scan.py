@@ -124,15 +124,17 @@ def run(*arguments: str) -> str:
 
 
 def bad(loader: str) -> dict[str, str]:
-    """Pillow decodes a GIF, whatever its name; DALI looks for a PNG's end before anything else."""
-    if loader == "dali":
-        return BAD
-    others = {name: reason for name, reason in BAD.items() if name != "train/ape/gif.jpg"}
-    return {**others, "train/ape/truncated.png": DAMAGED}
+    """DALI looks for a PNG's end before anything else."""
+    return BAD if loader == "dali" else {**BAD, "train/ape/truncated.png": DAMAGED}
+
+
+def without_detail(reasons: dict[str, str]) -> dict[str, str]:
+    """Pillow tells more of what is damaged."""
+    return {name: DAMAGED if reason.startswith(f"{DAMAGED} (") else reason for name, reason in reasons.items()}
 
 
 def test_the_bad_ones_are_listed_and_no_others(scanned: Scanned) -> None:
-    assert scanned.report["bad"] == bad(scanned.loader)
+    assert without_detail(scanned.report["bad"]) == bad(scanned.loader)
     lines = scanned.exclude.read_text(errors="surrogateescape").splitlines()
     assert sorted(line for line in lines if not line.startswith("#")) == sorted(bad(scanned.loader))
     assert lines[0].startswith("#")
@@ -156,23 +158,21 @@ def train_and_evaluate(given: DataSetSettings, batch: int) -> tuple[int, int]:
 
 
 def test_training_takes_the_list_and_meets_no_bad_file(scanned: Scanned) -> None:
-    good = 15 if scanned.loader == "dali" else 16
     given = settings(scanned.root, scanned.exclude, loader=scanned.loader)
-    assert train_and_evaluate(given, batch=good) == (good, 4)
+    assert train_and_evaluate(given, batch=15) == (15, 4)
 
 
 def test_the_report(scanned: Scanned) -> None:
-    report, torch = scanned.report, scanned.loader == "torch"
+    report = scanned.report
     assert (report["loader"], report["exclude"]) == (scanned.loader, str(scanned.exclude))
     assert report["images"] == {"train": 23, "val": 5}
     assert report["classes"] == {
-        "train": {"ape": {"images": 19, "bad": 8 - torch}, "bee": {"images": 4, "bad": 0}},
+        "train": {"ape": {"images": 19, "bad": 8}, "bee": {"images": 4, "bad": 0}},
         "val": {"ape": {"images": 2, "bad": 1}, "bee": {"images": 3, "bad": 0}},
     }
     assert report["other_files"] == {"train": 1, "val": 0}
-    gif = {"other": 1} if torch else {}
-    assert report["formats"] == {"bmp": 1, "jpeg": 14, "png": 2, "tiff": 1, "webp": 1, **gif}
-    odd = {"greyscale": 1, "cmyk": 1, "transparent": 1, "turned": 1, "misnamed": 1 + torch, "huge": 0}
+    assert report["formats"] == {"bmp": 1, "jpeg": 14, "png": 2, "tiff": 1, "webp": 1}
+    odd = {"greyscale": 1, "cmyk": 1, "transparent": 1, "turned": 1, "misnamed": 1, "huge": 0}
     assert report["odd"] == odd
     assert report["smallest"] == {"width": 1, "height": 1, "name": "train/ape/odd_1x1.jpg"}
     assert (report["largest"]["width"], report["largest"]["height"]) == (60, 44)

@@ -46,12 +46,11 @@ def test_the_images_are_those_of_the_folder(tmp_path: Path, loader: str) -> None
     assert mine == theirs and len(mine) == 60
 
 
-@pytest.mark.parametrize("loader", LOADERS)
-def test_workers_and_resume_change_nothing(tmp_path: Path, loader: str) -> None:
+def test_workers_and_resume_change_nothing(tmp_path: Path) -> None:
     _, shards = written(tmp_path)
 
     def build(asked: Request) -> TrainPipeline:
-        return pipelines.build(settings(shards, loader=loader, validation_samples=6), asked).train
+        return pipelines.build(settings(shards, validation_samples=6), asked).train
 
     assert_workers_and_resume_change_nothing(build)
 
