@@ -231,11 +231,11 @@ def data_request(config: RunConfig, worker: Worker) -> Request:
 
 def require_same_data(data: Data) -> None:
     """A collective. Raise UserError where workers see other data than rank 0, such as another copy of them."""
-    states = sync.all_of(data.train.state_dict())
+    states = sync.all_of((data.train.state_dict(), data.test.listing))
     differing = [str(rank) for rank, state in enumerate(states) if state != states[0]]
     if differing:
         raise UserError(
-            f"data: worker {', '.join(differing)} has other training samples than worker 0; "
+            f"data: worker {', '.join(differing)} has other training or test samples than worker 0; "
             "give all machines the same files, of the same names"
         )
 

@@ -68,6 +68,11 @@ class EvaluationPipeline(Protocol):
         ...
 
     @property
+    def listing(self) -> str:
+        """A digest of the samples and their order."""
+        ...
+
+    @property
     def left_out(self) -> int:
         """Samples of this worker's share that cannot be had. `batches` is without them."""
         ...

@@ -6,6 +6,7 @@ from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -164,11 +165,16 @@ class Probe:
     def __init__(self, device_id: int | None = None) -> None:
         self._device_id = device_id
         self._pipeline: Pipeline | None = None
+        self._lock = Lock()  # What reads ahead looks for replacements while a failed batch is searched.
 
     def fault(self, encoded: sources.Bytes) -> str | None:
         """Why uint8 [bytes] cannot be decoded, or None."""
         if not len(encoded):
             return "is empty"
+        with self._lock:
+            return self._fault(encoded)
+
+    def _fault(self, encoded: sources.Bytes) -> str | None:
         if self._pipeline is None:
             self._pipeline = _probe_graph(batch_size=1, num_threads=1, device_id=self._device_id)
             self._pipeline.build()

@@ -130,6 +130,7 @@ class OrderedEvaluation:
         assert recipe.view.uniforms == 0, "evaluation leaves nothing to chance"
         self._recipe, self._loader, self._bad = recipe, loader, bad
         self.samples = len(samples)
+        self.listing = digest(recipe.source.listing.encode(), samples.tobytes())
         self.left_out = 0
         share = request.share
         places = evaluation_batches(len(samples), request.evaluation_batch, share.rank, share.workers)

@@ -7,9 +7,8 @@ import os
 import signal
 from collections import deque
 from collections.abc import Generator, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from itertools import islice
-from multiprocessing import resource_tracker
 from multiprocessing.connection import wait
 from typing import Any
 
@@ -17,6 +16,7 @@ from PIL import Image
 
 from pipelines.config import DataError
 from pipelines.scan_facts import Check, Facts, examine, module_of
+from pipelines.signals import undisturbed
 from pipelines.sources import Encoded
 
 CHUNK = 64
@@ -106,7 +106,7 @@ class _Worker:
     def _start(self) -> None:
         self.connection, theirs = multiprocessing.Pipe()
         self._started = False
-        with _undisturbed():
+        with undisturbed():
             self._process = _context().Process(target=_work, args=(theirs, *self._arguments), daemon=True)
             self._process.start()
         theirs.close()  # Or its end would not be noticed.
@@ -148,14 +148,3 @@ def _context() -> Any:
     """How processes are started. Not as copies of this one: its threads may hold a lock that a copy waits for."""
     forkserver = "forkserver" in multiprocessing.get_all_start_methods()
     return multiprocessing.get_context("forkserver" if forkserver else "spawn")
-
-
-@contextmanager
-def _undisturbed() -> Iterator[None]:
-    """Signals wait for the end. Ctrl-C never reaches the processes that are started: they inherit this."""
-    resource_tracker.ensure_running()  # Which would let the signals through again.
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)

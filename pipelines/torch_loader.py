@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
+import signal
+import time
 from collections.abc import Iterator, Sequence
 from functools import cache
+from threading import Thread, Timer
 from typing import Any
 
 import torch
@@ -15,11 +19,14 @@ from torch.utils.data import DataLoader, Dataset
 from pipelines.base import Batch
 from pipelines.loaders import BadSamples, Feed, Loader, Stream, read_fault
 from pipelines.order import Indices, Uniforms
+from pipelines.signals import undisturbed
 from pipelines.sources import Arrays, Encoded
 from pipelines.torch_views import decoded, made, pixels
 from pipelines.views import Recipe
 
 Key = tuple[Indices, Uniforms]
+GRACE_SECONDS = 30
+"""Between SIGTERM and the end of a process: time for the trainer to save and stop."""
 
 
 class TorchLoader(Loader):
@@ -49,17 +56,19 @@ class TorchFeed(Feed):
         # Arrays need no decoding: processes would cost more than they save.
         workers = 0 if isinstance(recipe.source, Arrays) else loader.threads
         self._loader = loader
-        self._batches: Iterator[Any] = iter(
-            DataLoader(
-                _Batches(loader, recipe),
-                batch_size=None,  # A key is a whole batch.
-                sampler=_Stream(stream),
-                num_workers=workers,
-                multiprocessing_context=_processes() if workers else None,
-                pin_memory=loader.device_id is not None,
-                generator=torch.Generator(),  # Or it would draw from the run's, each time that a feed is made.
+        with undisturbed():
+            self._batches: Iterator[Any] = iter(
+                DataLoader(
+                    _Batches(loader, recipe),
+                    batch_size=None,  # A key is a whole batch.
+                    sampler=_Stream(stream),
+                    num_workers=workers,
+                    multiprocessing_context=_processes() if workers else None,
+                    worker_init_fn=_Undisturbed(os.getpid()),
+                    pin_memory=loader.device_id is not None,
+                    generator=torch.Generator(),  # Or it would draw from the run's, each time that a feed is made.
+                )
             )
-        )
         normalisation = recipe.normalisation
         self._mean, self._std = (
             torch.tensor(values, device=self._device).view(1, -1, 1, 1)
@@ -97,6 +106,38 @@ def _processes() -> Any:
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["__main__", __name__])  # Imported once, not by each process.
     return context
+
+
+class _Undisturbed:
+    """What each process does first.
+
+    A signal to the whole group, such as a terminal's Ctrl-C, is the trainer's
+    to answer: it still needs its batches to save and stop. Where the trainer
+    was killed nobody else ends them: torch's own watch looks at the parent,
+    which is the server.
+    """
+
+    def __init__(self, trainer: int) -> None:
+        self._trainer = trainer
+
+    def __call__(self, _: int) -> None:
+        # Python ends its children with this one: they must go in the end. The others stay blocked (`undisturbed`).
+        signal.signal(signal.SIGTERM, lambda *_: Timer(GRACE_SECONDS, os._exit, (1,)).start())
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
+        Thread(target=self._watch, daemon=True).start()
+
+    def _watch(self) -> None:
+        while _is_alive(self._trainer):
+            time.sleep(1)
+        os._exit(1)
+
+
+def _is_alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    return True
 
 
 class _Stream:

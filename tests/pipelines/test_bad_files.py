@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,6 +25,7 @@ from pipelines.order import SampleOrder
 from tests.pipelines.pictures import CLASSES, DAMAGE, damage, numbered_folder, settings
 from tests.pipelines.streams import LOADERS, SEED, assert_same, endless, joined, request, whole
 
+ROOT = Path(__file__).parents[2]
 TRAIN, VAL = 60, 30
 
 
@@ -276,3 +284,78 @@ def test_resume_on_other_numbers_of_workers_sees_the_rest(folder: Path) -> None:
         places = SampleOrder(SEED, TRAIN, 24).permutation(0)[:48]
         assert sorted(seen + rest) == sorted(int(files[i].stem) for i in places)
         assert np.intersect1d(seen, rest).size == 0
+
+
+@pytest.mark.parametrize("kind", ["empty", "junk", "truncated"])
+def test_bad_files_in_large_batches(tmp_path: Path, kind: str) -> None:
+    """DALI 2.4 ends the process where it decodes a large batch while the look at its headers fails."""
+    script = """if True:
+        import sys
+        import pipelines
+        from tests.pipelines.pictures import settings
+        from tests.pipelines.streams import request, whole
+        data = pipelines.build(settings(sys.argv[1], on_bad_file="skip"), request(evaluation_batch=128))
+        print(len(whole(data.test)[1]), data.test.left_out)
+    """
+    folder = numbered_folder(tmp_path / "images", train=60, val=384)
+    for file in sorted((folder / "val").glob("*/*"))[5::48]:
+        damage(file, kind)
+    done = subprocess.run([sys.executable, "-c", script, folder], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, (done.returncode, done.stderr[-2000:])
+    assert done.stdout.split() == ["376", "8"]
+
+
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
+def test_the_torch_loaders_processes_outlive_signals_but_not_the_trainer(folder: Path, sent: signal.Signals) -> None:
+    """A signal to the whole group is the trainer's to answer; when that is killed nobody is left."""
+    script = """if True:
+        import signal, sys
+        import pipelines
+        from tests.pipelines.pictures import settings
+        from tests.pipelines.streams import endless, request
+        if __name__ == "__main__":
+            for number in (signal.SIGINT, signal.SIGTERM):
+                signal.signal(number, lambda *_: None)
+            steps = endless(pipelines.build(settings(sys.argv[1], loader="torch", threads=2), request()).train)
+            next(steps)
+            print("ready", flush=True)
+            for line in sys.stdin:
+                for _ in range(20):
+                    next(steps)
+                print("went on", flush=True)
+    """
+    file = folder / "train_loop.py"
+    file.write_text(textwrap.dedent(script.replace("if True:\n", "", 1)))
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    trainer = subprocess.Popen(
+        [sys.executable, file, folder], cwd=ROOT, env=environment, start_new_session=True, **pipes
+    )
+    try:
+        assert trainer.stdin is not None and trainer.stdout is not None
+        assert trainer.stdout.readline() == "ready\n"
+        os.killpg(trainer.pid, sent)
+        trainer.stdin.write("go on\n")
+        trainer.stdin.flush()
+        assert trainer.stdout.readline() == "went on\n"
+        assert len(members(trainer.pid)) >= 3
+        trainer.kill()
+        trainer.wait()
+        deadline = time.monotonic() + 60
+        while members(trainer.pid) and time.monotonic() < deadline:
+            time.sleep(0.1)
+        assert members(trainer.pid) == []
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(trainer.pid, signal.SIGKILL)
+
+
+def members(group: int) -> list[int]:
+    """The processes of a group that are not yet dead."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        with contextlib.suppress(OSError, ValueError, IndexError):
+            state, _, its = (entry / "stat").read_text().rpartition(")")[2].split()[:3]
+            if int(its) == group and state != "Z":
+                found.append(int(entry.name))
+    return found

@@ -133,7 +133,8 @@ def test_workers_with_other_data_are_refused(folder: Path) -> None:
     assert run_distributed(_sees, 2, configured(folder), folder) == [None, None]
     (said,) = {*run_distributed(_sees, 2, configured(folder), folder, "train/ape/0000.png")}
     assert said == (
-        "data: worker 1 has other training samples than worker 0; give all machines the same files, of the same names"
+        "data: worker 1 has other training or test samples than worker 0; "
+        "give all machines the same files, of the same names"
     )
 
 
