@@ -62,7 +62,7 @@ class Amount:
     memory_train: int = 40
     """Images a class."""
     memory_val: int = 10
-    memory_epochs: int = 20
+    memory_epochs: int = 50
     memory_size: int = 64
     memory_batch: int = 32
     feed_cpu: tuple[int, int] = (64, 32)
@@ -136,9 +136,7 @@ def endless(data: Data) -> Iterator[tuple[Tensor, Tensor]]:
 def close(*served: Any) -> None:
     """Let a pipeline's threads and processes go."""
     for pipeline in served:
-        if pipeline._feed is not None:
-            pipeline._feed.close()
-            pipeline._feed = None
+        pipeline.close()
 
 
 def median_of(values: Sequence[float]) -> Result:

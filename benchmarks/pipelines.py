@@ -180,8 +180,9 @@ def agreement_text(found: Result) -> list[str]:
         "## Agreement",
         (
             "Evaluation tensors of `data.loader=dali` less those of `data.loader=torch`, of the same images in many "
-            "sizes. Of PNG both decode the same pixels, so what is left there is the resize: torch rounds to whole "
-            "grey levels after it, DALI does not. A JPEG row like the PNG row says that both decode JPEG alike, too."
+            "sizes. Of PNG both decode the same pixels, so what is left there is the resize: both round to whole "
+            "grey levels, DALI at its end, torch after each direction. A JPEG row like the PNG row says that both "
+            "decode JPEG alike, too."
         ),
         table(head, rows),
         (
