@@ -50,10 +50,6 @@ class TrainPipeline(Protocol):
         """Take others in place of these samples, from now on."""
         ...
 
-    def name(self, sample: int) -> str:
-        """Of a sample, such as its file's."""
-        ...
-
     def close(self) -> None:
         """Let go of threads and processes; they come again with the next batch."""
         ...

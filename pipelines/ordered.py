@@ -71,9 +71,6 @@ class OrderedTraining:
             self._bad.faults.update(bad)
             self.close()
 
-    def name(self, sample: int) -> str:
-        return self._recipe.source.name(sample)
-
     def state_dict(self) -> dict[str, Any]:
         order = self._order
         data = {"seed": order.seed, "samples": order.size, "global_batch": order.global_batch}
