@@ -7,10 +7,16 @@ python dist_train.py --config configs/digits_dsr.yaml          (one worker)
 
 from __future__ import annotations
 
+import sys
+
+from dynsparse import torchrun
+
+if (code := torchrun.over()) is not None:
+    sys.exit(code)  # An earlier attempt of this launch has said why. Before torch, which takes seconds to import.
+
 import argparse
 import logging
 import os
-import sys
 import traceback
 from collections.abc import Callable
 from contextlib import closing
@@ -28,9 +34,9 @@ from dynsparse.distributed import sync
 from dynsparse.errors import EXIT_BAD_INPUT, EXIT_DONE, EXIT_FAULT, EXIT_STOPPED, DesyncError, StopRequested, UserError
 from dynsparse.paper_cli import Invocation, any_given, read_resume, translate
 from dynsparse.paper_flags import Parser, add_flags
-from dynsparse.runtime import Worker, print_to_reader, process_group, speaks_first
+from dynsparse.runtime import Worker, print_to_reader, process_group
 from dynsparse.training.callbacks import standard_observers
-from dynsparse.training.folder import checkpoints_of, find_start, is_finished, read_run, take_folder
+from dynsparse.training.folder import begun_by, checkpoints_of, find_start, is_finished, read_run, take_folder
 from dynsparse.training.loop import Trainer
 from dynsparse.training.network import Network, build_method, build_network, check_layers
 from dynsparse.training.start import NOTHING, Sources, checkpoint_of, missing_sources, read_sources, require_sources
@@ -101,7 +107,7 @@ def check(config: RunConfig, worker: Worker, arguments: argparse.Namespace, resu
         rules.append(lambda: config.check_split(worker.world_size))
     if not arguments.dry_run:
         rules.append(config.data.check)
-        if not arguments.evaluate and resume is None:
+        if not arguments.evaluate and resume is None and not is_later_attempt(config):
             rules.append(lambda: require_sources(config))
     for rule in rules:
         try:
@@ -110,6 +116,11 @@ def check(config: RunConfig, worker: Worker, arguments: argparse.Namespace, resu
             problems += str(error).splitlines()
     if problems:
         raise UserError(*problems)
+
+
+def is_later_attempt(config: RunConfig) -> bool:
+    """Whether this looks like another attempt of a launch. Rank 0 decides it, in `find_start`."""
+    return torchrun.is_retry() or begun_by(torchrun.launch_id(), config.folder)
 
 
 def run(arguments: argparse.Namespace, worker: Worker) -> None:
@@ -137,13 +148,19 @@ def run(arguments: argparse.Namespace, worker: Worker) -> None:
     with process_group(worker, config.distributed.backend, config.distributed.timeout):
         if arguments.evaluate:
             evaluate(config, worker, checkpoint_of(arguments.evaluate))
-        else:
+            return
+        try:
             train(config, worker, stop, invocation.resume, overwrite=arguments.overwrite)
+        except StopRequested:
+            if stop.ends_launch:
+                torchrun.end_launch(EXIT_STOPPED)
+            raise
 
 
 def train(config: RunConfig, worker: Worker, stop: StopFlag, resume: str | None, *, overwrite: bool) -> None:
     """Build everything, then touch the run's folder: an error before leaves it as it was."""
-    start = sync.from_rank_0(lambda: find_start(config, resume=resume, overwrite=overwrite))
+    launch, retry = torchrun.launch_id(), sync.any_rank(torchrun.is_retry())
+    start = sync.from_rank_0(lambda: find_start(config, resume=resume, overwrite=overwrite, launch=launch, retry=retry))
     if start is not None and sync.from_rank_0(lambda: is_finished(config, start)):
         if worker.is_main:
             print(f"{start.path} has all {config.train.epochs} epochs behind it; set train.epochs= to train on")
@@ -161,7 +178,7 @@ def train(config: RunConfig, worker: Worker, stop: StopFlag, resume: str | None,
     trainer.check_batch()
     if start is not None:
         sync.together(lambda: trainer.load(start.state))
-    sync.from_rank_0(lambda: take_folder(config, start, overwrite=overwrite))
+    sync.from_rank_0(lambda: take_folder(config, start, overwrite=overwrite, launch=launch))
     if worker.is_main:
         print(config.as_yaml(), flush=True)
     with closing(data):
@@ -241,24 +258,29 @@ def require_same_data(data: Data) -> None:
 
 
 def say(error: Exception) -> None:
-    if speaks_first():
+    if torchrun.speaks_first():
         print("".join(f"error: {line}\n" for line in str(error).splitlines()), end="", file=sys.stderr, flush=True)
 
 
 def leave(code: int, worker: Worker) -> NoReturn:
-    """Exit, also leaving the code in DYNSPARSE_EXIT_FILE if set: torchrun returns 1 for whatever a worker did."""
-    path = os.environ.get("DYNSPARSE_EXIT_FILE")
-    if path and (worker.local_rank == 0 or code == EXIT_BAD_INPUT):
-        Path(path).write_text(f"{code}\n")
+    """Exit. Bad input ends the launch: torchrun would try it again, and say the same again."""
+    if code == EXIT_BAD_INPUT:
+        torchrun.end_launch(code)
+    if worker.local_rank == 0 or code == EXIT_BAD_INPUT:
+        torchrun.note_exit_code(torchrun.over() or code)  # Another's bad input looks like a fault from here.
     sys.stdout.flush()
     sys.stderr.flush()
-    if worker.under_torchrun and code in (EXIT_FAULT, EXIT_BAD_INPUT):
-        os._exit(code)  # Tidying up could wait for peers that will never answer.
+    if worker.under_torchrun or __name__ == "__main__":
+        # All that is worth closing is closed. What is left for the interpreter to take down are threads of libraries:
+        # once in hundreds of runs one is still alive then and aborts the process, which would make a fault of a run
+        # that is done; and after a fault they could wait for peers that will never answer.
+        os._exit(code)
     sys.exit(code)
 
 
 def main() -> NoReturn:
     worker = Worker()
+    torchrun.forget_exit_code()
     try:
         worker = Worker.from_environment()
         arguments = parse_arguments()

@@ -18,6 +18,7 @@ import yaml
 from pydantic import BaseModel, Field, Tag, ValidationError, model_validator
 from pydantic_core import ErrorDetails
 
+from dynsparse.distributed.allreduce import Gradients
 from dynsparse.errors import UserError, nearest
 from dynsparse.masks.granularity import Granularity
 from dynsparse.methods import AnyMethod
@@ -84,12 +85,14 @@ class TrainSettings(Settings):
     lr: LrSettings = StepLr()
     penalty: PenaltySettings = PenaltySettings()
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    precision: Literal["fp32", "bf16"] = "fp32"
-    """bf16: forward and loss under autocast; weights and optimizer stay float32."""
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """bf16, fp16: forward under autocast, with fp16 the loss is scaled; weights and optimizer stay float32."""
     channels_last: bool = False
     """Memory format of convolution weights and images; faster on GPUs with bf16."""
     compile: bool = False
     """torch.compile the model."""
+    max_bad_steps: AtLeast1 = 10
+    """Steps in a row to skip because the loss or a gradient is no finite number; then training stops."""
     evaluate_train: bool = False
     """After each epoch, evaluate on the training samples too."""
 
@@ -100,7 +103,11 @@ class DistributedSettings(Settings):
     backend: Backend = "auto"
     """auto: NCCL where there are GPUs, gloo on the CPU otherwise."""
     timeout_seconds: Annotated[float, Field(gt=0, le=7 * 24 * 3600)] = 300
-    """How long a worker waits for the others before it gives up."""
+    """How long a worker waits for the others before it gives up: it must be longer than any pause that is none."""
+    gradients: Gradients = "dense"
+    """What travels between the ranks each step. active: the gradients of active weights alone, bytes fall with the
+    density; dense: all; auto: whatever proves faster in steps at the start. With more than two ranks the two differ in
+    rounding, so that runs repeat bit for bit only where it is set."""
     on_desync: OnDesync = "abort"
     """When ranks hold different masks or weights: stop and name the layers, or take over rank 0's."""
 
@@ -110,13 +117,19 @@ class DistributedSettings(Settings):
 
 
 class CheckpointSettings(Settings):
-    """When to save, and what to keep. The initial, the latest and the best state are always kept."""
+    """When to save, and what to keep. The initial, the latest and the best state are always kept.
+
+    Checkpoints are written in the background, while training goes on.
+    """
 
     every_epochs: AtLeast1 = 1
     every_steps: AtLeast1 | None = None
     """Save in mid-epoch too."""
+    every_minutes: Annotated[float, Field(gt=0, le=7 * 24 * 60)] | None = None
+    """Save after the step at which so long has passed since the last save, for whatever reason that was."""
     keep: AtLeast1 = 2
-    """Number of most recent checkpoints to keep."""
+    """Number of most recent checkpoints to keep. Where the newest is damaged, the one before is resumed from: with 1
+    there is none, and one that is damaged is a run that is lost."""
 
 
 class LogSettings(Settings):
@@ -157,10 +170,10 @@ class RunConfig(Settings):
         method, start, train = self.method, self.start, self.train
         if train.start_epoch >= train.epochs:
             raise ValueError(f"train.start_epoch is {train.start_epoch}; it must be below train.epochs, {train.epochs}")
-        if self.data.dtype == "float16" and train.precision != "bf16":
+        if self.data.dtype == "float16" and train.precision == "fp32":
             raise ValueError(
                 "data.dtype is float16, which the network's float32 weights cannot be multiplied with: "
-                "set train.precision=bf16, or data.dtype=float32"
+                "set train.precision=bf16 or fp16, or data.dtype=float32"
             )
         if method.name == "pruning" and start.weights_from is None:
             raise ValueError(

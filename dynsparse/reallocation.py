@@ -112,19 +112,33 @@ class Reallocator:
     def is_due(self, clock: Clock) -> bool:
         return len(self.masks) > 0 and self.method.is_due(clock)
 
+    def wants_whole_gradients(self, clock: Clock) -> bool:
+        """Whether the gradients of the step that ends at `clock` matter outside the masks too."""
+        return len(self.masks) > 0 and self.method.wants_whole_gradients(clock)
+
     @torch.no_grad()
     def before_step(self, clock: Clock) -> None:
         """Between backward and the optimizer's step number `clock.step`: look at the gradients, then mask them."""
         self.method.observe(self.masks)
         if self.is_due(clock):
-            scores = ((layer.name, self.method.grow_scores(layer)) for layer in self.masks)
-            self._grow_scores = {name: score for name, score in scores if score is not None}
+            self._score_growth()
         self.masks.mask_gradients()
+
+    def _score_growth(self) -> None:
+        scores = ((layer.name, self.method.grow_scores(layer)) for layer in self.masks)
+        self._grow_scores = {name: score for name, score in scores if score is not None}
 
     def after_step(self, clock: Clock) -> ReallocationReport | None:
         """After the optimizer's step, with the clock given to `before_step`: reallocate if due."""
         self.method.after_step(self.masks, clock, self.seed)
         return self(clock) if self.is_due(clock) else None
+
+    def after_skipped_step(self, clock: Clock) -> ReallocationReport | None:
+        """Instead of both where the optimizer made no step: reallocate if due, unless by gradients that are no use."""
+        if not self.is_due(clock) or self.method.grows_by_gradient:
+            return None
+        self._score_growth()
+        return self(clock)
 
     @torch.no_grad()
     def __call__(self, clock: Clock) -> ReallocationReport:

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from pathlib import Path
 from typing import Literal
+from uuid import uuid4
 
 import torch
 import torch.distributed as dist
+from torch.distributed import PrefixStore, Store, TCPStore  # type: ignore[attr-defined]
 
 from dynsparse.errors import UserError
 
@@ -79,9 +81,55 @@ def process_group(worker: Worker, backend: Backend, timeout: timedelta) -> Itera
     device = worker.device(backend)
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timeout=timeout)
+    dist.init_process_group(
+        "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo",
+        timeout=timeout,
+        store=_meet(worker, timeout) if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True" else None,
+        rank=worker.rank,
+        world_size=worker.world_size,
+    )
     yield
     dist.destroy_process_group()
+
+
+def _meet(worker: Worker, timeout: timedelta) -> Store:
+    """The part of torchrun's store in which nothing stands yet, the same for every worker.
+
+    torchrun keeps its store for all attempts of a launch, so that one could
+    read the addresses of the one before, fail to connect, or hang. No number
+    that torchrun gives its workers tells attempts apart on every machine. So
+    each worker says hello by a name that it has just made up, and takes the
+    part that it is told under that very name: the answer of a rank 0 that is
+    there now. What rank 0 reads first may be of an earlier attempt; answering
+    it does no harm.
+    """
+    address = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    store = TCPStore(*address, is_master=False, timeout=timeout, wait_for_workers=False)
+    name = uuid4().hex
+    if worker.is_main:
+        _welcome(store, name, set(range(1, worker.world_size)), timeout)
+        return PrefixStore(name, store)
+    store.set(f"dynsparse/hello/{worker.rank}", name)
+    part = store.get(f"dynsparse/welcome/{name}").decode()
+    store.set(f"{part}/dynsparse/there/{worker.rank}", "")
+    return PrefixStore(part, store)
+
+
+def _welcome(store: Store, part: str, absent: set[int], timeout: timedelta) -> None:
+    """Tell the other workers the part of the store, until all are there."""
+    deadline = time.monotonic() + timeout.total_seconds()
+    answered = set()
+    while absent:
+        for rank in sorted(absent):
+            hello = f"dynsparse/hello/{rank}"
+            name = store.get(hello).decode() if store.check([hello]) else ""
+            if name and name not in answered:
+                store.set(f"dynsparse/welcome/{name}", part)
+                answered.add(name)
+        absent = {rank for rank in absent if not store.check([f"{part}/dynsparse/there/{rank}"])}
+        if time.monotonic() > deadline:
+            raise RuntimeError(f"workers {sorted(absent)} have not come within {timeout.total_seconds():g} s")
+        time.sleep(0.005)
 
 
 def print_to_reader(text: str) -> None:
@@ -90,22 +138,3 @@ def print_to_reader(text: str) -> None:
         print(text, flush=True)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # For what is still in the buffer.
-
-
-def speaks_first() -> bool:
-    """Whether this worker is the first on its machine to ask, so that an error that all share is said once.
-
-    Not simply local rank 0: torchrun ends it as soon as another worker has
-    left, maybe before it has spoken. torchrun gives the workers of a start a
-    folder of their own and removes it in the end.
-    """
-    file = os.environ.get("TORCHELASTIC_ERROR_FILE")
-    if file is None:
-        return True
-    try:
-        (Path(file).parents[1] / "dynsparse-has-spoken").touch(exist_ok=False)
-    except FileExistsError:
-        return False
-    except OSError:
-        return True
-    return True

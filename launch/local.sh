@@ -4,11 +4,14 @@ set -euo pipefail
 
 usage() {
     cat <<'TEXT'
-usage: launch/local.sh [--workers N|auto|demo] [--] DIST_TRAIN_ARGUMENTS...
+usage: launch/local.sh [--workers N|auto|demo] [--restarts N] [--] DIST_TRAIN_ARGUMENTS...
 
   --workers N     number of worker processes
   --workers auto  one a GPU, or one where there is none (the default)
   --workers demo  two, or one where there is a single GPU
+  --restarts N    after a fault, such as a worker that was killed or one that no longer answers, start all
+                  workers anew up to N times (default 3); they go on from the newest checkpoint. Bad input and a
+                  stop on request are no faults
 
 The rest goes to dist_train.py: --config FILE [section.key=value ...].
 Exits with dist_train.py's own code: 0 done, 2 bad input, 75 stopped and resumable.
@@ -29,11 +32,17 @@ python=python3
 if [ -x "$root/.venv/bin/python" ]; then python=$root/.venv/bin/python; fi
 python=${PYTHON:-$python}
 workers=auto
+restarts=3
 while [ $# -gt 0 ]; do
     case $1 in
         --workers)
             [ $# -ge 2 ] || fail "--workers lacks its number"
             workers=$2
+            shift 2
+            ;;
+        --restarts)
+            [ $# -ge 2 ] || fail "--restarts lacks its number"
+            restarts=$2
             shift 2
             ;;
         -h | --help)
@@ -47,6 +56,7 @@ while [ $# -gt 0 ]; do
         *) break ;;
     esac
 done
+case $restarts in *[!0-9]* | '') fail "--restarts is '$restarts'; it must be a number, 0 for none" ;; esac
 [ $# -gt 0 ] || fail "nothing to run; see launch/local.sh --help"
 "$python" -c 'import torch' 2>/dev/null || fail "$python has no torch; run make setup, or set PYTHON"
 case $workers in
@@ -71,13 +81,14 @@ trap 'rm -f "$DYNSPARSE_EXIT_FILE"' EXIT
 # With job control, for without it a background child ignores SIGINT; its group is its own then, and a terminal's
 # Ctrl-C reaches it once, through the trap.
 set -m
-"$python" -m torch.distributed.run --standalone --nproc-per-node "$workers" \
+"$python" -m torch.distributed.run --standalone --nproc-per-node "$workers" --max-restarts "$restarts" \
     --signals-to-handle SIGTERM,SIGINT,SIGUSR1 "$root/dist_train.py" "$@" &
 torchrun=$!
 set +m
+asked_to_stop=
 for signal in TERM INT USR1; do
     # shellcheck disable=SC2064 # the process is known now
-    trap "kill -$signal $torchrun 2>/dev/null || true" "$signal"
+    trap "asked_to_stop=1; kill -$signal $torchrun 2>/dev/null || true" "$signal"
 done
 status=0
 while :; do
@@ -87,4 +98,6 @@ while :; do
     kill -0 "$torchrun" 2>/dev/null || break
 done
 if [ -s "$DYNSPARSE_EXIT_FILE" ]; then status=$(cat "$DYNSPARSE_EXIT_FILE"); fi
+# Workers that had no time to say so, such as those that were about to start again after a fault, were stopped too.
+if [ -n "$asked_to_stop" ]; then case $status in 0 | 2) ;; *) status=75 ;; esac; fi
 exit "$status"

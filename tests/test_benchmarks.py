@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from benchmarks import mask_gradients, record, reproduce
+from benchmarks import allreduce, mask_gradients, record, reproduce
+from tests.hosts import why_not
 from tests.pipelines.test_cifar10 import folder as folder  # fixtures
 from tests.pipelines.test_pipelines import mnist_folder as mnist_folder
 
@@ -75,6 +76,24 @@ def test_mask_gradients(results: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(content["results"]) == 4 * len(mask_gradients.DENSITIES)
 
 
+def test_allreduce(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bytes are what the link counts, even of a small network; times, only a long run on a quiet machine can say."""
+    if (reason := why_not()) is not None:
+        pytest.skip(reason)
+    run(allreduce, monkeypatch, "--tiny", "--output", str(tmp_path))
+    content = json.loads((tmp_path / "allreduce.json").read_text())
+    assert set(content["layers"]) == set(allreduce.LAYERS)
+    for found in content["layers"].values():
+        ways = found["ways"]
+        assert set(ways) == set(allreduce.TITLES)
+        assert found["counted_bytes"] == pytest.approx(4 * found["parameters"] * found["share_sent"])
+        assert ways["active"]["ratios"]["step_bytes"]["median"] == pytest.approx(found["share_sent"], rel=0.1)
+        assert ways["fp16"]["ratios"]["step_bytes"]["median"] == pytest.approx(0.5, rel=0.1)
+        assert ways["active"]["largest_difference"] == 0 < ways["fp16"]["largest_difference"]
+    page = (tmp_path / "allreduce.md").read_text()
+    assert page.count("\n| ") == 2 * (2 + len(allreduce.TITLES))
+
+
 def test_pipelines(tmp_path: Path) -> None:
     """In a process of its own: it restricts itself to some cores, and forks. What it finds, only machines can say."""
     command = [sys.executable, "-m", "benchmarks.pipelines", "--tiny", "--output", str(tmp_path)]
@@ -98,3 +117,25 @@ def test_pipelines(tmp_path: Path) -> None:
         "## Feeding a training step",
     ]
     assert (tmp_path / "pipeline-memory.svg").read_text().rstrip().endswith("</svg>")
+
+
+def test_checkpoints(tmp_path: Path) -> None:
+    """In a process of its own: it replaces how checkpoints are written."""
+    command = [sys.executable, "-m", "benchmarks.checkpoints", "--tiny", "--output", str(tmp_path)]
+    done = subprocess.run(command, cwd=Path(__file__).parents[1], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    content = json.loads((tmp_path / "checkpoints.json").read_text())
+    assert set(content["time"]["ratio_to_no_save"]) == {
+        "none",
+        "background",
+        "foreground",
+        "foreground, not deflated",
+    }
+    assert content["time"]["ratio_to_no_save"]["none"]["median"] == 1
+    assert content["time"]["write_in_background_ms"]["min"] > 0
+    assert len(content["size"]) == 4 * 2 * 2
+    early, late = content["size"][:2]
+    assert early["file"] < late["file"] < late["dense_checkpoint"]
+    page = (tmp_path / "checkpoints.md").read_text()
+    assert page.count("\n| 0.") == 16
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoints.json", "checkpoints.md"]

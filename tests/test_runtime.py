@@ -2,13 +2,15 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from pathlib import Path
+from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
 
 import pytest
 import torch
+from torch.distributed import TCPStore
 
 from dynsparse.errors import UserError
-from dynsparse.runtime import Worker, speaks_first
+from dynsparse.runtime import Worker, _meet
 
 
 def test_alone_without_torchrun(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -64,15 +66,29 @@ def test_a_reader_that_has_seen_enough_is_no_error() -> None:
     assert process.wait() == 0
 
 
-def test_the_first_on_a_machine_speaks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("TORCHELASTIC_ERROR_FILE", raising=False)
-    assert [speaks_first(), speaks_first()] == [True, True], "alone, always"
-    for rank in ("0", "1"):
-        (tmp_path / rank).mkdir()
-    spoken = []
-    for rank in ("1", "0", "1"):
-        monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(tmp_path / rank / "error.json"))
-        spoken.append(speaks_first())
-    assert spoken == [True, False, False]
-    monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", "/nowhere/at/all/error.json")
-    assert speaks_first(), "better twice than never"
+def test_workers_meet_where_no_earlier_attempt_has_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three workers, after an attempt that left its hellos and addresses behind."""
+    timeout = timedelta(seconds=60)
+    server = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    monkeypatch.setenv("MASTER_PORT", str(server.port))
+    parts = set()
+    for attempt in range(2):
+        server.set("dynsparse/hello/1", f"left behind {attempt}")
+        with ThreadPoolExecutor(3) as pool:
+            workers = [Worker(rank, 3, rank, 3, under_torchrun=True) for rank in range(3)]
+            stores = list(pool.map(lambda worker: _meet(worker, timeout), workers))
+        assert not any(store.check(["address"]) for store in stores)
+        stores[1].set("address", str(attempt))
+        assert [store.get("address").decode() for store in stores] == [str(attempt)] * 3
+        parts.add(stores[0].get("address"))
+    assert len(parts) == 2
+
+
+def test_a_worker_that_does_not_come_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    server = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    monkeypatch.setenv("MASTER_PORT", str(server.port))
+    server.set("dynsparse/hello/1", "left behind")
+    with pytest.raises(RuntimeError, match=r"workers \[1\] have not come within 0\.1 s"):
+        _meet(Worker(0, 2, 0, 2, under_torchrun=True), timedelta(seconds=0.1))

@@ -53,6 +53,13 @@ def any_rank(flag: bool) -> bool:
     return bool(sum_(torch.tensor(int(flag))))
 
 
+def any_of(*flags: bool) -> tuple[bool, ...]:
+    """`any_rank` for each of several flags, in one all-reduce."""
+    if not connected():
+        return flags
+    return tuple(map(bool, sum_(torch.tensor([int(flag) for flag in flags])).tolist()))
+
+
 def gather(value: T) -> list[T] | None:
     """Every rank's picklable `value`, by rank, on rank 0; None elsewhere."""
     if not connected():

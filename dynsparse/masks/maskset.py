@@ -9,9 +9,10 @@ extra, and any `state_dict` consumer sees an ordinary network.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -32,7 +33,7 @@ class SparseLayer:
         #: Bool, of `spec.mask_shape`: True where weights are held at 0. Ready for `masked_fill_`,
         #: which unlike multiplying by a mask stops a NaN too.
         self.inactive = torch.ones(spec.mask_shape, dtype=torch.bool, device=weight.device)
-        #: int64 [active units], rising.
+        #: int64 [active units], rising. Replaced, never changed in place: snapshots refer to it.
         self.active = torch.empty(0, dtype=torch.int64, device=weight.device)
         #: Bool [units]: was ever active.
         self.explored = torch.zeros(spec.units, dtype=torch.bool, device=weight.device)
@@ -242,19 +243,14 @@ class MaskSet:
             assert stray == 0, f"{layer.name}: {stray} weights outside the mask are not 0"
 
     def state_dict(self) -> dict[str, Any]:
-        """Masks and explored positions packed to bits, on the CPU."""
-        return {
-            "budget": self.budget,
-            "layers": {
-                layer.name: {
-                    "shape": list(layer.spec.shape),
-                    "mask_dims": layer.spec.mask_dims,
-                    "mask": pack_bits(~layer.inactive.view(-1)),
-                    "explored": pack_bits(layer.explored),
-                }
-                for layer in self.layers
-            },
-        }
+        """Masks packed to bits, explored positions to a bit for each inactive unit (active ones are), on the CPU."""
+        return self.snapshot()()
+
+    def snapshot(self) -> Callable[[], dict[str, Any]]:
+        """Take what `state_dict` needs. The result gives it, in any thread, however the masks have moved meanwhile."""
+        budget = self.budget
+        taken = [(layer.spec, layer.active.cpu(), layer.explored.to("cpu", copy=True)) for layer in self.layers]
+        return lambda: {"budget": budget, "layers": {spec.name: _packed(spec, *parts) for spec, *parts in taken}}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take over masks saved by `state_dict`. Weights are left alone. ValueError if layers differ."""
@@ -265,21 +261,38 @@ class MaskSet:
             raise ValueError(f"sparse layers differ in shape, granularity or presence: {', '.join(names)}")
         for layer in self.layers:
             saved = state["layers"][layer.name]
-            mask = unpack_bits(saved["mask"], layer.spec.units).to(layer.weight.device)
-            self.set_active(layer, torch.nonzero(mask).squeeze(1))
-            layer.explored.copy_(unpack_bits(saved["explored"], layer.spec.units))
+            mask = unpack_bits(saved["mask"], layer.spec.units)
+            self.set_active(layer, torch.nonzero(mask).squeeze(1).to(layer.weight.device))
+            layer.explored.copy_(_explored(saved, mask))
         self.budget = int(state["budget"])
 
 
-_BIT = torch.tensor([128, 64, 32, 16, 8, 4, 2, 1], dtype=torch.uint8)
+def _packed(spec: LayerSpec, active: Tensor, explored: Tensor) -> dict[str, Any]:
+    """One layer of `MaskSet.state_dict`. In NumPy, which stays in its thread: torch would take cores from training."""
+    inactive = np.ones(spec.units, dtype=bool)
+    inactive[active.numpy()] = False
+    return {
+        "shape": list(spec.shape),
+        "mask_dims": spec.mask_dims,
+        "mask": pack_bits(torch.from_numpy(~inactive)),
+        "explored_inactive": pack_bits(torch.from_numpy(explored.numpy()[inactive])),
+    }
+
+
+def _explored(saved: Mapping[str, Any], mask: Tensor) -> Tensor:
+    """Bool [units], given the mask, bool [units]. Older checkpoints have a bit for each active unit too."""
+    if "explored" in saved:
+        return unpack_bits(saved["explored"], mask.numel())
+    explored = mask.clone()
+    explored[~mask] = unpack_bits(saved["explored_inactive"], mask.numel() - int(mask.count_nonzero()))
+    return explored
 
 
 def pack_bits(flags: Tensor) -> Tensor:
     """Bool [n] to uint8 [ceil(n / 8)] on the CPU, first flag in the highest bit."""
-    flags = nn.functional.pad(flags.cpu().to(torch.uint8), (0, -flags.numel() % 8))
-    return (flags.view(-1, 8) * _BIT).sum(1, dtype=torch.uint8)
+    return torch.from_numpy(np.packbits(flags.cpu().numpy()))
 
 
 def unpack_bits(packed: Tensor, n: int) -> Tensor:
     """The inverse of `pack_bits`: bool [n] on the CPU."""
-    return (packed.view(-1, 1) & _BIT).ne(0).view(-1)[:n]
+    return torch.from_numpy(np.unpackbits(packed.numpy(), count=n).view(bool))

@@ -98,8 +98,29 @@ class Method:
     def prepare(self, masks: MaskSet) -> None:
         """Learn the layers, before the first step."""
 
+    def wants_whole_gradients(self, clock: Clock) -> bool:
+        """Whether the gradients of the step that ends at `clock` matter outside the masks too.
+
+        On other steps they may be 0 there: only the active ones need travel between ranks. Default: at every step for
+        a method that observes them, at a step before a reallocation for one that scores growth.
+        """
+        return self._observes or (self._scores_growth and self.is_due(clock))
+
+    @property
+    def grows_by_gradient(self) -> bool:
+        """Whether `grow_scores` reads the gradients of the very step: a method that observes has a record of its own."""
+        return self._scores_growth and not self._observes
+
+    @property
+    def _observes(self) -> bool:
+        return type(self).observe is not Method.observe
+
+    @property
+    def _scores_growth(self) -> bool:
+        return type(self).grow_scores is not Method.grow_scores
+
     def observe(self, masks: MaskSet) -> None:
-        """Look at the gradients, after every backward and while they are whole (not yet masked)."""
+        """Look at the gradients, after every backward and before they are masked (`wants_whole_gradients`)."""
 
     def after_step(self, masks: MaskSet, clock: Clock, seed: int) -> None:
         """Change active weights after every optimizer step. `seed` is the run's."""

@@ -7,7 +7,8 @@ import logging
 import os
 import re
 import shutil
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,14 @@ import torch
 from torch import Tensor
 
 from dynsparse.errors import UserError
+from dynsparse.training.archive import save_deflated
+from dynsparse.training.saving import InBackground
 
 log = logging.getLogger(__name__)
 
-FORMAT = 1
+#: 2: explored positions of inactive units only, see `MaskSet.state_dict`; deflated.
+FORMAT = 2
+_READABLE = (1, 2)
 _STEP_FILE = re.compile(r"step-(\d{9})\.pt")
 
 State = dict[str, Any]
@@ -34,10 +39,7 @@ def write(path: Path, state: State) -> None:
     partial = path.with_suffix(".partial")
     try:
         with partial.open("wb") as file:
-            try:
-                torch.save({"format": FORMAT, "sha256": checksum(state), "state": state}, file)
-            except RuntimeError as error:  # How torch's zip writer reports a failed write.
-                raise OSError(str(error).splitlines()[0]) from error
+            save_deflated({"format": FORMAT, "sha256": checksum(state), "state": state}, file)
             file.flush()
             os.fsync(file.fileno())
         os.replace(partial, path)
@@ -64,12 +66,24 @@ def read(path: Path) -> State:
         ) from None
     if not isinstance(content, dict) or "state" not in content or "sha256" not in content:
         raise UserError(f"checkpoint {path}: not written by dynsparse; give a file from a run's checkpoints/ folder")
-    if content.get("format") != FORMAT:
-        raise UserError(f"checkpoint {path}: format {content.get('format')}, this version reads {FORMAT}")
+    if content.get("format") not in _READABLE:
+        raise UserError(
+            f"checkpoint {path}: format {content.get('format')}, this version reads {_READABLE[0]} to {FORMAT}; "
+            f"use the version of dynsparse that wrote it"
+        )
     if checksum(content["state"]) != content["sha256"]:
         raise UserError(f"checkpoint {path}: damaged (its checksum differs); use an earlier one")
     state: State = content["state"]
     return state
+
+
+def is_whole(path: Path) -> bool:
+    """Whether `read` succeeds."""
+    try:
+        read(path)
+    except UserError:
+        return False
+    return True
 
 
 def checksum(state: Any) -> str:
@@ -113,22 +127,59 @@ def _flush_folder(folder: Path) -> None:
 
 
 class CheckpointFolder:
-    """The checkpoints of a run: `initial.pt`, the last `keep` as `step-*.pt`, `latest.pt`, `best.pt`."""
+    """The checkpoints of a run: `initial.pt`, the last `keep` as `step-*.pt`, `latest.pt`, `best.pt`.
+
+    One save at a time is written, in the background if asked so; nothing else may write to the folder meanwhile.
+    """
 
     def __init__(self, folder: Path, keep: int) -> None:
         self.folder = folder
         self.keep = keep
         self._failed: dict[str, str] = {}
+        self._writing = InBackground()
+        self._said_slow = False
 
     @property
     def failure(self) -> str | None:
-        """Why the newest save, or that of the best state, failed, if it did and no later one mended it."""
+        """Why the newest save, or that of the best state, failed, if it did and no later one mended it.
+
+        Of the saves that are written: `wait` first.
+        """
         return next(iter(self._failed.values()), None)
 
     def save(self, state: State, step: int, *, best: bool = False, initial: bool = False) -> None:
         """Save the state after `step`. A failure is kept in `failure` and logged; older files stay as they were."""
+        self.begin(lambda: state, step, best=best, initial=initial)
+        self.wait()
+
+    def begin(self, content: Callable[[], State], step: int, *, best: bool = False, initial: bool = False) -> None:
+        """As `save`, in the background: there `content` is called, which must need nothing that training changes."""
+        self._writing.start(lambda: self._save(content(), step, best=best, initial=initial))
+
+    def wait(self) -> None:
+        """Until all is written, or known to have failed. Raises what no disk is to blame for."""
+        self._writing.wait()
+
+    def make_room(self) -> None:
+        """Wait before a snapshot is taken, so that there is one at a time in memory, and no save is left out."""
+        if not self._writing.is_busy:
+            return
+        began = time.monotonic()
+        self.wait()
+        waited = time.monotonic() - began
+        if waited >= 1 and not self._said_slow:
+            self._said_slow = True
+            log.warning(
+                "training waited %.1f s for the checkpoint before to be written: the disk of %s is slower than "
+                "checkpoints are asked for; raise checkpoint.every_steps or every_minutes",
+                waited,
+                self.folder,
+            )
+
+    def _save(self, state: State, step: int, *, best: bool, initial: bool) -> None:
         path = self.folder / f"step-{step:09d}.pt"
         try:
+            remove_partial(self.folder)
             write(path, state)
             if initial:
                 link(path, self.folder / "initial.pt")
@@ -172,6 +223,12 @@ class CheckpointFolder:
         return None
 
 
+def remove_partial(folder: Path) -> None:
+    """Remove what a process that was killed while it wrote has left."""
+    for path in folder.glob("*.partial"):
+        path.unlink(missing_ok=True)
+
+
 def link(source: Path, name: Path) -> None:
     """Make `name` another name of `source`, in one step; a copy where the file system has no hard links."""
     partial = name.with_suffix(".partial")
@@ -186,8 +243,9 @@ def link(source: Path, name: Path) -> None:
 def set_aside_after(folder: Path, step: int) -> None:
     """Rename the checkpoints of later steps to `*.stale`: a run that goes on from `step` has another history.
 
-    Left under their names they would pass for its newest and best. Nothing is deleted.
+    Left under their names they would pass for its newest and best. Nothing whole is deleted.
     """
+    remove_partial(folder)
     for path in folder.glob("step-*.pt"):
         match = _STEP_FILE.fullmatch(path.name)
         if match and int(match[1]) > step:

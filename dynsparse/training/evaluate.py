@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from dynsparse.distributed import sync
-from dynsparse.errors import UserError
+from dynsparse.errors import StopRequested, UserError
 from pipelines.base import EvaluationPipeline
 from pipelines.config import DataError
 
@@ -51,32 +52,24 @@ def hits(logits: Tensor, labels: Tensor, k: int) -> Tensor:
 
 @torch.no_grad()
 def evaluate(
-    model: nn.Module, pipeline: EvaluationPipeline, device: torch.device, precision: AbstractContextManager[object]
+    model: nn.Module,
+    pipeline: EvaluationPipeline,
+    device: torch.device,
+    precision: AbstractContextManager[object],
+    stop_requested: Callable[[], bool] = lambda: False,
 ) -> Evaluation:
     """Evaluate `model` on the pipeline's samples. A collective: each rank takes its share.
 
-    Raises UserError on every rank if the data of any cannot be had.
-    The model's buffers must agree between ranks (`sync.average_buffers`), or
-    the result would depend on which rank sees which sample.
+    Raises UserError on every rank if the data of any cannot be had, StopRequested on every rank once any is asked to
+    stop. The model's buffers must agree between ranks (`sync.average_buffers`), or the result would depend on which
+    rank sees which sample.
     """
     was_training = model.training
     model.eval()
-    counts = torch.zeros(6, dtype=torch.float64, device=device)  # loss, top-1, top-5, samples, left out, failures
-    failure = None
     try:
-        for images, labels in pipeline.batches():
-            with precision:
-                logits = model(images).float()
-            loss = functional.cross_entropy(logits, labels, reduction="sum")
-            counts[0] += loss
-            counts[1] += hits(logits, labels, 1)
-            counts[2] += hits(logits, labels, 5)
-            counts[3] += len(labels)
-        counts[4] += pipeline.left_out
-    except DataError as error:  # The other ranks are on their way to the sum.
-        failure = str(error)
-        counts[5] += 1
-    model.train(was_training)
+        counts, failure = _count(model, pipeline, device, precision, stop_requested)
+    finally:
+        model.train(was_training)
     loss_sum, top1, top5, samples, left_out, failures = sync.sum_(counts).tolist()
     if failures:
         raise UserError(*sync.all_said(failure))
@@ -84,3 +77,40 @@ def evaluate(
     if not samples:
         raise UserError(f"none of {pipeline.samples} samples to evaluate on can be had; mend the data")
     return Evaluation(loss_sum / samples, 100 * top1 / samples, 100 * top5 / samples, int(samples), int(left_out))
+
+
+def _count(
+    model: nn.Module,
+    pipeline: EvaluationPipeline,
+    device: torch.device,
+    precision: AbstractContextManager[object],
+    stop_requested: Callable[[], bool],
+) -> tuple[Tensor, str | None]:
+    """This rank's float64 [6] (loss, top-1, top-5, samples, left out, failures), and why its data failed if so.
+
+    One small all-reduce a batch, so that all leave together; a rank with fewer batches waits for the others in it.
+    """
+    counts = torch.zeros(6, dtype=torch.float64, device=device)
+    failure = None
+    batches = pipeline.batches()
+    while True:
+        try:
+            batch = next(batches, None) if failure is None else None
+        except DataError as error:
+            batch, failure = None, str(error)
+        stop, more = sync.any_of(stop_requested(), batch is not None)
+        if stop:
+            raise StopRequested
+        if not more:
+            break
+        if batch is not None:
+            images, labels = batch
+            with precision:
+                logits = model(images).float()
+            counts[0] += functional.cross_entropy(logits, labels, reduction="sum")
+            counts[1] += hits(logits, labels, 1)
+            counts[2] += hits(logits, labels, 5)
+            counts[3] += len(labels)
+    counts[4] += pipeline.left_out
+    counts[5] += failure is not None
+    return counts, failure

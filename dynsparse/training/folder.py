@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import logging
+import os
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,6 +17,7 @@ from dynsparse.training.state import RunState
 log = logging.getLogger(__name__)
 
 _MARK = "# The resolved config of a dynsparse run.\n"
+_LAUNCH = "launch.json"
 
 
 def checkpoints_of(config: RunConfig) -> CheckpointFolder:
@@ -28,13 +31,33 @@ class Start(NamedTuple):
     state: dict[str, Any]
 
 
-def find_start(config: RunConfig, *, resume: str | None, overwrite: bool) -> Start | None:
+def begun_by(launch: str | None, folder: Path) -> bool:
+    """Whether an earlier attempt of this launch (`torchrun.launch_id`) took the folder."""
+    try:
+        return launch is not None and json.loads((folder / _LAUNCH).read_text())["id"] == launch
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
+def find_start(
+    config: RunConfig, *, resume: str | None, overwrite: bool, launch: str | None = None, retry: bool = False
+) -> Start | None:
     """The checkpoint to resume from, or None for a new run. Changes nothing.
 
     `resume` is "auto" (the newest whole checkpoint; a new run if there is
     none), a checkpoint's path, or a run's folder as in `checkpoint_of`. UserError rather than mixing two runs.
+
+    In a later attempt of a launch that took the folder, `resume` and
+    `overwrite` have had their effect: it goes on from what the launch has
+    saved. An attempt that ended before it took the folder has changed nothing.
+    `retry`: whether torchrun says that this is a later attempt, which it does
+    after a fault, but not where machines join or leave.
     """
     folder = config.folder
+    if begun_by(launch, folder):
+        return _go_on(config, resume=resume, launch=launch, retry=retry)
+    if launch is None and retry and resume != "auto" and _occupied(folder):
+        raise UserError(f"{folder}: another attempt cannot tell whose it is; give torchrun an --rdzv-id")
     if resume == "auto":
         found = checkpoints_of(config).newest()
         foreign = [name for name in ("config.yaml", "metrics.jsonl", "summary.json") if (folder / name).exists()]
@@ -56,6 +79,22 @@ def find_start(config: RunConfig, *, resume: str | None, overwrite: bool) -> Sta
     return None
 
 
+def _go_on(config: RunConfig, *, resume: str | None, launch: str | None, retry: bool) -> Start | None:
+    """Where a later attempt of a launch goes on. It may have ended before its first checkpoint."""
+    found = checkpoints_of(config).newest()
+    if found is None:
+        return None if resume in (None, "auto") else Start(path := checkpoint_of(resume), read_run(path))
+    start = Start(*found)
+    if resume != "auto":
+        if is_finished(config, start) and not retry:  # Most likely a new launch, under the id of an old one.
+            raise UserError(
+                f"{config.folder} holds a run that launch '{launch}' has finished; "
+                "to begin another there, give it an --rdzv-id of its own"
+            )
+        log.info("launch '%s' has begun this run: going on with it, whatever the command line says", launch)
+    return start
+
+
 def is_finished(config: RunConfig, start: Start) -> bool:
     """Whether nothing is left to do: all epochs are behind `start`, and the summary stands."""
     return start.state["progress"]["epoch"] >= config.train.epochs and (config.folder / "summary.json").exists()
@@ -70,19 +109,19 @@ def read_run(path: Path) -> dict[str, Any]:
     return saved
 
 
-def take_folder(config: RunConfig, start: Start | None, *, overwrite: bool) -> None:
+def take_folder(config: RunConfig, start: Start | None, *, overwrite: bool, launch: str | None = None) -> None:
     """Make the folder this run's, once all else has proved to be in order.
 
     `overwrite` removes the run that `find_start` found there, and nothing but
     what a run writes; a resumed run says what has changed, and sets later
-    checkpoints aside.
+    checkpoints aside. Killed at any point, another attempt of the launch finds
+    what it can go on from: that the folder is its own is noted when all that
+    went before is out of the way, and before anything is added.
     """
     folder = config.folder
     try:
         if overwrite and start is None and _holds_run(folder):
             _remove_run(folder)
-        (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
-        (folder / "config.yaml").write_text(_MARK + config.as_yaml())
         if start is not None:
             step = start.state["progress"]["step"]
             log.info("resuming from %s (step %d)", start.path, step)
@@ -90,8 +129,22 @@ def take_folder(config: RunConfig, start: Start | None, *, overwrite: bool) -> N
                 log.warning("resuming with %s", line)
             set_aside_after(folder / "checkpoints", step)
             _name_anew(start, folder / "checkpoints")
+        folder.mkdir(parents=True, exist_ok=True)
+        if launch is None:
+            (folder / _LAUNCH).unlink(missing_ok=True)
+        else:
+            _write(folder / _LAUNCH, json.dumps({"id": launch}) + "\n")
+        _write(folder / "config.yaml", _MARK + config.as_yaml())
+        (folder / "checkpoints").mkdir(exist_ok=True)
     except OSError as error:
         raise UserError(f"{folder}: cannot be written ({error.strerror}); set runs= to a folder that can") from None
+
+
+def _write(path: Path, text: str) -> None:
+    """In one step, so that a kill leaves the old content or the new."""
+    partial = path.with_suffix(".partial")
+    partial.write_text(text, encoding="utf-8")
+    os.replace(partial, path)
 
 
 def _name_anew(start: Start, folder: Path) -> None:
@@ -116,7 +169,10 @@ def differences(old: Any, new: Any, key: str = "") -> list[str]:
 
 def _occupied(folder: Path) -> bool:
     try:
-        return folder.exists() and (not folder.is_dir() or any(folder.iterdir()))
+        if not folder.is_dir():
+            return folder.exists()
+        # That file alone is of an attempt that was killed as it took the folder.
+        return any(path.name != "launch.partial" for path in folder.iterdir())
     except OSError as error:
         raise UserError(f"{folder}: cannot be read ({error.strerror}); set name= or runs=") from None
 
@@ -129,8 +185,11 @@ def _holds_run(folder: Path) -> bool:
 
 
 def _remove_run(folder: Path) -> None:
-    """Remove what a run writes, the mark last; whatever else lies in the folder stays."""
+    """Remove what a run writes, but for the mark, which is replaced; whatever else lies in the folder stays."""
     for pattern in (
+        _LAUNCH,
+        "launch.partial",
+        "config.partial",
         "checkpoints/*.pt",
         "checkpoints/*.pt.stale*",
         "checkpoints/*.partial",
@@ -139,7 +198,6 @@ def _remove_run(folder: Path) -> None:
         "summary.json",
         "summary.partial",
         "events.out.tfevents.*",
-        "config.yaml",
     ):
         for path in folder.glob(pattern):
             path.unlink()

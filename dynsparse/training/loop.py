@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import inspect
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.nn.parallel import DistributedDataParallel
 
 from dynsparse.config import RunConfig
 from dynsparse.distributed import sync
@@ -20,12 +17,15 @@ from dynsparse.masks.selection import seed_for
 from dynsparse.methods import Clock, Method
 from dynsparse.reallocation import ReallocationReport, Reallocator
 from dynsparse.runtime import Worker
-from dynsparse.training import penalties
+from dynsparse.training import packing, penalties
 from dynsparse.training.callbacks import Callback, Observers, SamplesReport, Summary
 from dynsparse.training.checkpoint import CheckpointFolder
 from dynsparse.training.evaluate import Evaluation, Evaluations, evaluate, hits
 from dynsparse.training.network import Network, build_method
+from dynsparse.training.parallel import Parallel
+from dynsparse.training.precision import Precision
 from dynsparse.training.reports import Reporter
+from dynsparse.training.saving import SaveTimer
 from dynsparse.training.state import Progress, RunState
 from pipelines.base import Batch, Data, EvaluationPipeline
 from pipelines.config import DataError
@@ -56,6 +56,8 @@ class Trainer:
         self.observers = Observers(observers if worker.is_main else ())
         self.checkpoints = checkpoints
         self.stop_requested = stop_requested
+        self.save_timer = SaveTimer(config.checkpoint.every_minutes if worker.is_main else None)
+        self._time_to_save = False
 
         settings = config.train
         self.total_steps = settings.epochs * data.train.steps_per_epoch
@@ -67,7 +69,11 @@ class Trainer:
             self.model, self.masks, method, self.optimizer, seed=config.seed, on_desync=on_desync
         )
         self.forward: nn.Module = torch.compile(self.model) if settings.compile else self.model  # type: ignore[assignment]
-        self.parallel = _data_parallel(self.forward, self.device) if sync.connected() else self.forward
+        self.parallel = Parallel(self.forward, self.masks, config.distributed.gradients, self.device)
+        self.precision = Precision(settings.precision, self.device)
+        self._statistics = list(packing.buffers(self.model).values())
+        self._sums_before = torch.zeros(3, dtype=torch.float64, device=self.device)
+        self._statistics_before = [buffer.clone() for buffer in self._statistics]
         self.run = RunState(
             config=config,
             worker=worker,
@@ -75,8 +81,9 @@ class Trainer:
             masks=self.masks,
             optimizer=self.optimizer,
             method=method,
+            precision=self.precision,
             train_data=data.train,
-            sums=torch.zeros(3, dtype=torch.float64, device=self.device),
+            sums=self._sums_before.clone(),
             progress=Progress(initial_active={layer.name: layer.active_weights for layer in network.layers}),
         )
         self.resumed = False
@@ -135,7 +142,7 @@ class Trainer:
         while (micro_batches := self._fetch(steps)) is not None:
             self._show(micro_batches)
             loss = self.train_step(micro_batches)
-            self.reporter.step_done(self.config.train.global_batch_size)
+            self.reporter.step_done(self.config.train.global_batch_size, self.parallel.bytes_sent())
             if self.worker.is_main and self.progress.step % self.config.log.every_steps == 0:
                 self.observers.on_step(self.reporter.step_report(loss))
             if self._save_is_due():
@@ -154,16 +161,15 @@ class Trainer:
             micro_batches = next(steps, None)
         except DataError as error:
             failure = str(error)
-        if sync.any_rank(failure is not None or self.stop_requested()):
+        stop, failed, self._time_to_save = sync.any_of(
+            self.stop_requested(), failure is not None, self.save_timer.is_due()
+        )
+        if stop or failed:
             self.data.train.load_state_dict(before)
-            self._end_if_failed(failure)
+            if failed:
+                self._end(UserError(*sync.all_said(failure)))
             self._stop()
         return micro_batches
-
-    def _end_if_failed(self, failure: str | None) -> None:
-        """Save and raise UserError on every rank if the data of any failed."""
-        if failures := sync.all_said(failure):
-            self._end(UserError(*failures))
 
     def _end(self, error: UserError) -> NoReturn:
         """Leave a checkpoint to go on from once the error has been mended."""
@@ -196,25 +202,65 @@ class Trainer:
         before = self.run.of_this_rank()
         try:
             return self.evaluate()
-        except UserError as error:  # On every rank. A resume ends this epoch anew: to the end of it, not beyond.
+        except (UserError, StopRequested) as error:  # On every rank.
+            # A resume ends this epoch anew: to the end of it, not beyond.
             data = self.data.train
             data.load_state_dict({**data.state_dict(), "epoch": self.progress.epoch, "batch": data.steps_per_epoch})
             self.run.load_of_this_rank(before)
-            self._end(error)
+            if isinstance(error, UserError):
+                self._end(error)
+            self._stop()
+            raise
 
     def train_step(self, micro_batches: Sequence[Batch]) -> Tensor:
         """One optimizer step on this worker's share of a global batch. Returns its mean loss, on the device."""
         for group in self.optimizer.param_groups:
             group["lr"] = self._lr(self.progress.step)
+        clock = self._clock(self.progress.step + 1)
+        self.parallel.whole = self.reallocator.wants_whole_gradients(clock)
+        self._remember_statistics()
         loss = self._forward_backward(micro_batches)
         self.progress.step += 1
-        clock = self._clock()
-        self.reallocator.before_step(clock)
-        penalties.add_gradients(self.config.train.penalty, self.network.layers)
-        self.optimizer.step()
-        self.optimizer.zero_grad()
-        self._note(self.reallocator.after_step(clock))
+        if self.precision.unscale(self.optimizer, self.model.parameters()):
+            self.reallocator.before_step(clock)
+            penalties.add_gradients(self.config.train.penalty, self.network.layers)
+            self.precision.step(self.optimizer)
+            self.optimizer.zero_grad()
+            self.progress.bad_steps_in_a_row = 0
+            self._note(self.reallocator.after_step(clock))
+        else:
+            self._skip_step(clock)
         return loss
+
+    def _skip_step(self, clock: Clock) -> None:
+        """Leave out a step whose loss or gradients are no finite numbers, as if there had been no such batch."""
+        in_search_of_scale = self.precision.skip()
+        self.optimizer.zero_grad()
+        self._restore_statistics()
+        progress, most = self.progress, self.config.train.max_bad_steps
+        progress.skipped_steps += 1
+        progress.bad_steps_in_a_row += not in_search_of_scale
+        if not in_search_of_scale:
+            log.warning("step %d skipped: its loss or gradients are no finite numbers", clock.step)
+        if progress.bad_steps_in_a_row >= most:
+            self._finish("stopped")
+            raise UserError(
+                f"the loss or gradients of {most} steps in a row, the last of them step {clock.step}, are no finite "
+                f"numbers (train.max_bad_steps): training has diverged; lower the learning rate, then resume from a "
+                f"checkpoint from before, such as that of the best epoch"
+            )
+        self._note(self.reallocator.after_skipped_step(clock))
+
+    def _remember_statistics(self) -> None:
+        """BatchNorm's, and the sums of the epoch: a forward pass of no use changes them before it is known for one."""
+        if self._statistics:
+            torch._foreach_copy_(self._statistics_before, self._statistics)
+        self._sums_before.copy_(self.run.sums)
+
+    def _restore_statistics(self) -> None:
+        if self._statistics:
+            torch._foreach_copy_(self._statistics, self._statistics_before)
+        self.run.sums.copy_(self._sums_before)
 
     def _clock(self, step: int | None = None) -> Clock:
         """After the latest step, or another one."""
@@ -228,11 +274,11 @@ class Trainer:
         smoothing = self.config.train.label_smoothing
         losses = []
         for i, (images, labels) in enumerate(micro_batches):
-            with self._reducing(last=i == len(micro_batches) - 1):
-                with self._precision():
+            with self.parallel.reducing(last=i == len(micro_batches) - 1):
+                with self.precision.autocast():
                     logits = self.parallel(self._formatted(images))
                 loss = functional.cross_entropy(logits.float(), labels, label_smoothing=smoothing)
-                (loss / len(micro_batches)).backward()
+                self.precision.backward(loss / len(micro_batches))
             losses.append(loss.detach())
             self._count(losses[-1], logits.detach(), labels)
         return torch.stack(losses).mean()
@@ -273,7 +319,7 @@ class Trainer:
         sync.average_buffers(self.model)
 
         def on(pipeline: EvaluationPipeline) -> Evaluation:
-            return evaluate(self.forward, pipeline, self.device, self._precision())
+            return evaluate(self.forward, pipeline, self.device, self.precision.autocast(), self.stop_requested)
 
         data = self.data
         return Evaluations(
@@ -283,18 +329,24 @@ class Trainer:
         )
 
     def _save_is_due(self) -> bool:
+        """Never while steps are skipped: the checkpoints before that are to stay. By rank 0's clock, for all ranks."""
         every = self.config.checkpoint.every_steps
-        return every is not None and self.progress.step % every == 0
+        due = self._time_to_save or (every is not None and self.progress.step % every == 0)
+        return due and not self.progress.bad_steps_in_a_row
 
     def _save(self, *, best: bool = False, initial: bool = False) -> None:
-        """Save on rank 0. Changes nothing in the run; the others hand over what is theirs and go on."""
+        """Save on rank 0, which takes a snapshot and writes it in the background; the others hand over what is theirs.
+
+        Changes nothing in the run, and nobody waits for the disk, unless it still has the save before to write.
+        """
+        self.save_timer.saved()
         ranks = sync.gather(self.run.of_this_rank())
         if ranks is not None and self.checkpoints is not None:
+            self.checkpoints.make_room()
             self.progress.seconds = self.reporter.seconds
-            state = self.run.save(ranks)
-            if initial:
-                state["initial_weights"] = dict(self.network.initial_weights)
-            self.checkpoints.save(state, self.progress.step, best=best, initial=initial)
+            content = self.run.snapshot(ranks)
+            more = {"initial_weights": dict(self.network.initial_weights)} if initial else {}
+            self.checkpoints.begin(lambda: {**content(), **more}, self.progress.step, best=best, initial=initial)
 
     def _stop(self) -> None:
         self._save()
@@ -303,6 +355,8 @@ class Trainer:
 
     def _finish(self, status: str) -> Summary:
         summary = self.reporter.summary(status)
+        if self.checkpoints is not None:
+            self.checkpoints.wait()  # What the summary tells of is on disk by then, or known to be missing.
         self.observers.on_end(summary)
         sync.from_rank_0(self._require_saved)
         return summary
@@ -324,8 +378,20 @@ class Trainer:
         images = torch.zeros(self._samples_at_once, *self.config.data.image_shape, device=self.device)
         labels = torch.zeros(self._samples_at_once, dtype=torch.int64, device=self.device)
         kept = self.run.of_this_rank()
-        self._forward_backward([(images, labels)])
-        self.optimizer.zero_grad()
+
+        def throw_away(parts: int) -> None:
+            self._forward_backward([(images, labels)] * parts)
+            self.optimizer.zero_grad()
+
+        throw_away(1)
+        coming = range(self.progress.step + 1, self.progress.step + 11)
+        self.parallel.choose(
+            lambda: throw_away(self.config.train.micro_batches),
+            before=self.run.gradients_before,
+            always_whole=all(self.reallocator.wants_whole_gradients(self._clock(step)) for step in coming),
+        )
+        self.progress.gradients = self.parallel.gradients
+        self.parallel.bytes_sent()
         self.run.load_of_this_rank(kept)
 
     @property
@@ -346,30 +412,5 @@ class Trainer:
     def _lr(self, step: int) -> float:
         return self.config.train.lr.at(step, self.data.train.steps_per_epoch, self.total_steps)
 
-    def _precision(self) -> AbstractContextManager[object]:
-        if self.config.train.precision == "fp32":
-            return nullcontext()
-        return torch.autocast(self.device.type, dtype=torch.bfloat16)
-
     def _formatted(self, images: Tensor) -> Tensor:
         return images.contiguous(memory_format=torch.channels_last) if self.config.train.channels_last else images
-
-    def _reducing(self, *, last: bool) -> AbstractContextManager[object]:
-        """Gradients travel once a step, with the last micro-batch."""
-        if last or not isinstance(self.parallel, DistributedDataParallel):
-            return nullcontext()
-        no_sync: AbstractContextManager[object] = self.parallel.no_sync()
-        return no_sync
-
-
-def _data_parallel(module: nn.Module, device: torch.device) -> DistributedDataParallel:
-    """DDP that leaves buffers alone: statistics are averaged before evaluation instead of shipped every forward."""
-    # torch 2.13 renamed the argument.
-    known = inspect.signature(DistributedDataParallel.__init__).parameters
-    off: dict[str, Any] = {"forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers": False}
-    return DistributedDataParallel(
-        module,
-        device_ids=[device.index] if device.type == "cuda" else None,
-        gradient_as_bucket_view=True,
-        **off,
-    )

@@ -17,10 +17,7 @@ from dynsparse.masks import MaskSet, SparseLayer
 def pack_weights(model: nn.Module, masks: MaskSet) -> dict[str, Tensor]:
     """Parameters by name: sparse ones as [active units, unit size], the others whole. On the CPU."""
     layers = _by_name(masks)
-    return {
-        name: _to_cpu(layers[name].gather(value) if name in layers else value)
-        for name, value in model.named_parameters()
-    }
+    return {name: _to_cpu(value, layers.get(name)) for name, value in model.named_parameters()}
 
 
 @torch.no_grad()
@@ -42,7 +39,7 @@ def pack_optimizer(model: nn.Module, masks: MaskSet, optimizer: optim.Optimizer)
     for name, parameter in model.named_parameters():
         layer = layers.get(name)
         packed[name] = {
-            key: _to_cpu(layer.gather(value) if layer is not None and value.shape == parameter.shape else value)
+            key: _to_cpu(value, layer if value.shape == parameter.shape else None)
             if isinstance(value, Tensor)
             else value
             for key, value in optimizer.state.get(parameter, {}).items()
@@ -73,19 +70,19 @@ def unpack_optimizer(
 
 
 def pack_buffers(model: nn.Module) -> dict[str, Tensor]:
-    return {name: _to_cpu(value) for name, value in _buffers(model)}
+    return {name: _to_cpu(value) for name, value in buffers(model).items()}
 
 
 @torch.no_grad()
 def unpack_buffers(model: nn.Module, saved: Mapping[str, Tensor]) -> None:
-    for name, value in _buffers(model):
+    for name, value in buffers(model).items():
         value.copy_(saved[name])
 
 
-def _buffers(model: nn.Module) -> list[tuple[str, Tensor]]:
-    """Those that the model's own `state_dict` has: others follow from the config."""
+def buffers(model: nn.Module) -> dict[str, Tensor]:
+    """Those that the model's own `state_dict` has, themselves and not copies: others follow from the config."""
     kept = model.state_dict().keys()
-    return [(name, value) for name, value in model.named_buffers() if name in kept]
+    return {name: value for name, value in model.named_buffers() if name in kept}
 
 
 def mean_buffers(saved: list[Mapping[str, Tensor]]) -> dict[str, Tensor]:
@@ -113,6 +110,8 @@ def _by_name(masks: MaskSet) -> dict[str, SparseLayer]:
     return {layer.name: layer for layer in masks}
 
 
-def _to_cpu(value: Tensor) -> Tensor:
-    """A contiguous copy on the CPU, that later steps do not change."""
+def _to_cpu(value: Tensor, layer: SparseLayer | None = None) -> Tensor:
+    """A contiguous copy on the CPU, that later steps do not change; of `layer`'s active weights if given."""
+    if layer is not None:
+        return layer.gather(value).cpu()  # A copy already.
     return value.detach().to("cpu", copy=True).contiguous()

@@ -44,6 +44,7 @@ class Reporter:
         self.session = Stopwatch()
         self.epoch_watch = Stopwatch()
         self._reading = Stopwatch()
+        self._gradient_bytes = 0
         self._trained_images, self._trained_seconds = 0, 0.0
         self._seconds_before = run.progress.seconds
 
@@ -55,7 +56,8 @@ class Reporter:
     def epoch_begins(self) -> None:
         self.epoch_watch, self._reading = Stopwatch(), Stopwatch()
 
-    def step_done(self, images: int) -> None:
+    def step_done(self, images: int, gradient_bytes: int) -> None:
+        self._gradient_bytes = gradient_bytes
         self.epoch_watch.images += images
         self._reading.images += images
 
@@ -93,6 +95,7 @@ class Reporter:
             loss=float(loss),
             lr=self._lr(),
             images_per_second=speed,
+            gradient_bytes=self._gradient_bytes,
         )
 
     def epoch_report(self, results: Evaluations, sums: Sequence[float]) -> EpochReport:
@@ -103,8 +106,8 @@ class Reporter:
             epoch=progress.epoch,
             step=progress.step,
             lr=self._lr(),
-            train_loss=loss_sum / samples,
-            train_top1=100 * found / samples,
+            train_loss=loss_sum / samples if samples else float("nan"),
+            train_top1=100 * found / samples if samples else float("nan"),
             results=results,
             best_top1=progress.best_top1,
             active=self._active(),
@@ -117,6 +120,7 @@ class Reporter:
             seconds=time.monotonic() - self.epoch_watch.began,
             active_weights=self._active_weights(),
             bad_files=len(run.shared_bad_samples),
+            skipped_steps=progress.skipped_steps,
         )
 
     def summary(self, status: str) -> Summary:
@@ -160,6 +164,8 @@ class Reporter:
             reallocations=progress.reallocations,
             desyncs_repaired=progress.desyncs_repaired,
             bad_files=len(bad_files),
+            skipped_steps=progress.skipped_steps,
+            gradients=progress.gradients,
             seconds=self.seconds,
             versions=versions(),
         )

@@ -7,6 +7,7 @@ the dynamic one began with.
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -21,20 +22,36 @@ from dynsparse.errors import UserError
 from dynsparse.masks import LayerSpec
 from dynsparse.masks.maskset import unpack_bits
 from dynsparse.training import packing
-from dynsparse.training.checkpoint import read
+from dynsparse.training.checkpoint import CheckpointFolder, is_whole, read
+
+log = logging.getLogger(__name__)
 
 State = Mapping[str, Any]
 
 
 def checkpoint_of(source: str) -> Path:
-    """The file that `source` names: a checkpoint, a run's folder (its latest), or the folder + `_initial`."""
+    """The file that `source` names: a checkpoint, a run's folder, or the folder + `_initial`.
+
+    Of a folder its latest; where that is damaged, the newest whole one. UserError if there is none.
+    """
     path = Path(source)
     if path.is_dir():
-        return path / "checkpoints" / "latest.pt"
+        return _latest(path / "checkpoints")
     run = path.with_name(path.name.removesuffix("_initial"))
     if not path.exists() and run != path:
         return run / "checkpoints" / "initial.pt"
     return path
+
+
+def _latest(folder: Path) -> Path:
+    latest = folder / "latest.pt"
+    if is_whole(latest):
+        return latest
+    found = CheckpointFolder(folder, keep=1).newest()
+    if found is None:
+        return latest
+    log.warning("%s is damaged or missing; %s is taken instead", latest, found[0])
+    return found[0]
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, ClassVar
 
@@ -18,6 +18,7 @@ from dynsparse.methods import Method
 from dynsparse.runtime import Worker
 from dynsparse.training import packing
 from dynsparse.training.evaluate import Evaluations
+from dynsparse.training.precision import Precision
 from pipelines.base import TrainPipeline
 
 log = logging.getLogger(__name__)
@@ -39,6 +40,12 @@ class Progress:
     validation_top1: float | None = None
     reallocations: int = 0
     desyncs_repaired: int = 0
+    skipped_steps: int = 0
+    """Steps whose loss or gradients were no finite numbers, those in search of fp16's scale among them."""
+    bad_steps_in_a_row: int = 0
+    """The latest of these, where the scale was not to blame."""
+    gradients: str = ""
+    """What travels between the ranks, "active" or "dense", as it was asked for or chosen."""
     seconds: float = 0.0
     """Spent up to the latest save, on rank 0's clock."""
     initial_active: dict[str, int] = field(default_factory=dict)
@@ -80,12 +87,15 @@ class RunState:
     masks: MaskSet
     optimizer: optim.Optimizer
     method: Method
+    precision: Precision
     train_data: TrainPipeline
     sums: Tensor
     """float64 [3], this rank's in this epoch: loss, top-1 hits, samples."""
     progress: Progress
     shared_bad_samples: dict[int, str] = field(default_factory=dict)
     """Of the training data, with the reasons: those that every rank knows."""
+    gradients_before: str | None = None
+    """`Progress.gradients` of the checkpoint that this run goes on from with as many workers."""
 
     def of_this_rank(self) -> dict[str, Any]:
         """What differs from rank to rank."""
@@ -93,7 +103,7 @@ class RunState:
             "buffers": packing.pack_buffers(self.model),
             "random": packing.random_state(self.sums.device),
             "sums": self.sums.cpu().clone(),
-            "bad_samples": self.train_data.bad_samples,
+            "bad_samples": dict(self.train_data.bad_samples),
         }
 
     def load_of_this_rank(self, saved: Mapping[str, Any]) -> None:
@@ -103,17 +113,23 @@ class RunState:
 
     def save(self, ranks: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         """Plain data and CPU tensors, given every rank's `of_this_rank`."""
-        return {
+        return self.snapshot(ranks)()
+
+    def snapshot(self, ranks: Sequence[Mapping[str, Any]]) -> Callable[[], dict[str, Any]]:
+        """Copy what `save` needs. The result gives it, in any thread, however far training has gone meanwhile."""
+        masks = self.masks.snapshot()
+        rest = {
             "config": self.config.as_dict(),
             "versions": versions(),
             "progress": asdict(self.progress),
             "weights": packing.pack_weights(self.model, self.masks),
-            "masks": self.masks.state_dict(),
             "optimizer": packing.pack_optimizer(self.model, self.masks, self.optimizer),
             "method": self.method.state_dict(),
+            "loss_scale": self.precision.state_dict(),
             "data": self.train_data.state_dict(),
             "ranks": list(ranks),
         }
+        return lambda: {**rest, "masks": masks()}
 
     def load(self, saved: Mapping[str, Any]) -> None:
         """Continue where `saved` was made. UserError if that was another model or method, DataError for other data.
@@ -137,6 +153,7 @@ class RunState:
         self.load_network(saved)
         packing.unpack_optimizer(self.model, self.masks, self.optimizer, saved["optimizer"])
         self.method.load_state_dict(saved["method"])
+        self.precision.load_state_dict(saved.get("loss_scale", {}))  # Older checkpoints have none.
         self.train_data.load_state_dict(saved["data"])
         for rank in saved["ranks"]:  # Older checkpoints know of none.
             self.train_data.avoid(rank.get("bad_samples", {}))
@@ -144,6 +161,7 @@ class RunState:
         ranks = saved["ranks"]
         if len(ranks) == self.worker.world_size:
             self.load_of_this_rank(ranks[self.worker.rank])
+            self.gradients_before = self.progress.gradients
             return
         packing.unpack_buffers(self.model, _mean_buffers(ranks))
         if self.worker.is_main:  # The sums of an epoch are added over the ranks in the end.

@@ -46,10 +46,10 @@ def digests(model: nn.Module, masks: MaskSet) -> tuple[int, int]:
     return digest.mask_digest(masks), digest.weight_digest(model, masks)
 
 
-def ten_events(worker: Worker, granularity: int) -> list[tuple[int, int]]:
+def events(worker: Worker, granularity: int, count: int) -> list[tuple[int, int]]:
     model, masks, reallocator = build(granularity)
     seen = []
-    for number in range(1, 11):
+    for number in range(1, count + 1):
         step(worker, model, masks, reallocator, number)
         reallocator(Clock(number, 0))
         seen.append(digests(model, masks))
@@ -58,9 +58,19 @@ def ten_events(worker: Worker, granularity: int) -> list[tuple[int, int]]:
 
 @pytest.mark.parametrize(("world_size", "granularity"), [(2, 4), (4, 4), (3, 2)])
 def test_ranks_hold_the_same_bits_over_ten_reallocations(world_size: int, granularity: int) -> None:
-    results = run_distributed(ten_events, world_size, granularity)
+    results = run_distributed(events, world_size, granularity, 10)
     assert all(result == results[0] for result in results)
     assert len({masks for masks, _ in results[0]}) == 10, "every reallocation moved something"
+
+
+def test_sixteen_ranks_over_twenty_reallocations() -> None:
+    """Digests of masks and weights after each, and what travelled: the plan, and nothing that grows with the model."""
+    results = run_distributed(events, 16, 4, 20)
+    assert all(result == results[0] for result in results)
+    assert len({masks for masks, _ in results[0]}) == 20
+    _, masks, reallocator = build()
+    plan = reallocator.plan(Clock(1, 0)).encode()
+    assert plan.numel() * plan.element_size() == 48 * (1 + len(masks)) == 144
 
 
 def altered(worker: Worker, on_desync: str, where: str) -> Any:

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from dynsparse.config import RunConfig
 from tests.training import runs
 
 SCRIPT = runs.ROOT / "launch/local.sh"
@@ -40,6 +41,8 @@ def test_help() -> None:
         (["--workers"], "--workers lacks its number"),
         (["--workers", "two", "--config", "x"], "--workers is 'two'; it must be a number"),
         (["--workers", "0", "--config", "x"], "--workers is '0'"),
+        (["--restarts"], "--restarts lacks its number"),
+        (["--restarts", "-1", "--config", "x"], "--restarts is '-1'; it must be a number, 0 for none"),
     ],
 )
 def test_bad_arguments(arguments: list[str], message: str) -> None:
@@ -57,7 +60,7 @@ def test_trains_from_anywhere_and_returns_the_workers_code(tmp_path: Path) -> No
     assert runs.summary(settings.folder)["world_size"] == 2
     refused = local("--workers", "2", "--config", path)
     assert refused.returncode == 2
-    assert "exists; go on with --resume auto" in refused.stderr
+    assert refused.stderr.count("exists; go on with --resume auto") == 1, "not once an attempt"
 
 
 @pytest.mark.skipif(shutil.which("shellcheck") is None, reason="shellcheck is not installed")
@@ -93,6 +96,61 @@ def test_a_signal_stops_the_workers_and_leaves_a_checkpoint(tmp_path: Path, numb
     finally:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
+
+
+def started(tmp_path: Path, *arguments: str) -> tuple[subprocess.Popen[str], RunConfig]:
+    """A run without end, in its second epoch."""
+    settings = runs.config(runs=str(tmp_path), name="a", train={"epochs": 100_000}, log={"progress": "lines"})
+    path = runs.write_config(tmp_path, settings)
+    process = runs.start(["bash", SCRIPT, "--workers", "2", *arguments, "--", "--config", path], PYTHON=sys.executable)
+    wait_for(process, "epoch 1/")
+    return process, settings
+
+
+def wait_for(process: subprocess.Popen[str], beginning: str) -> None:
+    assert process.stderr is not None
+    for line in process.stderr:
+        if line.startswith(beginning):
+            return
+    raise AssertionError(f"ended without a line of {beginning}")
+
+
+def workers_of(process: subprocess.Popen[str]) -> list[int]:
+    return [worker for torchrun in runs.children(process.pid) for worker in runs.children(torchrun)]
+
+
+def test_after_a_fault_the_workers_are_started_anew(tmp_path: Path) -> None:
+    """Twice: killed, they go on from their newest checkpoint; after the last restart it is a fault."""
+    process, settings = started(tmp_path, "--restarts", "1")
+    try:
+        os.kill(workers_of(process)[0], signal.SIGKILL)
+        wait_for(process, "resuming from")
+        wait_for(process, "epoch ")
+        os.kill(workers_of(process)[1], signal.SIGKILL)
+        process.communicate(timeout=100)
+        assert process.returncode == 1
+        assert not (settings.folder / "summary.json").exists()
+    finally:
+        end(process)
+
+
+def test_a_stop_asked_of_one_worker_ends_the_run(tmp_path: Path) -> None:
+    process, settings = started(tmp_path)
+    try:
+        os.kill(workers_of(process)[1], signal.SIGUSR1)
+        process.communicate(timeout=100)
+        assert process.returncode == 75
+        assert runs.summary(settings.folder)["status"] == "stopped"
+    finally:
+        end(process)
+
+
+def end(process: subprocess.Popen[str]) -> None:
+    for torchrun in runs.children(process.pid):
+        for pid in [torchrun, *runs.children(torchrun)]:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(pid, signal.SIGKILL)
+    runs.kill(process)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=lambda number: number.name)

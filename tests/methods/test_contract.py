@@ -104,6 +104,7 @@ class Run:
         self.worker = worker or Worker()
         self.parallel = DistributedDataParallel(self.model) if worker else self.model
         self.events = self.moved = 0
+        self.active_gradients = False
 
     def step(self, number: int) -> None:
         generator = torch.Generator().manual_seed(number * 100 + self.worker.rank)
@@ -111,6 +112,8 @@ class Run:
         labels = torch.randint(5, (8,), generator=generator)
         nn.functional.cross_entropy(self.parallel(images), labels).backward()
         clock = Clock(number, (number - 1) // 2, steps_per_epoch=2, epochs=STEPS)  # The first half of a run.
+        if self.active_gradients and not self.reallocator.wants_whole_gradients(clock):
+            self.masks.mask_gradients()
         self.reallocator.before_step(clock)
         self.optimizer.step()
         self.optimizer.zero_grad()
@@ -181,6 +184,17 @@ def test_contract(name: str, granularity: int, sparsity: float, optimizer: str) 
         assert (run.moved > 0) == (sparsity > 0 or name == "pruning"), "in a full network nothing can move"
     if name == "pruning":
         assert run.masks.active_weights < 0.5 * full
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_gradients_outside_the_masks_are_wanted_or_do_not_matter(name: str) -> None:
+    """With the active gradients alone on all other steps a run is the same."""
+    run, twin = Run(name, 4, 0.5, "sgd"), Run(name, 4, 0.5, "sgd")
+    twin.active_gradients = True
+    for number in range(1, STEPS + 1):
+        run.step(number)
+        twin.step(number)
+    assert_same(run, twin)
 
 
 @pytest.mark.parametrize("name", sorted(set(BUSY) - {"pruning"}))

@@ -9,6 +9,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -78,14 +79,27 @@ def write_config(folder: Path, settings: RunConfig) -> Path:
     return path
 
 
-def dist_train(*arguments: Any, workers: int = 0, script: Path = ROOT / "dist_train.py", **environment: str) -> Any:
+def dist_train(
+    *arguments: Any, workers: int = 0, max_restarts: int = 0, script: Path = ROOT / "dist_train.py", **environment: str
+) -> Any:
     """Run dist_train.py to its end, under torchrun if `workers` is not 0. Nothing that it starts outlives the call."""
-    command = [sys.executable, str(script), *map(str, arguments)]
-    if workers:
-        torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(workers)]
-        command = [sys.executable, *torchrun, *command[1:]]
-    process = subprocess.Popen(
-        command,
+    options = ["--standalone", "--nproc-per-node", str(workers), "--max-restarts", str(max_restarts)]
+    launcher = [*TORCHRUN, *options] if workers else [sys.executable]
+    process = start([*launcher, script, *arguments], **environment)
+    try:
+        out, err = process.communicate(timeout=200)
+    finally:
+        kill(process)
+    return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+
+
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run"]
+
+
+def start(command: Sequence[Any], **environment: str) -> subprocess.Popen[str]:
+    """Start a command as a test needs it. To be ended with `kill`."""
+    return subprocess.Popen(
+        [str(word) for word in command],
         cwd=ROOT,
         env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), **environment},
         stdout=subprocess.PIPE,
@@ -93,12 +107,21 @@ def dist_train(*arguments: Any, workers: int = 0, script: Path = ROOT / "dist_tr
         text=True,
         start_new_session=True,
     )
-    try:
-        out, err = process.communicate(timeout=200)
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-    return subprocess.CompletedProcess(command, process.returncode, out, err)
+
+
+def children(pid: int) -> list[int]:
+    """The processes that a process has started and that are there: of torchrun, its workers."""
+    of_threads = [path.read_text() for path in Path(f"/proc/{pid}/task").glob("*/children")]
+    return [int(child) for child in " ".join(of_threads).split()]
+
+
+def kill(process: subprocess.Popen[str]) -> None:
+    """End a process and its workers at once (SIGKILL), as when their machine goes down. torchrun's are no group."""
+    with contextlib.suppress(OSError):
+        os.killpg(process.pid, signal.SIGSTOP)  # It is not to start another in the meantime.
+        for pid in [process.pid, *children(process.pid)]:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(pid, signal.SIGKILL)
 
 
 def metrics(folder: Path) -> list[dict[str, Any]]:

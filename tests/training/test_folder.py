@@ -1,22 +1,28 @@
 from __future__ import annotations
 
+import functools
 import logging
+import os
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from dynsparse.config import RunConfig
-from dynsparse.errors import UserError
+from dynsparse.errors import StopRequested, UserError
 from dynsparse.training.checkpoint import read, set_aside_after
-from dynsparse.training.folder import checkpoints_of, differences, find_start, take_folder
+from dynsparse.training.folder import checkpoints_of, differences, find_start, is_finished, take_folder
 from tests.training import runs
 
 
-def open_folder(config: RunConfig, *, resume: str | None, overwrite: bool) -> dict[str, Any] | None:
+def open_folder(
+    config: RunConfig, *, resume: str | None, overwrite: bool, launch: str | None = None, retry: bool = False
+) -> dict[str, Any] | None:
     """Both halves at once, as in a run where nothing else is wrong; the state to resume from."""
-    start = find_start(config, resume=resume, overwrite=overwrite)
-    take_folder(config, start, overwrite=overwrite)
+    start = find_start(config, resume=resume, overwrite=overwrite, launch=launch, retry=retry)
+    take_folder(config, start, overwrite=overwrite, launch=launch)
     return None if start is None else start.state
 
 
@@ -157,3 +163,133 @@ def test_latest_and_best_follow_a_run_that_goes_back(tmp_path: Path) -> None:
     open_folder(settings, resume=str(folder / "step-000000008.pt"), overwrite=False)
     assert read(folder / "latest.pt")["progress"]["step"] == 8
     assert read(folder / "best.pt")["progress"]["step"] == 8, "after one epoch the first is the best"
+
+
+COMMANDS: list[dict[str, Any]] = [
+    {"resume": None, "overwrite": False},
+    {"resume": None, "overwrite": True},
+    {"resume": "auto", "overwrite": False},
+]
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=["nothing", "--overwrite", "--resume auto"])
+@pytest.mark.parametrize("retry", [True, False], ids=["after a fault", "as machines come and go"])
+def test_another_attempt_of_a_launch_goes_on(tmp_path: Path, command: dict[str, Any], retry: bool) -> None:
+    """Whatever its command line says; first before there is a checkpoint, then with one."""
+    if command["overwrite"]:
+        finished_run(tmp_path, seed=4)
+    settings = runs.config(runs=str(tmp_path), name="a")
+    assert open_folder(settings, **command, launch="job-1") is None
+    assert open_folder(settings, **command, launch="job-1", retry=retry) is None, "no checkpoint yet"
+    checkpoints_of(settings).save({**trained(settings, steps=5)}, 5)
+    for _ in range(2):
+        state = open_folder(settings, **command, launch="job-1", retry=retry)
+        assert state is not None
+        assert (state["progress"]["step"], state["config"]["seed"]) == (5, 3)
+
+
+def trained(settings: RunConfig, steps: int) -> dict[str, Any]:
+    """What a checkpoint holds after some steps."""
+    trainer = runs.trainer(settings)
+    trainer.stop_requested = lambda: trainer.progress.step == steps
+    with pytest.raises(StopRequested):
+        trainer.fit()
+    return trainer.run.save([trainer.run.of_this_rank()])
+
+
+def test_an_attempt_that_never_took_the_folder_counts_for_nothing(tmp_path: Path) -> None:
+    """It died before: the next one still replaces the old run, though torchrun calls it a later attempt."""
+    finished_run(tmp_path, seed=4)
+    settings = runs.config(runs=str(tmp_path), name="a")
+    with pytest.raises(UserError, match="a exists"):
+        open_folder(settings, resume=None, overwrite=False, launch="job-1", retry=True)
+    assert open_folder(settings, resume=None, overwrite=True, launch="job-1", retry=True) is None
+    assert not checkpoints_of(settings).files()
+
+
+def test_another_launch_is_not_taken_for_a_later_attempt(tmp_path: Path) -> None:
+    settings = runs.config(runs=str(tmp_path), name="a")
+    open_folder(settings, resume=None, overwrite=False, launch="job-1")
+    for launch in ("job-2", None):
+        with pytest.raises(UserError, match="a exists"):
+            open_folder(settings, resume=None, overwrite=False, launch=launch)
+    open_folder(settings, resume="auto", overwrite=False)
+    with pytest.raises(UserError, match="a exists"):
+        open_folder(settings, resume=None, overwrite=False, launch="job-1")
+
+
+def test_another_attempt_goes_on_from_the_checkpoint_that_was_asked_for(tmp_path: Path) -> None:
+    """Until there is one of its own; and it does not come back to later ones that the first attempt set aside."""
+    finished_run(tmp_path, checkpoint={"every_steps": 4, "keep": 9})
+    settings = runs.config(runs=str(tmp_path), name="b")
+    earlier = tmp_path / "a" / "checkpoints" / "step-000000008.pt"
+    for name in ("b", "a"):
+        settings = runs.config(runs=str(tmp_path), name=name)
+        for _ in range(2):
+            state = open_folder(settings, resume=str(earlier), overwrite=False, launch="job-1", retry=True)
+            assert state is not None
+            assert state["progress"]["step"] == 8
+
+
+@pytest.mark.parametrize("command", COMMANDS[:2], ids=["nothing", "--overwrite"])
+def test_a_finished_run_is_not_taken_for_a_new_one_of_the_same_id(tmp_path: Path, command: dict[str, Any]) -> None:
+    """Told apart from a fault in the very end, after which there is nothing left to do."""
+    settings = runs.config(runs=str(tmp_path), name="a")
+    open_folder(settings, resume=None, overwrite=False, launch="job-1")
+    runs.trainer(settings, checkpoints=checkpoints_of(settings)).fit()
+    (settings.folder / "summary.json").write_text("{}")
+    with pytest.raises(UserError, match=r"'job-1' has finished; to begin another there, give it an --rdzv-id"):
+        find_start(settings, **command, launch="job-1")
+    start = find_start(settings, **command, launch="job-1", retry=True)
+    assert start is not None
+    assert is_finished(settings, start)
+
+
+def test_a_later_attempt_of_a_launch_without_any_id_is_refused(tmp_path: Path) -> None:
+    finished_run(tmp_path)
+    settings = runs.config(runs=str(tmp_path), name="a")
+    for command in COMMANDS[:2]:
+        with pytest.raises(UserError, match="cannot tell whose it is; give torchrun an --rdzv-id"):
+            find_start(settings, **command, retry=True)
+    assert find_start(settings, resume="auto", overwrite=False, retry=True) is not None
+
+
+@pytest.mark.parametrize("overwrite", [True, False])
+def test_killed_while_it_takes_the_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, overwrite: bool) -> None:
+    """Before each of its changes to the disk in turn: the next attempt replaces the old run, and is a new one."""
+    finished_run(tmp_path, seed=4)
+    for call in range(1, 100):
+        settings = runs.config(runs=str(tmp_path / str(call)), name="a")
+        if overwrite:
+            shutil.copytree(tmp_path / "a", settings.folder)
+        with monkeypatch.context() as patched:
+            killed = dies_at(patched, call, functools.partial(open_folder, settings, overwrite=overwrite, **first))
+        assert open_folder(settings, overwrite=overwrite, **first, retry=True) is None
+        names = sorted(path.name for path in settings.folder.rglob("*"))
+        assert names == ["checkpoints", "config.yaml", "launch.json"]
+        if not killed:
+            break
+    assert call > 5
+
+
+first: dict[str, Any] = {"resume": None, "launch": "job-1"}
+
+
+def dies_at(patched: pytest.MonkeyPatch, call: int, act: Callable[[], object]) -> bool:
+    """Whether `act` came to its change of the disk number `call`, and was ended before it."""
+    calls = []
+
+    def dying(self: Any, *arguments: Any, original: Any, **options: Any) -> Any:
+        calls.append(self)
+        if len(calls) == call:
+            raise KeyboardInterrupt
+        return original(self, *arguments, **options)
+
+    for name in ("unlink", "write_text", "mkdir"):
+        patched.setattr(Path, name, functools.partialmethod(dying, original=getattr(Path, name)))
+    patched.setattr(os, "replace", functools.partial(dying, original=os.replace))
+    try:
+        act()
+    except KeyboardInterrupt:
+        return True
+    return False

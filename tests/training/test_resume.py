@@ -19,7 +19,7 @@ from dynsparse.training.loop import Trainer
 from tests.ranks import run_distributed
 from tests.training import runs
 
-KILLED_RUN = Path(__file__).with_name("killed_run.py")
+FAULTY_RUN = Path(__file__).with_name("faulty_run.py")
 
 
 def small_run(folder: Path, name: str, **checkpoint: Any) -> RunConfig:
@@ -41,7 +41,7 @@ def test_killed_in_mid_epoch_and_resumed(tmp_path: Path, workers: int) -> None:
     chance = random.Random()
     steps = [chance.choice([4, 5, 7, 10, 11, 13]), chance.choice([14, 17, 18, 19, 20, 22, 23])]
     for step in steps:
-        died = runs.dist_train(*arguments, workers=workers, script=KILLED_RUN, KILL_RANK=rank, KILL_STEP=str(step))
+        died = runs.dist_train(*arguments, workers=workers, script=FAULTY_RUN, FAULTS=f"kill {rank} step {step}")
         assert died.returncode != 0, (steps, died.stderr)
         assert not (killed.folder / "summary.json").exists()
     finished = runs.dist_train(*arguments, workers=workers)

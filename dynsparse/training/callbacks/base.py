@@ -58,6 +58,8 @@ class StepReport:
     loss: float
     lr: float
     images_per_second: float
+    gradient_bytes: int
+    """That this worker handed to the all-reduce in the latest step."""
 
 
 @dataclass(frozen=True)
@@ -87,6 +89,8 @@ class EpochReport:
     """Of training and evaluation in this epoch, since the start or the resume."""
     bad_files: int
     """Training files that cannot be had, found so far; others of their classes come in their place."""
+    skipped_steps: int
+    """So far in the run, because the loss or a gradient was no finite number."""
     active_weights: Mapping[str, Tensor]
     """Values of the active weights by layer, float32 on the CPU; empty if nobody looks at them."""
 
@@ -122,6 +126,10 @@ class Summary:
     desyncs_repaired: int
     bad_files: int
     """Training files that could not be had; others of their classes came in their place."""
+    skipped_steps: int
+    """Because the loss or a gradient was no finite number."""
+    gradients: str
+    """What travelled between the ranks: "active" or "dense"."""
     seconds: float
     """Spent in training, sessions before a resume included."""
     versions: Mapping[str, str]

@@ -40,6 +40,8 @@ def closing_text(summary: Summary, folder: Path, *, tensorboard: bool) -> str:
     ]
     if summary.bad_files:
         facts.append(("bad training files, replaced", str(summary.bad_files)))
+    if summary.skipped_steps:
+        facts.append(("steps skipped", str(summary.skipped_steps)))
     status = summary.status
     if status == "stopped":
         status = f"stopped after step {summary.steps} (epoch {summary.epochs + 1}); go on with --resume auto"

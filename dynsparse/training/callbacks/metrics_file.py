@@ -69,6 +69,7 @@ class MetricsFile(Callback):
                 "sparsity": report.total_sparsity,
                 "model_sparsity": report.model_sparsity,
                 "bad_files": report.bad_files,
+                "skipped_steps": report.skipped_steps,
                 "layers": {
                     name: {
                         "active": report.active[name],

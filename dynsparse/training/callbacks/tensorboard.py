@@ -23,6 +23,8 @@ LAYOUT = {
     },
 }
 
+_DRAWABLE = 1e20  # TensorBoard's histograms reach no further, and fail if all values lie beyond.
+
 
 class TensorBoard(Callback):
     """Writes events to the run's folder, by step; a resume hides what was written after its checkpoint."""
@@ -45,6 +47,7 @@ class TensorBoard(Callback):
         self._writer.add_scalar("loss/batch", report.loss, report.step)
         self._writer.add_scalar("lr", report.lr, report.step)
         self._writer.add_scalar("throughput/images_per_second", report.images_per_second, report.step)
+        self._writer.add_scalar("communication/gradient_bytes_per_step", report.gradient_bytes, report.step)
 
     def on_reallocation(self, report: ReallocationReport) -> None:
         for name in report.active:
@@ -67,6 +70,7 @@ class TensorBoard(Callback):
             "active/budget": report.budget,
             "active/total": sum(report.active.values()),
             "data/bad_files": report.bad_files,
+            "loss/skipped_steps": report.skipped_steps,
         }
         for name in ("test", "validation", "train"):
             if (result := getattr(report.results, name)) is not None:
@@ -79,9 +83,9 @@ class TensorBoard(Callback):
         for name, share in report.explored.items():
             self._writer.add_scalar(f"exploration/{name}", share, report.step)
         for name, values in report.active_weights.items():
-            finite = values[values.isfinite()]
-            if finite.numel():
-                self._writer.add_histogram(f"active_weights/{name}", finite, report.step)
+            drawable = values[values.abs() < _DRAWABLE]
+            if drawable.numel():
+                self._writer.add_histogram(f"active_weights/{name}", drawable, report.step)
         self._writer.flush()
 
     def on_end(self, summary: Summary) -> None:

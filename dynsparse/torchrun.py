@@ -1,0 +1,96 @@
+"""What torchrun tells its workers, and what workers leave for each other and for those that come in their place.
+
+A launch is one command of torchrun. After a fault, and where machines join or
+leave, torchrun ends all workers and runs the same command line again: another
+attempt of the launch. On each machine it gives a launch a folder, with one in
+it for each attempt and in that one for each worker, and removes it in the end:
+LAUNCH/attempt_K/LOCAL_RANK/error.json.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from pathlib import Path
+
+_OVER = "dynsparse-is-over"
+
+
+def launch_id() -> str | None:
+    """What tells this launch from any other, and stays the same in all of its attempts. None without torchrun.
+
+    The id of its rendezvous; of a rendezvous without one ("none", which is the
+    default of a static one) the launch's folder, whose name is never used
+    again. Such a rendezvous gives rank 0 to the same machine in each attempt.
+    """
+    name = os.environ.get("TORCHELASTIC_RUN_ID", "none")
+    if name not in ("", "none"):
+        return name
+    folder = _folder(of_attempt=False)
+    return None if folder is None else str(folder)
+
+
+def is_retry() -> bool:
+    """Whether a fault on this machine made this attempt. Not so if machines joined or left, or another had a fault."""
+    return os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"
+
+
+def end_launch(code: int) -> None:
+    """Let later attempts on this machine end at once with `code`, without a word: they could do no better."""
+    folder = _folder(of_attempt=False)
+    if folder is not None:
+        with contextlib.suppress(OSError):
+            (folder / _OVER).write_text(f"{code}\n")
+
+
+def over() -> int | None:
+    """The exit code if an earlier attempt has called `end_launch` on this machine."""
+    folder = _folder(of_attempt=False)
+    if folder is None:
+        return None
+    try:
+        return int((folder / _OVER).read_text())
+    except (OSError, ValueError):
+        return None
+
+
+def speaks_first() -> bool:
+    """Whether this worker is the first on its machine to ask, so that an error that all share is said once.
+
+    Not simply local rank 0: torchrun ends it as soon as another worker has
+    left, maybe before it has spoken.
+    """
+    return _is_first("dynsparse-has-spoken")
+
+
+def forget_exit_code() -> None:
+    """Empty the file of `note_exit_code`: an attempt that is killed must not be taken for the one before it."""
+    path = os.environ.get("DYNSPARSE_EXIT_FILE")
+    if path and _is_first("dynsparse-has-begun"):
+        Path(path).write_text("")
+
+
+def note_exit_code(code: int) -> None:
+    """Leave the code in DYNSPARSE_EXIT_FILE if set: torchrun returns 1 for whatever a worker did."""
+    path = os.environ.get("DYNSPARSE_EXIT_FILE")
+    if path:
+        Path(path).write_text(f"{code}\n")
+
+
+def _is_first(mark: str) -> bool:
+    folder = _folder(of_attempt=True)
+    if folder is None:
+        return True
+    try:
+        (folder / mark).touch(exist_ok=False)
+    except FileExistsError:
+        return False
+    except OSError:
+        return True
+    return True
+
+
+def _folder(*, of_attempt: bool) -> Path | None:
+    """The folder of this attempt or of the launch; None without torchrun, or if it was told to keep none."""
+    file = os.environ.get("TORCHELASTIC_ERROR_FILE")
+    return Path(file).parents[1 if of_attempt else 2] if file else None

@@ -1,0 +1,128 @@
+"""The model as one of many: which gradients travel between the ranks, and when."""
+
+from __future__ import annotations
+
+import inspect
+import logging
+import statistics
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from dynsparse.distributed import sync
+from dynsparse.distributed.allreduce import ActiveAllReduce, Gradients
+from dynsparse.masks import MaskSet
+
+log = logging.getLogger(__name__)
+
+_ROUNDS = 3
+_WORTH_IT = 0.95  # Of a dense step's time, at most: within that the two are alike, and dense is the plainer.
+
+
+class Parallel:
+    """A module whose gradients are the mean over the ranks after each step. Alone it is the module.
+
+    `whole` is to be set before a backward that must leave gradients outside the masks too.
+    """
+
+    def __init__(self, module: nn.Module, masks: MaskSet, gradients: Gradients, device: torch.device) -> None:
+        self.masks = masks
+        self.device = device
+        self.gradients = gradients
+        self.whole = False
+        self._module: nn.Module = module
+        self._hook: ActiveAllReduce | None = None
+        self._dense_bytes = 0
+        self._sent = 0
+        if not sync.connected():
+            return
+        self._module = _data_parallel(module, device)
+        trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
+        self._dense_bytes = sum(parameter.numel() * parameter.element_size() for parameter in trained)
+        if gradients != "dense":
+            self._hook = ActiveAllReduce(masks)
+            self._hook.register(self._module)
+
+    def __call__(self, images: Tensor) -> Tensor:
+        logits: Tensor = self._module(images)
+        return logits
+
+    def reducing(self, *, last: bool) -> AbstractContextManager[object]:
+        """Forward and backward of one micro-batch: gradients travel with the last of a step."""
+        if not isinstance(self._module, DistributedDataParallel):
+            return nullcontext()
+        if not last:
+            no_sync: AbstractContextManager[object] = self._module.no_sync()
+            return no_sync
+        if self._hook is not None:
+            self._hook.active = self.gradients == "active" and not self.whole
+        return nullcontext()
+
+    def bytes_sent(self) -> int:
+        """Handed to the all-reduce by this rank since the last call, if called once a step."""
+        if self._hook is None:
+            return self._dense_bytes
+        sent, self._sent = self._hook.bytes_sent - self._sent, self._hook.bytes_sent
+        return sent
+
+    def choose(self, step: Callable[[], object], *, before: str | None, always_whole: bool) -> None:
+        """Decide what `auto` means, the same on every rank: by throw-away steps of both kinds in turn.
+
+        `before` is what the run had chosen before it was interrupted on as many workers: it stays, for with more
+        than two of them the two ways differ in the last bits. Rank 0's clock decides.
+        """
+        if self.gradients != "auto":
+            return
+        if not sync.connected():
+            self.gradients = "dense"
+        elif before:
+            self.gradients = "active" if before == "active" else "dense"
+            log.info("distributed.gradients: %s, as before", before)
+        elif always_whole:
+            self._take("dense", "the method looks at all gradients at every step")
+        elif self.masks.active_weights == self.masks.weights:
+            self._take("dense", "all weights are active")
+        else:
+            self._time(step)
+
+    def _take(self, choice: Literal["active", "dense"], reason: str) -> None:
+        self.gradients = choice
+        log.info("distributed.gradients: %s, for %s", choice, reason)
+
+    def _time(self, step: Callable[[], object]) -> None:
+        seconds: dict[Literal["active", "dense"], list[float]] = {"active": [], "dense": []}
+        megabytes: dict[str, float] = {}
+        for _ in range(_ROUNDS):
+            for kind, times in seconds.items():
+                self.gradients = kind
+                sync.any_rank(False)  # All begin together.
+                began = time.perf_counter()
+                step()
+                if self.device.type == "cuda":
+                    torch.cuda.synchronize(self.device)
+                times.append(time.perf_counter() - began)
+                megabytes[kind] = self.bytes_sent() / 1e6
+        active, dense = sync.from_rank_0(lambda: [statistics.median(times) for times in seconds.values()])
+        self._take(
+            "active" if active <= _WORTH_IT * dense else "dense",
+            f"a step takes {active:.3g} s with the active gradients ({megabytes['active']:.3g} MB), "
+            f"{dense:.3g} s with all ({megabytes['dense']:.3g} MB)",
+        )
+
+
+def _data_parallel(module: nn.Module, device: torch.device) -> DistributedDataParallel:
+    """DDP that leaves buffers alone: statistics are averaged before evaluation instead of shipped every forward."""
+    # torch 2.13 renamed the argument.
+    known = inspect.signature(DistributedDataParallel.__init__).parameters
+    off: dict[str, Any] = {"forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers": False}
+    return DistributedDataParallel(
+        module,
+        device_ids=[device.index] if device.type == "cuda" else None,
+        gradient_as_bucket_view=True,
+        **off,
+    )

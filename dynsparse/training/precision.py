@@ -1,0 +1,66 @@
+"""Number formats of a training step: autocast, loss scaling, and what is no number."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn, optim
+
+Format = Literal["fp32", "bf16", "fp16"]
+
+
+class Precision:
+    """Runs the forward pass in the format asked for. Weights, gradients and optimizer state are float32 in each.
+
+    fp16 has numbers up to 65504 only and loses those below 6e-8: the loss is scaled up before backward and the
+    gradients down after, by a factor that is halved where they overflow (`torch.amp.GradScaler`). The scale follows
+    from reduced gradients, so it is the same on every rank.
+    """
+
+    def __init__(self, format: Format, device: torch.device) -> None:  # noqa: A002 - the word for it
+        self.format = format
+        self.device = device
+        self.scaler = torch.amp.GradScaler(device.type, enabled=format == "fp16")
+
+    def autocast(self) -> AbstractContextManager[object]:
+        if self.format == "fp32":
+            return nullcontext()
+        return torch.autocast(self.device.type, dtype=torch.bfloat16 if self.format == "bf16" else torch.float16)
+
+    def backward(self, loss: Tensor) -> None:
+        """Add the gradients of a scalar loss. A loss that is no finite number makes them NaN, all of them.
+
+        So the sum over the ranks tells each of them: no rank need ask the others.
+        """
+        poison = 1 + 0 * loss.detach()  # Exactly 1, or NaN.
+        self.scaler.scale(loss * poison).backward()
+
+    def unscale(self, optimizer: optim.Optimizer, parameters: Iterable[nn.Parameter]) -> bool:
+        """Give the reduced gradients their true size. Returns whether all are finite: the same on every rank."""
+        self.scaler.unscale_(optimizer)
+        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+        largest = torch.nn.utils.get_total_norm(gradients, norm_type=torch.inf)
+        return bool(largest.isfinite())
+
+    def step(self, optimizer: optim.Optimizer) -> None:
+        """The optimizer's step with finite gradients."""
+        self.scaler.step(optimizer)
+        self.scaler.update()
+
+    def skip(self) -> bool:
+        """Instead of `step`. Returns whether the fault may lie in the scale, which is lower now."""
+        if not self.scaler.is_enabled():
+            return False
+        searching = self.scaler.get_scale() > 1
+        self.scaler.update()
+        return searching
+
+    def state_dict(self) -> dict[str, Any]:
+        return self.scaler.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        if self.scaler.is_enabled() and state:
+            self.scaler.load_state_dict(state)

@@ -1,0 +1,122 @@
+"""dist_train.py, with a fault. Started by tests.
+
+FAULTS holds a fault for each attempt of torchrun, in its order, such as
+"kill 1 step 7, raise 0 evaluation": what, on which rank, where. Attempts after
+the last fault run undisturbed. Rank "any" is for a machine of one worker.
+
+kill: SIGKILL. raise: an exception. hang: the process stays, and answers no more.
+SIGUSR1, SIGTERM: the signal, to this worker alone. A hang ends by SIGKILL.
+bad: a UserError, as where the user has given bad input.
+wait: until the test writes to the pipe FAULT_FILE.go_on.
+alone: if there is no other worker, wait until torchrun ends this one, for a machine has joined.
+
+building: before the run's folder is taken. settling: in the pass before the
+first step. step N: after its gradients are there, before the weights move.
+evaluation: that of the first epoch, when its buffers are averaged. end: after
+the summary was written.
+
+If FAULT_FILE is set, the fault writes its worker's number there first.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import dist_train
+from dynsparse.errors import UserError
+from dynsparse.masks import MaskSet
+from dynsparse.training import loop
+from dynsparse.training.loop import Trainer
+
+
+def fault_of_this_attempt() -> tuple[str, str, str]:
+    faults = [fault.strip() for fault in os.environ.get("FAULTS", "").split(",")]
+    attempt = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
+    if attempt >= len(faults) or not faults[attempt]:
+        return "nothing", "any", "nowhere"
+    what, rank, where = faults[attempt].split(" ", 2)
+    return what, rank, where
+
+
+WHAT, RANK, WHERE = fault_of_this_attempt()
+
+
+def act() -> None:
+    if file := os.environ.get("FAULT_FILE"):
+        Path(file).write_text(os.environ.get("RANK", "0"))
+    if WHAT == "kill":
+        os.kill(os.getpid(), signal.SIGKILL)
+    elif WHAT.startswith("SIG"):
+        os.kill(os.getpid(), getattr(signal, WHAT))
+    elif WHAT == "raise":
+        raise KeyError("a fault")
+    elif WHAT == "bad":
+        raise UserError("what was given is bad")
+    elif WHAT == "hang":
+        threading.Event().wait()
+    elif WHAT == "wait":
+        Path(f"{os.environ['FAULT_FILE']}.go_on").read_bytes()
+    elif WHAT == "alone":
+        while not trainers[0].stop_requested():
+            time.sleep(0.01)  # Python's handlers of signals run in between.
+    else:
+        raise AssertionError(WHAT)
+
+
+trainers: list[Trainer] = []
+happened: list[str] = []
+
+
+def here(place: str) -> None:
+    """Let the fault happen, once, if this is its place."""
+    if place != WHERE or RANK not in ("any", os.environ.get("RANK", "0")) or happened:
+        return
+    if WHAT != "alone" or os.environ["WORLD_SIZE"] == "1":
+        happened.append(place)
+        act()
+
+
+def before(owner: Any, name: str, place: Callable[[], str]) -> None:
+    original = getattr(owner, name)
+
+    def changed(*arguments: Any, **options: Any) -> Any:
+        here(place())
+        return original(*arguments, **options)
+
+    setattr(owner, name, changed)
+
+
+def after(owner: Any, name: str, place: Callable[[], str]) -> None:
+    original = getattr(owner, name)
+
+    def changed(*arguments: Any, **options: Any) -> Any:
+        result = original(*arguments, **options)
+        here(place())
+        return result
+
+    setattr(owner, name, changed)
+
+
+fit = Trainer.fit
+
+
+def remember(self: Trainer) -> Any:
+    trainers.append(self)
+    return fit(self)
+
+
+Trainer.fit = remember  # type: ignore[method-assign]
+before(dist_train, "build", lambda: "building")
+after(Trainer, "_forward_backward", lambda: "settling")
+before(MaskSet, "mask_gradients", lambda: f"step {trainers[0].progress.step}")
+before(loop, "evaluate", lambda: "evaluation")
+after(Trainer, "_finish", lambda: "end")
+
+if __name__ == "__main__":
+    dist_train.main()

@@ -1,0 +1,192 @@
+"""Steps whose loss or gradients are no finite numbers: left out by all ranks together, counted, and ended in time."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from dynsparse.config import RunConfig
+from dynsparse.distributed import digest, sync
+from dynsparse.errors import UserError
+from dynsparse.runtime import Worker
+from dynsparse.training.checkpoint import CheckpointFolder, read
+from dynsparse.training.loop import Trainer
+from dynsparse.training.packing import pack_buffers
+from dynsparse.training.precision import Precision
+from tests.ranks import run_distributed
+from tests.training import runs
+from tests.training.test_every_method import BUSY
+
+CNN = {"name": "small_cnn", "channels": [6, 8]}  # With BatchNorm, whose statistics a NaN would spoil for ever.
+
+
+def poison(trainer: Trainer, steps: set[int], rank: int) -> None:
+    """Put a NaN into one image of one rank in these steps, counted from 1."""
+    epoch = trainer.data.train.epoch
+
+    def poisoned() -> Iterator[Any]:
+        for batches in epoch():
+            if trainer.progress.step + 1 in steps and trainer.worker.rank == rank:
+                batches[-1][0][0, 0, 0, 0] = torch.nan
+            yield batches
+
+    trainer.data.train.epoch = poisoned  # type: ignore[method-assign]
+
+
+def everything(trainer: Trainer) -> list[Tensor]:
+    state = [parameter.detach().clone() for parameter in trainer.model.parameters()]
+    state += [value.clone() for moments in trainer.optimizer.state.values() for value in moments.values()]
+    return [*state, *pack_buffers(trainer.model).values(), trainer.run.sums.clone()]
+
+
+def around_bad_step(worker: Worker, settings: RunConfig) -> tuple[bool, dict[str, Any], str]:
+    """Whether step 5 changed anything on this rank, the progress in the end, and the digest of the weights."""
+    trainer = runs.trainer(settings, worker)
+    poison(trainer, {5}, rank=worker.world_size - 1)
+    train_step, changed = trainer.train_step, []
+
+    def watched(batches: Any) -> Tensor:
+        before = everything(trainer)
+        loss = train_step(batches)
+        if trainer.progress.step == 5:
+            changed.extend(not torch.equal(a, b) for a, b in zip(before, everything(trainer), strict=True))
+        return loss
+
+    trainer.train_step = watched  # type: ignore[method-assign]
+    trainer.fit()
+    assert len(changed) > 10
+    assert all(value.isfinite().all() for value in everything(trainer))
+    return any(changed), vars(trainer.progress), f"{digest.weight_digest(trainer.model, trainer.masks):x}"
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3])
+@pytest.mark.parametrize("gradients", ["dense", "active"])
+@pytest.mark.parametrize("options", [{}, {"precision": "fp16", "micro_batches": 2}], ids=["fp32", "fp16"])
+def test_all_ranks_leave_out_a_step(world_size: int, gradients: str, options: dict[str, Any]) -> None:
+    settings = runs.config(model=CNN, distributed={"gradients": gradients}, train={"epochs": 1, **options})
+    results = run_distributed(around_bad_step, world_size, settings)
+    assert [changed for changed, _, _ in results] == [False] * world_size
+    for _, progress, weights in results:
+        assert (progress["step"], progress["skipped_steps"]) == (8, 1)
+        assert progress["bad_steps_in_a_row"] == 0
+        assert weights == results[0][2]
+
+
+def reallocations(settings: RunConfig) -> tuple[list[int], Trainer]:
+    """The steps that ended in a reallocation, where step 6 is skipped."""
+    trainer = runs.trainer(settings)
+    poison(trainer, {6}, rank=0)
+    steps: list[int] = []
+    note = trainer._note
+
+    def noted(report: Any) -> None:
+        if report is not None:
+            steps.append(report.step)
+        note(report)
+
+    trainer._note = noted  # type: ignore[method-assign]
+    trainer.fit()
+    trainer.masks.check()
+    return steps, trainer
+
+
+@pytest.mark.parametrize(
+    ("method", "expected"),
+    [("dsr", [3, 6, 9, 12, 15]), ("set", [3, 6, 9, 12, 15]), ("rigl", [3, 9])],
+)
+def test_a_reallocation_after_a_step_that_was_left_out(method: str, expected: list[int]) -> None:
+    """Takes place, unless it would have read the gradients."""
+    steps, trainer = reallocations(runs.config(method={"name": method, **BUSY[method]}))
+    assert steps == expected
+    assert trainer.progress.skipped_steps == 1
+    assert trainer.masks.active_weights == trainer.masks.budget
+
+
+def test_growth_by_the_methods_own_momentum_survives_a_step_that_was_left_out() -> None:
+    steps, trainer = reallocations(runs.config(method={"name": "sparse_momentum", "period": 3}))
+    assert steps == [3, 6, 9, 12, 15]
+    assert trainer.masks.active_weights == trainer.masks.budget
+
+
+def diverges(worker: Worker, folder: Path, bad: set[int], most: int) -> tuple[str, list[str], dict[str, Any]]:
+    settings = runs.config(
+        runs=str(folder), train={"max_bad_steps": most, "epochs": 3}, checkpoint={"every_steps": 1, "keep": 2}
+    )
+    checkpoints = CheckpointFolder(folder, 2) if worker.is_main else None
+    trainer = runs.trainer(settings, worker, checkpoints=checkpoints)
+    poison(trainer, bad, rank=1)
+    error = ""
+    try:
+        trainer.fit()
+    except UserError as raised:
+        error = str(raised)
+    sync.any_rank(False)
+    return error, sorted(path.name for path in folder.glob("step-*.pt")), vars(trainer.progress)
+
+
+def test_too_many_in_a_row_end_the_run_and_keep_the_checkpoints_before(tmp_path: Path) -> None:
+    for error, files, progress in run_distributed(diverges, 2, tmp_path, {5, *range(10, 40)}, 4):
+        assert "the loss or gradients of 4 steps in a row, the last of them step 13, are no finite" in error
+        assert "\n" not in error
+        assert files == ["step-000000008.pt", "step-000000009.pt"]
+        assert progress["skipped_steps"] == 5
+    assert read(tmp_path / "latest.pt")["progress"]["bad_steps_in_a_row"] == 0
+
+
+def test_fewer_in_a_row_do_not(tmp_path: Path) -> None:
+    bad = {step for step in range(1, 25) if step % 4}
+    for error, _, progress in run_distributed(diverges, 2, tmp_path, bad, 4):
+        assert error == ""
+        assert progress["skipped_steps"] == 18
+
+
+def test_divergence_ends_with_one_line(tmp_path: Path) -> None:
+    settings = runs.config(
+        name="a", runs=str(tmp_path), method={"name": "static"}, train={"lr": {"name": "steps", "table": 1e30}}
+    )
+    result = runs.dist_train("--config", runs.write_config(tmp_path, settings), workers=2)
+    lines = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1
+    assert "the loss or gradients of 10 steps in a row" in lines[0]
+    assert runs.summary(settings.folder)["status"] == "stopped"
+    assert (settings.folder / "checkpoints" / "initial.pt").exists()
+
+
+def test_an_infinite_loss_with_finite_gradients_is_told_to_all() -> None:
+    precision = Precision("fp32", torch.device("cpu"))
+    for loss, finite in ((3.0, True), (torch.inf, False), (-torch.inf, False), (torch.nan, False)):
+        weight = torch.nn.Parameter(torch.tensor(2.0))
+        optimizer = torch.optim.SGD([weight], lr=0.1)
+        precision.backward(weight + torch.tensor(loss))
+        assert precision.unscale(optimizer, [weight]) is finite
+        if finite:
+            assert weight.grad == 1.0
+
+
+def test_the_search_for_a_scale_is_not_counted_as_divergence(caplog: pytest.LogCaptureFixture) -> None:
+    """From a scale of 2^60 the gradients overflow until it has come down; fewer bad steps are allowed than that."""
+    trainer = runs.trainer(runs.config(model=CNN, train={"epochs": 8, "precision": "fp16", "max_bad_steps": 3}))
+    trainer.precision.scaler.load_state_dict({**trainer.precision.scaler.state_dict(), "scale": 2.0**60})
+    with caplog.at_level(logging.WARNING):
+        summary = trainer.fit()
+    assert summary.status == "done"
+    assert 10 < summary.skipped_steps < 60
+    assert 1 <= trainer.precision.scaler.get_scale() < 2.0**50
+    assert "skipped" not in caplog.text
+
+
+def test_fp16_learns_as_fp32_does() -> None:
+    """The same data and weights: after 16 steps the loss is within what ten bits of mantissa make of it."""
+    losses = []
+    for precision in ("fp32", "fp16"):
+        trainer = runs.trainer(runs.config(model=CNN, method={"name": "static"}, train={"precision": precision}))
+        trainer.fit()
+        losses.append(trainer.evaluate().test.loss)
+    assert losses[0] != losses[1]
+    assert losses[1] == pytest.approx(losses[0], rel=0.02)
