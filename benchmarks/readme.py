@@ -1,4 +1,4 @@
-"""Writes the README's tables from the JSON in results/.
+"""Writes the tables of the README and of docs/operations.md from the JSON in results/.
 
 python -m benchmarks.readme            (a test checks that it has been run)
 """
@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
 
-from benchmarks import plots
+from benchmarks import plots, soak
 from benchmarks.record import RESULTS
 from benchmarks.reproduce import METHODS
 
-README = RESULTS.parents[1] / "README.md"
+ROOT = RESULTS.parents[1]
 
 
 def digits() -> str:
@@ -20,20 +22,31 @@ def digits() -> str:
     return plots.table(json.loads((RESULTS / "reproduce_digits.json").read_text()), METHODS)
 
 
-TABLES = {"digits": digits}
+def faults() -> str:
+    """What a run lived through, and how long it took to go on."""
+    return soak.table(json.loads((RESULTS / "soak.json").read_text()))
 
 
-def filled(text: str) -> str:
-    """The README's text with every table made anew."""
-    for name, table in TABLES.items():
+#: The tables of each page, between comments of their names.
+PAGES: Mapping[Path, Mapping[str, Callable[[], str]]] = {
+    ROOT / "README.md": {"digits": digits},
+    ROOT / "docs/operations.md": {"faults": faults},
+}
+
+
+def filled(page: Path) -> str:
+    """The page's text with every table made anew."""
+    text = page.read_text()
+    for name, table in PAGES[page].items():
         begin, end = f"<!-- {name} -->\n", f"<!-- /{name} -->"
         text, count = re.subn(rf"(?<={begin}).*?(?={end})", f"{table()}\n", text, flags=re.DOTALL)
-        assert count == 1, f"README.md has {count} places for the table '{name}'"
+        assert count == 1, f"{page.name} has {count} places for the table '{name}'"
     return text
 
 
 def main() -> None:
-    README.write_text(filled(README.read_text()))
+    for page in PAGES:
+        page.write_text(filled(page))
 
 
 if __name__ == "__main__":
