@@ -11,7 +11,7 @@ help:
 	@echo "make demo-images  train a 90 % sparse ResNet on folders of real photographs, in two minutes"
 	@echo "make test    set up, then run every test"
 	@echo "make check   set up, then lint, types, import layers, shell scripts"
-	@echo "make soak    as test, with fifty times as many made-up examples"
+	@echo "make soak    as test, with longer runs, more faults and fifty times as many made-up examples"
 	@echo "make reproduce-digits  every method at four sparsities on the digits: a table and plots in docs/results/"
 	@echo "make schema  write configs/schema.json, from which editors complete"
 	@echo "make screenshots  pictures of TensorBoard for docs/, after make demo; needs chromium and chromedriver"
@@ -38,7 +38,7 @@ test: $(READY)
 	$(BIN)/python -m pytest
 
 soak: $(READY)
-	HYPOTHESIS_PROFILE=soak $(BIN)/python -m pytest --timeout 3000
+	HYPOTHESIS_PROFILE=soak $(BIN)/python -m pytest --timeout 3000 -m "slow or not slow"
 
 check: $(READY)
 	$(BIN)/ruff check .

@@ -204,15 +204,13 @@ class RunConfig(Settings):
         return Path(self.runs) / self.run_name
 
     def check_split(self, workers: int) -> None:
-        """Raise UserError unless each worker and micro-batch gets the same number of samples."""
+        """Raise UserError unless each worker gets a sample for each of its micro-batches. Parts may differ by one."""
         train = self.train
         parts = workers * train.micro_batches
-        if train.global_batch_size % parts:
-            down = train.global_batch_size // parts * parts
-            near = f"{down} or {down + parts}" if down else f"{parts}"
+        if train.global_batch_size < parts:
             raise UserError(
-                f"train.global_batch_size is {train.global_batch_size}; it must split evenly over {workers} workers "
-                f"x {train.micro_batches} micro-batches = {parts} parts: take {near}"
+                f"train.global_batch_size is {train.global_batch_size}; each of {workers} workers x "
+                f"{train.micro_batches} micro-batches needs a sample: take {parts} or more"
             )
 
     def as_dict(self) -> dict[str, Any]:

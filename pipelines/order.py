@@ -38,7 +38,8 @@ class Share:
     """The part of each global batch that one worker gets, cut into micro-batches.
 
     A global batch is cut into one contiguous slice a rank, each slice into
-    `micro_batches` contiguous parts (gradient accumulation).
+    `micro_batches` contiguous parts (gradient accumulation). Where that does
+    not come out even, parts differ by one sample.
     """
 
     rank: int = 0
@@ -47,6 +48,16 @@ class Share:
 
     def __post_init__(self) -> None:
         assert 0 <= self.rank < self.workers and self.micro_batches >= 1, self
+
+    def part(self, part: int, global_batch: int) -> slice:
+        """Where a part of this worker stands in a global batch."""
+        assert 0 <= part < self.micro_batches, (self, part)
+        place, parts = self.rank * self.micro_batches + part, self.workers * self.micro_batches
+        return slice(place * global_batch // parts, (place + 1) * global_batch // parts)
+
+    def largest(self, global_batch: int) -> int:
+        """Samples in the largest part of this worker."""
+        return max(len(range(global_batch)[self.part(part, global_batch)]) for part in range(self.micro_batches))
 
 
 class SampleOrder:
@@ -85,16 +96,16 @@ class SampleOrder:
         return self.permutation(epoch)[start : start + self.global_batch]
 
     def micro_batch(self, epoch: int, batch: int, part: int, share: Share) -> Indices:
-        """int64 [global_batch / workers / micro_batches]: what one worker gets as part `part` of a batch."""
-        return self.batch(epoch, batch)[self._slice(part, share)]
+        """int64 [about global_batch / workers / micro_batches]: what one worker gets as part `part` of a batch."""
+        return self.batch(epoch, batch)[share.part(part, self.global_batch)]
 
     def randoms(self, epoch: int, batch: int, part: int, share: Share, k: int) -> Uniforms:
-        """float64 [global_batch / workers / micro_batches, k] in [0, 1): k numbers for each sample of `micro_batch`.
+        """float64 [samples, k] in [0, 1): k numbers for each sample of `micro_batch`.
 
         They belong to the sample's place in the global batch, whoever gets it:
         augmentation needs no state, and is the same for every number of workers.
         """
-        place = self._slice(part, share)
+        place = share.part(part, self.global_batch)
         # Philox counts in blocks of four words: go straight to ours, however large the global batch.
         blocks, skipped = divmod(place.start * k, 4)
         size = place.stop - place.start
@@ -103,13 +114,6 @@ class SampleOrder:
         words: NDArray[np.uint64] = philox.random_raw(skipped + size * k)[skipped:]
         # The upper 53 bits, as many as a float64 holds: each multiple of 2^-53 is equally likely.
         return ((words >> 11).astype(np.float64) * 2.0**-53).reshape(size, k)
-
-    def _slice(self, part: int, share: Share) -> slice:
-        """Where part `part` of one worker stands in a global batch."""
-        size, rest = divmod(self.global_batch, share.workers * share.micro_batches)
-        assert rest == 0 and 0 <= part < share.micro_batches, (self.global_batch, share, part)
-        start = (share.rank * share.micro_batches + part) * size
-        return slice(start, start + size)
 
 
 def evaluation_batches(size: int, batch: int, rank: int, workers: int) -> list[Indices]:

@@ -34,10 +34,9 @@ class OrderedTraining:
         return self._order.batches_per_epoch
 
     def _new_feed(self) -> Feed:
-        micro_batch = self._order.global_batch // (self._share.workers * self._share.micro_batches)
         samples = _micro_batches(self._order, self._share, self._recipe.view.uniforms, self._epoch, self._batch)
         stream = ((self._bad.replaced(self._samples[places], self._samples), numbers) for places, numbers in samples)
-        return self._loader.feed(self._recipe, stream, micro_batch)
+        return self._loader.feed(self._recipe, stream, self._share.largest(self._order.global_batch))
 
     def close(self) -> None:
         """Let go of what reads ahead: the position is another one, or samples are bad, or this is the end."""

@@ -132,7 +132,7 @@ def test_bad_configs(call: Any, config: Path, tmp_path: Path) -> None:
     assert_one_line(call("--config", config, "sparsity.exclude=[nothing]"), "'nothing' matches no")
     assert_one_line(call("--config", config, "data={name: mnist, path: /nowhere}"), "data.path: /nowhere", "download")
     assert_one_line(call("--config", config, "data.samples=5"), "global_batch_size is 12, the data set has 5 samples")
-    assert_one_line(call("--config", config, "train.micro_batches=5"), "must split evenly", "take 10 or 15")
+    assert_one_line(call("--config", config, "train.micro_batches=13"), "global_batch_size is 12", "take 13 or more")
     assert_one_line(
         call("--config", config, "train.micro_batches=12"), "one sample at a time", "BatchNorm needs at least"
     )
@@ -241,11 +241,11 @@ def test_two_workers_agree_to_the_bit(tmp_path: Path, config: Path, settings: Ru
 
 
 def test_bad_input_under_torchrun_is_said_once_and_no_worker_hangs(tmp_path: Path, config: Path) -> None:
-    """Before the process group (a batch that does not split) and after it (a run that exists)."""
-    code, result = exit_code(tmp_path, "--config", config, "train.global_batch_size=13", workers=2)
+    """Before the process group (fewer samples than workers) and after it (a run that exists)."""
+    code, result = exit_code(tmp_path, "--config", config, "train.global_batch_size=1", workers=2)
     assert code == 2
     (line,) = worker_lines(result)
-    assert line.startswith("error: train.global_batch_size is 13; it must split evenly over 2 workers")
+    assert line.startswith("error: train.global_batch_size is 1; each of 2 workers x 1 micro-batches needs a sample")
     (tmp_path / "runs" / "a").mkdir(parents=True)
     (tmp_path / "runs" / "a" / "something").write_text("")
     code, result = exit_code(tmp_path, "--config", config, workers=2)

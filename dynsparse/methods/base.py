@@ -108,7 +108,7 @@ class Method:
 
     @property
     def grows_by_gradient(self) -> bool:
-        """Whether `grow_scores` reads the gradients of the very step: a method that observes has a record of its own."""
+        """Whether `grow_scores` reads the gradients of the very step: one that observes has a record of its own."""
         return self._scores_growth and not self._observes
 
     @property

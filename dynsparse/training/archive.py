@@ -17,13 +17,13 @@ def save_deflated(content: Any, file: IO[bytes]) -> None:
     """Write what `torch.save` would, and deflate masks. Raises OSError where `file` cannot be written.
 
     Masks of density 0.1 take half of their size. Weights and moments lose 7 %, as the bits of their exponents repeat,
-    at a second of one core for 60 MB: of these a quarter is deflated, in the smallest entries, which pays for what
+    at a second of one core for 60 MB: of these a third is deflated, in the smallest entries, which pays for what
     explored positions take late in a run. Needs as much memory as the content for a while. Lets other threads run.
     """
     whole = io.BytesIO()
     torch.save(content, whole)
     with zipfile.ZipFile(whole) as plain, zipfile.ZipFile(file, "w") as archive:
-        small = _smallest(plain.infolist(), share=1 / 4)
+        small = _smallest(plain.infolist(), share=1 / 3)
         for entry in plain.infolist():
             data = plain.read(entry)
             info = zipfile.ZipInfo(entry.filename)

@@ -107,6 +107,7 @@ class Trainer:
             self._begin()
         sync.together(lambda: self.observers.on_start(self.reporter.run_report(resumed=self.resumed)))
         self._say_if_idle()
+        self._say_if_uneven()
         if not self.resumed:
             self._save(initial=True)
         self.network.initial_weights = {}  # Nothing needs them any more.
@@ -134,6 +135,19 @@ class Trainer:
                 self.config.method.name,
                 self.total_steps - first + 1,
                 self.data.train.steps_per_epoch,
+            )
+
+    def _say_if_uneven(self) -> None:
+        train, workers = self.config.train, self.worker.world_size
+        if train.global_batch_size % (workers * train.micro_batches):
+            log.warning(
+                "each of %d workers x %d micro-batches gets %d or %d samples of a global batch of %d; the loss is the "
+                "mean over all of them",
+                workers,
+                train.micro_batches,
+                self._samples_at_once,
+                self._samples_at_once + 1,
+                train.global_batch_size,
             )
 
     def _train_epoch(self) -> None:
@@ -270,15 +284,19 @@ class Trainer:
         return Clock(step, (step - 1) // per_epoch, per_epoch, epochs)
 
     def _forward_backward(self, micro_batches: Sequence[Batch]) -> Tensor:
-        """Leave the gradients of the mean loss over the global batch, reduced over the ranks once."""
+        """Leave the gradients of the mean loss over the global batch, reduced over the ranks once.
+
+        DDP takes the mean over the ranks, so each part is weighed by its samples: they need not be equally many.
+        """
         smoothing = self.config.train.label_smoothing
+        samples_a_rank = self.config.train.global_batch_size / self.worker.world_size
         losses = []
         for i, (images, labels) in enumerate(micro_batches):
             with self.parallel.reducing(last=i == len(micro_batches) - 1):
                 with self.precision.autocast():
                     logits = self.parallel(self._formatted(images))
                 loss = functional.cross_entropy(logits.float(), labels, label_smoothing=smoothing)
-                self.precision.backward(loss / len(micro_batches))
+                self.precision.backward(loss / (samples_a_rank / len(labels)))
             losses.append(loss.detach())
             self._count(losses[-1], logits.detach(), labels)
         return torch.stack(losses).mean()
@@ -396,7 +414,7 @@ class Trainer:
 
     @property
     def _samples_at_once(self) -> int:
-        """In one forward pass of this worker."""
+        """In one forward pass; in some it may be one more."""
         return self.config.train.global_batch_size // (self.worker.world_size * self.config.train.micro_batches)
 
     def check_batch(self) -> None:

@@ -73,10 +73,11 @@ def unequal(ours: Weights, theirs: Weights) -> list[str]:
 METHODS = sorted(REGISTRY)
 
 
+@pytest.mark.parametrize("steps", [60, pytest.param(200, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("methods", [METHODS[::2], METHODS[1::2]], ids=",".join)
-def test_two_ranks_get_the_same_bits_either_way(methods: list[str]) -> None:
-    """Weights and optimizer state after 200 steps, for every method."""
-    for results in run_distributed(both_ways, 2, pairs(methods, 200)):
+def test_two_ranks_get_the_same_bits_either_way(methods: list[str], steps: int) -> None:
+    """Weights and optimizer state after these steps, for every method."""
+    for results in run_distributed(both_ways, 2, pairs(methods, steps)):
         assert {name: unequal(*ways) for name, ways in results.items()} == {name: [] for name in methods}
 
 
@@ -84,9 +85,10 @@ def actively(worker: Worker, configs: list[tuple[str, RunConfig]]) -> dict[str, 
     return {name: trained(worker, config) for name, config in configs}
 
 
-def test_four_ranks_hold_the_same_bits() -> None:
-    """Weights and optimizer state after 200 steps, for every method."""
-    configs = [(name, settings(name, 200, "active")) for name in METHODS]
+@pytest.mark.parametrize("steps", [40, pytest.param(200, marks=pytest.mark.slow)])
+def test_four_ranks_hold_the_same_bits(steps: int) -> None:
+    """Weights and optimizer state after these steps, for every method."""
+    configs = [(name, settings(name, steps, "active")) for name in METHODS]
     first, *others = run_distributed(actively, 4, configs)
     for other in others:
         assert {name: unequal(other[name], first[name]) for name in METHODS} == {name: [] for name in METHODS}
