@@ -157,3 +157,25 @@ def test_initial_latest_and_best_are_kept(tmp_path: Path) -> None:
     fresh.run.load_network(initial)
     again = runs.trainer(settings)
     assert_same(fresh.model.state_dict(), again.model.state_dict())
+
+
+@pytest.mark.slow
+def test_two_then_one_then_four_workers(tmp_path: Path) -> None:
+    """Real digits at 98 %, stopped in mid-epoch twice: budget, digests and accuracy are those of two workers."""
+    digits = ["--config", runs.ROOT / "configs/digits_dsr.yaml", f"runs={tmp_path}", "train.epochs=30"]
+    done = runs.dist_train(*digits, "name=whole", workers=2)
+    assert done.returncode == 0, done.stderr
+    for workers, faults in ((2, "SIGUSR1 0 step 150"), (1, "SIGUSR1 0 step 401"), (4, "")):
+        arguments = [*digits, "name=moved", "--resume", "auto"]
+        runs.dist_train(*arguments, workers=workers, script=FAULTY_RUN, FAULTS=faults)
+    whole, moved = runs.summary(tmp_path / "whole"), runs.summary(tmp_path / "moved")
+    print({key: (whole[key], moved[key]) for key in ("test_top1", "active_weights", "reallocations", "steps")})
+    assert moved["status"] == "done"
+    assert moved["world_size"] == 4
+    for key in ("active_weights", "sparse_layer_weights", "reallocations", "steps", "epochs"):
+        assert moved[key] == whole[key]
+    for key in ("mask_digest", "weight_digest"):
+        assert {rank[key] for rank in moved["rank_digests"]} == {moved[key]}
+    assert moved["test_top1"] == pytest.approx(whole["test_top1"], abs=1.5), "five times the spread between seeds"
+    kinds = [(line["step"], sorted(line["layers"])) for line in runs.metrics(tmp_path / "moved")]
+    assert kinds == [(line["step"], sorted(line["layers"])) for line in runs.metrics(tmp_path / "whole")]
