@@ -91,13 +91,14 @@ class Run:
         newest = self.newest()
         return -1 if newest is None else int(newest.stem.removeprefix("step-"))
 
-    def until(self, what: Callable[[], bool], *, alive: bool = True) -> None:
-        """Until it holds or the run is over. SystemExit with the end of the logs if that takes too long."""
-        deadline = time.monotonic() + PATIENCE_SECONDS
+    def until(self, what: Callable[[], bool]) -> None:
+        """Until it holds or the run is over. SystemExit with the end of the logs if nothing goes on for long."""
+        latest, since = self.step(), time.monotonic()
         while not what() and not self.is_over:
-            if alive:
-                self.keep_alive()
-            if time.monotonic() > deadline:
+            self.keep_alive()
+            if (step := self.step()) != latest:
+                latest, since = step, time.monotonic()
+            if time.monotonic() - since > PATIENCE_SECONDS:
                 raise SystemExit(f"error: no progress in {PATIENCE_SECONDS} s\n{self.said()[-5000:]}")
             time.sleep(0.02)
 
@@ -237,7 +238,7 @@ def table(result: dict[str, Any]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--faults", type=int, default=30)
-    parser.add_argument("--epochs", type=int, default=30)
+    parser.add_argument("--epochs", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", type=Path, help="folder for the JSON, instead of benchmarks/results")
     arguments = parser.parse_args()

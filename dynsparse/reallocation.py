@@ -117,12 +117,16 @@ class Reallocator:
         return len(self.masks) > 0 and self.method.wants_whole_gradients(clock)
 
     @torch.no_grad()
-    def before_step(self, clock: Clock) -> None:
-        """Between backward and the optimizer's step number `clock.step`: look at the gradients, then mask them."""
+    def before_step(self, clock: Clock, *, masked: bool = False) -> None:
+        """Between backward and the optimizer's step number `clock.step`: look at the gradients, then mask them.
+
+        They may be masked already where `wants_whole_gradients` says no.
+        """
         self.method.observe(self.masks)
         if self.is_due(clock):
             self._score_growth()
-        self.masks.mask_gradients()
+        if self.wants_whole_gradients(clock) or not masked:
+            self.masks.mask_gradients()
 
     def _score_growth(self) -> None:
         scores = ((layer.name, self.method.grow_scores(layer)) for layer in self.masks)

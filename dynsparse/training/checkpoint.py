@@ -137,6 +137,7 @@ class CheckpointFolder:
         self.keep = keep
         self._failed: dict[str, str] = {}
         self._writing = InBackground()
+        self._waited = 0.0
         self._said_slow = False
 
     @property
@@ -154,27 +155,33 @@ class CheckpointFolder:
 
     def begin(self, content: Callable[[], State], step: int, *, best: bool = False, initial: bool = False) -> None:
         """As `save`, in the background: there `content` is called, which must need nothing that training changes."""
+        self._say_if_slow()
         self._writing.start(lambda: self._save(content(), step, best=best, initial=initial))
 
     def wait(self) -> None:
         """Until all is written, or known to have failed. Raises what no disk is to blame for."""
         self._writing.wait()
 
-    def make_room(self) -> None:
-        """Wait before a snapshot is taken, so that there is one at a time in memory, and no save is left out."""
-        if not self._writing.is_busy:
-            return
+    def has_written(self, *, within: float) -> bool:
+        """Wait for so many seconds at most. Returns whether nothing is left to write; raises as `wait` does.
+
+        To be asked before a snapshot is taken, so that there is one at a time in memory, and no save is left out.
+        """
         began = time.monotonic()
-        self.wait()
-        waited = time.monotonic() - began
-        if waited >= 1 and not self._said_slow:
+        done = self._writing.wait(within)
+        self._waited += time.monotonic() - began
+        return done
+
+    def _say_if_slow(self) -> None:
+        if self._waited >= 1 and not self._said_slow:
             self._said_slow = True
             log.warning(
                 "training waited %.1f s for the checkpoint before to be written: the disk of %s is slower than "
                 "checkpoints are asked for; raise checkpoint.every_steps or every_minutes",
-                waited,
+                self._waited,
                 self.folder,
             )
+        self._waited = 0.0
 
     def _save(self, state: State, step: int, *, best: bool, initial: bool) -> None:
         path = self.folder / f"step-{step:09d}.pt"
@@ -196,6 +203,13 @@ class CheckpointFolder:
             self._failed["latest"] = message
             if best:
                 self._failed["best"] = message
+            if initial:
+                # Later saves hold other states.
+                self._failed["initial"] = (
+                    f"checkpoint {self.folder / 'initial.pt'}: could not be written ({error}), and the state is gone; "
+                    f"free space or restore the folder, then start anew with --overwrite, or go on without this file "
+                    f"with --resume auto"
+                )
             log.warning("%s. Training goes on", message)
         else:
             self._failed.pop("latest", None)

@@ -188,7 +188,10 @@ class Trainer:
     def _end(self, error: UserError) -> NoReturn:
         """Leave a checkpoint to go on from once the error has been mended."""
         self._save()
-        self._finish("stopped")
+        self._fail(error)
+
+    def _fail(self, error: UserError) -> NoReturn:
+        self._finish("stopped", error)
         raise error
 
     def _show(self, micro_batches: Sequence[Batch]) -> None:
@@ -235,12 +238,14 @@ class Trainer:
         self._remember_statistics()
         loss = self._forward_backward(micro_batches)
         self.progress.step += 1
+        if not self.parallel.whole:
+            self.masks.mask_gradients()  # Whether they came masked or not: what lies outside has no say below.
         if self.precision.unscale(self.optimizer, self.model.parameters()):
-            self.reallocator.before_step(clock)
+            self.reallocator.before_step(clock, masked=not self.parallel.whole)
             penalties.add_gradients(self.config.train.penalty, self.network.layers)
             self.precision.step(self.optimizer)
             self.optimizer.zero_grad()
-            self.progress.bad_steps_in_a_row = 0
+            self.progress.skipped_in_a_row = self.progress.bad_steps_in_a_row = 0
             self._note(self.reallocator.after_step(clock))
         else:
             self._skip_step(clock)
@@ -253,16 +258,17 @@ class Trainer:
         self._restore_statistics()
         progress, most = self.progress, self.config.train.max_bad_steps
         progress.skipped_steps += 1
+        progress.skipped_in_a_row += 1
         progress.bad_steps_in_a_row += not in_search_of_scale
         if not in_search_of_scale:
             log.warning("step %d skipped: its loss or gradients are no finite numbers", clock.step)
         if progress.bad_steps_in_a_row >= most:
-            self._finish("stopped")
-            raise UserError(
+            diverged = UserError(
                 f"the loss or gradients of {most} steps in a row, the last of them step {clock.step}, are no finite "
                 f"numbers (train.max_bad_steps): training has diverged; lower the learning rate, then resume from a "
                 f"checkpoint from before, such as that of the best epoch"
             )
+            self._fail(diverged)
         self._note(self.reallocator.after_skipped_step(clock))
 
     def _remember_statistics(self) -> None:
@@ -290,20 +296,21 @@ class Trainer:
         """
         smoothing = self.config.train.label_smoothing
         samples_a_rank = self.config.train.global_batch_size / self.worker.world_size
-        losses = []
+        losses, samples = [], 0
         for i, (images, labels) in enumerate(micro_batches):
             with self.parallel.reducing(last=i == len(micro_batches) - 1):
                 with self.precision.autocast():
                     logits = self.parallel(self._formatted(images))
                 loss = functional.cross_entropy(logits.float(), labels, label_smoothing=smoothing)
                 self.precision.backward(loss / (samples_a_rank / len(labels)))
-            losses.append(loss.detach())
+            losses.append(loss.detach() * len(labels))
+            samples += len(labels)
             self._count(losses[-1], logits.detach(), labels)
-        return torch.stack(losses).mean()
+        return torch.stack(losses).sum() / samples
 
-    def _count(self, loss: Tensor, logits: Tensor, labels: Tensor) -> None:
+    def _count(self, loss_sum: Tensor, logits: Tensor, labels: Tensor) -> None:
         """Add to the epoch's sums, on the device."""
-        self.run.sums[0] += loss * len(labels)
+        self.run.sums[0] += loss_sum
         self.run.sums[1] += hits(logits, labels, 1)
         self.run.sums[2] += len(labels)
 
@@ -329,7 +336,8 @@ class Trainer:
             self.observers.on_epoch(self.reporter.epoch_report(results, sums))
         progress.epoch += 1
         is_last = progress.epoch == self.config.train.epochs
-        if is_last or is_best or progress.epoch % self.config.checkpoint.every_epochs == 0:
+        due = is_best or progress.epoch % self.config.checkpoint.every_epochs == 0
+        if is_last or (due and not progress.skipped_in_a_row):
             self._save(best=is_best)
 
     def evaluate(self) -> Evaluations:
@@ -347,10 +355,10 @@ class Trainer:
         )
 
     def _save_is_due(self) -> bool:
-        """Never while steps are skipped: the checkpoints before that are to stay. By rank 0's clock, for all ranks."""
+        """Not while steps are skipped: the checkpoints from before are to stay. By rank 0's clock, for all ranks."""
         every = self.config.checkpoint.every_steps
         due = self._time_to_save or (every is not None and self.progress.step % every == 0)
-        return due and not self.progress.bad_steps_in_a_row
+        return due and not self.progress.skipped_in_a_row
 
     def _save(self, *, best: bool = False, initial: bool = False) -> None:
         """Save on rank 0, which takes a snapshot and writes it in the background; the others hand over what is theirs.
@@ -359,8 +367,8 @@ class Trainer:
         """
         self.save_timer.saved()
         ranks = sync.gather(self.run.of_this_rank())
+        self._await_writer()
         if ranks is not None and self.checkpoints is not None:
-            self.checkpoints.make_room()
             self.progress.seconds = self.reporter.seconds
             content = self.run.snapshot(ranks)
             more = {"initial_weights": dict(self.network.initial_weights)} if initial else {}
@@ -371,19 +379,24 @@ class Trainer:
         self._finish("stopped")
         raise StopRequested
 
-    def _finish(self, status: str) -> Summary:
+    def _finish(self, status: str, cause: UserError | None = None) -> Summary:
+        """Tell the observers. UserError if not all is on disk, after the lines of what else ended the run."""
         summary = self.reporter.summary(status)
-        if self.checkpoints is not None:
-            self.checkpoints.wait()  # What the summary tells of is on disk by then, or known to be missing.
+        self._await_writer()  # What the summary tells of is on disk by then, or known to be missing.
         self.observers.on_end(summary)
-        sync.from_rank_0(self._require_saved)
+        if lost := sync.from_rank_0(self._not_saved):
+            raise UserError(*(cause.lines if cause else ()), *lost)
         return summary
 
-    def _require_saved(self) -> None:
-        if self.checkpoints is not None and self.checkpoints.failure is not None:
-            raise UserError(self.checkpoints.failure)
-        if self.observers.failure is not None:
-            raise UserError(self.observers.failure)
+    def _await_writer(self) -> None:
+        """Until rank 0 has written what it is writing: together, lest a slow disk be taken for a rank that hangs."""
+        patience = self.config.distributed.timeout_seconds / 4
+        while sync.any_rank(self.checkpoints is not None and not self.checkpoints.has_written(within=patience)):
+            pass
+
+    def _not_saved(self) -> list[str]:
+        failures = (self.checkpoints.failure if self.checkpoints is not None else None, self.observers.failure)
+        return [failure for failure in failures if failure is not None]
 
     def _settle(self) -> None:
         """One throw-away forward and backward pass, after which everything is as before.

@@ -42,14 +42,13 @@ class InBackground:
         except BaseException as error:  # noqa: BLE001 - it is raised where somebody waits
             self._error = error
 
-    @property
-    def is_busy(self) -> bool:
-        return self._thread is not None and self._thread.is_alive()
-
-    def wait(self) -> None:
-        """Until nothing runs. What the act raised is raised here, once."""
+    def wait(self, seconds: float | None = None) -> bool:
+        """Until nothing runs, or so long. Returns whether nothing does. What the act raised is raised here, once."""
         if self._thread is not None:
-            self._thread.join()
+            self._thread.join(seconds)
+            if self._thread.is_alive():
+                return False
         self._thread, error, self._error = None, self._error, None
         if error is not None:
             raise error
+        return True

@@ -42,8 +42,10 @@ class Progress:
     desyncs_repaired: int = 0
     skipped_steps: int = 0
     """Steps whose loss or gradients were no finite numbers, those in search of fp16's scale among them."""
+    skipped_in_a_row: int = 0
+    """How many of the latest steps; 0 after one that was not."""
     bad_steps_in_a_row: int = 0
-    """The latest of these, where the scale was not to blame."""
+    """Those of them that the scale was not to blame for."""
     gradients: str = ""
     """What travels between the ranks, "active" or "dense", as it was asked for or chosen."""
     seconds: float = 0.0

@@ -201,6 +201,75 @@ def test_buckets_that_are_rebuilt_and_masks_that_change() -> None:
         assert all(results)
 
 
+def whole_steps(worker: Worker) -> list[bool]:
+    """Gradients of all weights, under the hook and without one."""
+    torch.manual_seed(1)
+    model = nn.Sequential(nn.Linear(40, 60), nn.ReLU(), nn.Linear(60, 50), nn.ReLU(), nn.Linear(50, 5))
+    specs = sparse_layers(model, granularity=4)
+    masks = MaskSet(model, specs, {spec.name: spec.units // 10 for spec in specs})
+    hooked, plain = (DistributedDataParallel(model, gradient_as_bucket_view=True) for _ in range(2))
+    ActiveAllReduce(masks, active=False).register(hooked)
+    results = []
+    for step in range(3):
+        images = torch.randn(8, 40, generator=torch.Generator().manual_seed(10 * step + worker.rank))
+        gradients = []
+        for module in (hooked, plain):
+            model.zero_grad()
+            module(images).square().sum().backward()
+            gradients.append([parameter.grad.clone() for parameter in model.parameters()])
+        results += [torch.equal(a, b) for a, b in zip(*gradients, strict=True)]
+    return results
+
+
+def test_a_whole_step_under_the_hook_is_one_of_ddp() -> None:
+    """With three ranks, where 1/3 is not exact and the order of sums shows."""
+    for results in run_distributed(whole_steps, 3):
+        assert results == [True] * 18
+
+
+def planted(worker: Worker, config: RunConfig) -> tuple[int, Weights]:
+    """An infinite gradient where no weight is, on one rank, in step 3."""
+    trainer = runs.trainer(config, worker)
+    layer = trainer.masks.layers[0]
+    place = int(layer.inactive.view(-1).nonzero()[0])
+
+    def plant(gradient: Tensor) -> Tensor:
+        if trainer.progress.step == 2 and worker.rank == 1:
+            gradient = gradient.clone()
+            gradient.view(-1)[place] = torch.inf
+        return gradient
+
+    layer.weight.register_hook(plant)
+    trainer.fit()
+    return trainer.progress.skipped_steps, {n: p.detach() for n, p in trainer.model.named_parameters()}
+
+
+def test_what_lies_outside_the_masks_decides_about_no_step() -> None:
+    sections = {"model": {"name": "mnist_mlp", "hidden": [24, 12]}}
+    ways = [run_distributed(planted, 2, settings("dsr", 8, way, **sections)) for way in ("active", "dense")]
+    for (skipped, ours), (also_skipped, theirs) in zip(*ways, strict=True):
+        assert (skipped, also_skipped) == (0, 0)
+        assert unequal(ours, theirs) == []
+
+
+def fp16_from_a_scale_too_large(worker: Worker, config: RunConfig) -> tuple[int, Weights]:
+    trainer = runs.trainer(config, worker)
+    trainer.precision.scaler.load_state_dict({**trainer.precision.scaler.state_dict(), "scale": 2.0**40})
+    trainer.fit()
+    return trainer.progress.skipped_steps, {n: p.detach() for n, p in trainer.model.named_parameters()}
+
+
+def test_the_search_for_fp16s_scale_is_the_same_either_way() -> None:
+    sections = {"train": {"precision": "fp16"}}
+    ways = [
+        run_distributed(fp16_from_a_scale_too_large, 2, settings("dsr", 60, way, **sections))
+        for way in ("active", "dense")
+    ]
+    for (skipped, ours), (also_skipped, theirs) in zip(*ways, strict=True):
+        assert skipped == also_skipped > 10
+        assert unequal(ours, theirs) == []
+
+
 def outside_the_masks(worker: Worker) -> list[int]:
     """How many gradients outside the masks are not 0, right after backward: of an active and a whole step."""
     torch.manual_seed(1)

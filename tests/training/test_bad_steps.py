@@ -139,6 +139,26 @@ def test_too_many_in_a_row_end_the_run_and_keep_the_checkpoints_before(tmp_path:
     assert read(tmp_path / "latest.pt")["progress"]["bad_steps_in_a_row"] == 0
 
 
+def test_a_row_over_the_end_of_an_epoch_saves_nothing_either(tmp_path: Path) -> None:
+    """From step 10 on all are bad; epochs end at 8, 16 and 24."""
+    for error, files, progress in run_distributed(diverges, 2, tmp_path, set(range(10, 40)), 12):
+        assert "12 steps in a row, the last of them step 21" in error
+        assert files == ["step-000000008.pt", "step-000000009.pt"]
+        assert progress["skipped_steps"] == 12
+
+
+def test_what_is_lost_is_told_after_what_ended_the_run(tmp_path: Path) -> None:
+    settings = runs.config(train={"max_bad_steps": 2})
+    checkpoints = CheckpointFolder(tmp_path / "checkpoints", 2)
+    trainer = runs.trainer(settings, checkpoints=checkpoints)
+    poison(trainer, set(range(1, 9)), rank=0)
+    (tmp_path / "checkpoints").write_text("a file where the folder is to be")
+    with pytest.raises(UserError) as raised:
+        trainer.fit()
+    assert "2 steps in a row" in raised.value.lines[0]
+    assert "cannot be written" in raised.value.lines[1]
+
+
 def test_fewer_in_a_row_do_not(tmp_path: Path) -> None:
     bad = {step for step in range(1, 25) if step % 4}
     for error, _, progress in run_distributed(diverges, 2, tmp_path, bad, 4):

@@ -60,7 +60,8 @@ def test_tensorboard_has_every_chart(finished: tuple[Path, Any]) -> None:
     per_layer = [f"{kind}/{name}" for name in LAYERS for kind in ("dropped", "grown", "exploration")]
     per_layer += [f"{kind}/layers/{name}" for name in LAYERS for kind in ("sparsity", "active")]
     general = ["loss/train", "loss/test", "loss/batch", "accuracy/train_top1", "accuracy/test_top1", "lr"]
-    general += ["throughput/images_per_second", "active/budget", "reallocation/threshold", "sparsity/model"]
+    general += ["throughput/images_per_second", "communication/gradient_bytes_per_step", "loss/skipped_steps"]
+    general += ["active/budget", "reallocation/threshold", "sparsity/model"]
     assert set(per_layer + general) <= set(tags["scalars"])
     assert {f"active_weights/{name}" for name in LAYERS} <= set(tags["histograms"])
     assert "config/text_summary" in tags["tensors"]

@@ -107,12 +107,13 @@ def test_every_step_can_be_resumed_from(stop: int) -> None:
     [
         (3, {}),
         (2, {"train": {"optimizer": {"name": "adamw"}, "micro_batches": 2}}),
+        (2, {"train": {"precision": "fp16"}, "distributed": {"gradients": "active"}}),
         (
             4,
             {"model": {"name": "small_cnn", "channels": [6, 8]}, "train": {"channels_last": True, "precision": "bf16"}},
         ),
     ],
-    ids=["3 ranks", "adamw, micro-batches", "4 ranks, convolutions, channels_last, bf16"],
+    ids=["3 ranks", "adamw, micro-batches", "fp16, active gradients", "4 ranks, convolutions, channels_last, bf16"],
 )
 def test_resumed_on_several_ranks(world_size: int, sections: dict[str, Any]) -> None:
     settings = runs.config(**sections)
@@ -140,6 +141,10 @@ def test_resumed_by_another_number_of_workers(before: int, after: int) -> None:
     assert whole["progress"]["step"] == 16
     assert whole["masks"]["budget"] == half["masks"]["budget"]
     assert len(whole["ranks"]) == after
+    # Before the first step masks, weights and moments are those of the other workers.
+    begun = run_distributed(state_after, after, settings, half, 5)[0]
+    for part in ("masks", "weights", "optimizer", "method", "data"):
+        assert_same(begun[part], half[part])
     # The epoch's sums went on: each sample of the epochs was counted once.
     resumed = run_distributed(state_after, after, settings, half, 6)[0]
     assert sum(float(rank["sums"][2]) for rank in resumed["ranks"]) == 6 * 12

@@ -59,7 +59,7 @@ def test_one_act_at_a_time_and_errors_come_up_once() -> None:
         done.append("first")
 
     background.start(first)
-    assert background.is_busy
+    assert not background.wait(0)
     threading.Timer(0, gate.set).start()
     background.start(lambda: done.append("second"))
     background.wait()
@@ -71,8 +71,7 @@ def test_one_act_at_a_time_and_errors_come_up_once() -> None:
     background.start(fails)
     with pytest.raises(ZeroDivisionError):
         background.wait()
-    background.wait()
-    assert not background.is_busy
+    assert background.wait()
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("background")]
 
 
@@ -114,20 +113,53 @@ def test_a_disk_that_is_too_slow_is_told_once(
     monkeypatch.setattr(checkpoint.time, "monotonic", look_at_the_clock)
     monkeypatch.setattr(checkpoint, "write", slow)
     for step in (1, 2, 3):
-        folder.make_room()
+        assert folder.has_written(within=60)
         folder.begin(lambda step=step: state(step), step)  # type: ignore[misc]
-    folder.make_room()
+    assert folder.has_written(within=60)
     assert [path.name[-4:] for path in folder.files()] == ["3.pt", "2.pt", "1.pt"]
     assert caplog.text.count("training waited 7.0 s for the checkpoint before to be written") == 1
 
 
-def deferred(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let each save be written as late as can be: when the next begins, or at the end."""
+def waits_in_turns(worker: Worker, folder: Path) -> int:
+    """How often rank 0 has looked in vain whether its writer is done, while the other rank waited for its answer."""
+    checkpoints = CheckpointFolder(folder, keep=9) if worker.is_main else None
+    settings = runs.config(distributed={"timeout_seconds": 0.2})
+    trainer = runs.trainer(settings, worker, checkpoints=checkpoints)
+    in_vain = 0
+    if checkpoints is not None:
+        gate, has_written = threading.Event(), checkpoints.has_written
+
+        def content() -> dict[str, Any]:
+            assert gate.wait(60)
+            return state(1)
+
+        def counted(*, within: float) -> bool:
+            nonlocal in_vain
+            assert within < 0.2
+            done = has_written(within=within)
+            in_vain += not done
+            if in_vain == 9:  # Four timeouts and a half.
+                gate.set()
+            return done
+
+        checkpoints.has_written = counted  # type: ignore[method-assign]
+        checkpoints.begin(content, 1)
+    trainer._await_writer()
+    return in_vain
+
+
+def test_a_slow_disk_is_not_taken_for_a_rank_that_hangs(tmp_path: Path) -> None:
+    assert run_distributed(waits_in_turns, 2, tmp_path)[0] >= 9
+
+
+def deferred(monkeypatch: pytest.MonkeyPatch) -> list[Callable[[], None]]:
+    """Let each save be written as late as can be: when the next begins, or at the end. Returns what is still to be."""
     pending: list[Callable[[], None]] = []
 
-    def run(self: InBackground) -> None:
+    def run(self: InBackground, seconds: float | None = None) -> bool:
         while pending:
             pending.pop()()
+        return True
 
     def start(self: InBackground, act: Callable[[], None]) -> None:
         run(self)
@@ -135,7 +167,7 @@ def deferred(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(InBackground, "start", start)
     monkeypatch.setattr(InBackground, "wait", run)
-    monkeypatch.setattr(InBackground, "is_busy", property(lambda self: bool(pending)))
+    return pending
 
 
 SPARSE_METHODS: list[dict[str, Any]] = [
@@ -157,12 +189,12 @@ def test_a_save_holds_its_own_step_however_late_it_is_written(
         patch.setattr(InBackground, "start", lambda self, act: act())
         runs.trainer(settings, checkpoints=at_once).fit()
     with monkeypatch.context() as patch:
-        deferred(patch)
+        pending = deferred(patch)
         trainer = runs.trainer(settings, checkpoints=late)
         snapshot = trainer.run.snapshot
 
         def alone(ranks: Any) -> Any:
-            assert not late._writing.is_busy, "one snapshot at a time is in memory"
+            assert not pending, "one snapshot at a time is in memory"
             return snapshot(ranks)
 
         trainer.run.snapshot = alone  # type: ignore[method-assign]
