@@ -27,6 +27,7 @@ from dynsparse.training.precision import Precision
 from dynsparse.training.reports import Reporter
 from dynsparse.training.saving import SaveTimer
 from dynsparse.training.state import Progress, RunState
+from dynsparse.training.undo import Undo
 from pipelines.base import Batch, Data, EvaluationPipeline
 from pipelines.config import DataError
 
@@ -71,9 +72,6 @@ class Trainer:
         self.forward: nn.Module = torch.compile(self.model) if settings.compile else self.model  # type: ignore[assignment]
         self.parallel = Parallel(self.forward, self.masks, config.distributed.gradients, self.device)
         self.precision = Precision(settings.precision, self.device)
-        self._statistics = list(packing.buffers(self.model).values())
-        self._sums_before = torch.zeros(3, dtype=torch.float64, device=self.device)
-        self._statistics_before = [buffer.clone() for buffer in self._statistics]
         self.run = RunState(
             config=config,
             worker=worker,
@@ -83,9 +81,11 @@ class Trainer:
             method=method,
             precision=self.precision,
             train_data=data.train,
-            sums=self._sums_before.clone(),
+            sums=torch.zeros(3, dtype=torch.float64, device=self.device),
             progress=Progress(initial_active={layer.name: layer.active_weights for layer in network.layers}),
         )
+        # What a forward pass changes: BatchNorm's statistics and the sums of the epoch.
+        self._by_forward = Undo([*packing.buffers(self.model).values(), self.run.sums])
         self.resumed = False
         torch.manual_seed(seed_for(config.seed, "rank", worker.rank))
 
@@ -235,7 +235,7 @@ class Trainer:
             group["lr"] = self._lr(self.progress.step)
         clock = self._clock(self.progress.step + 1)
         self.parallel.whole = self.reallocator.wants_whole_gradients(clock)
-        self._remember_statistics()
+        self._by_forward.remember()
         loss = self._forward_backward(micro_batches)
         self.progress.step += 1
         if not self.parallel.whole:
@@ -255,7 +255,7 @@ class Trainer:
         """Leave out a step whose loss or gradients are no finite numbers, as if there had been no such batch."""
         in_search_of_scale = self.precision.skip()
         self.optimizer.zero_grad()
-        self._restore_statistics()
+        self._by_forward.restore()
         progress, most = self.progress, self.config.train.max_bad_steps
         progress.skipped_steps += 1
         progress.skipped_in_a_row += 1
@@ -270,17 +270,6 @@ class Trainer:
             )
             self._fail(diverged)
         self._note(self.reallocator.after_skipped_step(clock))
-
-    def _remember_statistics(self) -> None:
-        """BatchNorm's, and the sums of the epoch: a forward pass of no use changes them before it is known for one."""
-        if self._statistics:
-            torch._foreach_copy_(self._statistics_before, self._statistics)
-        self._sums_before.copy_(self.run.sums)
-
-    def _restore_statistics(self) -> None:
-        if self._statistics:
-            torch._foreach_copy_(self._statistics, self._statistics_before)
-        self.run.sums.copy_(self._sums_before)
 
     def _clock(self, step: int | None = None) -> Clock:
         """After the latest step, or another one."""
