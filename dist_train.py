@@ -18,12 +18,12 @@ import argparse
 import logging
 import os
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import closing
 from itertools import islice
 from math import ceil
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import torch
 
@@ -31,7 +31,16 @@ import pipelines
 from dynsparse import config as schema
 from dynsparse.config import RunConfig
 from dynsparse.distributed import sync
-from dynsparse.errors import EXIT_BAD_INPUT, EXIT_DONE, EXIT_FAULT, EXIT_STOPPED, DesyncError, StopRequested, UserError
+from dynsparse.errors import (
+    EXIT_BAD_INPUT,
+    EXIT_DONE,
+    EXIT_FAULT,
+    EXIT_INTERRUPTED,
+    EXIT_STOPPED,
+    DesyncError,
+    StopRequested,
+    UserError,
+)
 from dynsparse.paper_cli import Invocation, any_given, read_resume, translate
 from dynsparse.paper_flags import Parser, add_flags
 from dynsparse.runtime import Worker, print_to_reader, process_group
@@ -90,10 +99,24 @@ def load_config(arguments: argparse.Namespace) -> Invocation:
     if arguments.config is not None:
         return translate(arguments, schema.read_mapping(arguments.config), arguments.config)
     if checkpoint is not None:
-        return translate(arguments, read_run(checkpoint_of(checkpoint))["config"], checkpoint)
+        return translate(arguments, config_of(checkpoint), checkpoint)
     if any_given(arguments):
         return translate(arguments, None, "command line")
     raise UserError("--config is missing; give a YAML file such as configs/digits_dsr.yaml, or --model and other flags")
+
+
+def config_of(checkpoint: str) -> Mapping[str, Any]:
+    """What the checkpoint's run was made with.
+
+    An earlier attempt of this launch that went on from it may have saved so often since that it is not kept any more
+    (`checkpoint.keep`): then the config which that attempt has left in the run's folder.
+    """
+    path = checkpoint_of(checkpoint)
+    folder = path.absolute().parent.parent
+    if not path.exists() and begun_by(torchrun.launch_id(), folder):
+        return schema.read_mapping(folder / "config.yaml")
+    config: Mapping[str, Any] = read_run(path)["config"]
+    return config
 
 
 def check(config: RunConfig, worker: Worker, arguments: argparse.Namespace, resume: str | None) -> None:
@@ -152,7 +175,9 @@ def run(arguments: argparse.Namespace, worker: Worker) -> None:
         try:
             train(config, worker, stop, invocation.resume, overwrite=arguments.overwrite)
         except StopRequested:
-            if stop.ends_launch:
+            # On all ranks: a mark is seen on its own machine alone, and where there is none torchrun would start
+            # workers again that wait for the others in vain.
+            if sync.any_rank(stop.ends_launch):
                 torchrun.end_launch(EXIT_STOPPED)
             raise
 
@@ -297,6 +322,8 @@ def main() -> NoReturn:
     except DesyncError as error:
         say(error)
         leave(EXIT_FAULT, worker)
+    except KeyboardInterrupt:
+        leave(EXIT_INTERRUPTED, worker)
     except Exception:  # noqa: BLE001 - whatever it is, the other ranks must not wait for this one
         traceback.print_exc()
         leave(EXIT_FAULT, worker)

@@ -12,6 +12,7 @@ EXIT_DONE = 0
 EXIT_FAULT = 1
 EXIT_BAD_INPUT = 2
 EXIT_STOPPED = 75  # EX_TEMPFAIL of sysexits.h: stopped on request, a checkpoint is there to resume from
+EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells have it: a second Ctrl-C, which waits for no checkpoint
 
 
 class UserError(ValueError):

@@ -75,6 +75,10 @@ export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
 # torchrun returns 1 for whatever a worker did, so the workers leave their code in a file.
 DYNSPARSE_EXIT_FILE=$(mktemp)
 export DYNSPARSE_EXIT_FILE
+# Asked to stop, torchrun waits so many seconds for the workers to save before it kills them: 30 by default, which is
+# too short for large states and slow disks. Not its option --shutdown-timeout, which not every torch that we run with
+# has. What follows a fault is not affected.
+export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=${TORCH_ELASTIC_SHUTDOWN_TIMEOUT:-600}
 trap 'rm -f "$DYNSPARSE_EXIT_FILE"' EXIT
 
 # In the background, so that this shell can pass signals on: a foreground child would be orphaned by SIGTERM.
@@ -99,5 +103,13 @@ while :; do
 done
 if [ -s "$DYNSPARSE_EXIT_FILE" ]; then status=$(cat "$DYNSPARSE_EXIT_FILE"); fi
 # Workers that had no time to say so, such as those that were about to start again after a fault, were stopped too.
-if [ -n "$asked_to_stop" ]; then case $status in 0 | 2) ;; *) status=75 ;; esac; fi
+if [ -n "$asked_to_stop" ]; then
+    case $status in
+        0 | 2 | 75) ;;
+        *)
+            echo "warning: the workers were ended before they had saved; the run goes on from the checkpoint before" >&2
+            status=75
+            ;;
+    esac
+fi
 exit "$status"

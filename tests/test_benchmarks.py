@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks import allreduce, mask_gradients, record, reproduce
+from benchmarks import allreduce, mask_gradients, record, reproduce, soak
 from tests.hosts import why_not
 from tests.pipelines.test_cifar10 import folder as folder  # fixtures
 from tests.pipelines.test_pipelines import mnist_folder as mnist_folder
@@ -92,6 +92,18 @@ def test_allreduce(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         assert ways["active"]["largest_difference"] == 0 < ways["fp16"]["largest_difference"]
     page = (tmp_path / "allreduce.md").read_text()
     assert page.count("\n| ") == 2 * (2 + len(allreduce.TITLES))
+
+
+@pytest.mark.slow
+def test_soak(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A fault of each kind, and the same run as without."""
+    if (reason := why_not()) is not None:
+        pytest.skip(reason)
+    run(soak, monkeypatch, "--faults", "4", "--epochs", "5", "--output", str(tmp_path))
+    content = json.loads((tmp_path / "soak.json").read_text())
+    assert sorted(fault["kind"] for fault in content["faults"]) == sorted(soak.KINDS)
+    assert all(content["equal"].values())
+    assert content["resumes"] >= 3
 
 
 def test_pipelines(tmp_path: Path) -> None:

@@ -114,6 +114,24 @@ def test_train_evaluate_resume_and_overwrite(call: Any, config: Path, settings: 
     assert runs.summary(settings.folder)["epochs"] == 2
 
 
+def test_another_attempt_needs_the_checkpoint_no_more_that_the_launch_began_with(
+    call: Any, config: Path, settings: RunConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first has saved so often since that it is not kept; the config, its changes included, is in the folder."""
+    assert call("--config", config, "checkpoint.keep=1", "checkpoint.every_epochs=1")[0] == 0
+    checkpoint = settings.folder / "checkpoints" / "step-000000016.pt"
+    command = ("--resume", checkpoint, "train.epochs=3")
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "job-1")
+    assert call(*command)[0] == 0
+    assert not checkpoint.exists()
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+    code, out, err = call(*command)
+    assert code == 0, err
+    assert "has all 3 epochs behind it" in out
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "job-2")
+    assert_one_line(call(*command), f"checkpoint {checkpoint}: does not exist")
+
+
 def assert_one_line(result: tuple[Any, str, str], *parts: str) -> None:
     code, _, err = result
     lines = [line for line in err.splitlines() if line.startswith("error: ")]
@@ -223,10 +241,10 @@ def worker_lines(result: subprocess.CompletedProcess[str]) -> list[str]:
     return [line for line in result.stderr.splitlines() if line.startswith("error: ")]
 
 
-def exit_code(folder: Path, *arguments: Any, workers: int) -> tuple[int, Any]:
+def exit_code(folder: Path, *arguments: Any, workers: int, **options: Any) -> tuple[int, Any]:
     """What launch/local.sh would exit with, and the finished process."""
     file = folder / "exit"
-    result = runs.dist_train(*arguments, workers=workers, DYNSPARSE_EXIT_FILE=str(file))
+    result = runs.dist_train(*arguments, workers=workers, DYNSPARSE_EXIT_FILE=str(file), **options)
     return int(file.read_text()), result
 
 
@@ -308,6 +326,15 @@ def test_an_altered_weight_is_mended(tmp_path: Path, config: Path, settings: Run
     assert len({rank["weight_digest"] for rank in summary["rank_digests"]}) == 1
     repaired = [line["repaired"] for line in runs.metrics(settings.folder) if line["kind"] == "reallocation"]
     assert repaired == [[], ["fc2.weight"], [], [], []]
+
+
+def test_a_second_interrupt_waits_for_nothing(tmp_path: Path, config: Path) -> None:
+    """Not even for a save that does not end."""
+    begin = "import threading; self.checkpoints.begin(threading.Event().wait, 5)"
+    script = script_that(tmp_path, "interrupted", f"{begin}; os.kill(os.getpid(), 2); os.kill(os.getpid(), 2)")
+    code, result = exit_code(tmp_path, "--config", config, workers=1, script=script)
+    assert (code, result.returncode) == (130, 1), result.stderr
+    assert "KeyboardInterrupt" not in result.stderr
 
 
 def test_nothing_is_left_behind_by_a_rank_that_fails_alone(tmp_path: Path, config: Path) -> None:

@@ -149,7 +149,7 @@ def _write(path: Path, text: str) -> None:
 
 def _name_anew(start: Start, folder: Path) -> None:
     """Let latest.pt, and best.pt if it was set aside, be what they are where the run goes on."""
-    if start.path.parent.resolve() != folder.resolve() or start.path.name in ("latest.pt", "best.pt"):
+    if start.path.parent.resolve() != folder.resolve() or start.path.name == "latest.pt":
         return
     link(start.path, folder / "latest.pt")
     progress, at_epoch_end = start.state["progress"], start.state["data"]["batch"] == 0

@@ -17,10 +17,10 @@ from tests.training import runs
 SCRIPT = runs.ROOT / "launch/local.sh"
 
 
-def local(*arguments: Any) -> subprocess.CompletedProcess[str]:
+def local(*arguments: Any, **environment: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         ["bash", str(SCRIPT), *map(str, arguments)],
-        env={**os.environ, "PYTHON": sys.executable},
+        env={**os.environ, "PYTHON": sys.executable, **environment},
         capture_output=True,
         text=True,
         timeout=200,
@@ -141,6 +141,51 @@ def test_a_stop_asked_of_one_worker_ends_the_run(tmp_path: Path) -> None:
         process.communicate(timeout=100)
         assert process.returncode == 75
         assert runs.summary(settings.folder)["status"] == "stopped"
+    finally:
+        end(process)
+
+
+def fake_python(folder: Path, torchrun: str) -> Path:
+    """An interpreter that has torch, and runs these lines of bash for torchrun."""
+    path = folder / "python"
+    path.write_text(f'#!/bin/bash\nif [ "$1" = -c ]; then exit; fi\n{torchrun}\n')
+    path.chmod(0o755)
+    return path
+
+
+def test_workers_get_ten_minutes_to_save(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By torch's own account."""
+    asks = (
+        "from torch.distributed.launcher.api import LaunchConfig as L; print(vars(L(1, 1, 1)).get('shutdown_timeout'))"
+    )
+    monkeypatch.delenv("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", raising=False)
+    python = fake_python(tmp_path, f'exec {sys.executable} -c "{asks}"')
+    result = local("--workers", "1", "--", "--config", "x", PYTHON=str(python))
+    if result.stdout == "None\n":
+        pytest.skip("this torch always waits 30 s")
+    assert (result.stdout, result.returncode) == ("600\n", 0), result.stderr
+    result = local("--workers", "1", "--", "--config", "x", PYTHON=str(python), TORCH_ELASTIC_SHUTDOWN_TIMEOUT="45")
+    assert result.stdout == "45\n"
+
+
+@pytest.mark.parametrize("noted", ["", "1", "75"])
+def test_a_stop_without_a_save_is_told(tmp_path: Path, noted: str) -> None:
+    """Workers that torchrun had to kill have noted nothing; the run can be resumed nevertheless."""
+    began = tmp_path / "began"
+    os.mkfifo(began)
+    at_the_end = f"echo -n {noted} > $DYNSPARSE_EXIT_FILE; kill $!; exit 1"
+    python = fake_python(tmp_path, f"sleep 1000 &\ntrap '{at_the_end}' TERM\necho > {began}\nwait")
+    process = runs.start(["bash", SCRIPT, "--workers", "1", "--", "--config", "x"], PYTHON=str(python))
+    try:
+        began.read_text()
+        process.send_signal(signal.SIGTERM)
+        _, said = process.communicate(timeout=60)
+        assert process.returncode == 75
+        assert said.splitlines() == (
+            []
+            if noted == "75"
+            else ["warning: the workers were ended before they had saved; the run goes on from the checkpoint before"]
+        )
     finally:
         end(process)
 

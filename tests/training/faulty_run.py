@@ -5,7 +5,8 @@ FAULTS holds a fault for each attempt of torchrun, in its order, such as
 the last fault run undisturbed. Rank "any" is for a machine of one worker.
 
 kill: SIGKILL. raise: an exception. hang: the process stays, and answers no more.
-SIGUSR1, SIGTERM: the signal, to this worker alone. A hang ends by SIGKILL.
+idle: as hang, but SIGTERM ends it, where a hang takes torchrun's SIGKILL 30 seconds later.
+SIGUSR1, SIGTERM: the signal, to this worker alone.
 bad: a UserError, as where the user has given bad input.
 wait: until the test writes to the pipe FAULT_FILE.go_on.
 alone: if there is no other worker, wait until torchrun ends this one, for a machine has joined.
@@ -58,8 +59,8 @@ def act() -> None:
         raise KeyError("a fault")
     elif WHAT == "bad":
         raise UserError("what was given is bad")
-    elif WHAT == "hang":
-        threading.Event().wait()
+    elif WHAT in ("hang", "idle"):
+        answer_no_more()
     elif WHAT == "wait":
         Path(f"{os.environ['FAULT_FILE']}.go_on").read_bytes()
     elif WHAT == "alone":
@@ -67,6 +68,12 @@ def act() -> None:
             time.sleep(0.01)  # Python's handlers of signals run in between.
     else:
         raise AssertionError(WHAT)
+
+
+def answer_no_more() -> None:
+    if WHAT == "idle":
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    threading.Event().wait()
 
 
 trainers: list[Trainer] = []

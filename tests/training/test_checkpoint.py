@@ -4,8 +4,9 @@ import copy
 import logging
 import os
 import resource
+import shutil
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import torch
 
 from dynsparse.errors import UserError
 from dynsparse.masks.maskset import pack_bits
+from dynsparse.training import checkpoint
 from dynsparse.training.checkpoint import CheckpointFolder, checksum, read, set_aside_after, write
 from dynsparse.training.loop import Trainer
 from tests.training import runs
@@ -202,6 +204,89 @@ def test_a_full_disk_keeps_the_checkpoint_before(
     assert read(tmp_path / "latest.pt")["progress"]["step"] == 5
     folder.save(state(15), 15)
     assert folder.failure is None, "space was freed: the next save succeeds"
+
+
+def test_a_lost_initial_state_is_not_forgotten(tmp_path: Path, small_disk: None) -> None:
+    """No later save holds it."""
+    folder = CheckpointFolder(tmp_path, keep=1)
+    folder.save(state(0, n=100_000), 0, initial=True)
+    folder.save(state(5), 5, best=True)
+    assert folder.failure is not None
+    assert "initial.pt: could not be written" in folder.failure
+    assert "\n" not in folder.failure
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["best.pt", "latest.pt", "step-000000005.pt"]
+
+
+def test_a_run_without_its_initial_state_ends_with_the_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write, steps = checkpoint.write, []
+
+    def fails_at_first(path: Path, content: Any) -> None:
+        steps.append(content["progress"]["step"])
+        if steps == [0]:
+            raise OSError("disk full")
+        write(path, content)
+
+    monkeypatch.setattr(checkpoint, "write", fails_at_first)
+    trainer = runs.trainer(runs.config(), checkpoints=CheckpointFolder(tmp_path, keep=2))
+    with pytest.raises(UserError, match=r"initial\.pt: could not be written .*start anew with --overwrite"):
+        trainer.fit()
+    assert steps == [0, 8, 16]
+
+
+def test_a_file_reaches_the_disk_before_it_gets_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else a power cut could leave the name and not the content. Told by file number and size."""
+    calls: list[tuple[str, int, int]] = []
+
+    def recorded(name: str, act: Callable[..., Any]) -> Callable[..., Any]:
+        def call(file: Any, *others: Any) -> Any:
+            status = os.stat(file)
+            calls.append((name, status.st_ino, status.st_size))
+            return act(file, *others)
+
+        return call
+
+    for name in ("fsync", "replace"):
+        monkeypatch.setattr(os, name, recorded(name, getattr(os, name)))
+    write(tmp_path / "a.pt", state())
+    whole = ((tmp_path / "a.pt").stat().st_ino, (tmp_path / "a.pt").stat().st_size)
+    assert calls[:2] == [("fsync", *whole), ("replace", *whole)]
+    assert [(name, number) for name, number, _ in calls[2:]] == [("fsync", tmp_path.stat().st_ino)]
+
+
+@pytest.mark.parametrize("hard_links", [True, False], ids=["hard links", "copies"])
+def test_names_lead_to_whole_files_all_the_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hard_links: bool
+) -> None:
+    """Before and after each thing that a save does to the folder, to either state and never to nothing."""
+    folder = CheckpointFolder(tmp_path, keep=1)
+    folder.save(state(5), 5, best=True)
+    seen: list[int] = []
+
+    def look() -> None:
+        for name in ("latest", "best"):
+            seen.append(read(tmp_path / f"{name}.pt")["progress"]["step"])
+
+    def watched(act: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*arguments: Any, **options: Any) -> Any:
+            look()
+            result = act(*arguments, **options)
+            look()
+            return result
+
+        return call
+
+    def no_links(*_: Any) -> None:
+        raise OSError("not here")
+
+    if not hard_links:
+        monkeypatch.setattr(os, "link", no_links)
+    for owner, names in ((os, ("link", "replace", "fsync")), (Path, ("unlink",)), (shutil, ("copyfile",))):
+        for name in names:
+            monkeypatch.setattr(owner, name, watched(getattr(owner, name)))
+    folder.save(state(10), 10, best=True)
+    assert folder.failure is None
+    assert set(seen) == {5, 10}
+    assert len(seen) > 30
 
 
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="mounting a small disk needs root")

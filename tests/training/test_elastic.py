@@ -32,13 +32,19 @@ class Machines:
         self.there: list[subprocess.Popen[str]] = []
         self.pipes: list[int] = []
 
-    def add(self, fault: str) -> tuple[subprocess.Popen[str], int]:
+    def add(self, fault: str, nodes: str = "1:2") -> tuple[subprocess.Popen[str], int]:
         """One more, and the pipe (a file descriptor) in which it says that its fault happens."""
         path = self.folder / f"fault_{len(self.there)}"
         os.mkfifo(path)
         self.pipes.append(os.open(path, os.O_RDWR))  # For writing too, so that nobody waits for a reader.
         options = [
-            *("--nnodes=1:2", "--nproc-per-node=1", "--max-restarts=3", "--rdzv-backend=c10d", "--rdzv-id=elastic"),
+            *(
+                f"--nnodes={nodes}",
+                "--nproc-per-node=1",
+                "--max-restarts=3",
+                "--rdzv-backend=c10d",
+                "--rdzv-id=elastic",
+            ),
             *(f"--rdzv-endpoint=127.0.0.1:{self.store.port}", f"--rdzv-conf={RENDEZVOUS}", "--local-addr=127.0.0.1"),
         ]
         config = ["--config", runs.write_config(self.folder, self.settings)]
@@ -99,3 +105,13 @@ def test_a_machine_joins(machines: Machines, undisturbed: list[dict[str, Any]]) 
     assert (summary["status"], summary["world_size"]) == ("done", 2)
     assert len({rank["weight_digest"] for rank in summary["rank_digests"]}) == 1
     assert_as_planned(machines.settings.folder, undisturbed)
+
+
+def test_a_stop_asked_of_one_machine_ends_all(machines: Machines) -> None:
+    """None starts a worker again, which would wait for those of the others."""
+    for machine in [machines.add("SIGUSR1 1 step 5", nodes="2")[0] for _ in range(2)]:
+        _, said = machine.communicate(timeout=100)
+        assert machine.returncode == 1, said  # torchrun's, whatever a worker did
+        assert "resuming from" not in said
+    summary = runs.summary(machines.settings.folder)
+    assert (summary["status"], summary["world_size"]) == ("stopped", 2)

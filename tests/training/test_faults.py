@@ -9,7 +9,10 @@ from typing import Any
 import pytest
 
 from dynsparse.config import RunConfig
+from dynsparse.runtime import Worker
+from dynsparse.training.callbacks import standard_observers
 from dynsparse.training.folder import checkpoints_of, find_start, take_folder
+from tests.ranks import run_distributed
 from tests.training import runs
 
 FAULTY_RUN = Path(__file__).with_name("faulty_run.py")
@@ -29,6 +32,11 @@ def small_run(folder: Path, name: str, **sections: Any) -> RunConfig:
     )
 
 
+def train(worker: Worker, settings: RunConfig) -> None:
+    settings.folder.mkdir(exist_ok=True)
+    runs.trainer(settings, worker, observers=list(standard_observers(settings)) if worker.is_main else []).fit()
+
+
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Any:
     """The folder of a run without faults, one for each number of workers."""
@@ -38,8 +46,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Any:
         if workers not in done:
             folder = tmp_path_factory.mktemp("undisturbed")
             settings = small_run(folder, "a")
-            result = runs.dist_train("--config", runs.write_config(folder, settings), workers=workers)
-            assert result.returncode == 0, result.stderr
+            run_distributed(train, workers, settings)
             done[workers] = settings.folder
         return done[workers]
 
@@ -72,35 +79,47 @@ def assert_same(actual: Path, expected: Path) -> None:
     assert runs.metrics(actual) == runs.metrics(expected)
 
 
+def replaced_run(folder: Path) -> None:
+    """One of another seed, where the next is to be."""
+    old = small_run(folder, "faulty", seed=4, train={"epochs": 1})
+    take_folder(old, find_start(old, resume=None, overwrite=False), overwrite=False)
+    runs.trainer(old, checkpoints=checkpoints_of(old)).fit()
+
+
 @pytest.mark.parametrize(
     ("workers", "faults"),
     [
-        (2, ["raise 1 settling", "kill 0 step 1", "SIGTERM 1 step 10", "raise 0 evaluation", "kill 1 end"]),
-        (4, ["kill 3 step 7", "raise 1 evaluation"]),
+        (2, ["kill 0 building", "raise 0 evaluation", "idle 1 step 13"]),
+        (4, ["kill 3 step 7"]),
+        pytest.param(
+            2,
+            ["raise 1 settling", "kill 0 step 1", "SIGTERM 1 step 10", "raise 0 evaluation", "kill 1 end"],
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(4, ["kill 0 settling", "hang 2 step 7", "raise 1 evaluation"], marks=pytest.mark.slow),
     ],
-    ids=["2 workers", "4 workers"],
+    ids=["2 workers", "4 workers", "2 workers, many", "4 workers, many"],
 )
 def test_one_fault_after_another(tmp_path: Path, undisturbed: Any, workers: int, faults: list[str]) -> None:
-    """Each in an attempt of its own; a command line that was for a new run goes on with it."""
-    settings, code, result = with_faults(tmp_path, ", ".join(faults), workers=workers)
+    """Each in an attempt of its own. An old run is overwritten once: after that, attempts go on with the new one.
+
+    Where a worker answers no more, the others give up after distributed.timeout_seconds.
+    """
+    replaced_run(tmp_path)
+    patience = {"gradients": "active", "timeout_seconds": 5 * workers}
+    settings, code, result = with_faults(
+        tmp_path, ", ".join(faults), "--overwrite", workers=workers, distributed=patience
+    )
     assert (code, result.returncode) == (0, 0), result.stderr
     assert_same(settings.folder, undisturbed(workers))
+    with_checkpoint = [fault for fault in faults if not fault.endswith(("building", "settling", "step 1"))]
+    assert result.stderr.count("resuming from") == len(with_checkpoint)
 
 
-def test_a_worker_that_answers_no_more(tmp_path: Path, undisturbed: Any) -> None:
-    """The others give up waiting after distributed.timeout_seconds; torchrun ends it by SIGKILL."""
-    timeout = {"gradients": "active", "timeout_seconds": 10}
-    settings, code, result = with_faults(tmp_path, "hang 1 step 10", workers=2, distributed=timeout)
-    assert (code, result.returncode) == (0, 0), result.stderr
-    assert "resuming from" in result.stderr
-    assert_same(settings.folder, undisturbed(2))
-
-
-def test_overwriting_survives_faults(tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_killed_before_and_after_it_replaces_a_run(tmp_path: Path) -> None:
     """Killed before it has taken the folder it replaces the old run; killed after that it goes on with the new one."""
-    old = small_run(tmp_path, "faulty", seed=4)
-    take_folder(old, find_start(old, resume=None, overwrite=False), overwrite=False)
-    runs.trainer(old, checkpoints=checkpoints_of(old)).fit()
+    replaced_run(tmp_path)
     faults = "kill 0 building, kill 0 settling, kill 0 step 10"
     settings, code, result = with_faults(tmp_path, faults, "--overwrite", workers=1)
     assert (code, result.returncode) == (0, 0), result.stderr

@@ -165,6 +165,20 @@ def test_latest_and_best_follow_a_run_that_goes_back(tmp_path: Path) -> None:
     assert read(folder / "best.pt")["progress"]["step"] == 8, "after one epoch the first is the best"
 
 
+def test_latest_follows_a_run_that_goes_back_to_its_best(tmp_path: Path) -> None:
+    settings = runs.config(runs=str(tmp_path), name="a")
+    early, late = trained(settings, steps=5), trained(settings, steps=10)
+    open_folder(settings, resume=None, overwrite=False)
+    checkpoints_of(settings).save(early, 5, best=True)
+    checkpoints_of(settings).save(late, 10)
+    folder = settings.folder / "checkpoints"
+    open_folder(settings, resume=str(folder / "best.pt"), overwrite=False)
+    assert {name: read(folder / f"{name}.pt")["progress"]["step"] for name in ("latest", "best")} == {
+        "latest": 5,
+        "best": 5,
+    }
+
+
 COMMANDS: list[dict[str, Any]] = [
     {"resume": None, "overwrite": False},
     {"resume": None, "overwrite": True},
