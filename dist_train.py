@@ -197,7 +197,7 @@ def train(config: RunConfig, worker: Worker, stop: StopFlag, resume: str | None,
         data,
         worker,
         observers=standard_observers(config) if worker.is_main else (),
-        checkpoints=checkpoints_of(config) if worker.is_main else None,
+        checkpoints=checkpoints_of(config, launch) if worker.is_main else None,
         stop_requested=stop,
     )
     trainer.check_batch()

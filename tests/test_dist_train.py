@@ -160,7 +160,7 @@ def test_bad_configs(call: Any, config: Path, tmp_path: Path) -> None:
 
 
 def test_everything_wrong_is_listed_at_once(call: Any, config: Path) -> None:
-    bad = ["train.micro_batches=5", "data={name: mnist, path: /nowhere}", "sparsity.exclude=[nothing]"]
+    bad = ["train.micro_batches=13", "data={name: mnist, path: /nowhere}", "sparsity.exclude=[nothing]"]
     code, _, err = call("--config", config, *bad)
     assert code == 2
     first_words = [line.split(" ")[1] for line in err.splitlines()]
@@ -345,7 +345,11 @@ def test_nothing_is_left_behind_by_a_rank_that_fails_alone(tmp_path: Path, confi
     assert "only here" in result.stderr
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1], ids=lambda number: number.name)
+@pytest.mark.parametrize(
+    "number",
+    [pytest.param(signal.SIGTERM, marks=pytest.mark.slow), signal.SIGUSR1],
+    ids=lambda number: number.name,
+)
 def test_stopped_by_a_signal_and_resumed(tmp_path: Path, config: Path, settings: RunConfig, number: int) -> None:
     """Both ranks leave at the same step with exit code 75; the resumed run equals one that was never stopped."""
     whole = runs.config(runs=str(tmp_path / "runs"), name="whole")

@@ -132,7 +132,9 @@ class CheckpointFolder:
     One save at a time is written, in the background if asked so; nothing else may write to the folder meanwhile.
     """
 
-    def __init__(self, folder: Path, keep: int) -> None:
+    def __init__(self, folder: Path, keep: int, when_gone: Callable[[], None] = lambda: None) -> None:
+        """`when_gone` is called before a save that finds no folder; it may raise OSError."""
+        self._when_gone = when_gone
         self.folder = folder
         self.keep = keep
         self._failed: dict[str, str] = {}
@@ -186,6 +188,8 @@ class CheckpointFolder:
     def _save(self, state: State, step: int, *, best: bool, initial: bool) -> None:
         path = self.folder / f"step-{step:09d}.pt"
         try:
+            if not self.folder.exists():
+                self._when_gone()
             remove_partial(self.folder)
             write(path, state)
             if initial:

@@ -20,8 +20,10 @@ _MARK = "# The resolved config of a dynsparse run.\n"
 _LAUNCH = "launch.json"
 
 
-def checkpoints_of(config: RunConfig) -> CheckpointFolder:
-    return CheckpointFolder(config.folder / "checkpoints", config.checkpoint.keep)
+def checkpoints_of(config: RunConfig, launch: str | None = None) -> CheckpointFolder:
+    """Its folder, should it vanish while the run goes on, comes back with the next save as the run's own."""
+    folder = config.folder / "checkpoints"
+    return CheckpointFolder(folder, config.checkpoint.keep, when_gone=lambda: _mark(config, launch))
 
 
 class Start(NamedTuple):
@@ -129,15 +131,20 @@ def take_folder(config: RunConfig, start: Start | None, *, overwrite: bool, laun
                 log.warning("resuming with %s", line)
             set_aside_after(folder / "checkpoints", step)
             _name_anew(start, folder / "checkpoints")
-        folder.mkdir(parents=True, exist_ok=True)
-        if launch is None:
-            (folder / _LAUNCH).unlink(missing_ok=True)
-        else:
-            _write(folder / _LAUNCH, json.dumps({"id": launch}) + "\n")
-        _write(folder / "config.yaml", _MARK + config.as_yaml())
-        (folder / "checkpoints").mkdir(exist_ok=True)
+        _mark(config, launch)
     except OSError as error:
         raise UserError(f"{folder}: cannot be written ({error.strerror}); set runs= to a folder that can") from None
+
+
+def _mark(config: RunConfig, launch: str | None) -> None:
+    folder = config.folder
+    folder.mkdir(parents=True, exist_ok=True)
+    if launch is None:
+        (folder / _LAUNCH).unlink(missing_ok=True)
+    else:
+        _write(folder / _LAUNCH, json.dumps({"id": launch}) + "\n")
+    _write(folder / "config.yaml", _MARK + config.as_yaml())
+    (folder / "checkpoints").mkdir(exist_ok=True)
 
 
 def _write(path: Path, text: str) -> None:

@@ -191,7 +191,7 @@ class Trainer:
         self._fail(error)
 
     def _fail(self, error: UserError) -> NoReturn:
-        self._finish("stopped", error)
+        self._finish("failed", error)
         raise error
 
     def _show(self, micro_batches: Sequence[Batch]) -> None:
@@ -265,8 +265,8 @@ class Trainer:
         if progress.bad_steps_in_a_row >= most:
             diverged = UserError(
                 f"the loss or gradients of {most} steps in a row, the last of them step {clock.step}, are no finite "
-                f"numbers (train.max_bad_steps): training has diverged; lower the learning rate, then resume from a "
-                f"checkpoint from before, such as that of the best epoch"
+                f"numbers (train.max_bad_steps): training has diverged; lower the learning rate and begin anew with "
+                f"--overwrite, or resume from a checkpoint from well before"
             )
             self._fail(diverged)
         self._note(self.reallocator.after_skipped_step(clock))

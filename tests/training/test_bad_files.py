@@ -101,7 +101,7 @@ def test_from_the_command_line(folder: Path) -> None:
     stopped = runs.dist_train("--config", path, workers=2)
     errors = [line for line in stopped.stderr.splitlines() if line.startswith("error:")]
     assert len(errors) == 1 and f"{file.parent.name}/{file.name}" in errors[0], stopped.stderr
-    assert runs.summary(settings.folder)["status"] == "stopped"
+    assert runs.summary(settings.folder)["status"] == "failed"
     resumed = runs.dist_train("--config", path, "--resume", "auto", "data.on_bad_file=skip", workers=2)
     assert resumed.returncode == 0, resumed.stderr
     assert f"skipping train/{file.parent.name}/{file.name}" in resumed.stderr

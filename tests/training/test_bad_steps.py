@@ -174,7 +174,7 @@ def test_divergence_ends_with_one_line(tmp_path: Path) -> None:
     lines = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
     assert len(lines) == 1
     assert "the loss or gradients of 10 steps in a row" in lines[0]
-    assert runs.summary(settings.folder)["status"] == "stopped"
+    assert runs.summary(settings.folder)["status"] == "failed"
     assert (settings.folder / "checkpoints" / "initial.pt").exists()
 
 

@@ -13,7 +13,7 @@ import pytest
 from dynsparse.config import RunConfig
 from dynsparse.errors import StopRequested, UserError
 from dynsparse.training.checkpoint import read, set_aside_after
-from dynsparse.training.folder import checkpoints_of, differences, find_start, is_finished, take_folder
+from dynsparse.training.folder import begun_by, checkpoints_of, differences, find_start, is_finished, take_folder
 from tests.training import runs
 
 
@@ -307,3 +307,17 @@ def dies_at(patched: pytest.MonkeyPatch, call: int, act: Callable[[], object]) -
     except KeyboardInterrupt:
         return True
     return False
+
+
+def test_a_folder_that_vanishes_comes_back_as_the_runs_own(tmp_path: Path) -> None:
+    """Else the next attempt of the launch would not know what it has begun."""
+    settings = runs.config(runs=str(tmp_path), name="a")
+    take_folder(settings, None, overwrite=True, launch="this one")
+    checkpoints = checkpoints_of(settings, "this one")
+    shutil.rmtree(settings.folder)
+    checkpoints.save(trained(settings, steps=5), 5)
+    assert checkpoints.failure is None
+    assert begun_by("this one", settings.folder)
+    start = find_start(settings, resume=None, overwrite=True, launch="this one")
+    assert start is not None
+    assert start.state["progress"]["step"] == 5

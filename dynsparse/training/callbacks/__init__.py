@@ -59,8 +59,8 @@ class Observers(Callback):
                 member.on_end(summary)
             except OSError as error:
                 self.failure = (
-                    f"{type(member).__name__}: cannot write the end of the run ({error}); free space, "
-                    f"then --resume auto: the checkpoints are whole"
+                    f"{type(member).__name__}: cannot write the end of the run ({error}); free space or restore the "
+                    f"folder, then --resume auto: the checkpoints are whole"
                 )
 
     def _tell(self, send: Callable[[Callback], None]) -> None:

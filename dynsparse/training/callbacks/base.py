@@ -100,7 +100,7 @@ class Summary:
     """The end of a run, as it stands in summary.json. Accuracies in percent."""
 
     status: str
-    """"done", or "stopped" (on request, resumable)."""
+    """"done", "stopped" (on request, resumable), or "failed" (by what the error on stderr says)."""
     name: str
     epochs: int
     steps: int

@@ -43,7 +43,9 @@ def closing_text(summary: Summary, folder: Path, *, tensorboard: bool) -> str:
     if summary.skipped_steps:
         facts.append(("steps skipped", str(summary.skipped_steps)))
     status = summary.status
-    if status == "stopped":
+    if status == "failed":
+        status = f"ended by an error after step {summary.steps} (epoch {summary.epochs + 1})"
+    elif status == "stopped":
         status = f"stopped after step {summary.steps} (epoch {summary.epochs + 1}); go on with --resume auto"
     lines = [f"{summary.name}: {status}", "", align(rows), "", align(facts), "", f"results in {folder}"]
     if tensorboard:
