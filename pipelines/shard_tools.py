@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import io
+import multiprocessing
 import os
 import sys
 import tarfile
@@ -54,7 +55,8 @@ def _parser() -> argparse.ArgumentParser:
 def index(root: Path, patterns: Sequence[str]) -> None:
     """In processes, as reading headers is Python's work. Raises DataError or OSError."""
     shards = sorted({root / path for pattern in patterns for path in matching(root, pattern, "--pattern")})
-    with ProcessPoolExecutor() as pool:
+    # Not forked: a fork of a process with threads, such as DALI's, may wait for ever for a lock that one of them held.
+    with ProcessPoolExecutor(mp_context=multiprocessing.get_context("spawn")) as pool:
         found = pool.map(partial(write_index, setting="--pattern"), shards)
         for _ in tqdm(found, total=len(shards), desc="index", unit="shard", disable=None):
             pass

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import pickle
+import signal
 import traceback
 from collections.abc import Callable
 from datetime import timedelta
@@ -61,6 +62,8 @@ def _receive(pipe: Any, rank: int) -> Any:
 
 def _rank_main(packed: bytes, rank: int, world_size: int, store: Path, pipe: Any) -> None:
     torch.set_num_threads(1)
+    # The server that ranks are forked from may have been started while a loader kept signals away.
+    signal.pthread_sigmask(signal.SIG_SETMASK, [])
     try:
         dist.init_process_group(
             "gloo", init_method=f"file://{store}", rank=rank, world_size=world_size, timeout=timedelta(seconds=60)

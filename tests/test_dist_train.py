@@ -345,11 +345,8 @@ def test_nothing_is_left_behind_by_a_rank_that_fails_alone(tmp_path: Path, confi
     assert "only here" in result.stderr
 
 
-@pytest.mark.parametrize(
-    "number",
-    [pytest.param(signal.SIGTERM, marks=pytest.mark.slow), signal.SIGUSR1],
-    ids=lambda number: number.name,
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1], ids=lambda number: number.name)
 def test_stopped_by_a_signal_and_resumed(tmp_path: Path, config: Path, settings: RunConfig, number: int) -> None:
     """Both ranks leave at the same step with exit code 75; the resumed run equals one that was never stopped."""
     whole = runs.config(runs=str(tmp_path / "runs"), name="whole")

@@ -122,7 +122,7 @@ def one_step(worker: Worker, methods: list[str]) -> dict[str, tuple[Weights, Wei
 @pytest.mark.parametrize(
     "sections",
     [
-        {"train": {"micro_batches": 3}},
+        pytest.param({"train": {"micro_batches": 3}}, marks=pytest.mark.slow),
         {"train": {"precision": "bf16", "channels_last": True}},
         {"train": {"precision": "fp16", "micro_batches": 2}},
         {"train": {"optimizer": {"name": "adamw"}, "label_smoothing": 0.1}, "sparsity": {"granularity": 2}},

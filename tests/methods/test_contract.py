@@ -209,9 +209,9 @@ def test_new_weights_may_begin_as_the_first_did(name: str) -> None:
     assert all(bool(layer.values().ne(0).all()) for layer in run.masks)
 
 
-def on_a_rank(worker: Worker, name: str) -> list[dict[str, Any]]:
+def on_a_rank(worker: Worker, name: str, every: int) -> list[dict[str, Any]]:
     states = []
-    for settings in SETTINGS:
+    for settings in SETTINGS[::every]:
         run = Run(name, *settings, worker=worker)
         for number in range(1, STEPS + 1):
             run.step(number)
@@ -222,10 +222,11 @@ def on_a_rank(worker: Worker, name: str) -> list[dict[str, Any]]:
     return states
 
 
+@pytest.mark.parametrize("every", [5, pytest.param(1, marks=pytest.mark.slow)], ids=["some settings", "all settings"])
 @pytest.mark.parametrize("name", NAMES)
-def test_ranks_agree(name: str) -> None:
+def test_ranks_agree(name: str, every: int) -> None:
     """Two ranks with different samples hold the same weights, masks, optimizer and method state, to the bit."""
-    for ours, theirs in zip(*run_distributed(on_a_rank, 2, name), strict=True):
+    for ours, theirs in zip(*run_distributed(on_a_rank, 2, name, every), strict=True):
         for a, b in zip(_leaves(ours), _leaves(theirs), strict=True):
             assert torch.equal(a, b) if isinstance(a, Tensor) else a == b
 

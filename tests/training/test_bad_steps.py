@@ -65,9 +65,19 @@ def around_bad_step(worker: Worker, settings: RunConfig) -> tuple[bool, dict[str
     return any(changed), vars(trainer.progress), f"{digest.weight_digest(trainer.model, trainer.masks):x}"
 
 
-@pytest.mark.parametrize("world_size", [1, 2, 3])
-@pytest.mark.parametrize("gradients", ["dense", "active"])
-@pytest.mark.parametrize("options", [{}, {"precision": "fp16", "micro_batches": 2}], ids=["fp32", "fp16"])
+FP16 = {"precision": "fp16", "micro_batches": 2}
+
+
+@pytest.mark.parametrize(
+    ("world_size", "gradients", "options"),
+    [
+        (1, "dense", {}),
+        (2, "active", FP16),
+        (3, "active", {}),
+        pytest.param(2, "dense", FP16, marks=pytest.mark.slow),
+        pytest.param(3, "dense", {}, marks=pytest.mark.slow),
+    ],
+)
 def test_all_ranks_leave_out_a_step(world_size: int, gradients: str, options: dict[str, Any]) -> None:
     settings = runs.config(model=CNN, distributed={"gradients": gradients}, train={"epochs": 1, **options})
     results = run_distributed(around_bad_step, world_size, settings)

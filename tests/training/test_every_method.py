@@ -173,7 +173,8 @@ def test_a_diverged_run_ends_with_a_reason(name: str) -> None:
     """On every rank at once, and not with an assertion."""
     lr = {"name": "steps", "table": 1e9}
     with pytest.raises(
-        UserError, match=r"fc\d\.weight has weights that are no numbers at step \d+: training has diver"
+        UserError,
+        match=r"(weights that are no numbers at step|steps in a row, the last of them step) \d+.*training has diver",
     ):
         runs.trainer(settings(name, train={"lr": lr, "epochs": 4})).fit()
 

@@ -80,9 +80,11 @@ def evaluation_batches(world_size: int) -> int:
     [
         pytest.param(signal.SIGTERM, 2, "train", 1, 0, id="in the throw-away pass before step 0"),
         pytest.param(signal.SIGINT, 1, "train", 2, 1, id="in the first batch"),
-        pytest.param(signal.SIGUSR1, 2, "train", 2, 1, id="in the first batch of two ranks"),
+        pytest.param(signal.SIGUSR1, 2, "train", 2, 1, id="in the first batch of two ranks", marks=pytest.mark.slow),
         pytest.param(signal.SIGINT, 3, "train", 7, 6, id="in a later batch"),
-        pytest.param(signal.SIGTERM, 1, "test", 2, STEPS_PER_EPOCH, id="in the first evaluation, alone"),
+        pytest.param(
+            signal.SIGTERM, 1, "test", 2, STEPS_PER_EPOCH, id="in the first evaluation, alone", marks=pytest.mark.slow
+        ),
         pytest.param(signal.SIGUSR1, 3, "test", 2, STEPS_PER_EPOCH, id="in the first evaluation"),
         pytest.param(signal.SIGINT, 2, "test", 2 + evaluation_batches(2), 2 * STEPS_PER_EPOCH, id="in the last"),
     ],
