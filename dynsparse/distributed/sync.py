@@ -48,9 +48,7 @@ def sum_(tensor: Tensor) -> Tensor:
 
 def any_rank(flag: bool) -> bool:
     """Whether `flag` is set on any rank."""
-    if not connected():
-        return flag
-    return bool(sum_(torch.tensor(int(flag))))
+    return any_of(flag)[0]
 
 
 def any_of(*flags: bool) -> tuple[bool, ...]:

@@ -167,6 +167,15 @@ def test_bytes_fall_with_the_density_but_for_steps_that_grow_by_gradient() -> No
     assert sent == [dense] * 8
 
 
+def reduced(module: nn.Module, images: Tensor, masks: MaskSet | None = None) -> list[Tensor]:
+    """The gradients after one backward, in the order of the parameters."""
+    module.zero_grad()
+    module(images).square().sum().backward()
+    if masks is not None:
+        masks.mask_gradients()
+    return [parameter.grad.clone() for parameter in module.parameters() if parameter.grad is not None]
+
+
 def with_rebuilt_buckets(worker: Worker) -> list[bool]:
     """Buckets so small that DDP lays them out anew after the first backward; masks that change in between."""
     results = []
@@ -181,12 +190,7 @@ def with_rebuilt_buckets(worker: Worker) -> list[bool]:
         ActiveAllReduce(masks).register(active)
         for step in range(4):
             images = torch.randn(8, 40, generator=torch.Generator().manual_seed(10 * step + worker.rank))
-            gradients = []
-            for module in (active, dense):
-                model.zero_grad()
-                module(images).square().sum().backward()
-                masks.mask_gradients()
-                gradients.append([parameter.grad.clone() for parameter in model.parameters()])
+            gradients = [reduced(module, images, masks) for module in (active, dense)]
             results += [torch.equal(a, b) for a, b in zip(*gradients, strict=True)]
             for layer in masks:
                 moved = torch.arange(step, layer.spec.units, 9 + step)
@@ -212,11 +216,7 @@ def whole_steps(worker: Worker) -> list[bool]:
     results = []
     for step in range(3):
         images = torch.randn(8, 40, generator=torch.Generator().manual_seed(10 * step + worker.rank))
-        gradients = []
-        for module in (hooked, plain):
-            model.zero_grad()
-            module(images).square().sum().backward()
-            gradients.append([parameter.grad.clone() for parameter in model.parameters()])
+        gradients = [reduced(module, images) for module in (hooked, plain)]
         results += [torch.equal(a, b) for a, b in zip(*gradients, strict=True)]
     return results
 
