@@ -156,7 +156,7 @@ class Trainer:
         while (micro_batches := self._fetch(steps)) is not None:
             self._show(micro_batches)
             loss = self.train_step(micro_batches)
-            self.reporter.step_done(self.config.train.global_batch_size, self.parallel.bytes_sent())
+            self.reporter.step_done(self.config.train.global_batch_size, self.parallel.take_bytes_sent())
             if self.worker.is_main and self.progress.step % self.config.log.every_steps == 0:
                 self.observers.on_step(self.reporter.step_report(loss))
             if self._save_is_due():
@@ -411,7 +411,7 @@ class Trainer:
             always_whole=all(self.reallocator.wants_whole_gradients(self._clock(step)) for step in coming),
         )
         self.progress.gradients = self.parallel.gradients
-        self.parallel.bytes_sent()
+        self.parallel.take_bytes_sent()
         self.run.load_of_this_rank(kept)
 
     @property

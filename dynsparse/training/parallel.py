@@ -63,7 +63,7 @@ class Parallel:
             self._hook.active = self.gradients == "active" and not self.whole
         return nullcontext()
 
-    def bytes_sent(self) -> int:
+    def take_bytes_sent(self) -> int:
         """Handed to the all-reduce by this rank since the last call, if called once a step."""
         if self._hook is None:
             return self._dense_bytes
@@ -106,7 +106,7 @@ class Parallel:
                 if self.device.type == "cuda":
                     torch.cuda.synchronize(self.device)
                 times.append(time.perf_counter() - began)
-                megabytes[kind] = self.bytes_sent() / 1e6
+                megabytes[kind] = self.take_bytes_sent() / 1e6
         active, dense = sync.from_rank_0(lambda: [statistics.median(times) for times in seconds.values()])
         self._take(
             "active" if active <= _WORTH_IT * dense else "dense",

@@ -394,4 +394,4 @@ def test_a_resumed_run_keeps_its_choice() -> None:
 def test_alone_nothing_travels() -> None:
     trainer = runs.trainer(settings("dsr", 24, "auto"))
     assert trainer.fit().gradients == "dense"
-    assert trainer.parallel.bytes_sent() == 0
+    assert trainer.parallel.take_bytes_sent() == 0
