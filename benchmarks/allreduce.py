@@ -13,7 +13,6 @@ import argparse
 import json
 import os
 import shlex
-import statistics
 import sys
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -25,8 +24,9 @@ import torch
 
 from benchmarks import record
 from benchmarks.allreduce_worker import ACTIVE, DENSE, NOTHING, Amount
-from benchmarks.pipelines import spread, table
+from benchmarks.pages import spread, table
 from benchmarks.plots import RESULTS as PAGES
+from benchmarks.timing import summary
 from tests.hosts import PORT, Hosts, why_not
 
 NAME = "allreduce"
@@ -100,12 +100,12 @@ def summarised(found: Mapping[str, Any]) -> dict[str, Any]:
     for name, way in found["ways"].items():
         ways[name] = {
             "largest_difference": way["largest_difference"],
-            "reduce_bytes": middle([one["bytes"] for one in way["reduce"]]),
-            "step_bytes": middle([one["bytes"] for one in way["step"]]),
-            "reduce_seconds": middle([one["seconds"] for one in way["reduce"]]),
-            "step_seconds": middle([one["seconds"] for one in way["step"]]),
+            "reduce_bytes": summary([one["bytes"] for one in way["reduce"]]),
+            "step_bytes": summary([one["bytes"] for one in way["step"]]),
+            "reduce_seconds": summary([one["seconds"] for one in way["reduce"]]),
+            "step_seconds": summary([one["seconds"] for one in way["step"]]),
             "ratios": {
-                f"{act}_{what}": middle([a[what] / b[what] for a, b in zip(way[act], dense[act], strict=True)])
+                f"{act}_{what}": summary([a[what] / b[what] for a, b in zip(way[act], dense[act], strict=True)])
                 for act in ("reduce", "step")
                 for what in ("bytes", "seconds")
             },
@@ -113,10 +113,6 @@ def summarised(found: Mapping[str, Any]) -> dict[str, Any]:
     kept = {key: value for key, value in found.items() if key != "ways"}
     total, sparse = found["parameters"], found["sparse_layer_weights"]
     return {**kept, "share_sent": (total - sparse + found["active_weights"]) / total, "ways": ways}
-
-
-def middle(values: list[float]) -> dict[str, float]:
-    return {"median": statistics.median(values), "min": min(values), "max": max(values)}
 
 
 # The page

@@ -15,7 +15,6 @@ import io
 import json
 import os
 import shlex
-import statistics
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -27,8 +26,9 @@ import torch
 
 import pipelines
 from benchmarks import record
-from benchmarks.pipelines import spread, table
+from benchmarks.pages import spread, table
 from benchmarks.plots import RESULTS as PAGES
+from benchmarks.timing import finished, summary
 from dynsparse import config as schema
 from dynsparse.config import RunConfig
 from dynsparse.runtime import Worker
@@ -123,13 +123,6 @@ def trainer(config: RunConfig, folder: Path) -> tuple[Trainer, list[Batch]]:
     return trainer, batch
 
 
-def finished() -> float:
-    """The time, with nothing left to do on the GPU."""
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    return time.perf_counter()
-
-
 # Time
 
 
@@ -189,10 +182,6 @@ def timed_writes(way: str) -> list[float]:
 
     checkpoint.write = timed
     return seconds
-
-
-def summary(values: Sequence[float]) -> dict[str, float]:
-    return {"median": statistics.median(values), "min": min(values), "max": max(values)}
 
 
 # Size

@@ -8,7 +8,7 @@ import statistics
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import nullcontext, redirect_stdout
 from dataclasses import dataclass
@@ -23,6 +23,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 import pipelines
+from benchmarks.timing import summary
 from dist_train import build_parts
 from dynsparse import config as schema
 from dynsparse.models.resnet50 import ResNet50Settings
@@ -139,10 +140,6 @@ def close(*served: Any) -> None:
         pipeline.close()
 
 
-def median_of(values: Sequence[float]) -> Result:
-    return {"median": statistics.median(values), "min": min(values), "max": max(values)}
-
-
 # Of this process and those below it, while they live.
 
 
@@ -218,10 +215,10 @@ def speed(bench: Bench) -> Result:
         "rounds": len(rounds),
         "images_per_round": amount.batches * amount.batch,
         "mean_file_kb": statistics.mean(file.stat().st_size for file in files) / 1000,
-        "images_per_second": {way: median_of([r[way][0] for r in rounds]) for way in ways},
-        "cpu_ms_per_image": {way: median_of([r[way][1] for r in rounds]) for way in ways},
-        "ratios": {f"{a} / {b}": median_of([r[a][0] / r[b][0] for r in rounds]) for a, b in COMPARED},
-        "cpu_ratios": {f"{a} / {b}": median_of([r[a][1] / r[b][1] for r in rounds]) for a, b in COMPARED},
+        "images_per_second": {way: summary([r[way][0] for r in rounds]) for way in ways},
+        "cpu_ms_per_image": {way: summary([r[way][1] for r in rounds]) for way in ways},
+        "ratios": {f"{a} / {b}": summary([r[a][0] / r[b][0] for r in rounds]) for a, b in COMPARED},
+        "cpu_ratios": {f"{a} / {b}": summary([r[a][1] / r[b][1] for r in rounds]) for a, b in COMPARED},
         "stages_cpu_ms_per_image": {"dali": dali_stages(folder, amount), "torch": torch_stages(folder, amount)},
     }
 
@@ -502,8 +499,8 @@ def feed(bench: Bench) -> Result:
         "device": torch.cuda.get_device_name() if gpu else "cpu",
         "image_size": size,
         "batch": batch,
-        "images_per_second": {way: median_of([r[way] for r in rounds]) for way in ways},
-        "ratio": median_of([r["fed by DALI"] / r["fixed batch"] for r in rounds]),
+        "images_per_second": {way: summary([r[way] for r in rounds]) for way in ways},
+        "ratio": summary([r["fed by DALI"] / r["fixed batch"] for r in rounds]),
     }
 
 

@@ -16,7 +16,6 @@ import os
 import shlex
 import sys
 import time
-from collections.abc import Iterable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -30,6 +29,7 @@ import torch
 from matplotlib import pyplot as plt
 
 from benchmarks import record
+from benchmarks.pages import spread, table
 from benchmarks.pipeline_parts import PARTS, TINY, Amount, Bench, Result
 from benchmarks.plots import RESULTS as PAGES
 from pipelines.torchvision_ops import import_torchvision
@@ -103,15 +103,6 @@ def noted(name: str, bench: Bench) -> Result:
 
 
 # The page
-
-
-def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Markdown."""
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in (head, ["---"] * len(head), *rows))
-
-
-def spread(found: Mapping[str, float], digits: int) -> str:
-    return f"{found['median']:.{digits}f} ({found['min']:.{digits}f} to {found['max']:.{digits}f})"
 
 
 def tables(content: Result) -> list[str]:
