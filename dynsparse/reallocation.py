@@ -8,7 +8,7 @@ exactly, so that masks agree without ever being sent.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -19,7 +19,7 @@ from dynsparse.distributed import digest, sync
 from dynsparse.errors import DesyncError, UserError
 from dynsparse.masks import MaskSet, SparseLayer, optimizer_state
 from dynsparse.masks.allocation import share_out
-from dynsparse.masks.selection import NO_CUT, Cut, chosen, cuts_smallest, draw_free, seed_for
+from dynsparse.masks.selection import NO_CUT, Cut, chosen, cuts_smallest, merge_sorted, seed_for
 from dynsparse.methods import Clock, LayerChange, Method
 
 log = logging.getLogger(__name__)
@@ -148,11 +148,12 @@ class Reallocator:
     def __call__(self, clock: Clock) -> ReallocationReport:
         """Reallocate once. Linear in the active weights; traffic of 48 bytes a layer and a digest."""
         repaired = self.verify(clock.step)
-        plan = Plan.decode(sync.broadcast_(self._plan_or_blank(clock)))
+        scores = self._drop_scores()
+        plan = Plan.decode(sync.broadcast_(self._plan_or_blank(clock, scores)))
         scalars = dict(self.method.scalars())
         changes = plan.changes(self.masks)
-        self.apply(plan)
-        repaired += self._agree([layer.name for layer in self.masks], digest.mask_rows(self.masks), clock.step)
+        self.apply(plan, scores)
+        repaired += self._agree([layer.name for layer in self.masks], lambda: digest.mask_rows(self.masks), clock.step)
         self.masks.check_budget()
         self.method.after(changes)
         self._grow_scores = {}
@@ -167,17 +168,24 @@ class Reallocator:
             repaired=tuple(repaired),
         )
 
-    def _plan_or_blank(self, clock: Clock) -> Tensor:
+    def _drop_scores(self) -> list[Tensor]:
+        """Of each layer; the same on every rank."""
+        return [self.method.drop_scores(layer) for layer in self.masks]
+
+    def _plan_or_blank(self, clock: Clock, scores: Sequence[Tensor]) -> Tensor:
         """Rank 0's plan, encoded; elsewhere a buffer of its size to receive it."""
         if sync.rank() == 0:
-            return self.plan(clock).encode()
+            return self._plan(clock, scores).encode()
         return torch.empty(1 + len(self.masks), 6, dtype=torch.float64)
 
+    @torch.no_grad()
     def plan(self, clock: Clock) -> Plan:
         """Decide, without changing anything."""
+        return self._plan(clock, self._drop_scores())
+
+    def _plan(self, clock: Clock, scores: Sequence[Tensor]) -> Plan:
         layers = list(self.masks)
         budget = self.method.budget(self.masks.budget, clock)
-        scores = [self.method.drop_scores(layer) for layer in layers]
         drops = self._within_limits(scores, self.method.drop_cuts(scores, clock), budget)
         changes = [_change(layer, drop.count) for layer, drop in zip(layers, drops, strict=True)]
         kept = sum(change.kept * change.unit_size for change in changes)
@@ -224,29 +232,51 @@ class Reallocator:
         return (-self._grow_scores[layer.name]).masked_fill(~layer.inactive.view(-1), float("inf"))
 
     @torch.no_grad()
-    def apply(self, plan: Plan) -> None:
-        """Carry out a plan on this rank's masks, weights and optimizer state."""
-        for layer, decided in zip(self.masks, plan.layers, strict=True):
-            gone = chosen(self.method.drop_scores(layer), decided.drop)
-            if layer.name in self._grow_scores:
-                grown = torch.nonzero(chosen(self._growth_cost(layer), decided.grow)).squeeze(1)
-            else:
-                free = layer.spec.units - layer.active_units
-                grown = draw_free(layer.inactive.view(-1), free, decided.grow.count, seed_for(plan.seed, layer.name))
-            dropped = self.masks.move(layer, gone, grown)
+    def apply(self, plan: Plan, scores: Sequence[Tensor] | None = None) -> None:
+        """Carry out a plan on this rank's masks, weights and optimizer state, given the drop scores where known."""
+        scores = self._drop_scores() if scores is None else scores
+        gone = torch.cat([chosen(score, decided.drop) for score, decided in zip(scores, plan.layers, strict=True)])
+        moved = self.masks.move(gone, self._grown(plan))
+        for layer, decided, dropped in zip(self.masks, plan.layers, moved.dropped, strict=True):
             if dropped.numel() != decided.drop.count:  # No cut takes a NaN.
                 raise UserError(
                     f"{layer.name} has weights that are no numbers at step {plan.step}: training has diverged; "
                     f"lower the learning rate, or resume from an earlier checkpoint"
                 )
-            optimizer_state.clear(self.optimizer, layer, torch.cat((dropped, grown)))
-            self._begin(layer, grown, seed_for(plan.seed, "begin", layer.name))
+        for layer, units in zip(self.masks, moved.units(), strict=True):
+            optimizer_state.clear(self.optimizer, layer, units)
+        self._begin(plan, moved.grown)
         self.masks.budget = plan.budget
 
-    def _begin(self, layer: SparseLayer, grown: Tensor, seed: int) -> None:
-        values = self.method.begin(layer, grown, torch.Generator().manual_seed(seed))
-        if values is not None:
-            layer.put_(layer.weight, grown, values)
+    def _grown(self, plan: Plan) -> Tensor:
+        """What the plan grows: units numbered through all layers, int64, rising."""
+        layers = list(zip(self.masks, plan.layers, strict=True))
+        at_random = [0 if layer.name in self._grow_scores else decided.grow.count for layer, decided in layers]
+        drawn = self.masks.draw_free(at_random, [seed_for(plan.seed, layer.name) for layer in self.masks])
+        if not self._grow_scores:
+            return drawn
+        by_score = [
+            chosen(self._growth_cost(layer), decided.grow)
+            if layer.name in self._grow_scores
+            else torch.zeros(layer.spec.units, dtype=torch.bool, device=drawn.device)
+            for layer, decided in layers
+        ]
+        return merge_sorted(drawn, torch.nonzero(torch.cat(by_score)).squeeze(1))
+
+    def _begin(self, plan: Plan, grown: Sequence[Tensor]) -> None:
+        """Give the grown units (of each layer, int64) their first values, unless these are 0."""
+        generator = torch.Generator()
+        values = [
+            self.method.begin(layer, units, generator.manual_seed(seed_for(plan.seed, "begin", layer.name)))
+            for layer, units in zip(self.masks, grown, strict=True)
+        ]
+        given = [value.reshape(-1) for value in values if value is not None]
+        if not given:
+            return
+        on_device = iter(torch.cat(given).to(self.masks.device).split([value.numel() for value in given]))
+        for layer, units, value in zip(self.masks, grown, values, strict=True):
+            if value is not None:
+                layer.put_(layer.weight, units, next(on_device))
 
     @torch.no_grad()
     def verify(self, step: int | None = None) -> list[str]:
@@ -257,11 +287,17 @@ class Reallocator:
         """
         names = [f"{layer.name} (mask)" for layer in self.masks]
         names += [name for name, _ in self.model.named_parameters()]
-        rows = digest.mask_rows(self.masks) + digest.weight_rows(self.model, self.masks)
+
+        def rows() -> Tensor:
+            return torch.cat((digest.mask_rows(self.masks), digest.weight_rows(self.model, self.masks)))
+
         return self._agree(names, rows, step)
 
-    def _agree(self, names: Sequence[str], rows: Sequence[Tensor], step: int | None) -> list[str]:
-        differing = sync.all_agree(names, rows)
+    def _agree(self, names: Sequence[str], rows: Callable[[], Tensor], step: int | None) -> list[str]:
+        """Compare the checksums `rows()`, int64 [names], with the other ranks', if there are any."""
+        if not sync.connected():
+            return []
+        differing = sync.all_agree(names, rows())
         if not differing:
             return []
         where = f"ranks differ{'' if step is None else f' at step {step}'} in {', '.join(differing)}"

@@ -18,10 +18,10 @@ from dist_train import build_parts
 from dynsparse import config as schema
 from dynsparse.config import PenaltySettings
 from dynsparse.errors import StopRequested
-from dynsparse.masks import MaskSet, SparseLayer, sparse_layers
+from dynsparse.masks import MaskSet, sparse_layers
 from dynsparse.masks.allocation import uniform
 from dynsparse.masks.optimizer_state import moments
-from dynsparse.masks.selection import draw_free, merge_sorted
+from dynsparse.masks.selection import merge_sorted
 from dynsparse.masks.tying import tie
 from dynsparse.methods import Clock
 from dynsparse.methods.deepr import DeepRSettings
@@ -152,14 +152,18 @@ class TestBudget:
     def test_positions_above_2_to_the_24_are_exact(self) -> None:
         """float32 holds no odd integer there: indices that pass through it land beside."""
         n = 2**24 + 64
-        free = torch.zeros(n, dtype=torch.bool)
-        odd = torch.arange(2**24 + 1, n, 2)
-        free[odd] = True
-        assert torch.equal(draw_free(free, len(odd), len(odd), seed=0), odd)
-        assert set(draw_free(free, len(odd), 5, seed=0).tolist()) <= set(odd.tolist())
-        spec = sparse_layers(nn.Linear(n, 1, bias=False, device="meta"))[0]
-        layer = SparseLayer(spec, nn.Parameter(torch.zeros(1, n)))
-        layer.put_(layer.weight, odd, torch.ones(len(odd), 1))
+        is_odd = torch.zeros(n, dtype=torch.bool)
+        is_odd[2**24 + 1 :: 2] = True
+        odd = is_odd.nonzero().squeeze(1)
+        model = nn.Linear(n, 1, bias=False)
+        masks = MaskSet(model, sparse_layers(model), {"weight": (~is_odd).nonzero().squeeze(1)})
+        assert torch.equal(masks.draw_free([len(odd)], [0]), odd)
+        assert set(masks.draw_free([5], [0]).tolist()) <= set(odd.tolist())
+        masks.move(torch.ones(n - len(odd), dtype=torch.bool), odd)
+        layer = masks.layers[0]
+        assert torch.equal(layer.active, odd)
+        with torch.no_grad():
+            layer.scatter_(layer.weight, torch.ones(len(odd), 1))
         assert torch.equal(layer.weight.detach().flatten().nonzero().squeeze(1), odd)
         assert torch.equal(merge_sorted(odd[::2].contiguous(), odd[1::2].contiguous()), odd)
 

@@ -1,95 +1,118 @@
 """64-bit checksums of masks and weights, to prove that ranks agree.
 
-Sums of hashed (position, bits) pairs in wrapping integer arithmetic: the order
-of summation does not matter, so every device and memory layout gives the same
-number, and a change of any one weight changes it.
+Multilinear hashing (Carter & Wegman 1979; Lemire & Kaser 2014): the sum of words times random keys, one for each
+place, in wrapping integer arithmetic. Every device and memory layout gives the same number, and as keys are odd a
+change of any one word changes it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import hashlib
+from collections.abc import Sequence
+from functools import lru_cache
 
 import torch
 from torch import Tensor, nn
 
-from dynsparse.masks import MaskSet, SparseLayer
-from dynsparse.masks.selection import seed_for
+from dynsparse.masks import MaskSet
+from dynsparse.masks.maskset import flat_view
+from dynsparse.masks.selection import random_bits, seed_for
 
-_GOLDEN = 0x9E3779B97F4A7C15 - (1 << 64)  # Odd constants of Steele, Lea & Flood's SplitMix64 (2014).
-_MIX = 0x94D049BB133111EB - (1 << 64)
 _BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
-_CHUNK = 1 << 18  # Entries hashed at once: the intermediates stay in the processor's cache.
+_CHUNK = 1 << 18  # Words with a key each in a table, which stays in the processor's cache; a factor for each chunk.
 
 
-def _mixed(words: Tensor) -> Tensor:
-    """Hash int64 words, one by one and in place. Multiplications wrap."""
-    words *= _MIX
-    words ^= words >> 29
-    words *= _GOLDEN
-    words ^= words >> 32
-    return words
+@lru_cache(maxsize=2)
+def _keys(device: torch.device) -> Tensor:
+    """int64 [_CHUNK], odd."""
+    return random_bits(seed_for("digest"), torch.arange(_CHUNK, device=device)).bitwise_or_(1)
 
 
-def _hash_units(units: Tensor) -> Tensor:
-    chunks = [_mixed((chunk + 1) * _GOLDEN).sum() for chunk in units.split(_CHUNK)]
-    return torch.stack(chunks).sum() if chunks else units.new_zeros(())
+def _factors(chunks: int, device: torch.device) -> Tensor:
+    """int64 [chunks], odd: what the keys of each chunk are multiplied with."""
+    return random_bits(seed_for("digest", "chunks"), torch.arange(chunks, device=device)).bitwise_or_(1)
 
 
-def _hash_entries(positions: Tensor | None, values: Tensor) -> Tensor:
-    """Values [n] of any dtype at int64 positions [n] (None: 0 to n - 1)."""
-    bits = values.view(_BITS[values.element_size()])
-    chunks = []
-    for start in range(0, bits.numel(), _CHUNK):
-        chunk = bits[start : start + _CHUNK]
-        if positions is None:
-            place = torch.arange(start + 1, start + 1 + chunk.numel(), device=bits.device)
-        else:
-            place = positions[start : start + _CHUNK] + 1
-        chunks.append(_mixed((place * _GOLDEN) ^ chunk.to(torch.int64)).sum())
-    return torch.stack(chunks).sum() if chunks else torch.zeros((), dtype=torch.int64, device=values.device)
+def hashes(words: Tensor, sizes: Sequence[int]) -> Tensor:
+    """int64 [len(sizes)]: of consecutive runs of `words` (any integers [n]), so many in each, one checksum each."""
+    if not sizes:
+        return torch.empty(0, dtype=torch.int64, device=words.device)
+    of_words = hashes_by_run if words.device.type == "cpu" else hashes_at_once
+    lengths = torch.tensor(list(sizes)).mul_(seed_for("digest", "length") | 1)
+    return of_words(words, sizes) + lengths.to(words.device)
 
 
-def mask_rows(layers: Iterable[SparseLayer]) -> list[Tensor]:
-    """One int64 scalar a sparse layer: the checksum of which units are active."""
-    return [_hash_units(layer.active) for layer in layers]
+def hashes_by_run(words: Tensor, sizes: Sequence[int]) -> Tensor:
+    """The sums of `hashes`, for a processor: chunks that stay in its cache."""
+    keys = _keys(words.device)
+    factors = _factors(1 + max(sizes) // _CHUNK, words.device)
+    sums = []
+    for run in words.split(list(sizes)):
+        chunks = [torch.dot(chunk.to(torch.int64), keys[: chunk.numel()]) for chunk in run.split(_CHUNK)]
+        sums.append(torch.dot(torch.stack(chunks), factors[: len(chunks)]))
+    return torch.stack(sums)
 
 
-def weight_rows(model: nn.Module, masks: MaskSet) -> list[Tensor]:
-    """One int64 scalar a parameter.
+def hashes_at_once(words: Tensor, sizes: Sequence[int]) -> Tensor:
+    """The sums of `hashes`, for a GPU: a few large kernels, whatever the number of runs."""
+    lengths = torch.tensor(list(sizes)).to(words.device)
+    ends = lengths.cumsum(0)
+    starts = (ends - lengths).repeat_interleave(lengths, output_size=words.numel())
+    place = torch.arange(words.numel(), device=words.device) - starts
+    factors = _factors(1 + max(sizes) // _CHUNK, words.device)
+    products = _keys(words.device)[place % _CHUNK] * factors[place // _CHUNK] * words
+    upto = torch.cat((products.new_zeros(1), products.cumsum(0)))
+    return upto[ends] - upto[ends - lengths]  # Sums wrap, and so do their differences.
 
-    For sparse layers the active weights and the number of non-zeros outside
-    the mask (which is 0 unless something went wrong): linear in active weights
-    but for one count.
+
+def mask_rows(masks: MaskSet) -> Tensor:
+    """int64 [sparse layers]: checksums of which units are active."""
+    return hashes(masks.active, [layer.active_units for layer in masks])
+
+
+def weight_rows(model: nn.Module, masks: MaskSet) -> Tensor:
+    """int64 [parameters]: their checksums.
+
+    For sparse layers of the active weights, plus whether there is anything but 0 outside the mask (unless something
+    went wrong there is not): linear in the active weights but for one pass over all.
     """
     sparse = {layer.name: layer for layer in masks}
-    rows = []
+    words: list[Tensor] = []
+    stray: list[Tensor | None] = []
     for name, parameter in model.named_parameters():
         layer = sparse.get(name)
-        if layer is None:
-            rows.append(_hash_entries(None, parameter.detach().contiguous().view(-1)))
-            continue
-        values = layer.gather(parameter)
-        place = layer.active
-        if layer.spec.unit_size > 1:
-            place = (place[:, None] * layer.spec.unit_size + _within(layer)).view(-1)
-        stray = parameter.detach().count_nonzero() - values.count_nonzero()
-        rows.append(_hash_entries(place, values.view(-1)) + stray)
-    return rows
+        if layer is None or layer.is_full:
+            words.append(_bits(parameter.detach().contiguous().view(-1)))
+            stray.append(None)
+        else:
+            words.append(_bits(layer.gather(parameter).view(-1)))
+            stray.append(_sum(_bits(flat_view(parameter))) - _sum(words[-1]))
+    if not words:
+        return torch.empty(0, dtype=torch.int64)
+    rows = hashes(torch.cat(words), [part.numel() for part in words])
+    zero = torch.zeros_like(rows[0])
+    return rows + torch.stack([zero if one is None else one.to(torch.int64) for one in stray])
 
 
-def _within(layer: SparseLayer) -> Tensor:
-    return torch.arange(layer.spec.unit_size, device=layer.active.device)
+def _bits(values: Tensor) -> Tensor:
+    """The same memory as integers of the same size."""
+    return values.view(_BITS[values.element_size()])
+
+
+def _sum(words: Tensor) -> Tensor:
+    """Wrapping, in the integers' own size: what adds nothing but zeros leaves it as it is, whatever the order."""
+    return words.sum(dtype=words.dtype)
 
 
 def total(names: Sequence[str], rows: Sequence[int]) -> int:
     """One unsigned 64-bit number from a checksum a name."""
-    salted = (seed_for(name) * 2 + 1 for name in names)
-    return sum((row % (1 << 64)) * salt for row, salt in zip(rows, salted, strict=True)) % (1 << 64)
+    text = "\0".join(f"{name}\0{row}" for name, row in zip(names, rows, strict=True))
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big")
 
 
-def to_host(rows: Sequence[Tensor]) -> list[int]:
+def to_host(rows: Tensor) -> list[int]:
     """All rows in one copy."""
-    return [int(row) for row in torch.stack(list(rows)).tolist()] if rows else []
+    return list(map(int, rows.tolist()))
 
 
 def mask_digest(masks: MaskSet) -> int:

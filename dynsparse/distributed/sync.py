@@ -108,8 +108,8 @@ def from_rank_0(produce: Callable[[], T]) -> T:
     return result
 
 
-def all_agree(names: Sequence[str], rows: Sequence[Tensor]) -> list[str]:
-    """Compare checksums (int64 scalars, one a name) over the ranks.
+def all_agree(names: Sequence[str], rows: Tensor) -> list[str]:
+    """Compare checksums (int64 [names]) over the ranks.
 
     Returns the names that differ, the same list on every rank: empty where all
     agree, which costs one all-reduce of two numbers.

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import accumulate, pairwise
 from typing import Any
 
 import numpy as np
@@ -17,26 +19,30 @@ import torch
 from torch import Tensor, nn
 
 from dynsparse.masks.granularity import LayerSpec
-from dynsparse.masks.selection import draw_free, merge_sorted, seed_for
+from dynsparse.masks.selection import draw_distinct, free_numbers, merge_sorted, seed_for
 
 
 class SparseLayer:
     """One weight tensor with its mask and the index of its active units.
 
     The index makes work on the active weights linear in their number. Only
-    `MaskSet` changes what is active.
+    `MaskSet` changes what is active, and holds the memory of all layers' masks
+    and indices in one piece each: the tensors here are views of it.
     """
 
-    def __init__(self, spec: LayerSpec, weight: nn.Parameter) -> None:
+    #: int64 [active units], rising. Replaced, never changed in place: snapshots refer to it.
+    active: Tensor
+
+    def __init__(self, spec: LayerSpec, weight: nn.Parameter, inactive: Tensor, explored: Tensor) -> None:
+        """`inactive` and `explored` are bool [units]."""
         self.spec = spec
         self.weight = weight
         #: Bool, of `spec.mask_shape`: True where weights are held at 0. Ready for `masked_fill_`,
         #: which unlike multiplying by a mask stops a NaN too.
-        self.inactive = torch.ones(spec.mask_shape, dtype=torch.bool, device=weight.device)
-        #: int64 [active units], rising. Replaced, never changed in place: snapshots refer to it.
-        self.active = torch.empty(0, dtype=torch.int64, device=weight.device)
+        self.inactive = inactive.view(spec.mask_shape)
         #: Bool [units]: was ever active.
-        self.explored = torch.zeros(spec.units, dtype=torch.bool, device=weight.device)
+        self.explored = explored
+        self.explored_units = 0
         self._positions: dict[tuple[int, ...], Tensor] = {}
 
     @property
@@ -69,7 +75,7 @@ class SparseLayer:
 
         Shape [active units, unit size], in logical order whatever the memory format.
         """
-        return flat_view(tensor)[self.positions(tensor)].view(-1, self.spec.unit_size)
+        return flat_view(tensor).index_select(0, self.positions(tensor)).view(-1, self.spec.unit_size)
 
     def values(self) -> Tensor:
         """The active weights as one dimension, in logical order."""
@@ -101,11 +107,15 @@ class SparseLayer:
 
     def _offsets(self, units: Tensor, strides: Sequence[int]) -> Tensor:
         spec = self.spec
-        if tuple(strides) == _contiguous_strides(spec.shape) and spec.unit_size == 1:
-            return units
-        within = _strided(torch.arange(spec.unit_size, device=units.device), spec.shape, strides, spec.mask_dims)
-        heads = _strided(units, spec.shape[: spec.mask_dims], strides, 0)
-        return (heads[:, None] + within[None, :]).reshape(-1)
+        size = spec.unit_size
+        within = torch.arange(size, device=units.device)
+        if _is_row_major(spec.shape, strides):
+            return units if size == 1 else (units[:, None] * size + within).view(-1)
+        heads = _strided(units, spec.shape[: spec.mask_dims], strides[: spec.mask_dims])
+        if size == 1:
+            return heads
+        within = _strided(within, spec.shape[spec.mask_dims :], strides[spec.mask_dims :])
+        return (heads[:, None] + within).view(-1)
 
     def _activate(self, active: Tensor) -> None:
         self.active = active
@@ -120,17 +130,37 @@ def flat_view(tensor: Tensor) -> Tensor:
     return tensor.as_strided((tensor.numel(),), (1,), tensor.storage_offset())
 
 
-def _contiguous_strides(shape: Sequence[int]) -> tuple[int, ...]:
-    return tuple(math.prod(shape[i + 1 :]) for i in range(len(shape)))
+def _is_row_major(shape: Sequence[int], strides: Sequence[int]) -> bool:
+    row_major = (math.prod(shape[i + 1 :]) for i in range(len(shape)))
+    return all(size == 1 or ours == theirs for size, ours, theirs in zip(shape, row_major, strides, strict=True))
 
 
-def _strided(index: Tensor, shape: Sequence[int], strides: Sequence[int], first: int) -> Tensor:
-    """Memory offsets of row-major indices over `shape[first:]`."""
+def _strided(index: Tensor, shape: Sequence[int], strides: Sequence[int]) -> Tensor:
+    """Memory offsets of row-major indices over `shape`."""
+    dims: list[tuple[int, int]] = []
+    for size, stride in zip(shape, strides, strict=True):
+        if dims and dims[-1][1] == size * stride:  # Both are one dimension: a division less.
+            size, stride = dims.pop()[0] * size, stride
+        dims.append((size, stride))
     offsets = torch.zeros_like(index)
-    for size, stride in reversed(list(zip(shape[first:], strides[first:], strict=False))):
-        offsets += (index % size) * stride
-        index = index // size
-    return offsets
+    while len(dims) > 1:
+        size, stride = dims.pop()
+        above = index.div(size, rounding_mode="floor")
+        offsets += (index - above * size) * stride
+        index = above
+    return offsets.add_(index, alpha=dims[0][1])
+
+
+@dataclass(frozen=True)
+class Moved:
+    """What `MaskSet.move` did: for each layer its units, int64, rising."""
+
+    dropped: Sequence[Tensor]
+    grown: Sequence[Tensor]
+
+    def units(self) -> Iterator[Tensor]:
+        """For each layer those dropped, then those grown."""
+        return (torch.cat(pair) for pair in zip(self.dropped, self.grown, strict=True))
 
 
 class MaskSet:
@@ -148,17 +178,53 @@ class MaskSet:
         self, model: nn.Module, specs: Sequence[LayerSpec], active_units: Mapping[str, int | Tensor], *, seed: int = 0
     ) -> None:
         parameters = dict(model.named_parameters())
-        self.layers = [SparseLayer(spec, parameters[spec.name]) for spec in specs]
-        for layer in self.layers:
-            units, active = layer.spec.units, active_units[layer.name]
-            count = active if isinstance(active, int) else active.numel()
-            if not 1 <= count <= units:
-                raise ValueError(f"{layer.name}: {count} active units asked; it has {units} and keeps at least 1")
-            if isinstance(active, int):
-                active = draw_free(layer.inactive.view(-1), units, active, seed_for(seed, "mask", layer.name))
-            self.set_active(layer, active.to(layer.weight.device))
+        devices = {parameters[spec.name].device for spec in specs}
+        if len(devices) > 1:
+            raise ValueError(
+                f"sparse layers lie on {', '.join(sorted(map(str, devices)))}; masks need them on one device"
+            )
+        self.device = devices.pop() if devices else torch.device("cpu")
+        #: Of all layers, their units numbered through: each layer's begin where those of the layers before end.
+        self._units = [spec.units for spec in specs]
+        self._inactive = torch.ones(sum(self._units), dtype=torch.bool, device=self.device)
+        self._explored = torch.zeros_like(self._inactive)
+        self.layers = [
+            SparseLayer(spec, parameters[spec.name], inactive, explored)
+            for spec, inactive, explored in zip(
+                specs, self._of_layers(self._inactive), self._of_layers(self._explored), strict=True
+            )
+        ]
+        self._set_active(self._first_active(active_units, seed))
         self.budget = self.active_weights
         self.apply_to_weights()
+
+    def _first_active(self, active_units: Mapping[str, int | Tensor], seed: int) -> list[Tensor]:
+        """Each layer's active units as asked for: int64, rising."""
+        counts = []
+        for layer in self.layers:
+            asked = active_units[layer.name]
+            count = asked if isinstance(asked, int) else asked.numel()
+            if not 1 <= count <= layer.spec.units:
+                raise ValueError(
+                    f"{layer.name}: {count} active units asked; it has {layer.spec.units} and keeps at least 1"
+                )
+            counts.append(count if isinstance(asked, int) else 0)
+        seeds = [seed_for(seed, "mask", layer.name) for layer in self.layers]
+        drawn = self._numbers_of_layers(draw_distinct(self._units, counts, seeds, self.device), counts)
+        given = (active_units[layer.name] for layer in self.layers)
+        return [
+            asked.to(self.device) if isinstance(asked, Tensor) else ours
+            for asked, ours in zip(given, drawn, strict=True)
+        ]
+
+    def _of_layers(self, flags: Tensor) -> tuple[Tensor, ...]:
+        """[units of all layers] to each layer's, without a copy."""
+        return tuple(flags.split(self._units))
+
+    def _numbers_of_layers(self, numbers: Tensor, counts: Sequence[int]) -> list[Tensor]:
+        """Units numbered through (int64, rising), so many in each layer, to each layer's own numbers."""
+        starts = accumulate(self._units, initial=0)
+        return [part - start for part, start in zip(numbers.split(list(counts)), starts, strict=False)]
 
     def __iter__(self) -> Iterator[SparseLayer]:
         return iter(self.layers)
@@ -182,26 +248,66 @@ class MaskSet:
 
     def set_active(self, layer: SparseLayer, active: Tensor) -> None:
         """Replace what is active in `layer` by the units `active` (int64, rising, distinct)."""
-        layer.inactive.fill_(True)
-        layer.inactive.view(-1)[active] = False
-        layer.explored[active] = True
-        layer._activate(active)
+        self._set_active([active if one is layer else one.active for one in self.layers])
 
-    def move(self, layer: SparseLayer, gone: Tensor, grown: Tensor) -> Tensor:
-        """Drop the active units marked in `gone` (bool [active units]) and activate `grown`.
+    def _set_active(self, active: Sequence[Tensor]) -> None:
+        """Replace what is active by each layer's units."""
+        self._inactive.fill_(True)
+        self._take_index(active)
+        numbers = self.numbers()
+        self._inactive[numbers] = False
+        self._explored[numbers] = True
+        self._count_explored()
 
-        `grown` is int64, rising, and free before the call, so that no unit is
-        dropped and grown at once. Weights at dropped and grown units become 0.
-        Linear in the active units. Returns the dropped units, int64.
+    def _count_explored(self) -> None:
+        for layer in self.layers:
+            layer.explored_units = int(layer.explored.count_nonzero())
+
+    def _take_index(self, active: Sequence[Tensor]) -> None:
+        #: int64 [active units of all layers]: each layer's own numbers, one layer after the other.
+        self.active = torch.cat(list(active)) if active else torch.empty(0, dtype=torch.int64)
+        for layer, part in zip(self.layers, self.active.split([part.numel() for part in active]), strict=True):
+            layer._activate(part)
+
+    def numbers(self) -> Tensor:
+        """int64 [active units of all layers], rising: the active units, numbered through all layers."""
+        starts = accumulate(self._units, initial=0)
+        parts = [layer.active + start for layer, start in zip(self.layers, starts, strict=False)]
+        return torch.cat(parts) if parts else self.active
+
+    def draw_free(self, counts: Sequence[int], seeds: Sequence[int]) -> Tensor:
+        """At random `counts[i]` of the inactive units of layer i: int64, rising, numbered through all layers."""
+        free = [layer.spec.units - layer.active_units for layer in self.layers]
+        return free_numbers(self.numbers(), draw_distinct(free, counts, seeds, self.device))
+
+    def move(self, gone: Tensor, grown: Tensor) -> Moved:
+        """Drop the active units marked in `gone` (bool [active units of all layers]) and activate `grown`.
+
+        `grown` is int64, rising, numbered through all layers, and free before
+        the call, so that no unit is dropped and grown at once. Weights at
+        dropped and grown units become 0. Linear in the active units; one host
+        copy.
         """
-        dropped, kept = layer.active[gone], layer.active[~gone]
-        flat = layer.inactive.view(-1)
-        flat[dropped] = True
-        flat[grown] = False
-        layer.explored[grown] = True
-        layer._activate(merge_sorted(kept, grown))
-        layer.zero_(layer.weight, torch.cat((dropped, grown)))
-        return dropped
+        before = self.numbers()
+        dropped, kept = before[gone], before[~gone]
+        self._inactive[dropped] = True
+        self._inactive[grown] = False
+        after = merge_sorted(kept, grown)
+        discovered = grown[~self._explored[grown]]
+        self._explored[grown] = True
+        counts = self._counts((dropped, grown, after, discovered))
+        moved = Moved(*(self._numbers_of_layers(n, c) for n, c in zip((dropped, grown), counts[:2], strict=True)))
+        self._take_index(self._numbers_of_layers(after, counts[2]))
+        for layer, units, count in zip(self.layers, moved.units(), counts[3], strict=True):
+            layer.zero_(layer.weight, units)
+            layer.explored_units += count
+        return moved
+
+    def _counts(self, lists: Sequence[Tensor]) -> list[list[int]]:
+        """For each list of units (int64, rising, numbered through all layers) how many lie in each layer."""
+        ends = torch.tensor(list(accumulate(self._units)), device=self.device)
+        upto = torch.stack([torch.searchsorted(numbers, ends) for numbers in lists]).tolist()
+        return [[b - a for a, b in pairwise([0, *row])] for row in upto]
 
     @torch.no_grad()
     def apply_to_weights(self) -> None:
@@ -218,11 +324,8 @@ class MaskSet:
                 layer.weight.grad.masked_fill_(layer.inactive, 0)
 
     def explored(self) -> dict[str, float]:
-        """Share of each layer's positions that were ever active. One host copy."""
-        if not self.layers:
-            return {}
-        counts = torch.stack([layer.explored.count_nonzero() for layer in self.layers]).tolist()
-        return {layer.name: count / layer.spec.units for layer, count in zip(self.layers, counts, strict=True)}
+        """Share of each layer's positions that were ever active."""
+        return {layer.name: layer.explored_units / layer.spec.units for layer in self.layers}
 
     def check_budget(self) -> None:
         """Assert that the budget is met and no layer is empty. Costs nothing."""
@@ -259,11 +362,12 @@ class MaskSet:
         if ours != theirs:
             names = [name for name in {**ours, **theirs} if ours.get(name) != theirs.get(name)]
             raise ValueError(f"sparse layers differ in shape, granularity or presence: {', '.join(names)}")
-        for layer in self.layers:
-            saved = state["layers"][layer.name]
-            mask = unpack_bits(saved["mask"], layer.spec.units)
-            self.set_active(layer, torch.nonzero(mask).squeeze(1).to(layer.weight.device))
-            layer.explored.copy_(_explored(saved, mask))
+        saved = [state["layers"][layer.name] for layer in self.layers]
+        masks = [unpack_bits(one["mask"], layer.spec.units) for layer, one in zip(self.layers, saved, strict=True)]
+        self._set_active([torch.nonzero(mask).squeeze(1).to(self.device) for mask in masks])
+        for layer, one, mask in zip(self.layers, saved, masks, strict=True):
+            layer.explored.copy_(_explored(one, mask))
+        self._count_explored()
         self.budget = int(state["budget"])
 
 

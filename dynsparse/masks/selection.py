@@ -1,7 +1,7 @@
 """Exact choices among units: the k smallest, and k free positions at random.
 
 Both are the same on every device and every rank: ties break by index, random
-draws come from a CPU generator with a seed that names the event.
+draws are integer arithmetic on a seed that names the event.
 """
 
 from __future__ import annotations
@@ -10,9 +10,14 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from itertools import accumulate, pairwise
 
 import torch
 from torch import Tensor
+
+GOLDEN = 0x9E3779B97F4A7C15 - (1 << 64)
+MIX = 0x94D049BB133111EB
+"""Odd constants of SplitMix64, see `random_bits`."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +53,7 @@ def cuts_smallest(scores: Sequence[Tensor], counts: Sequence[int]) -> list[Cut]:
     for layer, count in zip(scores, counts, strict=True):
         assert 0 <= count <= layer.numel(), (count, layer.numel())
         if count:
-            kth = layer.kthvalue(count).values
+            kth = _kth_smallest(layer, count)
             rows.append(torch.stack((kth.double(), (layer < kth).sum().double())))
     found = iter(torch.stack(rows).tolist() if rows else [])
     cuts = []
@@ -59,6 +64,13 @@ def cuts_smallest(scores: Sequence[Tensor], counts: Sequence[int]) -> list[Cut]:
             threshold, below = next(found)
             cuts.append(Cut(threshold, count - int(below), count))
     return cuts
+
+
+def _kth_smallest(scores: Tensor, k: int) -> Tensor:
+    """Scalar, the same either way; on a GPU `kthvalue` keeps one block of threads busy, `topk` many."""
+    if scores.is_cuda:
+        return scores.topk(k, largest=False, sorted=False).values.amax()
+    return scores.kthvalue(k).values
 
 
 def cuts_fraction(scores: Sequence[Tensor], fraction: float) -> list[Cut]:
@@ -85,38 +97,83 @@ def seed_for(*parts: object) -> int:
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") >> 1
 
 
-def draw_free(is_free: Tensor, free: int, count: int, seed: int) -> Tensor:
-    """`count` distinct positions where `is_free`, uniformly, in rising order.
+def draw_distinct(sizes: Sequence[int], counts: Sequence[int], seeds: Sequence[int], device: torch.device) -> Tensor:
+    """For each i `counts[i]` distinct numbers below `sizes[i]`, uniformly, with `seeds[i]`; numbered through.
 
-    `is_free` is a bool tensor [n] with `free` True entries. Returns int64
-    [count] on its device. Rejection sampling where at most half of the
-    positions end up taken, else a permutation of the free ones: either way the
-    cost is linear in the positions taken, never in all of a sparse layer.
+    int64 [sum of counts] on `device`, rising: the numbers of i have the sizes before it added. What i gets depends
+    on its own size, count and seed alone. Draw as many as are missing, keep the distinct ones, draw the rest from
+    the numbers that are left: their share falls with its square, so a few rounds do, each of two host copies. The
+    cost is linear in the counts, but for sorting them.
     """
-    n = is_free.numel()
-    assert 0 <= count <= free <= n, (count, free, n)
-    generator = torch.Generator().manual_seed(seed)
-    if count == 0:
-        return torch.empty(0, dtype=torch.int64, device=is_free.device)
-    if (n - free + count) * 2 > n:
-        positions = torch.nonzero(is_free).squeeze(1)
-        order = torch.randperm(free, generator=generator)[:count].to(is_free.device)
-        return positions[order].sort().values
-    drawn = torch.empty(0, dtype=torch.int64, device=is_free.device)
-    while drawn.numel() < count:  # Each draw hits a free position with probability of at least 1/2.
-        missing = count - drawn.numel()
-        candidates = torch.randint(n, (2 * missing + 16,), generator=generator).to(is_free.device)
-        drawn = _first_occurrences(torch.cat((drawn, candidates[is_free[candidates]])))
-    # The first `count` in the order of drawing: taking the smallest would favour low positions.
-    return drawn[:count].sort().values
+    starts = list(accumulate(sizes, initial=0))
+    inverted = [2 * count > size for size, count in zip(sizes, counts, strict=True)]  # Draw what to leave out.
+    wanted = [size - count if inv else count for size, count, inv in zip(sizes, counts, inverted, strict=True)]
+    drawn = _draw_at_most_half(sizes, wanted, seeds, device)
+    if not any(inverted):
+        return drawn
+    parts = []
+    for start, count, part, inv in zip(starts, counts, drawn.split(wanted), inverted, strict=False):
+        parts.append(free_numbers(part - start, torch.arange(count, device=device)) + start if inv else part)
+    return torch.cat(parts)
 
 
-def _first_occurrences(values: Tensor) -> Tensor:
-    """Drop repeats from an int64 tensor [n], keeping the order of first appearance."""
-    ordered, source = values.sort(stable=True)
-    first = torch.ones_like(ordered, dtype=torch.bool)
-    first[1:] = ordered[1:] != ordered[:-1]
-    return values[source[first].sort().values]
+def _draw_at_most_half(
+    sizes: Sequence[int], counts: Sequence[int], seeds: Sequence[int], device: torch.device
+) -> Tensor:
+    total = sum(counts)
+    if total == 0:
+        return torch.empty(0, dtype=torch.int64, device=device)
+    ends = list(accumulate(sizes))
+    table = torch.tensor([seeds, sizes, [end - size for end, size in zip(ends, sizes, strict=True)], ends, counts])
+    table = table.to(device)
+    seed, size, start = table[:3].repeat_interleave(table[4], dim=1, output_size=total)
+    first = (table[4].cumsum(0) - table[4]).repeat_interleave(table[4], output_size=total)
+    numbers = random_bits(seed, torch.arange(total, device=device) - first).remainder_(size).add_(start)
+    if ends[-1] < 1 << 31:
+        numbers = numbers.to(torch.int32)  # Sorts several times as fast.
+    numbers = numbers.sort().values
+    is_new = torch.ones_like(numbers, dtype=torch.bool)
+    torch.ne(numbers[1:], numbers[:-1], out=is_new[1:])
+    numbers = numbers[is_new].to(torch.int64)
+    if numbers.numel() == total:
+        return numbers
+    upto = torch.searchsorted(numbers, table[3]).tolist()
+    got = [b - a for a, b in pairwise([0, *upto])]
+    left = [size - have for size, have in zip(sizes, got, strict=True)]
+    missing = [count - have for count, have in zip(counts, got, strict=True)]
+    more = _draw_at_most_half(left, missing, [seed_for(seed, "more") for seed in seeds], device)
+    return merge_sorted(numbers, free_numbers(numbers, more))
+
+
+def random_bits(seeds: Tensor | int, places: Tensor) -> Tensor:
+    """int64 in [0, 2^63): entry i is output number `places[i]` of the stream with seed `seeds[i]` (int64, or one).
+
+    SplitMix64 (Steele, Lea & Flood 2014), which reaches any place of a stream at once. Integer arithmetic alone: the
+    same on every device.
+    """
+    words = (places + 1).mul_(GOLDEN).add_(seeds)
+    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, MIX)):
+        words.bitwise_xor_(_shifted(words, shift)).mul_(_signed(factor))
+    return words.bitwise_xor_(_shifted(words, 31)).bitwise_and_((1 << 63) - 1)
+
+
+def _shifted(words: Tensor, bits: int) -> Tensor:
+    """To the right, as if unsigned."""
+    return (words >> bits).bitwise_and_((1 << (64 - bits)) - 1)
+
+
+def _signed(word: int) -> int:
+    """The int64 of these 64 bits."""
+    return word - (1 << 64) if word >> 63 else word
+
+
+def free_numbers(taken: Tensor, ranks: Tensor) -> Tensor:
+    """The `ranks[i]`-th of the numbers 0, 1, 2, ... that are not in `taken`, counted from 0.
+
+    Both are int64 and rising; so is the result.
+    """
+    free_before = taken - torch.arange(taken.numel(), device=taken.device)
+    return ranks + torch.searchsorted(free_before, ranks, right=True)
 
 
 def merge_sorted(a: Tensor, b: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from dynsparse.masks import MaskSet, SparseLayer
 from dynsparse.masks.maskset import pack_bits, unpack_bits
-from dynsparse.masks.selection import Cut, cuts_below, seed_for
+from dynsparse.masks.selection import Cut, cuts_below, random_bits, seed_for
 from dynsparse.methods.base import Clock, Dynamic, DynamicSettings
 from dynsparse.schedules import NotNegative, Period, StepTable
 
@@ -73,8 +73,11 @@ class DeepR(Dynamic):
 
     def begin(self, layer: SparseLayer, units: Tensor, generator: torch.Generator) -> Tensor | None:
         values = super().begin(layer, units, generator)
-        shape = (units.numel(), layer.spec.unit_size)
-        signs = values < 0 if values is not None else torch.rand(shape, generator=generator) < 0.5
+        if values is not None:
+            signs = values < 0
+        else:
+            places = torch.arange(units.numel() * layer.spec.unit_size, device=units.device)
+            signs = random_bits(generator.initial_seed(), places) % 2 == 0
         layer.put_(self.negative[layer.name], units, signs)
         return values
 

@@ -1,11 +1,18 @@
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import nn
 
+from dynsparse.distributed import digest
 from dynsparse.distributed.digest import mask_digest, weight_digest
 from dynsparse.masks import MaskSet, sparse_layers
+
+CPU = torch.device("cpu")
 
 
 def network(dtype: torch.dtype = torch.float32, granularity: int = 4) -> tuple[nn.Module, MaskSet]:
@@ -54,21 +61,46 @@ def test_the_same_for_any_memory_format() -> None:
     assert (mask_digest(masks), weight_digest(model, masks)) == digests
 
 
-def test_the_same_however_it_is_chunked(monkeypatch: pytest.MonkeyPatch) -> None:
-    model, masks = network()
-    whole = mask_digest(masks), weight_digest(model, masks)
-    monkeypatch.setattr("dynsparse.distributed.digest._CHUNK", 5)
-    assert (mask_digest(masks), weight_digest(model, masks)) == whole
+@given(st.lists(st.integers(0, 40), min_size=1, max_size=6), st.integers(0, 2**31))
+def test_both_ways_to_hash_agree(sizes: list[int], seed: int) -> None:
+    """That for processors and that for GPUs, with chunks of 7 words; and by hand, in Python's integers."""
+    generator = torch.Generator().manual_seed(seed)
+    words = torch.randint(-(2**63), 2**63 - 1, (sum(sizes),), generator=generator)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(digest, "_CHUNK", 7)
+        digest._keys.cache_clear()
+        keys, factors = digest._keys(CPU).tolist(), digest._factors(7, CPU).tolist()
+        by_run, at_once = digest.hashes_by_run(words, sizes), digest.hashes_at_once(words, sizes)
+    digest._keys.cache_clear()
+    assert torch.equal(by_run, at_once)
+    for row, run in zip(by_run.tolist(), words.split(sizes), strict=True):
+        expected = sum(word * keys[i % 7] * factors[i // 7] for i, word in enumerate(run.tolist()))
+        assert (row - expected) % 2**64 == 0
+
+
+def test_runs_of_zeros_differ_by_length() -> None:
+    rows = digest.hashes(torch.zeros(6, dtype=torch.int32), [1, 2, 3, 0])
+    assert rows.unique().numel() == 4
+
+
+def test_flipped_signs_do_not_cancel() -> None:
+    """The bits of a sign are the highest of a word: sums in which only these change have many zeros below."""
+    rows = set()
+    for first, second in itertools.combinations(range(60), 2):
+        values = torch.ones(60)
+        values[first] = values[second] = -1
+        rows.add(int(digest.hashes(values.view(torch.int32), [60])))
+    assert len(rows) == 60 * 59 // 2
 
 
 def test_bits_spread() -> None:
     """Digests of 2,000 neighbouring masks share no value, and each bit is set about half of the time."""
     model = nn.Linear(2000, 1, bias=False)
     masks = MaskSet(model, sparse_layers(model), {"weight": 1})
-    layer, digests = masks.layers[0], []
+    layer, seen = masks.layers[0], []
     for position in range(2000):
         masks.set_active(layer, torch.tensor([position]))
-        digests.append(mask_digest(masks))
-    assert len(set(digests)) == 2000
+        seen.append(mask_digest(masks))
+    assert len(set(seen)) == 2000
     for bit in range(64):
-        assert 800 < sum(digest >> bit & 1 for digest in digests) < 1200, bit
+        assert 800 < sum(one >> bit & 1 for one in seen) < 1200, bit

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 from hypothesis import given
@@ -114,20 +116,57 @@ def test_gather_follows_a_change_of_memory_format() -> None:
 
 
 def test_move() -> None:
+    """Units of all layers are numbered through: here two of the second layer go, its last two free ones come."""
     model, masks = masked(granularity=2)
-    layer = masks.layers[1]
-    gone = torch.zeros(layer.active_units, dtype=torch.bool)
-    gone[:2] = True
+    first, layer, last = masks.layers
+    kept = first.active, last.active
+    gone = torch.zeros(masks.active.numel(), dtype=torch.bool)
+    gone[first.active_units : first.active_units + 2] = True
     expected_dropped = layer.active[:2].clone()
     grown = layer.inactive.view(-1).nonzero().squeeze(1)[-2:]
     with torch.no_grad():
         layer.weight.view(-1, 9)[grown] = 7  # Whatever lies there, a grown unit starts at 0.
-        dropped = masks.move(layer, gone, grown)
-    assert torch.equal(dropped, expected_dropped)
+        moved = masks.move(gone, grown + first.spec.units)
+    assert [units.tolist() for units in moved.dropped] == [[], expected_dropped.tolist(), []]
+    assert [units.tolist() for units in moved.grown] == [[], grown.tolist(), []]
+    assert torch.equal(first.active, kept[0])
+    assert torch.equal(last.active, kept[1])
     masks.check()
     assert layer.mask.flatten(2).any(2).view(-1)[grown].all()
-    assert not layer.weight.detach().view(-1, 9)[torch.cat((dropped, grown))].any()
-    assert layer.explored.sum() == layer.active_units + 2
+    assert not layer.weight.detach().view(-1, 9)[torch.cat((expected_dropped, grown))].any()
+    assert layer.explored.sum() == layer.explored_units == layer.active_units + 2
+    assert masks.explored()[layer.name] == layer.explored_units / layer.spec.units
+
+
+def test_numbers_count_through_all_layers() -> None:
+    _, masks = masked()
+    starts = [0, 216, 216 + 288]
+    expected = [unit + start for layer, start in zip(masks, starts, strict=True) for unit in layer.active.tolist()]
+    assert masks.numbers().tolist() == expected
+    drawn = masks.draw_free([3, 0, 60], [1, 2, 3])
+    assert drawn.numel() == 63
+    assert not set(drawn.tolist()) & set(expected)
+    assert int((drawn < 216).sum()) == 3
+    assert set(drawn[3:].tolist()) == set(range(504, 584)) - set(expected), "all that is free in the last layer"
+
+
+def test_layers_on_several_devices_are_refused() -> None:
+    model = network()
+    specs = sparse_layers(model)
+    model[0].to("meta")
+    with pytest.raises(ValueError, match="sparse layers lie on cpu, meta; masks need them on one device"):
+        MaskSet(model, specs, {spec.name: 1 for spec in specs})
+
+
+@pytest.mark.parametrize("granularity", [1, 2, 3, 4])
+def test_offsets_of_any_layout(granularity: Granularity) -> None:
+    """Against torch's own indexing, for layouts with and without dimensions that lie as one."""
+    spec = sparse_layers(nn.Conv2d(6, 8, (3, 5)), granularity=granularity)[0]
+    for order in itertools.permutations(range(4)):
+        weight = torch.arange(spec.weights).view([spec.shape[d] for d in order]).permute(*map(order.index, range(4)))
+        assert weight.shape == spec.shape
+        masks = MaskSet(nn.Conv2d(6, 8, (3, 5)), [spec], {spec.name: spec.units // 2})
+        assert torch.equal(masks.layers[0].gather(weight).flatten(), weight[masks.layers[0].mask])
 
 
 def test_gradients_outside_the_mask_become_zero_even_if_nan() -> None:

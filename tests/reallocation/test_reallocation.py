@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -10,7 +11,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from dynsparse import reallocation
 from dynsparse.distributed import digest
 from dynsparse.errors import DesyncError
 from dynsparse.masks import MaskSet, sparse_layers
@@ -139,12 +139,12 @@ def test_growth_differs_by_seed_step_and_layer_and_by_nothing_else() -> None:
 def diverging(worker: Worker, on_desync: str) -> Any:
     """Rank 1 grows elsewhere, and fewer: a fault within a reallocation, not before it."""
     if worker.rank == 1:
-        draw = reallocation.draw_free
+        draw = MaskSet.draw_free
 
-        def draw_wrongly(is_free: Tensor, free: int, count: int, seed: int) -> Tensor:
-            return draw(is_free, free, max(0, count - 1), seed + 1)
+        def draw_wrongly(masks: MaskSet, counts: Sequence[int], seeds: Sequence[int]) -> Tensor:
+            return draw(masks, [max(0, count - 1) for count in counts], [seed + 1 for seed in seeds])
 
-        reallocation.draw_free = draw_wrongly  # type: ignore[assignment]
+        MaskSet.draw_free = draw_wrongly  # type: ignore[method-assign]
     torch.manual_seed(0)
     model = nn.ModuleList([nn.Linear(20, 10, bias=False), nn.Linear(10, 10, bias=False)])
     reallocator = build(model, 4, [50, 50], target=10, on_desync=on_desync)
