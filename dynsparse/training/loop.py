@@ -15,6 +15,7 @@ from dynsparse.distributed import sync
 from dynsparse.errors import StopRequested, UserError
 from dynsparse.masks.selection import seed_for
 from dynsparse.methods import Clock, Method
+from dynsparse.optimizers import check_layouts
 from dynsparse.reallocation import ReallocationReport, Reallocator
 from dynsparse.runtime import Worker
 from dynsparse.training import packing, penalties
@@ -238,8 +239,8 @@ class Trainer:
         self._by_forward.remember()
         loss = self._forward_backward(micro_batches)
         self.progress.step += 1
-        if not self.parallel.whole:
-            self.masks.mask_gradients()  # Whether they came masked or not: what lies outside has no say below.
+        if not (self.parallel.whole or self.parallel.masks_gradients):
+            self.masks.mask_gradients()  # What lies outside has no say below.
         if self.precision.unscale(self.optimizer, self.model.parameters()):
             self.reallocator.before_step(clock, masked=not self.parallel.whole)
             penalties.add_gradients(self.config.train.penalty, self.network.layers)
@@ -401,6 +402,7 @@ class Trainer:
 
         def throw_away(parts: int) -> None:
             self._forward_backward([(images, labels)] * parts)
+            check_layouts(self.model.parameters())
             self.optimizer.zero_grad()
 
         throw_away(1)

@@ -63,6 +63,11 @@ class Parallel:
             self._hook.active = self.gradients == "active" and not self.whole
         return nullcontext()
 
+    @property
+    def masks_gradients(self) -> bool:
+        """Whether the gradients of the latest step came back as 0 outside the masks: scattered into zeros."""
+        return self._hook is not None and self._hook.active
+
     def take_bytes_sent(self) -> int:
         """Handed to the all-reduce by this rank since the last call, if called once a step."""
         if self._hook is None:

@@ -21,6 +21,7 @@ from dynsparse.masks.selection import Cut, cuts_smallest
 from dynsparse.masks.tying import tie
 from dynsparse.methods import AnyMethod, Clock, Method, MethodSettings
 from dynsparse.methods.base import DynamicSettings
+from dynsparse.optimizers import AdamWSettings, SgdSettings
 from dynsparse.reallocation import Reallocator
 from dynsparse.runtime import Worker
 from tests.ranks import run_distributed
@@ -91,13 +92,10 @@ class Run:
                 tie(self.model, spec, counts[spec.name], seed=5, rescale_gradient=True)
             specs = []
         self.masks = MaskSet(self.model, specs, dict(counts), seed=5)
-        self.optimizer: torch.optim.Optimizer
         if optimizer == "sgd":
-            self.optimizer = torch.optim.SGD(
-                self.model.parameters(), lr=0.1, momentum=0.9, nesterov=True, weight_decay=1e-2
-            )
+            self.optimizer = SgdSettings(weight_decay=1e-2).build(self.model.parameters(), lr=0.1)
         else:
-            self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=1e-2, weight_decay=1e-2)
+            self.optimizer = AdamWSettings(name="adamw").build(self.model.parameters(), lr=1e-2)
         self.method = method_named(name, **options)
         self.method.prepare(self.masks)
         self.reallocator = Reallocator(self.model, self.masks, self.method, self.optimizer, seed=11)

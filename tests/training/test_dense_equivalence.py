@@ -37,7 +37,7 @@ def by_hand(worker: Worker, settings: RunConfig) -> list[torch.Tensor]:
         parallel(torch.zeros(3, *settings.data.image_shape)).sum().backward()
     train = settings.train
     assert train.optimizer.name == "sgd"
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9, nesterov=True, weight_decay=1e-4)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9, nesterov=True, weight_decay=1e-4, fused=True)
     request = Request(settings.seed, train.global_batch_size, Share(worker.rank, worker.world_size), 10, None)
     for step in pipelines.build(settings.data, request).train.epoch():
         ((images, labels),) = step
