@@ -51,7 +51,7 @@ def main() -> None:
     if (reason := why_not()) is not None:
         sys.exit(f"error: two hosts cannot be had: {reason}")
     torch.set_num_threads(1)
-    amount = TINY if arguments.tiny else Amount()
+    amount = TINY if arguments.tiny else Amount(rounds=arguments.rounds)
     load = os.getloadavg()[0]
     result = {"rate": arguments.rate, "load_before": round(load, 2), "amount": asdict(amount)}
     result["layers"] = {name: summarised(found) for name, found in run(amount, arguments.rate).items()}
@@ -65,6 +65,7 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rate", default="1gbit", help="of the link, each way, in tc's units")
     parser.add_argument("--tiny", action="store_true", help="seconds instead of minutes, and figures without meaning")
+    parser.add_argument("--rounds", type=int, default=Amount.rounds, help=f"measured ({Amount.rounds})")
     parser.add_argument("--output", metavar="DIR", type=Path, help="write there, instead of to the kept figures")
     parser.add_argument("--page", action="store_true", help="measure nothing; write the page anew")
     return parser.parse_args()

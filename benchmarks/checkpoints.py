@@ -74,12 +74,13 @@ TINY = Amount(rounds=2, steps=2, image=32, batch=2, width=0.1, late=1)
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tiny", action="store_true", help="seconds instead of minutes, and figures without meaning")
+    parser.add_argument("--rounds", type=int, default=Amount().rounds, help=f"measured ({Amount().rounds})")
     parser.add_argument("--output", metavar="DIR", type=Path, help="write there, instead of to the kept figures")
     parser.add_argument("--page", action="store_true", help="measure nothing; write the page anew")
     arguments = parser.parse_args()
     path = (arguments.output or record.RESULTS) / f"{NAME}.json"
     if not arguments.page:
-        amount = TINY if arguments.tiny else Amount()
+        amount = TINY if arguments.tiny else Amount(rounds=arguments.rounds)
         load = round(os.getloadavg()[0], 2)
         with TemporaryDirectory(dir=arguments.output) as folder:
             result = {"load_before": load, "time": times(amount, Path(folder)), "size": sizes(amount, Path(folder))}

@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from benchmarks import plots, soak
+from benchmarks import plots, scaling, soak
 from benchmarks.record import RESULTS
 from benchmarks.reproduce import METHODS
 
@@ -31,6 +31,7 @@ def faults() -> str:
 PAGES: Mapping[Path, Mapping[str, Callable[[], str]]] = {
     ROOT / "README.md": {"digits": digits},
     ROOT / "docs/operations.md": {"faults": faults},
+    ROOT / "docs/scaling.md": scaling.kept_parts(),
 }
 
 

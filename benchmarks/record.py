@@ -29,14 +29,21 @@ def _processor() -> str:
     return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
+def _commit() -> str | None:
+    try:
+        found = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False)
+    except FileNotFoundError:  # A machine without git.
+        return None
+    return found.stdout.strip() or None
+
+
 def keep(name: str, command: str, result: dict[str, Any], folder: Path | None = None) -> Path:
     """Write {name}.json with the command, machine, versions and commit, to results/ or another folder."""
-    commit = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False)
     content = {
         "command": command,
         "machine": machine(),
         "versions": versions(),
-        "commit": commit.stdout.strip() or None,
+        "commit": _commit(),
         **result,
     }
     folder = folder or RESULTS

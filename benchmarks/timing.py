@@ -22,12 +22,22 @@ def finished() -> float:
     return time.perf_counter()
 
 
-def in_rounds(ways: Mapping[str, Callable[[], Any]], rounds: int, *, warm_up: int = 1) -> dict[str, list[float]]:
-    """Seconds of each way in each round. In a round each has its turn, in an order that turns by one each time."""
+def in_rounds(
+    ways: Mapping[str, Callable[[], Any]],
+    rounds: int,
+    *,
+    warm_up: int = 1,
+    before: Callable[[str], Any] = lambda way: None,
+) -> dict[str, list[float]]:
+    """Seconds of each way in each round. In a round each has its turn, in an order that turns by one each time.
+
+    `before` gets the way whose turn comes, to prepare what it works on: its time does not count.
+    """
     times: dict[str, list[float]] = {way: [] for way in ways}
     order = list(ways)
     for number in range(-warm_up, rounds):
         for way in order:
+            before(way)
             began = finished()
             ways[way]()
             if number >= 0:

@@ -19,7 +19,8 @@ from dynsparse.distributed import digest, sync
 from dynsparse.errors import DesyncError, UserError
 from dynsparse.masks import MaskSet, SparseLayer, optimizer_state
 from dynsparse.masks.allocation import share_out
-from dynsparse.masks.selection import NO_CUT, Cut, chosen, cuts_smallest, merge_sorted, seed_for
+from dynsparse.masks.block import Block, Moved
+from dynsparse.masks.selection import NO_CUT, Cut, chosen, cuts_smallest, seed_for
 from dynsparse.methods import Clock, LayerChange, Method
 
 log = logging.getLogger(__name__)
@@ -107,7 +108,7 @@ class Reallocator:
         self.optimizer = optimizer
         self.seed = seed
         self.on_desync = on_desync
-        self._grow_scores: dict[str, Tensor] = {}
+        self._growth_costs: dict[str, Tensor] = {}
 
     def is_due(self, clock: Clock) -> bool:
         return len(self.masks) > 0 and self.method.is_due(clock)
@@ -129,8 +130,12 @@ class Reallocator:
             self.masks.mask_gradients()
 
     def _score_growth(self) -> None:
-        scores = ((layer.name, self.method.grow_scores(layer)) for layer in self.masks)
-        self._grow_scores = {name: score for name, score in scores if score is not None}
+        """Keep what each layer's free units cost, [units]: +inf where nothing can grow, which no cut reaches."""
+        self._growth_costs = {}
+        for layer in self.masks:
+            scores = self.method.grow_scores(layer)
+            if scores is not None:
+                self._growth_costs[layer.name] = (-scores).index_fill_(0, layer.active, float("inf"))
 
     def after_step(self, clock: Clock) -> ReallocationReport | None:
         """After the optimizer's step, with the clock given to `before_step`: reallocate if due."""
@@ -156,7 +161,7 @@ class Reallocator:
         repaired += self._agree([layer.name for layer in self.masks], lambda: digest.mask_rows(self.masks), clock.step)
         self.masks.check_budget()
         self.method.after(changes)
-        self._grow_scores = {}
+        self._growth_costs = {}
         return ReallocationReport(
             step=clock.step,
             epoch=clock.epoch,
@@ -221,47 +226,51 @@ class Reallocator:
 
     def _growth_cuts(self, layers: Sequence[SparseLayer], grows: Sequence[int]) -> list[Cut]:
         cuts = [replace(NO_CUT, count=count) for count in grows]
-        scored = [i for i, layer in enumerate(layers) if layer.name in self._grow_scores]
-        costs = [self._growth_cost(layers[i]) for i in scored]
+        scored = [i for i, layer in enumerate(layers) if layer.name in self._growth_costs]
+        costs = [self._growth_costs[layers[i].name] for i in scored]
         for i, cut in zip(scored, cuts_smallest(costs, [grows[i] for i in scored]), strict=True):
             cuts[i] = cut
         return cuts
-
-    def _growth_cost(self, layer: SparseLayer) -> Tensor:
-        """Negated growth scores [units]; +inf where nothing can grow, which no cut for a free unit reaches."""
-        return (-self._grow_scores[layer.name]).masked_fill(~layer.inactive.view(-1), float("inf"))
 
     @torch.no_grad()
     def apply(self, plan: Plan, scores: Sequence[Tensor] | None = None) -> None:
         """Carry out a plan on this rank's masks, weights and optimizer state, given the drop scores where known."""
         scores = self._drop_scores() if scores is None else scores
-        gone = torch.cat([chosen(score, decided.drop) for score, decided in zip(scores, plan.layers, strict=True)])
-        moved = self.masks.move(gone, self._grown(plan))
-        for layer, decided, dropped in zip(self.masks, plan.layers, moved.dropped, strict=True):
-            if dropped.numel() != decided.drop.count:  # No cut takes a NaN.
+        moved = [
+            self._move(block, decided, plan.seed)
+            for block, decided in self.masks.by_block(list(zip(scores, plan.layers, strict=True)))
+        ]
+        dropped = [units for part in moved for units in part.dropped]
+        for layer, decided, units in zip(self.masks, plan.layers, dropped, strict=True):
+            if units.numel() != decided.drop.count:  # No cut takes a NaN.
                 raise UserError(
                     f"{layer.name} has weights that are no numbers at step {plan.step}: training has diverged; "
                     f"lower the learning rate, or resume from an earlier checkpoint"
                 )
-        for layer, units in zip(self.masks, moved.units(), strict=True):
+        for layer, units in zip(self.masks, dropped, strict=True):
             optimizer_state.clear(self.optimizer, layer, units)
-        self._begin(plan, moved.grown)
+        self._begin(plan, [units for part in moved for units in part.grown])
         self.masks.budget = plan.budget
 
-    def _grown(self, plan: Plan) -> Tensor:
-        """What the plan grows: units numbered through all layers, int64, rising."""
-        layers = list(zip(self.masks, plan.layers, strict=True))
-        at_random = [0 if layer.name in self._grow_scores else decided.grow.count for layer, decided in layers]
-        drawn = self.masks.draw_free(at_random, [seed_for(plan.seed, layer.name) for layer in self.masks])
-        if not self._grow_scores:
-            return drawn
-        by_score = [
-            chosen(self._growth_cost(layer), decided.grow)
-            if layer.name in self._grow_scores
-            else torch.zeros(layer.spec.units, dtype=torch.bool, device=drawn.device)
-            for layer, decided in layers
+    def _move(self, block: Block, decided: Sequence[tuple[Tensor, LayerPlan]], seed: int) -> Moved:
+        """Carry out a block's part, given each layer's drop scores."""
+        gone = torch.cat([chosen(scores, plan.drop) for scores, plan in decided])
+        layers = [(layer, plan.grow) for layer, (_, plan) in zip(block.layers, decided, strict=True)]
+        at_random = [0 if layer.name in self._growth_costs else cut.count for layer, cut in layers]
+        seeds = [seed_for(seed, layer.name) for layer in block.layers]
+        return block.move(gone, at_random, seeds, self._scored(layers))
+
+    def _scored(self, layers: Sequence[tuple[SparseLayer, Cut]]) -> Tensor | None:
+        """What grows by score: units numbered through a block's layers, int64, rising."""
+        if not self._growth_costs:
+            return None
+        flags = [
+            chosen(self._growth_costs[layer.name], cut)
+            if layer.name in self._growth_costs
+            else torch.zeros(layer.spec.units, dtype=torch.bool, device=layer.weight.device)
+            for layer, cut in layers
         ]
-        return merge_sorted(drawn, torch.nonzero(torch.cat(by_score)).squeeze(1))
+        return torch.nonzero(torch.cat(flags)).squeeze(1)
 
     def _begin(self, plan: Plan, grown: Sequence[Tensor]) -> None:
         """Give the grown units (of each layer, int64) their first values, unless these are 0."""
@@ -273,7 +282,9 @@ class Reallocator:
         given = [value.reshape(-1) for value in values if value is not None]
         if not given:
             return
-        on_device = iter(torch.cat(given).to(self.masks.device).split([value.numel() for value in given]))
+        on_device = iter(
+            torch.cat(given).to(self.masks.layers[0].weight.device).split([value.numel() for value in given])
+        )
         for layer, units, value in zip(self.masks, grown, values, strict=True):
             if value is not None:
                 layer.put_(layer.weight, units, next(on_device))

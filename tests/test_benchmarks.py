@@ -10,10 +10,13 @@ from typing import Any
 
 import pytest
 
-from benchmarks import allreduce, mask_gradients, record, reproduce, soak
+from benchmarks import __main__ as every
+from benchmarks import allreduce, passes, record, reproduce, soak
 from tests.hosts import why_not
 from tests.pipelines.test_cifar10 import folder as folder  # fixtures
 from tests.pipelines.test_pipelines import mnist_folder as mnist_folder
+
+ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture
@@ -70,10 +73,22 @@ def test_reproduce_on_other_data(
     assert ratio == pytest.approx(1, abs=0.1), "as many parameters"
 
 
-def test_mask_gradients(results: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    run(mask_gradients, monkeypatch, "--weights", "10000", "--repeats", "3")
-    content = json.loads((results / "mask_gradients.json").read_text())
-    assert len(content["results"]) == 4 * len(mask_gradients.DENSITIES)
+def test_passes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run(passes, monkeypatch, "--tiny", "--output", str(tmp_path))
+    content = json.loads((tmp_path / "passes.json").read_text())
+    assert list(content["masks"]) == [str(density) for density in passes.DENSITIES]
+    assert all(len(found["ms"]) == 4 for found in content["masks"].values())
+    for part in ("infinities", "SGD", "AdamW"):
+        assert len(content[part]["ms"]) == 3
+        assert passes.USED[part] in content[part]["ms"]
+    assert (tmp_path / "passes.md").read_text().count("\n## ") == len(passes.DENSITIES) + 3
+
+
+def test_every_benchmark_is_run_or_looked_at() -> None:
+    """`make bench` leaves out what needs a GPU, what trains to accuracy and what kills processes for long."""
+    scripts = {path.stem for path in (ROOT / "benchmarks").glob("*.py") if "def main()" in path.read_text()}
+    parts = {"__main__", "plots", "readme", "allreduce_worker", "scaling_worker", "startup_worker"}
+    assert scripts - parts == {*every.FULL, *every.SHORT, "gpu", "reproduce", "soak"}
 
 
 def test_allreduce(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

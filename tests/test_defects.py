@@ -157,10 +157,11 @@ class TestBudget:
         odd = is_odd.nonzero().squeeze(1)
         model = nn.Linear(n, 1, bias=False)
         masks = MaskSet(model, sparse_layers(model), {"weight": (~is_odd).nonzero().squeeze(1)})
-        assert torch.equal(masks.draw_free([len(odd)], [0]), odd)
-        assert set(masks.draw_free([5], [0]).tolist()) <= set(odd.tolist())
-        masks.move(torch.ones(n - len(odd), dtype=torch.bool), odd)
-        layer = masks.layers[0]
+        layer, nothing = masks.layers[0], torch.zeros(n - len(odd), dtype=torch.bool)
+        (five,) = masks.blocks[0].move(nothing, [5], [0]).grown
+        assert len(five) == 5
+        assert set(five.tolist()) <= set(odd.tolist())
+        masks.blocks[0].move(~is_odd[layer.active], [len(odd) - 5], [1])
         assert torch.equal(layer.active, odd)
         with torch.no_grad():
             layer.scatter_(layer.weight, torch.ones(len(odd), 1))

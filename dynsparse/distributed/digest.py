@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from dynsparse.masks import MaskSet
-from dynsparse.masks.maskset import flat_view
+from dynsparse.masks.layer import flat_view
 from dynsparse.masks.selection import random_bits, seed_for
 
 _BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
@@ -66,8 +66,10 @@ def hashes_at_once(words: Tensor, sizes: Sequence[int]) -> Tensor:
 
 
 def mask_rows(masks: MaskSet) -> Tensor:
-    """int64 [sparse layers]: checksums of which units are active."""
-    return hashes(masks.active, [layer.active_units for layer in masks])
+    """int64 [sparse layers]: checksums of which units are active. Of all units it is that of none, which cannot be."""
+    blocks = [[layer.active[: 0 if layer.is_full else None] for layer in block.layers] for block in masks.blocks]
+    rows = [hashes(torch.cat(indices), [index.numel() for index in indices]) for indices in blocks]
+    return torch.cat(rows) if rows else torch.empty(0, dtype=torch.int64)
 
 
 def weight_rows(model: nn.Module, masks: MaskSet) -> Tensor:

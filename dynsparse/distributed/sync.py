@@ -15,7 +15,8 @@ from torch import Tensor, nn, optim
 
 from dynsparse.distributed import digest
 from dynsparse.errors import UserError
-from dynsparse.masks.maskset import MaskSet, flat_view
+from dynsparse.masks.layer import flat_view
+from dynsparse.masks.maskset import MaskSet
 
 T = TypeVar("T")
 

@@ -1,6 +1,7 @@
 """Masks: which weights are active, and every exact choice about them."""
 
 from dynsparse.masks.granularity import LayerSpec, sparse_layers
-from dynsparse.masks.maskset import MaskSet, SparseLayer
+from dynsparse.masks.layer import SparseLayer
+from dynsparse.masks.maskset import MaskSet
 
 __all__ = ["LayerSpec", "MaskSet", "SparseLayer", "sparse_layers"]

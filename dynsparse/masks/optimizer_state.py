@@ -1,4 +1,4 @@
-"""Optimizer state beside the masks: cleared where weights come and go, stored for active weights only."""
+"""Optimizer state beside the masks: cleared where weights go, stored for active weights only."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from torch import Tensor, optim
 
-from dynsparse.masks.maskset import SparseLayer
+from dynsparse.masks.layer import SparseLayer
 
 
 def moments(optimizer: optim.Optimizer, layer: SparseLayer) -> Iterator[tuple[str, Tensor]]:
@@ -17,6 +17,6 @@ def moments(optimizer: optim.Optimizer, layer: SparseLayer) -> Iterator[tuple[st
 
 
 def clear(optimizer: optim.Optimizer, layer: SparseLayer, units: Tensor) -> None:
-    """Zero the state at `units` (int64 [k]): dropped weights must not move, grown ones start afresh."""
+    """Zero the state at `units` (int64 [k]) that were dropped: they must not move, and may grow again."""
     for _, moment in moments(optimizer, layer):
         layer.zero_(moment, units)

@@ -126,9 +126,10 @@ def _draw_at_most_half(
     ends = list(accumulate(sizes))
     table = torch.tensor([seeds, sizes, [end - size for end, size in zip(ends, sizes, strict=True)], ends, counts])
     table = table.to(device)
-    seed, size, start = table[:3].repeat_interleave(table[4], dim=1, output_size=total)
-    first = (table[4].cumsum(0) - table[4]).repeat_interleave(table[4], output_size=total)
-    numbers = random_bits(seed, torch.arange(total, device=device) - first).remainder_(size).add_(start)
+    owner = torch.arange(len(sizes), device=device).repeat_interleave(table[4], output_size=total)
+    first = table[4].cumsum(0) - table[4]
+    place = torch.arange(total, device=device) - first[owner]
+    numbers = random_bits(table[0][owner], place).remainder_(table[1][owner]).add_(table[2][owner])
     if ends[-1] < 1 << 31:
         numbers = numbers.to(torch.int32)  # Sorts several times as fast.
     numbers = numbers.sort().values
@@ -172,14 +173,24 @@ def free_numbers(taken: Tensor, ranks: Tensor) -> Tensor:
 
     Both are int64 and rising; so is the result.
     """
+    return ranks + taken_before(taken, ranks)
+
+
+def taken_before(taken: Tensor, ranks: Tensor) -> Tensor:
+    """How many of `taken` lie before each of `free_numbers(taken, ranks)`."""
     free_before = taken - torch.arange(taken.numel(), device=taken.device)
-    return ranks + torch.searchsorted(free_before, ranks, right=True)
+    return torch.searchsorted(free_before, ranks, right=True)
 
 
 def merge_sorted(a: Tensor, b: Tensor) -> Tensor:
     """Merge two disjoint rising int64 tensors into one. Linear in a, b log a in b."""
+    return insert(a, b, torch.searchsorted(a, b))
+
+
+def insert(a: Tensor, b: Tensor, before: Tensor) -> Tensor:
+    """All of `a` and `b`, in their orders, `before[i]` of a before b[i]."""
     merged = torch.empty(a.numel() + b.numel(), dtype=a.dtype, device=a.device)
-    place = torch.searchsorted(a, b) + torch.arange(b.numel(), device=b.device)
+    place = before + torch.arange(b.numel(), device=b.device)
     from_a = torch.ones(merged.numel(), dtype=torch.bool, device=a.device)
     from_a[place] = False
     merged[place] = b

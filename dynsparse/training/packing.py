@@ -62,7 +62,7 @@ def unpack_optimizer(
             elif isinstance(value, Tensor) and value.dim() > 0:
                 state[key] = torch.empty_like(parameter).copy_(value)
             else:
-                state[key] = value.clone() if isinstance(value, Tensor) else value
+                state[key] = value.to(parameter.device, copy=True) if isinstance(value, Tensor) else value
         if state:
             optimizer.state[parameter] = state
         else:

@@ -120,13 +120,12 @@ def test_move() -> None:
     model, masks = masked(granularity=2)
     first, layer, last = masks.layers
     kept = first.active, last.active
-    gone = torch.zeros(masks.active.numel(), dtype=torch.bool)
+    (block,) = masks.blocks
+    gone = torch.zeros(block.numbers().numel(), dtype=torch.bool)
     gone[first.active_units : first.active_units + 2] = True
     expected_dropped = layer.active[:2].clone()
     grown = layer.inactive.view(-1).nonzero().squeeze(1)[-2:]
-    with torch.no_grad():
-        layer.weight.view(-1, 9)[grown] = 7  # Whatever lies there, a grown unit starts at 0.
-        moved = masks.move(gone, grown + first.spec.units)
+    moved = block.move(gone, [0, 0, 0], [0, 0, 0], grown + first.spec.units)
     assert [units.tolist() for units in moved.dropped] == [[], expected_dropped.tolist(), []]
     assert [units.tolist() for units in moved.grown] == [[], grown.tolist(), []]
     assert torch.equal(first.active, kept[0])
@@ -138,16 +137,25 @@ def test_move() -> None:
     assert masks.explored()[layer.name] == layer.explored_units / layer.spec.units
 
 
-def test_numbers_count_through_all_layers() -> None:
+def test_growth_at_random() -> None:
+    """Distinct free units in each layer, some that go in the same event not among them."""
     _, masks = masked()
+    (block,) = masks.blocks
     starts = [0, 216, 216 + 288]
-    expected = [unit + start for layer, start in zip(masks, starts, strict=True) for unit in layer.active.tolist()]
-    assert masks.numbers().tolist() == expected
-    drawn = masks.draw_free([3, 0, 60], [1, 2, 3])
-    assert drawn.numel() == 63
-    assert not set(drawn.tolist()) & set(expected)
-    assert int((drawn < 216).sum()) == 3
-    assert set(drawn[3:].tolist()) == set(range(504, 584)) - set(expected), "all that is free in the last layer"
+    before = [unit + start for layer, start in zip(masks, starts, strict=True) for unit in layer.active.tolist()]
+    assert block.numbers().tolist() == before
+    gone = torch.zeros(len(before), dtype=torch.bool)
+    gone[::3] = True
+    moved = block.move(gone, [3, 0, 60], [1, 2, 3])
+    masks.budget = masks.active_weights
+    masks.check()
+    assert [units.numel() for units in moved.grown] == [3, 0, 60]
+    after = {unit + start for layer, start in zip(masks, starts, strict=True) for unit in layer.active.tolist()}
+    assert after - set(before) == {
+        unit + start for units, start in zip(moved.grown, starts, strict=True) for unit in units.tolist()
+    }
+    assert set(before) - after == {number for number, drop in zip(before, gone.tolist(), strict=True) if drop}
+    assert {unit + 504 for unit in moved.grown[2].tolist()} == set(range(504, 584)) - set(before), "all that was free"
 
 
 def test_layers_on_several_devices_are_refused() -> None:

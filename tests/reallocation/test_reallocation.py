@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from dynsparse.distributed import digest
 from dynsparse.errors import DesyncError
 from dynsparse.masks import MaskSet, sparse_layers
+from dynsparse.masks.block import Block
 from dynsparse.methods import Clock
 from dynsparse.methods.dsr import DsrSettings
 from dynsparse.reallocation import Reallocator
@@ -139,12 +140,12 @@ def test_growth_differs_by_seed_step_and_layer_and_by_nothing_else() -> None:
 def diverging(worker: Worker, on_desync: str) -> Any:
     """Rank 1 grows elsewhere, and fewer: a fault within a reallocation, not before it."""
     if worker.rank == 1:
-        draw = MaskSet.draw_free
+        move = Block.move
 
-        def draw_wrongly(masks: MaskSet, counts: Sequence[int], seeds: Sequence[int]) -> Tensor:
-            return draw(masks, [max(0, count - 1) for count in counts], [seed + 1 for seed in seeds])
+        def move_wrongly(block: Block, gone: Tensor, counts: Sequence[int], seeds: Sequence[int], *scored: Any) -> Any:
+            return move(block, gone, [max(0, count - 1) for count in counts], [seed + 1 for seed in seeds], *scored)
 
-        MaskSet.draw_free = draw_wrongly  # type: ignore[method-assign]
+        Block.move = move_wrongly  # type: ignore[assignment,method-assign]
     torch.manual_seed(0)
     model = nn.ModuleList([nn.Linear(20, 10, bias=False), nn.Linear(10, 10, bias=False)])
     reallocator = build(model, 4, [50, 50], target=10, on_desync=on_desync)

@@ -1,0 +1,36 @@
+"""Flags at a bit each."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+class Bits:
+    """A set of numbers below `size`, on a device. In a byte the first flag is the highest bit, as in NumPy."""
+
+    def __init__(self, size: int, device: torch.device) -> None:
+        self.size = size
+        self._bytes = torch.zeros(-(-size // 8), dtype=torch.uint8, device=device)
+        self._of_bit = torch.tensor([128 >> i for i in range(8)], dtype=torch.uint8).to(device)
+
+    def add(self, numbers: Tensor) -> Tensor:
+        """Add `numbers` (int64 [n], distinct). Returns those that were not in the set, in their order."""
+        where, bits = numbers >> 3, self._of_bit[numbers & 7]
+        is_new = (self._bytes[where] & bits) == 0
+        self._bytes.index_add_(0, where[is_new], bits[is_new])  # Distinct bits: their sum is their union.
+        return numbers[is_new]
+
+    def flags(self, start: int, stop: int) -> Tensor:
+        """Bool [stop - start]: which of the numbers from `start` on are in the set."""
+        first = start // 8
+        part = self._bytes[first : -(-stop // 8)]
+        return ((part[:, None] & self._of_bit) != 0).view(-1)[start - 8 * first : stop - 8 * first]
+
+    def set(self, start: int, flags: Tensor) -> None:
+        """Replace what is in the set of the numbers from `start` on by bool [n]."""
+        first, last = start // 8, -(-(start + len(flags)) // 8)
+        whole = self.flags(8 * first, min(8 * last, self.size))
+        whole[start - 8 * first : start - 8 * first + len(flags)] = flags
+        whole = torch.nn.functional.pad(whole, (0, 8 * (last - first) - len(whole)))
+        self._bytes[first:last] = (whole.view(-1, 8) * self._of_bit).sum(1, dtype=torch.uint8)

@@ -1,0 +1,113 @@
+"""Layers that are treated as one: what a reallocation does to them costs a few operations for all."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import accumulate, pairwise
+
+import torch
+from torch import Tensor, nn
+
+from dynsparse.masks.bits import Bits
+from dynsparse.masks.granularity import LayerSpec
+from dynsparse.masks.layer import SparseLayer
+from dynsparse.masks.selection import draw_distinct, insert, merge_sorted, taken_before
+
+IN_CACHE = 1 << 18
+"""Active units of a block on a processor: larger intermediates leave its cache and cost page faults."""
+
+
+class Block:
+    """Consecutive layers whose units are numbered through: a layer's begin where those of the layer before end.
+
+    On a GPU one block holds all layers, so that kernels are few and host copies do not grow with the layers.
+    """
+
+    def __init__(self, specs: Sequence[LayerSpec], weights: Sequence[nn.Parameter]) -> None:
+        self.device = weights[0].device
+        self._units = [spec.units for spec in specs]
+        self._explored = Bits(sum(self._units), self.device)
+        starts = accumulate(self._units, initial=0)
+        self.layers = [
+            SparseLayer(spec, weight, self._explored, start)
+            for spec, weight, start in zip(specs, weights, starts, strict=False)
+        ]
+
+    def set_active(self, active: Sequence[Tensor]) -> None:
+        """Replace what is active by each layer's units (int64, rising, distinct)."""
+        for layer, units in zip(self.layers, active, strict=True):
+            layer.activate(units)
+        (found,) = self._counts([self._explored.add(self.numbers())])
+        for layer, count in zip(self.layers, found, strict=True):
+            layer.explored_units += count
+
+    def numbers(self) -> Tensor:
+        """int64 [active units], rising: the active units of all layers, numbered through."""
+        starts = accumulate(self._units, initial=0)
+        return torch.cat([layer.active + start for layer, start in zip(self.layers, starts, strict=False)])
+
+    def draw(self, counts: Sequence[int], seeds: Sequence[int]) -> list[Tensor]:
+        """At random `counts[i]` units of layer i, free or not: each layer's own numbers, int64, rising."""
+        return self._by_layer(draw_distinct(self._units, counts, seeds, self.device), counts)
+
+    def move(self, gone: Tensor, counts: Sequence[int], seeds: Sequence[int], scored: Tensor | None = None) -> Moved:
+        """Drop the active units marked in `gone` (bool [active units]); activate others that are free before the call.
+
+        `counts[i]` of layer i at random, by `seeds[i]`, and the units
+        `scored` (int64, rising, numbered through) of the other layers. So no
+        unit is dropped and grown at once. Weights at dropped units become 0,
+        as those at all free units are. Linear in the active units; a fixed
+        number of host copies, however many the layers.
+        """
+        before = self.numbers()
+        free = [layer.spec.units - layer.active_units for layer in self.layers]
+        ranks = draw_distinct(free, counts, seeds, self.device)
+        older = taken_before(before, ranks)
+        grown = ranks + older
+        if scored is not None:
+            grown = merge_sorted(grown, scored)
+            older = torch.searchsorted(before, grown)
+        dropped = before[torch.nonzero(gone).squeeze(1)]
+        kept = before.masked_select(~gone)
+        gone_before = torch.cat((gone.new_zeros(1, dtype=torch.int64), gone.cumsum(0)))
+        after = insert(kept, grown, older - gone_before[older])
+        lost, won, left, found = self._counts((dropped, grown, after, self._explored.add(grown)))
+        moved = Moved(self._by_layer(dropped, lost), self._by_layer(grown, won))
+        parts = zip(self.layers, self._by_layer(after, left), moved.dropped, found, strict=True)
+        for layer, active, gone_units, new in parts:
+            layer.activate(active)
+            layer.zero_(layer.weight, gone_units)
+            layer.explored_units += new
+        return moved
+
+    def _by_layer(self, numbers: Tensor, counts: Sequence[int]) -> list[Tensor]:
+        """Units numbered through (int64, rising), so many in each layer, to each layer's own numbers."""
+        starts = accumulate(self._units, initial=0)
+        return [part - start for part, start in zip(numbers.split(list(counts)), starts, strict=False)]
+
+    def _counts(self, lists: Sequence[Tensor]) -> list[list[int]]:
+        """For each list of units (int64, rising, numbered through) how many lie in each layer."""
+        ends = torch.tensor(list(accumulate(self._units))).to(self.device)
+        upto = torch.stack([torch.searchsorted(numbers, ends) for numbers in lists]).tolist()
+        return [[b - a for a, b in pairwise([0, *row])] for row in upto]
+
+
+@dataclass(frozen=True)
+class Moved:
+    """What `Block.move` did: for each layer its units, int64, rising."""
+
+    dropped: Sequence[Tensor]
+    grown: Sequence[Tensor]
+
+
+def blocks(specs: Sequence[LayerSpec], weights: Sequence[nn.Parameter], active_units: Sequence[int]) -> list[Block]:
+    """Divide the layers, in their order."""
+    found: list[Block] = []
+    first = held = 0
+    for i, units in enumerate(active_units):
+        if first < i and held + units > IN_CACHE and not weights[i].is_cuda:
+            found.append(Block(specs[first:i], weights[first:i]))
+            first, held = i, 0
+        held += units
+    return [*found, Block(specs[first:], weights[first:])] if specs else []

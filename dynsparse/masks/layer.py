@@ -1,0 +1,187 @@
+"""One sparse weight tensor, its mask and its index."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from dynsparse.masks.bits import Bits
+from dynsparse.masks.granularity import LayerSpec
+
+FEW = 0.2
+"""Density up to which a processor masks through the index: no slower, and a mask would take a byte a weight.
+
+A GPU looks at each weight's mask: one kernel instead of three.
+"""
+
+
+class SparseLayer:
+    """One weight tensor with its mask and the index of its active units.
+
+    The index makes work on the active weights linear in their number. Only
+    `MaskSet` changes what is active.
+    """
+
+    def __init__(self, spec: LayerSpec, weight: nn.Parameter, explored: Bits, start: int) -> None:
+        """Which of its units were ever active is in `explored`, from the number `start` on."""
+        self.spec = spec
+        self.weight = weight
+        self.explored_units = 0
+        self._explored, self._start = explored, start
+        self._active: Tensor | None = None
+        self._inactive: Tensor | None = None
+        self._positions: dict[tuple[int, ...], Tensor] = {}
+
+    @property
+    def name(self) -> str:
+        return self.spec.name
+
+    @property
+    def active(self) -> Tensor:
+        """int64 [active units], rising. Replaced, never changed in place: snapshots refer to it."""
+        if self._active is None:  # All: an index would take twice the memory of the weights.
+            return torch.arange(self.spec.units, device=self.weight.device)
+        return self._active
+
+    @property
+    def inactive(self) -> Tensor:
+        """Bool, of `spec.mask_shape`: True where weights are held at 0.
+
+        Ready for `masked_fill_`, which unlike multiplying by a mask stops a NaN too.
+        """
+        flags = torch.ones(self.spec.units, dtype=torch.bool, device=self.weight.device)
+        return flags.index_fill_(0, self.active, False).view(self.spec.mask_shape)
+
+    @property
+    def mask(self) -> Tensor:
+        """Bool, of the weight's shape: True where active."""
+        return (~self.inactive).expand(self.spec.shape).clone()
+
+    @property
+    def explored(self) -> Tensor:
+        """Bool [units]: was ever active."""
+        return self._explored.flags(self._start, self._start + self.spec.units)
+
+    @explored.setter
+    def explored(self, flags: Tensor) -> None:
+        self._explored.set(self._start, flags)
+        self.explored_units = int(flags.count_nonzero())
+
+    @property
+    def active_units(self) -> int:
+        return self.spec.units if self._active is None else self._active.numel()
+
+    @property
+    def active_weights(self) -> int:
+        return self.active_units * self.spec.unit_size
+
+    @property
+    def is_full(self) -> bool:
+        return self.active_units == self.spec.units
+
+    @property
+    def sparsity(self) -> float:
+        return 1 - self.active_weights / self.spec.weights
+
+    def gather(self, tensor: Tensor) -> Tensor:
+        """The entries of a weight-shaped tensor (weight, gradient, momentum) at the active weights.
+
+        Shape [active units, unit size], in logical order whatever the memory format.
+        """
+        if self.is_full:
+            return tensor.detach().clone(memory_format=torch.contiguous_format).view(-1, self.spec.unit_size)
+        return flat_view(tensor).index_select(0, self.positions(tensor)).view(-1, self.spec.unit_size)
+
+    def values(self) -> Tensor:
+        """The active weights as one dimension, in logical order."""
+        return self.gather(self.weight).flatten()
+
+    def scatter_(self, tensor: Tensor, values: Tensor) -> None:
+        """Write values [active units, unit size] to the active entries of a weight-shaped tensor, in place."""
+        if self.is_full:
+            tensor.detach().copy_(values.view(self.spec.shape))
+        else:
+            flat_view(tensor)[self.positions(tensor)] = values.reshape(-1).to(tensor.dtype)
+
+    def mask_(self, tensor: Tensor) -> None:
+        """Set a weight-shaped tensor to 0 outside the mask, in place, whatever lies there, NaN too."""
+        if self.is_full:
+            return
+        if tensor.is_cuda or self.active_weights > FEW * self.spec.weights:
+            if self._inactive is None:
+                self._inactive = self.inactive
+            tensor.masked_fill_(self._inactive, 0)
+            return
+        flat, positions = flat_view(tensor), self.positions(tensor)
+        values = flat.index_select(0, positions)
+        flat.zero_().index_copy_(0, positions, values)
+
+    def put_(self, tensor: Tensor, units: Tensor, values: Tensor) -> None:
+        """Write values [k, unit size] to a weight-shaped tensor at `units` (int64 [k]), in place."""
+        flat_view(tensor)[self._offsets(units, tensor.stride())] = values.reshape(-1).to(tensor)
+
+    def zero_(self, tensor: Tensor, units: Tensor) -> None:
+        """Set a weight-shaped tensor to 0 at `units` (int64 [k]), in place."""
+        flat_view(tensor).index_fill_(0, self._offsets(units, tensor.stride()), 0)
+
+    def unit_means(self, tensor: Tensor) -> Tensor:
+        """Float [units]: the mean over each unit, active or not, of a weight-shaped tensor."""
+        rows = tensor.reshape(self.spec.units, self.spec.unit_size)
+        return rows.view(-1) if self.spec.unit_size == 1 else rows.mean(1)
+
+    def positions(self, tensor: Tensor) -> Tensor:
+        """int64 [active weights]: where the active weights lie in the flat memory of `tensor`."""
+        strides = tensor.stride()
+        if strides not in self._positions:
+            self._positions[strides] = self._offsets(self.active, strides)
+        return self._positions[strides]
+
+    def _offsets(self, units: Tensor, strides: Sequence[int]) -> Tensor:
+        spec = self.spec
+        size = spec.unit_size
+        within = torch.arange(size, device=units.device)
+        if _is_row_major(spec.shape, strides):
+            return units if size == 1 else (units[:, None] * size + within).view(-1)
+        heads = _strided(units, spec.shape[: spec.mask_dims], strides[: spec.mask_dims])
+        if size == 1:
+            return heads
+        within = _strided(within, spec.shape[spec.mask_dims :], strides[spec.mask_dims :])
+        return (heads[:, None] + within).view(-1)
+
+    def activate(self, active: Tensor) -> None:
+        """Take the units `active` (int64, rising, distinct) for those that there were."""
+        self._active = None if active.numel() == self.spec.units else active
+        self._inactive = None
+        self._positions.clear()
+
+
+def flat_view(tensor: Tensor) -> Tensor:
+    """The memory of a tensor without gaps as one dimension, without a copy, in whatever order it lies."""
+    tensor = tensor.detach()
+    dense = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True)) + 1
+    assert dense == tensor.numel(), f"a tensor with gaps has no flat view: {tensor.shape} {tensor.stride()}"
+    return tensor.as_strided((tensor.numel(),), (1,), tensor.storage_offset())
+
+
+def _is_row_major(shape: Sequence[int], strides: Sequence[int]) -> bool:
+    row_major = (math.prod(shape[i + 1 :]) for i in range(len(shape)))
+    return all(size == 1 or ours == theirs for size, ours, theirs in zip(shape, row_major, strides, strict=True))
+
+
+def _strided(index: Tensor, shape: Sequence[int], strides: Sequence[int]) -> Tensor:
+    """Memory offsets of row-major indices over `shape`."""
+    dims: list[tuple[int, int]] = []
+    for size, stride in zip(shape, strides, strict=True):
+        if dims and dims[-1][1] == size * stride:  # Both are one dimension: a division less.
+            size, stride = dims.pop()[0] * size, stride
+        dims.append((size, stride))
+    offsets = torch.zeros_like(index)
+    while len(dims) > 1:
+        size, stride = dims.pop()
+        above = index.div(size, rounding_mode="floor")
+        offsets += (index - above * size) * stride
+        index = above
+    return offsets.add_(index, alpha=dims[0][1])

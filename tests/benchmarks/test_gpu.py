@@ -1,0 +1,117 @@
+"""`benchmarks.gpu` runs, tiny and on the CPU where there is no GPU, and what fails in it is seen."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from benchmarks import gpu, gpu_bench
+
+ROOT = Path(__file__).parents[2]
+COMPILING = ("steps", "recompiles")
+
+
+def run(tmp_path: Path, *parts: str) -> dict[str, Any]:
+    command = [sys.executable, "-m", "benchmarks.gpu", "--tiny", "--output", str(tmp_path), "--only", *parts]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    content: dict[str, Any] = json.loads((tmp_path / "gpu.json").read_text())
+    assert list(content["parts"]) == list(parts)
+    assert {part["state"] for part in content["parts"].values()} == {"done"}
+    for part in content["parts"].values():
+        assert part["rows"] and not gpu.faults(part)
+    page = (tmp_path / "gpu.md").read_text()
+    assert ("No figure here is a GPU's" in page) == (not torch.cuda.is_available())
+    assert page.count("| done | done | holds |") == len(parts)
+    return content
+
+
+def checks(part: dict[str, Any]) -> list[str]:
+    """What must be so."""
+    return [row["what"] for row in part["rows"] if row["must"]]
+
+
+def test_parts(tmp_path: Path) -> None:
+    """All that compile nothing."""
+    content = run(tmp_path, *(name for name in gpu.PARTS if name not in COMPILING))
+    parts = content["parts"]
+    nccl = parts["nccl"]["figures"]
+    assert 0 < nccl["bytes_handed_over"] < nccl["bytes_dense"]
+    assert set(nccl["steps"]["ratio_to_dense"]) == {"no DDP", "dense", "active"}
+    moved = parts["reallocation"]["figures"]["times"]["moved"]
+    assert set(moved) == {"dsr", "dsr, 100", "set", "rigl", "sparse_momentum", "deepr"}
+    assert all(20 <= count <= 60 for title, count in moved.items() if title != "dsr, 100"), "about 40"
+    assert parts["reallocation"]["figures"]["times"]["layers"] == 54
+    assert sum("bit for bit" in what for what in checks(parts["reallocation"])) == 5
+    amp = parts["amp"]["figures"]
+    assert amp["bf16"]["skipped_steps"] == 0 < amp["fp16, 2^60"]["skipped_steps"]
+    assert parts["checkpoint"]["figures"]["cuDNN deterministic"] == {"two_runs_agree": True, "resumed_agrees": True}
+    assert len(parts["memory"]["figures"]) >= 1
+
+
+@pytest.mark.slow
+def test_recompiles(tmp_path: Path) -> None:
+    figures = run(tmp_path, "recompiles")["parts"]["recompiles"]["figures"]
+    assert {name: found["graphs"] for name, found in figures.items()} == {name: [1, 1] for name in gpu_bench.MOVING}
+    assert all(found["reallocations"] >= 5 for found in figures.values())
+
+
+@pytest.mark.slow
+def test_steps(tmp_path: Path) -> None:
+    """Every way of each case, compiled and not; all of a case begin alike but for their masks."""
+    figures = run(tmp_path, "steps")["parts"]["steps"]["figures"]
+    assert len(figures) == 3
+    for found in figures.values():
+        assert set(found["ratio_to_dense"]) == {"dense", "static", "dsr", "deepr", "multiplied"}
+        losses = {way: loss for way, (loss,) in found["first_losses"].items()}
+        assert losses["static"] == losses["dsr"] == losses["deepr"] != losses["dense"]
+        assert losses["multiplied"] == pytest.approx(losses["static"], rel=0.01), "the same masks, in bf16"
+
+
+ALONE = """
+import sys
+sys.modules["nvidia.dali"] = None  # As where it is not installed.
+import json, torch
+from benchmarks import gpu, gpu_bench
+
+def broken(bench, found):
+    found.say("so far", "good")
+    raise RuntimeError("and no further")
+
+def endless(bench, found):
+    found.check("one and one is three", 1 + 1 == 3)
+    while True:
+        pass
+
+class Pipe:
+    def send(self, answer):
+        print(json.dumps({"seconds": 1, **answer}))
+
+gpu.PARTS.update({"amp": (broken, 1), "memory": (endless, 1)})
+for name in ("amp", "memory", "dali"):
+    gpu._part_main(name, True, 1, Pipe())
+"""
+
+
+def test_what_fails_is_seen() -> None:
+    """A part that raises, one that does not end, and one whose library is missing: what each found is kept."""
+    done = subprocess.run([sys.executable, "-c", ALONE], cwd=ROOT, capture_output=True, text=True, check=True)
+    broken, endless, dali = map(json.loads, done.stdout.splitlines())
+    assert (broken["state"], len(broken["rows"])) == ("failed", 1)
+    assert "and no further" in broken["error"]
+    assert (endless["state"], gpu.faults(endless)) == ("not in time", ["one and one is three"])
+    assert (dali["state"], dali["rows"][0]["found"]) == ("done", "not installed")
+    result = {"on_gpu": True, "tiny": False, "parts": {"amp": broken, "memory": endless, "dali": dali}}
+    assert not gpu.all_is_well(result)
+    text = "\n".join(gpu.paragraphs(result))
+    assert text.count("**FAULT**") == 3, "the two states, and the arithmetic"
+    assert "RuntimeError: and no further" in text
+    assert gpu.all_is_well({"parts": {"dali": dali}})
+    endless["state"] = "done"
+    assert not gpu.all_is_well({"parts": {"memory": endless}}), "what must be so and is not is a fault by itself"

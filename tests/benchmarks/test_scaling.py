@@ -1,0 +1,195 @@
+"""Structure, counts and bytes of `benchmarks.scaling`, and what it computes: times, only a quiet machine can say."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch.distributed as dist
+
+from benchmarks import scaling
+from benchmarks.scaling_worker import Parts, connections, counted, settings
+from dynsparse.distributed import sync
+from dynsparse.runtime import Worker
+from tests.ranks import run_distributed
+
+SLOW = scaling.Link("slow", latency=1.0, bandwidth=8.0)
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a tiny run."""
+    folder = tmp_path_factory.mktemp("scaling")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["scaling", "--tiny", "--output", str(folder)])
+        scaling.main()
+    return folder
+
+
+@pytest.fixture(scope="module")
+def content(written: Path) -> Any:
+    return json.loads((written / "scaling.json").read_text())
+
+
+def test_traffic_is_the_plan_and_two_digests(content: Any) -> None:
+    """48 x (1 + layers) and 2 x 16 bytes in 3 calls, whatever the weights and the ranks; alone, nothing."""
+    assert [(case["layers"], case["weights"]) for case in content["cases"]] == [(3, 48), (7, 112), (3, 192)]
+    for case in content["cases"]:
+        plan = {"broadcast": [48 * (1 + case["layers"])], "all_reduce": [16, 16]}
+        assert {ranks: found["sent"] for ranks, found in case["ranks"].items()} == {"1": {}, "2": plan, "3": plan}
+    assert {ranks: found["sent"] for ranks, found in content["flags"].items()} == {
+        "1": {},
+        "2": {"all_reduce": [scaling.FLAGS]},
+        "3": {"all_reduce": [scaling.FLAGS]},
+    }
+
+
+def test_each_process_is_connected_with_every_other(content: Any) -> None:
+    assert content["connections"] == {"1": [0], "2": [1], "3": [2]}
+
+
+def test_training_has_all_numbers_of_ranks(content: Any) -> None:
+    (network,) = content["training"].values()
+    assert network["layers"] == 6
+    assert network["dropped"]["min"] > 0
+    assert set(network["ranks"]) == {"1", "2"}
+    for found in network["ranks"].values():
+        for clock in scaling.CLOCKS:
+            times = {name: value["median"] for name, value in found[clock].items()}
+            assert 0 < times["masking_ms"] < times["step_ms"]
+            assert times["share"] == pytest.approx(times["share_masking"] + times["share_reallocation"])
+            assert 0 <= times["verify_ms"] < times["reallocation_ms"]
+    for ratios in network["ranks"]["1"]["ratio_to_one_rank"].values():
+        assert {ratio["median"] for ratio in ratios.values()} == {1}
+
+
+def test_what_a_rank_hands_over_at_a_save_is_what_is_computed(content: Any) -> None:
+    (network,) = content["training"].values()
+    assert network["ranks"]["1"]["gathered_bytes"] == 0
+    (subject,) = scaling.TINY.subjects.values()
+    config = settings(subject, 4, 2)
+    computed = scaling.rank_state(config.model.build(config.data.image_shape, config.data.classes))
+    assert network["ranks"]["2"]["gathered_bytes"] == pytest.approx(len(computed), rel=0.01)
+
+
+def test_sizes_of_resnet50(content: Any) -> None:
+    """53 BatchNorms of 26,560 channels: a mean and a variance each, 4 bytes, and a count of 8 bytes."""
+    sizes = content["resnet50"]
+    assert (sizes["layers"], sizes["layers_if_all"]) == (49, 54)
+    assert (sizes["parameters"], sizes["parameter_tensors"]) == (25_557_032, 161)
+    assert sizes["buffer_bytes"] == 26_560 * 2 * 4 + 53 * 8 == 212_904
+    assert sizes["buffer_bytes"] < sizes["rank_state_bytes"] < 1.5 * sizes["buffer_bytes"]
+    assert sizes["active_share"] == pytest.approx(0.1997, abs=1e-4)
+
+
+def test_the_page_comes_from_the_json(written: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = written / "scaling.md"
+    text = page.read_text()
+    assert text.count("\n## ") == len(scaling.PARTS)
+    assert "Made with `--tiny`" in text
+    page.unlink()
+    monkeypatch.setattr(sys, "argv", ["scaling", "--page", "--output", str(written)])
+    scaling.main()
+    assert page.read_text() == text
+    assert sorted(path.name for path in written.iterdir()) == ["scaling.json", "scaling.md"]
+
+
+def test_hops() -> None:
+    """1 s a hop and 1 s for 8 bytes: 2 s a hop."""
+    assert [scaling.tree(ranks, 8, SLOW) for ranks in (1, 2, 3, 4, 5, 8, 1024)] == [0, 2, 4, 4, 6, 6, 20]
+    assert [scaling.ring(ranks, 8, SLOW) for ranks in (1, 2, 4, 1024)] == [0, 4, 12, 2 * 1023 * 2]
+
+
+def case(layers: int, width: int, broadcast: int, digests: tuple[int, ...] = (16, 16)) -> dict[str, Any]:
+    sent = {"broadcast": [broadcast], "all_reduce": list(digests)}
+    return {"layers": layers, "width": width, "ranks": {"1": {"sent": {}}, "2": {"sent": sent}}}
+
+
+def test_the_plan_is_read_off_what_was_counted() -> None:
+    cases = [case(10, 4, 528), case(50, 4, 2448), case(50, 16, 2448)]
+    plan = scaling.plan_of(cases)
+    assert plan == scaling.Plan(head=48, layer=48, digests=(16, 16))
+    assert plan.bytes(54) == 2640
+    for wrong in (case(20, 4, 1009), case(20, 16, 1008, (16, 24))):
+        with pytest.raises(RuntimeError, match="20 layers"):
+            scaling.plan_of([*cases, wrong])
+
+
+def test_extrapolation_by_hand() -> None:
+    """8 GPUs, 1 s a hop, 8 bytes a second, 54 layers: a plan of 2640 bytes takes 331 s a hop, digests of 16 take 3 s.
+
+    The plan makes 3 hops. Two digests make 14 hops each around the ring, 6 over the tree, there and back.
+    """
+    found = scaling.extrapolated([case(10, 4, 528), case(50, 4, 2448)], 54, 8, SLOW)
+    assert found == {
+        "broadcast": 3 * 331,
+        "digests_ring": 2 * 14 * 3,
+        "digests_tree": 2 * 6 * 3,
+        "share_ring": pytest.approx((993 + 84) / 100),
+        "share_tree": pytest.approx((993 + 36) / 100),
+        "share_every_step_ring": pytest.approx((993 + 84) / 0.1),
+        "share_every_step_tree": pytest.approx((993 + 36) / 0.1),
+    }
+
+
+def test_growth_by_hand() -> None:
+    """4 GPUs, 1 s a hop, 8 bytes a second: 40 bytes of gradients, 16 of state, 2 rows of 8."""
+    sizes = {
+        "parameters": 10,
+        "active_share": 0.5,
+        "rank_state_bytes": 16,
+        "layers_if_all": 1,
+        "parameter_tensors": 1,
+    }
+    assert [seconds(4, SLOW) for seconds in scaling.growing(sizes).values()] == [
+        6 * (1 + 3),  # 24 bytes of flags, around the ring twice
+        2 * 2 * (1 + 3),  # over a tree, there and back
+        2 * 3 / 4 * 5,
+        2 * 3 / 4 * 2.5,
+        6,
+        4 + 3 * 2,  # sizes around the ring, then three ranks' state to the first
+        2 * (1 + 4 * 2),
+        3 * (1 + 2),
+    ]
+
+
+def test_a_call_within_another_is_counted_once() -> None:
+    class Act:
+        def outer(self) -> str:
+            return self.inner()
+
+        def inner(self) -> str:
+            return "done"
+
+    act, parts = Act(), Parts()
+    parts.watch(act, "outer")
+    parts.watch(act, "inner")
+    assert act.outer() == "done"
+    taken = parts.take()
+    assert set(taken) == {"outer", "inner", "every"}
+    assert taken["every"] == taken["outer"] >= taken["inner"]
+    assert parts.take() == {}
+
+
+def count(worker: Worker) -> Any:
+    with counted() as sent:
+        sync.gather(worker.rank)
+        sync.all_of(worker.rank)
+        sync.any_of(True, False)
+    return sent, connections(), dist.all_reduce.__name__
+
+
+def test_counting_sees_the_calls_within_calls_and_ends() -> None:
+    """An object's size and its pickle, and flags of 8 bytes each."""
+    for sent, others, name in run_distributed(count, 2):
+        pickled = sent["gather"][0]
+        assert sent == {"all_gather": [8, 8, pickled], "gather": [pickled], "all_reduce": [16]}
+        assert (others, name) == (1, "all_reduce")
+
+
+def test_ranks_that_hand_over_different_bytes_are_no_figure() -> None:
+    with pytest.raises(RuntimeError, match="differ"):
+        scaling.sent_by_all([{"broadcast": [8]}, {"broadcast": [16]}])

@@ -1,0 +1,39 @@
+from __future__ import annotations
+
+import numpy as np
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dynsparse.masks.bits import Bits
+
+CPU = torch.device("cpu")
+
+
+@given(
+    st.integers(1, 70).flatmap(lambda n: st.tuples(st.just(n), st.lists(st.sets(st.integers(0, n - 1)), max_size=4)))
+)
+def test_a_set_of_numbers(case: tuple[int, list[set[int]]]) -> None:
+    """Against Python's sets; bits lie as NumPy packs them."""
+    size, additions = case
+    bits, expected = Bits(size, CPU), set[int]()
+    for numbers in additions:
+        new = bits.add(torch.tensor(sorted(numbers), dtype=torch.int64))
+        assert new.tolist() == sorted(numbers - expected)
+        expected |= numbers
+    flags = [number in expected for number in range(size)]
+    assert bits.flags(0, size).tolist() == flags
+    assert bits._bytes.tolist() == np.packbits(flags).tolist()
+
+
+@given(st.data(), st.integers(1, 70))
+def test_any_part_can_be_read_and_replaced(data: st.DataObject, size: int) -> None:
+    flags = data.draw(st.lists(st.booleans(), min_size=size, max_size=size))
+    start = data.draw(st.integers(0, size))
+    part = data.draw(st.lists(st.booleans(), max_size=size - start))
+    bits = Bits(size, CPU)
+    bits.set(0, torch.tensor(flags))
+    bits.set(start, torch.tensor(part, dtype=torch.bool))
+    flags[start : start + len(part)] = part
+    assert bits.flags(0, size).tolist() == flags
+    assert bits.flags(start, size).tolist() == flags[start:]

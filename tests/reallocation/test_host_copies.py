@@ -1,0 +1,55 @@
+"""A reallocation reads a fixed number of times what lies on the device, whatever the number of layers."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from benchmarks.gpu_bench import host_waits
+from dynsparse.masks import MaskSet, sparse_layers
+from dynsparse.methods import Clock
+from dynsparse.reallocation import Reallocator
+from tests.methods.test_contract import REGISTRY, method_named
+
+CPU = torch.device("cpu")
+AT_MOST = 24
+"""Reads and copies. A round of random draws takes 3 of them; how many rounds there are is by chance."""
+
+
+def build(name: str, layers: int) -> Reallocator:
+    torch.manual_seed(0)
+    model = nn.ModuleList(nn.Linear(30, 20, bias=False) for _ in range(layers))
+    dense = REGISTRY[name](name=name).starts == "dense"
+    specs = sparse_layers(model)
+    masks = MaskSet(model, specs, {spec.name: spec.units if dense else 60 for spec in specs}, seed=1)
+    assert len(masks.blocks) == 1, "as on a GPU"
+    method = method_named(name)
+    method.prepare(masks)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    return Reallocator(model, masks, method, optimizer, seed=2)
+
+
+def moves(name: str) -> bool:
+    return bool(REGISTRY[name](name=name).starts != "tied") and name not in ("dense", "static")
+
+
+@pytest.mark.parametrize("name", [name for name in sorted(REGISTRY) if moves(name)])
+def test_host_copies_do_not_grow_with_layers(name: str) -> None:
+    counts = {}
+    for layers in (2, 20, 200):
+        reallocator = build(name, layers)
+        for step in (1, 2):
+            for layer in reallocator.masks:
+                layer.weight.grad = torch.randn_like(layer.weight)
+            clock = Clock(step, step - 1, steps_per_epoch=1, epochs=4)
+            with host_waits(CPU) as waits:
+                reallocator.before_step(clock)
+                reallocator.optimizer.step()
+                reallocator.method.after_step(reallocator.masks, clock, seed=2)
+                reallocator(clock)
+            counts[layers, step] = len(waits)
+        reallocator.masks.check()
+    assert max(counts.values()) <= AT_MOST, counts
+    growth = max(counts[200, step] - counts[20, step] for step in (1, 2))
+    assert growth <= 6, f"{counts}: no more than two rounds of draws"
