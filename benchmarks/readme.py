@@ -13,6 +13,7 @@ from pathlib import Path
 from benchmarks import plots, scaling, soak
 from benchmarks.record import RESULTS
 from benchmarks.reproduce import METHODS
+from benchmarks.speed import speed
 
 ROOT = RESULTS.parents[1]
 
@@ -29,7 +30,7 @@ def faults() -> str:
 
 #: The tables of each page, between comments of their names.
 PAGES: Mapping[Path, Mapping[str, Callable[[], str]]] = {
-    ROOT / "README.md": {"digits": digits},
+    ROOT / "README.md": {"digits": digits, "speed": speed},
     ROOT / "docs/operations.md": {"faults": faults},
     ROOT / "docs/scaling.md": scaling.kept_parts(),
 }

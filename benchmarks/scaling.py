@@ -29,7 +29,7 @@ from torch import nn
 
 from benchmarks import record
 from benchmarks.pages import spread, table
-from benchmarks.scaling_worker import Amount, Case, Subject, reallocate, settings, train
+from benchmarks.scaling_worker import FLAG_WAYS, Amount, Case, Subject, reallocate, settings, train
 from benchmarks.timing import in_rounds, summary
 from dynsparse.masks.allocation import ALLOCATIONS
 from dynsparse.training import packing
@@ -46,8 +46,9 @@ TINY = Amount(
     steps=2,
     training_ranks=(1, 2),
     cases=(Case(3, 4), Case(7, 4), Case(3, 8)),
-    traffic_ranks=(1, 2, 3),
+    traffic_ranks=(1, 2, 3, 4),
     repeats=2,
+    calls=3,
     rounds=1,
 )
 PERIOD = 1000
@@ -178,7 +179,7 @@ def traffic(amount: Amount) -> dict[str, Any]:
     runs: dict[int, list[Any]] = {ranks: [] for ranks in amount.traffic_ranks}
     for _ in range(amount.rounds):
         for ranks, found in runs.items():
-            found.append(run_distributed(reallocate, ranks, amount.cases, amount.repeats))
+            found.append(run_distributed(reallocate, ranks, amount.cases, amount.calls, amount.repeats))
     cases = [
         {
             **case._asdict(),
@@ -190,29 +191,42 @@ def traffic(amount: Amount) -> dict[str, Any]:
         }
         for number, case in enumerate(amount.cases)
     ]
-    flags = {str(ranks): of_calls([[rank["flags"] for rank in run] for run in found]) for ranks, found in runs.items()}
+    flags = {str(ranks): of_flags(found) for ranks, found in runs.items()}
     connections = {
         str(ranks): sorted({rank["connections"] for run in found for rank in run}) for ranks, found in runs.items()
     }
     return {"cases": cases, "flags": flags, "connections": connections}
 
 
-def of_calls(runs: Sequence[Sequence[Sequence[Any]]]) -> dict[str, Any]:
-    """Given `runs[round][rank][repeat]`: ms on the slowest rank, and what each rank hands over, the same each time."""
-    times = {
-        f"{clock}_ms": summary(
-            [1000 * max(one["taken"][kind] for one in ranks) for run in runs for ranks in zip(*run, strict=True)]
-        )
-        for kind, clock in enumerate(CLOCKS)
-    }
-    return {**times, "sent": sent_by_all([one["sent"] for run in runs for rank in run for one in rank])}
+Calls = Sequence[Sequence[Sequence[Any]]]
+"""What each took and handed over, by round, rank and repeat."""
 
 
-def sent_by_all(sent: Sequence[Mapping[str, Any]]) -> dict[str, list[int]]:
-    """Bytes of each call, by collective. RuntimeError if not all ranks hand over as much, each time."""
+def of_flags(runs: Sequence[Sequence[Any]]) -> dict[str, Any]:
+    """`runs[round][rank]`. Of each way to ask what it took and handed over, and the ring's time to doubling's."""
+    by_way: dict[str, Calls] = {way: [[rank["flags"][way] for rank in run] for run in runs] for way in FLAG_WAYS}
+    turns = {way: slowest_ms(calls, CLOCKS.index("wall")) for way, calls in by_way.items()}
+    ratio = summary([ring / doubling for ring, doubling in zip(turns["ring"], turns["doubling"], strict=True)])
+    return {**{way: of_calls(calls) for way, calls in by_way.items()}, "ring_to_doubling": ratio}
+
+
+def of_calls(runs: Calls) -> dict[str, Any]:
+    """Milliseconds on the slowest rank, and what each rank hands over, the same each time."""
+    times = {f"{clock}_ms": summary(slowest_ms(runs, kind)) for kind, clock in enumerate(CLOCKS)}
+    by_rank = zip(*runs, strict=True)
+    return {**times, "sent": [always_sent([one["sent"] for run in rank for one in run]) for rank in by_rank]}
+
+
+def slowest_ms(runs: Calls, kind: int) -> list[float]:
+    """Of each repeat of each round, on the rank where it takes longest by this clock."""
+    return [1000 * max(one["taken"][kind] for one in ranks) for run in runs for ranks in zip(*run, strict=True)]
+
+
+def always_sent(sent: Sequence[Mapping[str, Any]]) -> dict[str, list[int]]:
+    """Bytes of each call of a rank, by function. RuntimeError if it does not hand over as much each time."""
     first = dict(sent[0])
     if any(dict(other) != first for other in sent):
-        raise RuntimeError(f"ranks or repeats differ in what they hand over: {sent}")
+        raise RuntimeError(f"repeats differ in what a rank hands over: {sent}")
     return first
 
 
@@ -271,14 +285,14 @@ class Link(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """What a reallocation hands to collectives, as counted."""
+    """What a reallocation hands to torch.distributed, as counted."""
 
     head: int
     """Bytes of the broadcast that do not depend on the layers."""
     layer: int
     """Bytes of it for each layer."""
     digests: tuple[int, ...]
-    """Bytes of each all-reduce."""
+    """Bytes of each message of each comparison."""
 
     def bytes(self, layers: int) -> int:
         """Of the broadcast."""
@@ -298,47 +312,76 @@ def tree(ranks: int, size: int, link: Link) -> float:
     return (ranks - 1).bit_length() * (link.latency + size / link.bandwidth)
 
 
+def exchanges(ranks: int) -> int:
+    """One after the other in a recursive doubling (`sync.largest_`)."""
+    whole = ranks.bit_length() - 1
+    return whole if ranks == 1 << whole else whole + 2
+
+
+def messages(rank: int, ranks: int) -> int:
+    """That a rank sends in a recursive doubling: those beyond a power of 2 one, to a partner, who answers each."""
+    whole = ranks.bit_length() - 1
+    spare = ranks - (1 << whole)
+    return 1 if rank >= 1 << whole else whole + (rank < spare)
+
+
+def doubling(ranks: int, size: float, link: Link) -> float:
+    """Seconds of a recursive doubling, `size` bytes each way at once in each exchange."""
+    return exchanges(ranks) * (link.latency + size / link.bandwidth)
+
+
 def ring(ranks: int, size: float, link: Link) -> float:
     """Seconds of an all-reduce around a ring, `size` bytes a hop: 2 (ranks - 1) hops, one after the other."""
     return 2 * (ranks - 1) * (link.latency + size / link.bandwidth)
 
 
 def plan_of(cases: Sequence[Mapping[str, Any]]) -> Plan:
-    """From what was counted. RuntimeError if the broadcast does not grow by the same bytes with each layer."""
+    """From what was counted.
+
+    RuntimeError if the broadcast does not grow by the same bytes with each layer, or if some rank of some case hands
+    over anything but it and its messages of as many comparisons.
+    """
     counted = {case["layers"]: sent for case in cases for sent in connected(case)}
     few, many = min(counted), max(counted)
-    sizes = {layers: sum(sent["broadcast"]) for layers, sent in counted.items()}
+    sizes = {layers: sum(sent[0]["broadcast"]) for layers, sent in counted.items()}
     layer = (sizes[many] - sizes[few]) // (many - few)
-    plan = Plan(sizes[few] - layer * few, layer, tuple(counted[few]["all_reduce"]))
+    one_each = counted[few][0]["send"][:: messages(0, len(counted[few]))]
+    plan = Plan(sizes[few] - layer * few, layer, tuple(one_each))
     for case in cases:
         for sent in connected(case):
-            if sent != {"broadcast": [plan.bytes(case["layers"])], "all_reduce": list(plan.digests)}:
+            if sent != [expected(plan, case["layers"], rank, len(sent)) for rank in range(len(sent))]:
                 raise RuntimeError(f"{case['layers']} layers of {case['width']}: {sent} is not {plan}")
     return plan
 
 
-def connected(case: Mapping[str, Any]) -> list[dict[str, list[int]]]:
-    """What was handed over where there was more than one rank."""
+def expected(plan: Plan, layers: int, rank: int, ranks: int) -> dict[str, list[int]]:
+    """What a rank hands over in a reallocation."""
+    sends = [size for size in plan.digests for _ in range(messages(rank, ranks))]
+    return {"broadcast": [plan.bytes(layers)], "send": sends}
+
+
+def connected(case: Mapping[str, Any]) -> list[list[dict[str, list[int]]]]:
+    """What each rank handed over where there was more than one."""
     return [found["sent"] for ranks, found in case["ranks"].items() if int(ranks) > 1]
 
 
 def extrapolated(cases: Sequence[Mapping[str, Any]], layers: int, ranks: int, link: Link) -> dict[str, float]:
     """Seconds of one reallocation's traffic, and shares of steps of `STEP` with one each `PERIOD` steps or each step.
 
-    With gloo's all-reduce, a ring; and with one over a tree, there and back.
+    With digests compared by recursive doubling, as they are, and by gloo's all-reduce, a ring, as they were.
     """
     plan = plan_of(cases)
     broadcast = tree(ranks, plan.bytes(layers), link)
+    by_doubling = sum(doubling(ranks, size, link) for size in plan.digests)
     by_ring = sum(ring(ranks, size, link) for size in plan.digests)
-    by_tree = sum(2 * tree(ranks, size, link) for size in plan.digests)
     return {
         "broadcast": broadcast,
+        "digests_doubling": by_doubling,
         "digests_ring": by_ring,
-        "digests_tree": by_tree,
+        "share_doubling": (broadcast + by_doubling) / (PERIOD * STEP),
         "share_ring": (broadcast + by_ring) / (PERIOD * STEP),
-        "share_tree": (broadcast + by_tree) / (PERIOD * STEP),
+        "share_every_step_doubling": (broadcast + by_doubling) / STEP,
         "share_every_step_ring": (broadcast + by_ring) / STEP,
-        "share_every_step_tree": (broadcast + by_tree) / STEP,
     }
 
 
@@ -348,8 +391,8 @@ def growing(sizes: Mapping[str, Any]) -> dict[str, Callable[[int, Link], float]]
     rows = 8 * (sizes["layers_if_all"] + sizes["parameter_tensors"])
     share = sizes["active_share"]
     return {
-        f"stop flags before each step, {FLAGS} bytes, gloo's ring": lambda n, link: ring(n, FLAGS, link),
-        "the same over a tree": lambda n, link: 2 * tree(n, FLAGS, link),
+        f"flags before each step, {FLAGS} bytes, recursive doubling": lambda n, link: doubling(n, FLAGS, link),
+        "not done: the same by gloo's ring": lambda n, link: ring(n, FLAGS, link),
         f"all gradients, {gradients / 1e6:.0f} MB, ring: bytes": lambda n, link: (
             2 * (n - 1) / n * gradients / link.bandwidth
         ),
@@ -420,8 +463,8 @@ def traffic_text(result: Result) -> str:
             str(case["layers"]),
             f"{case['weights']:,}",
             ranks,
-            str(sum(map(len, found["sent"].values()))),
-            f"{sum(map(sum, found['sent'].values())):,}",
+            over_ranks(sum(map(len, sent.values())) for sent in found["sent"]),
+            over_ranks(sum(map(sum, sent.values())) for sent in found["sent"]),
             spread(found["wall_ms"], 1),
             spread(found["cpu_ms"], 1),
         ]
@@ -430,27 +473,43 @@ def traffic_text(result: Result) -> str:
     ]
     digests = " and ".join(str(size) for size in plan.digests)
     about = (
-        f"Counted, in every row with more than one process, the same on each and each time: one broadcast of "
-        f"{plan.head} + {plan.layer} x layers bytes and {len(plan.digests)} all-reduces, of {digests} bytes."
+        f"Counted, in every row with more than one process, and each time: one broadcast of {plan.head} + {plan.layer} "
+        f"x layers bytes, the same on each process, and the messages of {len(plan.digests)} comparisons, of {digests} "
+        "bytes each: log2(n) of them from each process to others, where n is a power of 2. No all-reduce."
     )
-    head = ["layers", "weights", "processes", "calls", "bytes handed to them", "ms", "CPU ms of a process"]
+    head = ["layers", "weights", "processes", "calls of each", "bytes each hands over", "ms", "CPU ms of a process"]
     return f"{warning(result)}{about}\n\n{table(head, rows)}"
 
 
+def over_ranks(counts: Iterable[int]) -> str:
+    """One number where all ranks have the same."""
+    found = set(counts)
+    return " to ".join(f"{count:,}" for count in sorted({min(found), max(found)}))
+
+
 def flags_text(result: Result) -> str:
-    """All-reduces by the number of processes."""
+    """Small collectives by the number of processes."""
     rows = [
         [
             ranks,
-            str(sum(map(sum, found["sent"].values()))),
-            spread(found["wall_ms"], 3),
-            "" if ranks == "1" else f"{found['wall_ms']['median'] / (2 * (int(ranks) - 1)):.3f}",
+            *(over_ranks(sum(map(sum, sent.values())) for sent in found[way]["sent"]) for way in ("doubling", "ring")),
+            str(exchanges(int(ranks))),
+            str(2 * (int(ranks) - 1)),
+            *(spread(found[way]["wall_ms"], 3) for way in ("doubling", "ring")),
+            "" if ranks == "1" else spread(found["ring_to_doubling"], 2),
             " or ".join(map(str, result["connections"][ranks])),
         ]
         for ranks, found in result["flags"].items()
     ]
-    head = ["processes", "bytes", "ms", "ms over 2 (n - 1)", "connections of each process"]
-    return f"{warning(result)}{table(head, rows)}"
+    head = ["processes", "bytes each hands over, doubling", "ring", "hops, doubling", "ring"]
+    head += ["a call, ms, doubling", "ring", "ring to doubling", "connections of each process"]
+    amount = result["amount"]
+    about = (
+        f"Times are of {amount['calls']} calls in a row on the slowest process, per call; the two ways take turns, "
+        f"{amount['repeats']} times in each of {amount['rounds']} rounds of all numbers of processes. The ratio is of "
+        "turns next to each other."
+    )
+    return f"{warning(result)}{about}\n\n{table(head, rows)}"
 
 
 def reallocation_text(result: Result) -> str:
@@ -460,12 +519,12 @@ def reallocation_text(result: Result) -> str:
     for link in LINKS:
         for ranks in GPUS:
             found = extrapolated(result["cases"], sizes["layers_if_all"], ranks, link)
-            times = [f"{1000 * found[name]:.2f}" for name in ("broadcast", "digests_ring", "digests_tree")]
-            shares = [f"{100 * found[f'share_{way}']:.4f} %" for way in ("ring", "tree")]
-            shares += [f"{100 * found[f'share_every_step_{way}']:.1f} %" for way in ("ring", "tree")]
+            times = [f"{1000 * found[name]:.2f}" for name in ("broadcast", "digests_doubling", "digests_ring")]
+            shares = [f"{100 * found[f'share_{way}']:.4f} %" for way in ("doubling", "ring")]
+            shares += [f"{100 * found[f'share_every_step_{way}']:.1f} %" for way in ("doubling", "ring")]
             rows.append([link.name, f"{ranks:,}", *times, *shares])
-    head = ["link", "GPUs", "plan, ms", "digests, gloo's ring, ms", "digests, a tree, ms"]
-    head += [f"share at period {PERIOD:,}, ring", "tree", "share every step (DeepR), ring", "tree"]
+    head = ["link", "GPUs", "plan, ms", "digests, doubling, ms", "not done: gloo's ring, ms"]
+    head += [f"share at period {PERIOD:,}, doubling", "ring", "share every step (DeepR), doubling", "ring"]
     size = plan_of(result["cases"]).bytes(sizes["layers_if_all"])
     about = (
         f"Computed for a ResNet-50 with all of its {sizes['layers_if_all']} convolutions and linear layers sparse: a "

@@ -31,7 +31,8 @@ from dynsparse.training.network import build_network
 from pipelines.base import Batch, Request
 from pipelines.order import Share
 
-COLLECTIVES = ("broadcast", "all_reduce", "all_gather", "gather")
+COUNTED = ("broadcast", "all_reduce", "all_gather", "gather", "send", "isend")
+NOTED_AS = {"isend": "send"}
 OWN_TENSOR = {"all_gather": 1}
 """Which argument is what this rank hands over, where it is not the first."""
 DENSITY = 0.1
@@ -86,7 +87,9 @@ class Amount:
     cases: tuple[Case, ...] = (Case(10, 16), Case(50, 16), Case(200, 16), Case(50, 128))
     traffic_ranks: tuple[int, ...] = (1, 2, 4, 8)
     repeats: int = 4
-    """Reallocations of each case, and readings of the stop flags, in each round."""
+    """Reallocations of each case, and turns of each way to ask for the flags, in each round."""
+    calls: int = 50
+    """Of such a way in a turn, one after the other."""
     rounds: int = 3
     """Of all numbers of ranks in turn."""
 
@@ -137,28 +140,39 @@ class Parts:
 
 
 Sent = dict[str, list[int]]
-"""Bytes that this rank hands to each call, by collective."""
+"""Bytes that this rank hands to each call, by function; `isend` counts as `send`."""
 
 
 @contextmanager
 def counted() -> Iterator[Sent]:
     """Count what is handed to torch.distributed's functions meanwhile, by its own calls among themselves too.
 
-    DDP reduces gradients beneath these functions: they are not in it.
+    DDP reduces gradients beneath these functions: they are not in it. `send` calls `isend` in some versions of torch,
+    and either way counts once.
     """
     sent: Sent = {}
-    plain = {name: getattr(distributed_c10d, name) for name in COLLECTIVES}
+    plain = {name: getattr(distributed_c10d, name) for name in COUNTED}
+    sending = False
 
     def counting(name: str) -> Callable[..., Any]:
+        noted_as = NOTED_AS.get(name, name)
+
         def call(*arguments: Any, **options: Any) -> Any:
-            tensor = arguments[OWN_TENSOR.get(name, 0)]
-            sent.setdefault(name, []).append(tensor.element_size() * tensor.numel())
-            return plain[name](*arguments, **options)
+            nonlocal sending
+            outer = sending
+            if not outer:
+                tensor = arguments[OWN_TENSOR.get(name, 0)]
+                sent.setdefault(noted_as, []).append(tensor.element_size() * tensor.numel())
+            sending = noted_as == "send"
+            try:
+                return plain[name](*arguments, **options)
+            finally:
+                sending = outer
 
         return call
 
     try:
-        for name in COLLECTIVES:
+        for name in COUNTED:
             act = counting(name)
             for module in (dist, distributed_c10d):
                 setattr(module, name, act)
@@ -306,19 +320,37 @@ class Reallocation:
         return {"taken": taken, "sent": sent}
 
 
-def flags() -> dict[str, Any]:
-    """What the loop's question before each step took, and what it handed over."""
+FLAG_WAYS: Mapping[str, Callable[[torch.Tensor], torch.Tensor]] = {"ring": sync.sum_, "doubling": sync.largest_}
+"""Gloo's all-reduce, as `dist.all_reduce` calls it, and what the loop asks with. With one process both do nothing."""
+
+
+def flags(way: str, calls: int) -> dict[str, Any]:
+    """What the question before each step takes this way, a call of `calls` in a row, and what a call hands over."""
+    ask = FLAG_WAYS[way]
     sync.any_rank(False)
+    before = now()
+    for _ in range(calls):
+        ask(torch.zeros(3, dtype=torch.int64))
+    wall, cpu = since(before)
     with counted() as sent:
-        before = now()
-        sync.any_of(False, False, False)
-        taken = since(before)
-    return {"taken": taken, "sent": sent}
+        ask(torch.zeros(3, dtype=torch.int64))
+    return {"taken": (wall / calls, cpu / calls), "sent": sent}
 
 
-def reallocate(worker: Worker, cases: Sequence[Case], repeats: int) -> dict[str, Any]:
-    """Each case and the flags, in turn, `repeats` times after a first to warm up."""
-    ways: list[Callable[[], dict[str, Any]]] = [*map(Reallocation, cases), flags]
+def flag_turns(calls: int, repeats: int) -> dict[str, list[dict[str, Any]]]:
+    """Of each way its turns, after one to warm up; which way comes first changes each time."""
+    found: dict[str, list[dict[str, Any]]] = {way: [] for way in FLAG_WAYS}
+    order = list(FLAG_WAYS)
+    for _ in range(1 + repeats):
+        for way in order:
+            found[way].append(flags(way, calls))
+        order.reverse()
+    return {way: turns[1:] for way, turns in found.items()}
+
+
+def reallocate(worker: Worker, cases: Sequence[Case], calls: int, repeats: int) -> dict[str, Any]:
+    """Each case in turn, `repeats` times after a first to warm up; then the ways to ask for the flags."""
+    ways = list(map(Reallocation, cases))
     found = [[way() for way in ways] for _ in range(1 + repeats)][1:]
-    *of_cases, of_flags = map(list, zip(*found, strict=True))
-    return {"cases": of_cases, "flags": of_flags, "connections": connections()}
+    of_cases = list(map(list, zip(*found, strict=True)))
+    return {"cases": of_cases, "flags": flag_turns(calls, repeats), "connections": connections()}

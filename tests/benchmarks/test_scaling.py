@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import torch.distributed as dist
 
 from benchmarks import scaling
@@ -34,21 +35,34 @@ def content(written: Path) -> Any:
     return json.loads((written / "scaling.json").read_text())
 
 
-def test_traffic_is_the_plan_and_two_digests(content: Any) -> None:
-    """48 x (1 + layers) and 2 x 16 bytes in 3 calls, whatever the weights and the ranks; alone, nothing."""
+MESSAGES = {2: [1, 1], 3: [2, 1, 1], 4: [2, 2, 2, 2]}
+"""Of a comparison, by the number of ranks: log2(n) from each rank; the third of three asks the first, who answers."""
+
+
+def test_traffic_is_the_plan_and_two_comparisons(content: Any) -> None:
+    """48 x (1 + layers) bytes, and twice the messages of 16, whatever the weights; alone, nothing. No all-reduce."""
     assert [(case["layers"], case["weights"]) for case in content["cases"]] == [(3, 48), (7, 112), (3, 192)]
     for case in content["cases"]:
-        plan = {"broadcast": [48 * (1 + case["layers"])], "all_reduce": [16, 16]}
-        assert {ranks: found["sent"] for ranks, found in case["ranks"].items()} == {"1": {}, "2": plan, "3": plan}
-    assert {ranks: found["sent"] for ranks, found in content["flags"].items()} == {
-        "1": {},
-        "2": {"all_reduce": [scaling.FLAGS]},
-        "3": {"all_reduce": [scaling.FLAGS]},
-    }
+        plan = [48 * (1 + case["layers"])]
+        assert {ranks: found["sent"] for ranks, found in case["ranks"].items()} == {
+            "1": [{}],
+            **{str(ranks): [{"broadcast": plan, "send": [16] * 2 * n} for n in MESSAGES[ranks]] for ranks in MESSAGES},
+        }
+
+
+def test_flags_by_doubling_and_by_the_ring(content: Any) -> None:
+    for way, sent in (
+        ("doubling", {ranks: [{"send": [scaling.FLAGS] * n} for n in MESSAGES[ranks]] for ranks in MESSAGES}),
+        ("ring", {ranks: [{"all_reduce": [scaling.FLAGS]}] * ranks for ranks in MESSAGES}),
+    ):
+        expected = {"1": [{}], **{str(ranks): of_each for ranks, of_each in sent.items()}}
+        assert {ranks: found[way]["sent"] for ranks, found in content["flags"].items()} == expected
+    for found in content["flags"].values():
+        assert found["ring_to_doubling"]["min"] > 0
 
 
 def test_each_process_is_connected_with_every_other(content: Any) -> None:
-    assert content["connections"] == {"1": [0], "2": [1], "3": [2]}
+    assert content["connections"] == {"1": [0], "2": [1], "3": [2], "4": [3]}
 
 
 def test_training_has_all_numbers_of_ranks(content: Any) -> None:
@@ -101,11 +115,34 @@ def test_hops() -> None:
     """1 s a hop and 1 s for 8 bytes: 2 s a hop."""
     assert [scaling.tree(ranks, 8, SLOW) for ranks in (1, 2, 3, 4, 5, 8, 1024)] == [0, 2, 4, 4, 6, 6, 20]
     assert [scaling.ring(ranks, 8, SLOW) for ranks in (1, 2, 4, 1024)] == [0, 4, 12, 2 * 1023 * 2]
+    assert [scaling.doubling(ranks, 8, SLOW) for ranks in (1, 2, 3, 4, 7, 8, 1024)] == [0, 2, 6, 4, 8, 6, 20]
+
+
+def test_messages_of_a_doubling() -> None:
+    assert scaling.messages(0, 1) == 0
+    assert {ranks: [scaling.messages(rank, ranks) for rank in range(ranks)] for ranks in MESSAGES} == MESSAGES
+    assert [scaling.messages(rank, 6) for rank in range(6)] == [3, 3, 2, 2, 1, 1]
+    assert {scaling.messages(rank, 1024) for rank in range(1024)} == {10}
+
+
+def test_digests_and_flags_at_1024_gpus() -> None:
+    """10 hops of 50 µs each, or 2046 around the ring; bytes hardly count."""
+    ethernet, _ = scaling.LINKS
+    assert scaling.doubling(1024, scaling.FLAGS, ethernet) == pytest.approx(0.5e-3, rel=1e-3)
+    assert scaling.ring(1024, scaling.FLAGS, ethernet) == pytest.approx(102.3e-3, rel=1e-3)
 
 
 def case(layers: int, width: int, broadcast: int, digests: tuple[int, ...] = (16, 16)) -> dict[str, Any]:
-    sent = {"broadcast": [broadcast], "all_reduce": list(digests)}
-    return {"layers": layers, "width": width, "ranks": {"1": {"sent": {}}, "2": {"sent": sent}}}
+    ranks = {
+        str(ranks): {
+            "sent": [
+                {"broadcast": [broadcast], "send": [size for size in digests for _ in range(n)]}
+                for n in MESSAGES[ranks]
+            ]
+        }
+        for ranks in (2, 4)
+    }
+    return {"layers": layers, "width": width, "ranks": {"1": {"sent": [{}]}, **ranks}}
 
 
 def test_the_plan_is_read_off_what_was_counted() -> None:
@@ -116,22 +153,26 @@ def test_the_plan_is_read_off_what_was_counted() -> None:
     for wrong in (case(20, 4, 1009), case(20, 16, 1008, (16, 24))):
         with pytest.raises(RuntimeError, match="20 layers"):
             scaling.plan_of([*cases, wrong])
+    one_silent = case(20, 4, 1008)
+    one_silent["ranks"]["4"]["sent"][3]["send"].pop()
+    with pytest.raises(RuntimeError, match="20 layers"):
+        scaling.plan_of([*cases, one_silent])
 
 
 def test_extrapolation_by_hand() -> None:
     """8 GPUs, 1 s a hop, 8 bytes a second, 54 layers: a plan of 2640 bytes takes 331 s a hop, digests of 16 take 3 s.
 
-    The plan makes 3 hops. Two digests make 14 hops each around the ring, 6 over the tree, there and back.
+    The plan makes 3 hops. Two digests make 3 hops each by doubling, 14 around the ring.
     """
     found = scaling.extrapolated([case(10, 4, 528), case(50, 4, 2448)], 54, 8, SLOW)
     assert found == {
         "broadcast": 3 * 331,
+        "digests_doubling": 2 * 3 * 3,
         "digests_ring": 2 * 14 * 3,
-        "digests_tree": 2 * 6 * 3,
+        "share_doubling": pytest.approx((993 + 18) / 100),
         "share_ring": pytest.approx((993 + 84) / 100),
-        "share_tree": pytest.approx((993 + 36) / 100),
+        "share_every_step_doubling": pytest.approx((993 + 18) / 0.1),
         "share_every_step_ring": pytest.approx((993 + 84) / 0.1),
-        "share_every_step_tree": pytest.approx((993 + 36) / 0.1),
     }
 
 
@@ -145,8 +186,8 @@ def test_growth_by_hand() -> None:
         "parameter_tensors": 1,
     }
     assert [seconds(4, SLOW) for seconds in scaling.growing(sizes).values()] == [
-        6 * (1 + 3),  # 24 bytes of flags, around the ring twice
-        2 * 2 * (1 + 3),  # over a tree, there and back
+        2 * (1 + 3),  # 24 bytes of flags, exchanged twice
+        6 * (1 + 3),  # around the ring twice
         2 * 3 / 4 * 5,
         2 * 3 / 4 * 2.5,
         6,
@@ -179,17 +220,22 @@ def count(worker: Worker) -> Any:
         sync.gather(worker.rank)
         sync.all_of(worker.rank)
         sync.any_of(True, False)
-    return sent, connections(), dist.all_reduce.__name__
+        sync.sum_(torch.zeros(3))
+        if worker.rank == 0:  # `send`, which the flags of two ranks do not use, may call `isend`.
+            dist.send(torch.zeros(5), 1)
+        else:
+            dist.recv(torch.zeros(5), 0)
+    return sent, connections(), (dist.all_reduce.__name__, dist.send.__name__, dist.isend.__name__)
 
 
 def test_counting_sees_the_calls_within_calls_and_ends() -> None:
-    """An object's size and its pickle, and flags of 8 bytes each."""
-    for sent, others, name in run_distributed(count, 2):
+    """An object's size and its pickle, flags of 8 bytes each, 3 summed floats, 5 sent by the first rank."""
+    for (sent, others, names), sends in zip(run_distributed(count, 2), ([16, 20], [16]), strict=True):
         pickled = sent["gather"][0]
-        assert sent == {"all_gather": [8, 8, pickled], "gather": [pickled], "all_reduce": [16]}
-        assert (others, name) == (1, "all_reduce")
+        assert sent == {"all_gather": [8, 8, pickled], "gather": [pickled], "send": sends, "all_reduce": [12]}
+        assert (others, names) == (1, ("all_reduce", "send", "isend"))
 
 
-def test_ranks_that_hand_over_different_bytes_are_no_figure() -> None:
+def test_a_rank_that_hands_over_other_bytes_another_time_is_no_figure() -> None:
     with pytest.raises(RuntimeError, match="differ"):
-        scaling.sent_by_all([{"broadcast": [8]}, {"broadcast": [16]}])
+        scaling.always_sent([{"broadcast": [8]}, {"broadcast": [16]}])

@@ -187,6 +187,22 @@ def test_flags_buffers_and_gather() -> None:
     assert [result[4] for result in results] == [[0, 10, 20], None, None]
 
 
+def largest(worker: Worker) -> list[list[int]]:
+    """Each entry largest on another rank, several times over: no message is taken for one of another round."""
+    found = []
+    for time in range(20):
+        mine = torch.zeros(worker.world_size + 1, dtype=torch.int64)
+        mine[worker.rank], mine[-1] = 100 * time + worker.rank, -worker.rank
+        found.append(sync.largest_(mine).tolist())
+    return found
+
+
+@pytest.mark.parametrize("ranks", [2, 3, 4, 5, 7])
+def test_the_largest_over_any_number_of_ranks(ranks: int) -> None:
+    expected = [[*(100 * time + rank for rank in range(ranks)), 0] for time in range(20)]
+    assert run_distributed(largest, ranks) == [expected] * ranks
+
+
 def test_a_plan_survives_its_journey_and_stays_small() -> None:
     plan = Plan(
         step=2**40,

@@ -31,9 +31,9 @@ from typing import Any
 
 import dist_train
 from dynsparse.errors import UserError
-from dynsparse.masks import MaskSet
 from dynsparse.training import loop
 from dynsparse.training.loop import Trainer
+from dynsparse.training.precision import Precision
 
 
 def fault_of_this_attempt() -> tuple[str, str, str]:
@@ -121,7 +121,7 @@ def remember(self: Trainer) -> Any:
 Trainer.fit = remember  # type: ignore[method-assign]
 before(dist_train, "build", lambda: "building")
 after(Trainer, "_forward_backward", lambda: "settling")
-before(MaskSet, "mask_gradients", lambda: f"step {trainers[0].progress.step}")
+before(Precision, "unscale", lambda: f"step {trainers[0].progress.step}")
 before(loop, "evaluate", lambda: "evaluation")
 after(Trainer, "_finish", lambda: "end")
 

@@ -1,0 +1,84 @@
+"""The README's table of speed, from what the scripts have kept."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from benchmarks.pages import spread, table
+from benchmarks.record import RESULTS
+
+Found = Mapping[str, Any]
+
+
+def speed() -> str:
+    rows = [
+        *reallocations(kept("reallocation")),
+        *steps(kept("steps")),
+        memory(kept("memory")),
+        *start(kept("startup")),
+    ]
+    return table(["ResNet-50 at 90 %, two CPU threads, unless said otherwise", "median (least to most)", "of"], rows)
+
+
+def kept(name: str) -> Found:
+    content: Found = json.loads((RESULTS / f"{name}.json").read_text())
+    return content
+
+
+def reallocations(found: Found) -> list[list[str]]:
+    rows = []
+    for amount in found["full_scans"].values():
+        ratios = amount["ratio_to_ours"]
+        moved = f"{amount['moved']:,} weights moved"
+        rows += [
+            [f"a reallocation, {moved}", f"{spread(amount['ms']['ours'], 0)} ms", ""],
+            [
+                "the straightforward way (`np.setdiff1d`, permutation)",
+                f"{spread(ratios['numpy'], 0)} times as long",
+                "",
+            ],
+            ["full scans written in torch", f"{spread(ratios['torch'], 1)} times as long", ""],
+            ["with the digests of several workers", f"{spread(ratios['ours with digests'], 2)} times as long", ""],
+        ]
+    return [[*row[:2], "[reallocation](docs/results/reallocation.md)"] for row in rows]
+
+
+def steps(found: Found) -> list[list[str]]:
+    ways = {
+        "static": "static or between two reallocations",
+        "deepr": "DeepR, which reallocates every step",
+        "multiplied": "for comparison, masks multiplied in every forward",
+    }
+    return [
+        [
+            f"a training step of {case['title']}, {title}",
+            f"{spread(case['ratio_to_dense'][way], 3)} of dense",
+            "[steps](docs/results/steps.md)",
+        ]
+        for case in found["cases"].values()
+        for way, title in ways.items()
+        if way in case["ratio_to_dense"]
+    ]
+
+
+def memory(found: Found) -> list[str]:
+    case = found["formats"]["contiguous"]["dsr"]
+    return [
+        f"peak memory, {found['image']} pixels, batch {found['batch']}, a reallocation included",
+        f"{spread(case['ratio_to_dense'], 3)} of dense",
+        "[memory](docs/results/memory.md)",
+    ]
+
+
+def start(found: Found) -> list[list[str]]:
+    where = "[startup](docs/results/startup.md)"
+    return [
+        ["all masks made", f"{spread(found['masks']['ms']['0.9'], 0)} ms", where],
+        [
+            "process start to the end of the first step",
+            f"{spread(found['start']['ratio_to_dense']['dsr'], 2)} of dense",
+            where,
+        ],
+    ]
