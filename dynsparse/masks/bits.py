@@ -16,10 +16,12 @@ class Bits:
 
     def add(self, numbers: Tensor) -> Tensor:
         """Add `numbers` (int64 [n], distinct). Returns those that were not in the set, in their order."""
-        where, bits = numbers >> 3, self._of_bit[numbers & 7]
-        is_new = (self._bytes[where] & bits) == 0
-        self._bytes.index_add_(0, where[is_new], bits[is_new])  # Distinct bits: their sum is their union.
-        return numbers[is_new]
+        where, bits = numbers >> 3, self._of_bit.index_select(0, numbers & 7)
+        is_new = self._bytes.index_select(0, where).bitwise_and_(bits) == 0
+        new = torch.nonzero(is_new).squeeze(1)
+        where, bits = where.index_select(0, new), bits.index_select(0, new)
+        self._bytes.index_add_(0, where, bits)  # Distinct bits: their sum is their union.
+        return numbers.index_select(0, new)
 
     def flags(self, start: int, stop: int) -> Tensor:
         """Bool [stop - start]: which of the numbers from `start` on are in the set."""

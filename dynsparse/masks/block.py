@@ -68,10 +68,10 @@ class Block:
         if scored is not None:
             grown = merge_sorted(grown, scored)
             older = torch.searchsorted(before, grown)
-        dropped = before[torch.nonzero(gone).squeeze(1)]
+        dropped = before.index_select(0, torch.nonzero(gone).squeeze(1))
         kept = before.masked_select(~gone)
         gone_before = torch.cat((gone.new_zeros(1, dtype=torch.int64), gone.cumsum(0)))
-        after = insert(kept, grown, older - gone_before[older])
+        after = insert(kept, grown, older - gone_before.index_select(0, older))
         lost, won, left, found = self._counts((dropped, grown, after, self._explored.add(grown)))
         moved = Moved(self._by_layer(dropped, lost), self._by_layer(grown, won))
         parts = zip(self.layers, self._by_layer(after, left), moved.dropped, found, strict=True)

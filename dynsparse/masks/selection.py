@@ -39,7 +39,7 @@ def cuts_below(scores: Sequence[Tensor], threshold: float) -> list[Cut]:
     """For each layer the cut that takes the scores below `threshold`. One host copy in all."""
     if not scores:
         return []
-    counts = torch.stack([(layer < threshold).sum() for layer in scores]).tolist()
+    counts = torch.stack([(layer < threshold).count_nonzero() for layer in scores]).tolist()
     return [Cut(threshold, 0, count) for count in counts]
 
 
@@ -127,15 +127,15 @@ def _draw_at_most_half(
     table = torch.tensor([seeds, sizes, [end - size for end, size in zip(ends, sizes, strict=True)], ends, counts])
     table = table.to(device)
     owner = torch.arange(len(sizes), device=device).repeat_interleave(table[4], output_size=total)
-    first = table[4].cumsum(0) - table[4]
-    place = torch.arange(total, device=device) - first[owner]
-    numbers = random_bits(table[0][owner], place).remainder_(table[1][owner]).add_(table[2][owner])
+    table[4] = table[4].cumsum(0) - table[4]
+    seed, size, start, _, first = (row.index_select(0, owner) for row in table)
+    numbers = random_bits(seed, torch.arange(total, device=device) - first).remainder_(size).add_(start)
     if ends[-1] < 1 << 31:
         numbers = numbers.to(torch.int32)  # Sorts several times as fast.
     numbers = numbers.sort().values
     is_new = torch.ones_like(numbers, dtype=torch.bool)
     torch.ne(numbers[1:], numbers[:-1], out=is_new[1:])
-    numbers = numbers[is_new].to(torch.int64)
+    numbers = numbers.masked_select(is_new).to(torch.int64)
     if numbers.numel() == total:
         return numbers
     upto = torch.searchsorted(numbers, table[3]).tolist()
