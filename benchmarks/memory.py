@@ -57,7 +57,7 @@ from dynsparse.training.network import build_network
 
 NAME = "memory"
 Found = dict[str, dict[str, list[Result]]]
-CASE = replace(RESNET, image=64, batch=8, rounds=3)
+CASE = replace(RESNET, image=64, batch=8, rounds=2)
 STEPS = 3
 PERIOD = 2
 """Steps between reallocations of dsr and rigl: so that momentum is there before, and a step comes after."""

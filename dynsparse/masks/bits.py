@@ -23,6 +23,16 @@ class Bits:
         self._bytes.index_add_(0, where, bits)  # Distinct bits: their sum is their union.
         return numbers.index_select(0, new)
 
+    def at(self, numbers: Tensor) -> Tensor:
+        """Bool, of the shape of `numbers` (int64): which of them are in the set."""
+        return (self._bytes[numbers >> 3] & self._of_bit[numbers & 7]) != 0
+
+    def put(self, numbers: Tensor, flags: Tensor) -> None:
+        """Put `numbers` (int64 [n], distinct) in the set or out of it, as `flags` (bool [n]) say."""
+        where, bits = numbers >> 3, self._of_bit[numbers & 7]
+        change = flags.to(torch.uint8) - ((self._bytes[where] & bits) != 0).to(torch.uint8)  # 1, 0 or -1, modulo 256
+        self._bytes.index_add_(0, where, change * bits)
+
     def flags(self, start: int, stop: int) -> Tensor:
         """Bool [stop - start]: which of the numbers from `start` on are in the set."""
         first = start // 8

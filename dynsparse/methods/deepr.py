@@ -11,6 +11,7 @@ from pydantic import Field
 from torch import Tensor
 
 from dynsparse.masks import MaskSet, SparseLayer
+from dynsparse.masks.bits import Bits
 from dynsparse.masks.maskset import pack_bits, unpack_bits
 from dynsparse.masks.selection import Cut, cuts_below, random_bits, seed_for
 from dynsparse.methods.base import Clock, Dynamic, DynamicSettings
@@ -48,8 +49,10 @@ class DeepR(Dynamic):
 
     def prepare(self, masks: MaskSet) -> None:
         self.masks = masks
-        #: Bool, of the weight's shape: born negative. Means something at active weights alone.
-        self.negative = {layer.name: layer.weight.detach() < 0 for layer in masks}
+        #: Of each layer the numbers of the weights born negative. Means something at active weights alone.
+        self.negative = {layer.name: Bits(layer.spec.weights, layer.weight.device) for layer in masks}
+        for layer in masks:
+            self.negative[layer.name].set(0, layer.weight.detach().reshape(-1) < 0)
 
     @torch.no_grad()
     def after_step(self, masks: MaskSet, clock: Clock, seed: int) -> None:
@@ -64,7 +67,7 @@ class DeepR(Dynamic):
 
     def drop_scores(self, layer: SparseLayer) -> Tensor:
         """Minus the share of a unit's weights that have crossed 0."""
-        born_negative = layer.gather(self.negative[layer.name])
+        born_negative = self.negative[layer.name].at(_weights(layer, layer.active))
         values = layer.gather(layer.weight)
         return -torch.where(born_negative, values > 0, values < 0).float().mean(1)
 
@@ -78,15 +81,21 @@ class DeepR(Dynamic):
         else:
             places = torch.arange(units.numel() * layer.spec.unit_size, device=units.device)
             signs = random_bits(generator.initial_seed(), places) % 2 == 0
-        layer.put_(self.negative[layer.name], units, signs)
+        self.negative[layer.name].put(_weights(layer, units).view(-1), signs.view(-1).to(units.device))
         return values
 
     def state_dict(self) -> dict[str, Any]:
         """A bit for each active weight."""
-        born = {layer.name: layer.gather(self.negative[layer.name]).view(-1) for layer in self.masks}
-        return {"negative": {name: pack_bits(bits) for name, bits in born.items()}}
+        born = {layer.name: self.negative[layer.name].at(_weights(layer, layer.active)) for layer in self.masks}
+        return {"negative": {name: pack_bits(bits.view(-1)) for name, bits in born.items()}}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         for layer in self.masks:
             bits = unpack_bits(state["negative"][layer.name], layer.active_weights)
-            layer.scatter_(self.negative[layer.name], bits.to(layer.weight.device))
+            self.negative[layer.name].put(_weights(layer, layer.active).view(-1), bits.to(layer.weight.device))
+
+
+def _weights(layer: SparseLayer, units: Tensor) -> Tensor:
+    """int64 [units, unit size]: the numbers of their weights in the layer, in logical order."""
+    size = layer.spec.unit_size
+    return units[:, None] * size + torch.arange(size, device=units.device)

@@ -88,7 +88,7 @@ def _count(
 ) -> tuple[Tensor, str | None]:
     """This rank's float64 [6] (loss, top-1, top-5, samples, left out, failures), and why its data failed if so.
 
-    One small all-reduce a batch, so that all leave together; a rank with fewer batches waits for the others in it.
+    One exchange of flags a batch, so that all leave together; a rank with fewer batches waits for the others in it.
     """
     counts = torch.zeros(6, dtype=torch.float64, device=device)
     failure = None

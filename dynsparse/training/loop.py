@@ -167,7 +167,7 @@ class Trainer:
     def _fetch(self, steps: Iterator[list[Batch]]) -> list[Batch] | None:
         """The next step's micro-batches, or None where the epoch ends: on every rank, or all stop before the step.
 
-        One small all-reduce a step. Where a rank's data fail, the others have
+        One exchange of flags a step (`sync.any_of`). Where a rank's data fail, the others have
         theirs already: all go back to where they were, and save.
         """
         before = self.data.train.state_dict()

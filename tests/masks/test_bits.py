@@ -37,3 +37,22 @@ def test_any_part_can_be_read_and_replaced(data: st.DataObject, size: int) -> No
     flags[start : start + len(part)] = part
     assert bits.flags(0, size).tolist() == flags
     assert bits.flags(start, size).tolist() == flags[start:]
+
+
+@given(
+    st.lists(st.booleans(), min_size=1, max_size=70).flatmap(
+        lambda flags: st.tuples(st.just(flags), st.dictionaries(st.integers(0, len(flags) - 1), st.booleans()))
+    )
+)
+def test_single_numbers_are_put_in_and_out(case: tuple[list[bool], dict[int, bool]]) -> None:
+    flags, changes = case
+    bits = Bits(len(flags), CPU)
+    bits.set(0, torch.tensor(flags))
+    numbers = torch.tensor(list(changes), dtype=torch.int64)
+    bits.put(numbers, torch.tensor(list(changes.values()), dtype=torch.bool))
+    for number, flag in changes.items():
+        flags[number] = flag
+    assert bits.flags(0, len(flags)).tolist() == flags
+    assert bits.at(numbers).tolist() == list(changes.values())
+    everything = torch.arange(len(flags)).view(-1, 1)
+    assert bits.at(everything).tolist() == [[flag] for flag in flags]

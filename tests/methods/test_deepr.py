@@ -44,7 +44,7 @@ def test_newborn_weights_have_a_random_sign_for_life() -> None:
     newborn = [i for i in layer.active.tolist() if i >= n]
     assert len(newborn) == n - 1, "all but the layer's last were dropped"
     method = reallocator.method
-    born_negative = method.negative[layer.name][0, newborn]  # type: ignore[attr-defined]
+    born_negative = method.negative[layer.name].at(torch.tensor(newborn))  # type: ignore[attr-defined]
     assert 0.4 < float(born_negative.float().mean()) < 0.6
     with torch.no_grad():
         layer.weight[0, newborn] = 0.1
