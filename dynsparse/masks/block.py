@@ -14,7 +14,7 @@ from dynsparse.masks.granularity import LayerSpec
 from dynsparse.masks.layer import SparseLayer
 from dynsparse.masks.selection import draw_distinct, insert, merge_sorted, taken_before
 
-IN_CACHE = 1 << 18
+IN_CACHE = 1 << 19
 """Active units of a block on a processor: larger intermediates leave its cache and cost page faults."""
 
 
