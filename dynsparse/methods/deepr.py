@@ -77,11 +77,11 @@ class DeepR(Dynamic):
     def begin(self, layer: SparseLayer, units: Tensor, generator: torch.Generator) -> Tensor | None:
         values = super().begin(layer, units, generator)
         if values is not None:
-            signs = values < 0
+            signs = (values < 0).to(units.device)
         else:
             places = torch.arange(units.numel() * layer.spec.unit_size, device=units.device)
             signs = random_bits(generator.initial_seed(), places) % 2 == 0
-        self.negative[layer.name].put(_weights(layer, units).view(-1), signs.view(-1).to(units.device))
+        self.negative[layer.name].put(_weights(layer, units).view(-1), signs.view(-1))
         return values
 
     def state_dict(self) -> dict[str, Any]:
