@@ -28,39 +28,41 @@ def kept(name: str) -> Found:
 
 
 def reallocations(found: Found) -> list[list[str]]:
+    where = "[reallocation](docs/results/reallocation.md)"
     rows = []
     for amount in found["full_scans"].values():
-        ratios = amount["ratio_to_ours"]
-        moved = f"{amount['moved']:,} weights moved"
+        times = {way: spread(ratio, 1) for way, ratio in amount["ratio_to_ours"].items()}
         rows += [
-            [f"a reallocation, {moved}", f"{spread(amount['ms']['ours'], 0)} ms", ""],
-            [
-                "the straightforward way (`np.setdiff1d`, permutation)",
-                f"{spread(ratios['numpy'], 0)} times as long",
-                "",
-            ],
-            ["full scans written in torch", f"{spread(ratios['torch'], 1)} times as long", ""],
-            ["with the digests of several workers", f"{spread(ratios['ours with digests'], 2)} times as long", ""],
+            [f"a reallocation, {amount['moved']:,} weights moved", f"{spread(amount['ms']['ours'], 0)} ms", where],
+            ["the straightforward way (`np.setdiff1d`, permutation)", f"{times['numpy']} times as long", where],
+            ["full scans written in torch", f"{times['torch']} times as long", where],
+            ["ours, with the digests of several workers", f"{times['ours with digests']} times as long", where],
         ]
-    return [[*row[:2], "[reallocation](docs/results/reallocation.md)"] for row in rows]
+    return rows
 
 
 def steps(found: Found) -> list[list[str]]:
     ways = {
-        "static": "static or between two reallocations",
+        "static": "static, or between two reallocations",
         "deepr": "DeepR, which reallocates every step",
-        "multiplied": "for comparison, masks multiplied in every forward",
+        "multiplied": "for comparison: masks multiplied in every forward",
     }
     return [
         [
             f"a training step of {case['title']}, {title}",
-            f"{spread(case['ratio_to_dense'][way], 3)} of dense",
+            f"{spread(case['ratio_to_dense'][way], 3)} of dense{added(case, way)}",
             "[steps](docs/results/steps.md)",
         ]
         for case in found["cases"].values()
         for way, title in ways.items()
         if way in case["ratio_to_dense"]
     ]
+
+
+def added(case: Found, way: str) -> str:
+    """Timed by itself: whole steps vary by more."""
+    share = case["added"][way]["share_of_dense"]["median"]
+    return f"; what it adds, by itself: {100 * share:.1f} %" if share else ""
 
 
 def memory(found: Found) -> list[str]:

@@ -87,7 +87,7 @@ class Case:
     sparsity: float = 0.9
 
 
-RESNET = Case("ResNet-50", {"name": "imagenet_resnet50"}, 224, 1000, batch=8, moves=400_000, period=1000)
+RESNET = Case("ResNet-50", {"name": "imagenet_resnet50"}, 224, 1000, batch=8, moves=400_000, period=1000, rounds=13)
 WRN_MODEL = {"name": "cifar10_WideResNet", "depth": 28, "widen_factor": 2}
 WRN = Case("WRN-28-2", WRN_MODEL, 32, 10, batch=64, moves=20_000, period=100)
 PAIR = (DENSE, STATIC)
