@@ -166,9 +166,9 @@ def _compare_with_cpu(bench: Bench, found: Found, name: str, moves: int) -> None
         plan, theirs = (event.reallocator.plan(event.clock) for event in pair)
         same_plans &= plan == theirs
         for event in pair:
-            event.reallocator.plan = lambda clock, plan=plan: plan  # type: ignore[method-assign,misc]
+            event.reallocator._plan = lambda clock, scores, plan=plan: plan  # type: ignore[method-assign,misc]
             event.reallocator(event.clock)
-            del event.reallocator.plan
+            del event.reallocator._plan
         masks = {mask_digest(event.masks) for event in pair}
         weights = {weight_digest(event.network.model, event.masks) for event in pair}
         same &= len(masks) == len(weights) == 1

@@ -130,12 +130,18 @@ class Reallocator:
             self.masks.mask_gradients()
 
     def _score_growth(self) -> None:
-        """Keep what each layer's free units cost, [units]: +inf where nothing can grow, which no cut reaches."""
+        """Keep the cost of each layer's units, [units]."""
         self._growth_costs = {}
         for layer in self.masks:
             scores = self.method.grow_scores(layer)
             if scores is not None:
-                self._growth_costs[layer.name] = (-scores).index_fill_(0, layer.active, float("inf"))
+                self._growth_costs[layer.name] = -scores
+
+    def _exclude_active(self) -> None:
+        """Let growth cost +inf where nothing can grow, which no cut reaches: with the masks as they are by now."""
+        for layer in self.masks:
+            if layer.name in self._growth_costs:
+                self._growth_costs[layer.name].index_fill_(0, layer.active, float("inf"))
 
     def after_step(self, clock: Clock) -> ReallocationReport | None:
         """After the optimizer's step, with the clock given to `before_step`: reallocate if due."""
@@ -153,6 +159,7 @@ class Reallocator:
     def __call__(self, clock: Clock) -> ReallocationReport:
         """Reallocate once. Linear in the active weights; traffic of 48 bytes a layer and a digest."""
         repaired = self.verify(clock.step)
+        self._exclude_active()
         scores = self._drop_scores()
         plan = Plan.decode(sync.broadcast_(self._plan_or_blank(clock, scores)))
         scalars = dict(self.method.scalars())
@@ -186,6 +193,7 @@ class Reallocator:
     @torch.no_grad()
     def plan(self, clock: Clock) -> Plan:
         """Decide, without changing anything."""
+        self._exclude_active()
         return self._plan(clock, self._drop_scores())
 
     def _plan(self, clock: Clock, scores: Sequence[Tensor]) -> Plan:

@@ -12,7 +12,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from dynsparse.config import explain
 from dynsparse.errors import UserError, nearest
-from dynsparse.masks import MaskSet, sparse_layers
+from dynsparse.masks import MaskSet, optimizer_state, sparse_layers
 from dynsparse.masks.allocation import ALLOCATIONS
 from dynsparse.masks.granularity import Granularity, Kind
 from dynsparse.methods import AnyMethod, Clock, MethodSettings
@@ -83,6 +83,9 @@ class SparseTraining:
             raise UserError(f"the optimizer does not hold {strangers[0]}; make it over this model's parameters")
         _MADE_SPARSE.add(model)
         self.masks = MaskSet(model, specs, counts, seed=seed)
+        for layer in self.masks:
+            for _, moment in optimizer_state.moments(optimizer, layer):
+                layer.mask_(moment)  # Of an optimizer that has stepped before: it would move what is to stay 0.
         self.method = settings.build()
         self.method.prepare(self.masks)
         self.steps = 0

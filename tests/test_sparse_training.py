@@ -192,3 +192,18 @@ def test_the_readmes_loop_works_and_takes_at_most_six_lines(monkeypatch: pytest.
     monkeypatch.chdir(tmp_path)
     exec(compile(saving, "README.md", "exec"), scope)
     scope["sparse"].masks.check()
+
+
+def test_an_optimizer_that_has_stepped_before_moves_nothing_outside() -> None:
+    torch.manual_seed(0)
+    model = nn.Linear(50, 40)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    for _ in range(2):
+        model(torch.randn(8, 50)).square().mean().backward()
+        optimizer.step()
+    sparse = SparseTraining(model, optimizer, "set", sparsity=0.9, steps_per_epoch=1, epochs=1000)
+    for _ in range(3):
+        optimizer.zero_grad()
+        model(torch.randn(8, 50)).square().mean().backward()
+        optimizer.step()
+        sparse.masks.check()

@@ -75,8 +75,9 @@ def mask_rows(masks: MaskSet) -> Tensor:
 def weight_rows(model: nn.Module, masks: MaskSet) -> Tensor:
     """int64 [parameters]: their checksums.
 
-    For sparse layers of the active weights, plus whether there is anything but 0 outside the mask (unless something
-    went wrong there is not): linear in the active weights but for one pass over all.
+    For sparse layers of the active weights, plus the wrapping sum of the bits outside the mask, which are all 0 unless
+    something went wrong: linear in the active weights but for one pass over all. A single stray weight is found for
+    certain; several may cancel in the sum, which of strays at random one in four billion does.
     """
     sparse = {layer.name: layer for layer in masks}
     words: list[Tensor] = []

@@ -55,27 +55,27 @@ def largest_(tensor: Tensor) -> Tensor:
     """
     if not connected():
         return tensor
-    rank, ranks = dist.get_rank(), dist.get_world_size()
+    mine, ranks = dist.get_rank(), dist.get_world_size()
     doubling = 1 << (ranks.bit_length() - 1)
     spare = ranks - doubling  # So many ranks let a partner of theirs speak for them.
-    if rank >= doubling:
-        dist.send(tensor, rank - doubling)
-        dist.recv(tensor, rank - doubling)
+    if mine >= doubling:
+        dist.send(tensor, mine - doubling)
+        dist.recv(tensor, mine - doubling)
         return tensor
     theirs = torch.empty_like(tensor)
-    if rank < spare:
-        dist.recv(theirs, rank + doubling)
+    if mine < spare:
+        dist.recv(theirs, mine + doubling)
         torch.maximum(tensor, theirs, out=tensor)
     distance = 1
     while distance < doubling:
-        sending = dist.isend(tensor.clone(), rank ^ distance)
-        dist.recv(theirs, rank ^ distance)
+        sending = dist.isend(tensor.clone(), mine ^ distance)
+        dist.recv(theirs, mine ^ distance)
         assert sending is not None
         sending.wait()
         torch.maximum(tensor, theirs, out=tensor)
         distance *= 2
-    if rank < spare:
-        dist.send(tensor, rank + doubling)
+    if mine < spare:
+        dist.send(tensor, mine + doubling)
     return tensor
 
 

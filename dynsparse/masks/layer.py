@@ -12,7 +12,7 @@ from dynsparse.masks.bits import Bits
 from dynsparse.masks.granularity import LayerSpec
 
 FEW = 0.2
-"""Density up to which a processor masks through the index: no slower, and a mask would take a byte a weight.
+"""Density up to which a processor masks through the index: faster or alike, and a mask would take a byte a weight.
 
 A GPU looks at each weight's mask: one kernel instead of three.
 """

@@ -76,13 +76,12 @@ class DeepR(Dynamic):
 
     def begin(self, layer: SparseLayer, units: Tensor, generator: torch.Generator) -> Tensor | None:
         values = super().begin(layer, units, generator)
-        if values is not None:
-            signs = (values < 0).to(units.device)
-        else:
-            places = torch.arange(units.numel() * layer.spec.unit_size, device=units.device)
-            signs = random_bits(generator.initial_seed(), places) % 2 == 0
-        self.negative[layer.name].put(_weights(layer, units).view(-1), signs.view(-1))
-        return values
+        seed = generator.initial_seed()
+        self.negative[layer.name].put(_weights(layer, units).view(-1), _signs(seed, units, layer.spec.unit_size))
+        if values is None:
+            return None
+        negative = _signs(seed, units.new_empty(units.shape, device="cpu"), layer.spec.unit_size)
+        return torch.where(negative.view_as(values), -values.abs(), values.abs())
 
     def state_dict(self) -> dict[str, Any]:
         """A bit for each active weight."""
@@ -93,6 +92,11 @@ class DeepR(Dynamic):
         for layer in self.masks:
             bits = unpack_bits(state["negative"][layer.name], layer.active_weights)
             self.negative[layer.name].put(_weights(layer, layer.active).view(-1), bits.to(layer.weight.device))
+
+
+def _signs(seed: int, units: Tensor, size: int) -> Tensor:
+    """Bool [units x size]: as good as tossed coins, the same on every device, so that no copy is needed."""
+    return random_bits(seed, torch.arange(units.numel() * size, device=units.device)) % 2 == 0
 
 
 def _weights(layer: SparseLayer, units: Tensor) -> Tensor:

@@ -222,4 +222,4 @@ def test_alone_everything_is_a_no_op() -> None:
     assert sync.from_rank_0(lambda: 4) == 4
     assert sync.gather(5) == [5]
     assert sync.any_rank(True)
-    assert sync.all_agree(["a"], [torch.tensor(1)]) == []
+    assert sync.all_agree(["a"], torch.tensor([1])) == []

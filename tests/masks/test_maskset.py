@@ -12,6 +12,7 @@ from dynsparse.errors import UserError
 from dynsparse.masks import MaskSet, sparse_layers
 from dynsparse.masks.allocation import uniform
 from dynsparse.masks.granularity import Granularity
+from dynsparse.masks.layer import FEW
 from dynsparse.masks.maskset import pack_bits, unpack_bits
 
 
@@ -177,8 +178,12 @@ def test_offsets_of_any_layout(granularity: Granularity) -> None:
         assert torch.equal(masks.layers[0].gather(weight).flatten(), weight[masks.layers[0].mask])
 
 
-def test_gradients_outside_the_mask_become_zero_even_if_nan() -> None:
-    model, masks = masked()
+@pytest.mark.parametrize("sparsity", [0.75, 0.9])
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_gradients_outside_the_mask_become_zero_even_if_nan(channels_last: bool, sparsity: float) -> None:
+    """By flags and, where few are active, through the index."""
+    model, masks = masked(sparsity=sparsity, channels_last=channels_last)
+    assert (sparsity > 1 - FEW) == (masks.layers[0].active_weights <= FEW * masks.layers[0].spec.weights)
     for layer in masks:
         layer.weight.grad = torch.full_like(layer.weight, float("nan"))
         layer.weight.grad[layer.mask] = 2.0

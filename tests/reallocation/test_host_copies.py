@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
@@ -17,14 +19,14 @@ AT_MOST = 24
 """Reads and copies. A round of random draws takes 3 of them; how many rounds there are is by chance."""
 
 
-def build(name: str, layers: int) -> Reallocator:
+def build(name: str, layers: int, **options: Any) -> Reallocator:
     torch.manual_seed(0)
     model = nn.ModuleList(nn.Linear(30, 20, bias=False) for _ in range(layers))
     dense = REGISTRY[name](name=name).starts == "dense"
     specs = sparse_layers(model)
     masks = MaskSet(model, specs, {spec.name: spec.units if dense else 60 for spec in specs}, seed=1)
     assert len(masks.blocks) == 1, "as on a GPU"
-    method = method_named(name)
+    method = method_named(name, **options)
     method.prepare(masks)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
     return Reallocator(model, masks, method, optimizer, seed=2)
@@ -34,11 +36,15 @@ def moves(name: str) -> bool:
     return bool(REGISTRY[name](name=name).starts != "tied") and name not in ("dense", "static")
 
 
-@pytest.mark.parametrize("name", [name for name in sorted(REGISTRY) if moves(name)])
-def test_host_copies_do_not_grow_with_layers(name: str) -> None:
+CASES = [(name, {}) for name in sorted(REGISTRY) if moves(name)]
+CASES += [(name, {"new_weights": "initial"}) for name in ("dsr", "deepr")]
+
+
+@pytest.mark.parametrize(("name", "options"), CASES)
+def test_host_copies_do_not_grow_with_layers(name: str, options: dict[str, Any]) -> None:
     counts = {}
     for layers in (2, 20, 200):
-        reallocator = build(name, layers)
+        reallocator = build(name, layers, **options)
         for step in (1, 2):
             for layer in reallocator.masks:
                 layer.weight.grad = torch.randn_like(layer.weight)

@@ -17,6 +17,7 @@ from dynsparse.masks import MaskSet, sparse_layers
 from dynsparse.masks.block import Block
 from dynsparse.methods import Clock
 from dynsparse.methods.dsr import DsrSettings
+from dynsparse.methods.rigl import RiglSettings
 from dynsparse.reallocation import Reallocator
 from dynsparse.runtime import Worker
 from tests.ranks import run_distributed
@@ -182,3 +183,29 @@ def test_the_extremes(sparsity_units: int) -> None:
         assert sum(report.dropped.values()) == sum(report.grown.values()) == 0
         reallocator.masks.check()
     assert reallocator.method.scalars() == {"threshold": 0.01}
+
+
+def repaired_before_growing(worker: Worker) -> Any:
+    """Rank 1 has another mask when growth is scored by gradient."""
+    torch.manual_seed(0)
+    model = nn.Linear(30, 20, bias=False)
+    masks = MaskSet(model, sparse_layers(model), {"weight": 60}, seed=1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    method = RiglSettings(name="rigl", period=1).build()  # type: ignore[arg-type]
+    reallocator = Reallocator(model, masks, method, optimizer, seed=1, on_desync="repair")
+    layer = masks.layers[0]
+    if worker.rank == 1:
+        masks.set_active(layer, (layer.active + 1) % 600 if int(layer.active[-1]) < 599 else layer.active - 1)
+        masks.apply_to_weights()
+    layer.weight.grad = torch.randn(20, 30, generator=torch.Generator().manual_seed(7))
+    reallocator.before_step(Clock(1, 0, 1, 9))
+    report = reallocator(Clock(1, 0, 1, 9))
+    masks.check()
+    return report.repaired, digest.mask_digest(masks), digest.weight_digest(model, masks)
+
+
+def test_what_is_free_is_asked_after_a_repair() -> None:
+    """One repair, before the plan: what grows by score is then the same on every rank."""
+    first, second = run_distributed(repaired_before_growing, 2)
+    assert first == second
+    assert first[0] == ("weight (mask)", "weight")

@@ -115,6 +115,19 @@ def test_compile_gives_the_same_training(monkeypatch: pytest.MonkeyPatch) -> Non
     assert plain.reallocations == fast.reallocations
 
 
+def test_layouts_of_gradients_are_checked_before_the_first_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With gradients there: the fused optimizers would add each to another weight."""
+    checked: list[tuple[int, bool]] = []
+    trainer = runs.trainer(runs.config(model=CNN, method={"name": "static"}))
+
+    def note(parameters: Any) -> None:
+        checked.append((trainer.progress.step, all(parameter.grad is not None for parameter in parameters)))
+
+    monkeypatch.setattr("dynsparse.training.loop.check_layouts", note)
+    trainer.fit()
+    assert (0, True) in checked
+
+
 def test_micro_batches_equal_the_whole_batch() -> None:
     """Without BatchNorm, which sees the size of a batch, accumulation changes rounding alone."""
     outcomes = []
