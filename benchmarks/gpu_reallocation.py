@@ -23,6 +23,7 @@ from benchmarks.gpu_bench import (
 from benchmarks.timing import compared, summary
 from dynsparse.distributed.digest import mask_digest, weight_digest
 from dynsparse.methods import Clock
+from dynsparse.methods.deepr import DeepR
 from dynsparse.reallocation import Reallocator
 from dynsparse.training.network import build_method, build_network
 
@@ -73,13 +74,12 @@ class Event:
         if self._start is not None:
             self.method.load_state_dict(self._start)
         generator = torch.Generator(self.drawn_on).manual_seed(self.step)
-        born = getattr(self.method, "negative", None)
         for layer in self.masks:
             shape, device = (layer.active_units, layer.spec.unit_size), layer.weight.device
             values = torch.randn(shape, generator=generator, device=self.drawn_on).to(device)
-            if born is not None:  # DeepR drops what has crossed 0.
+            if isinstance(self.method, DeepR):  # It drops what has crossed 0.
                 crossed = torch.rand(shape, generator=generator, device=self.drawn_on).to(device) < self.share
-                values = values.abs() * torch.where(layer.gather(born[layer.name]) ^ crossed, -1.0, 1.0)
+                values = values.abs() * torch.where(self.method.born_negative(layer) ^ crossed, -1.0, 1.0)
             layer.scatter_(layer.weight, values)
             gradient = torch.randn(layer.spec.shape, generator=generator, device=self.drawn_on)
             layer.weight.grad = gradient.to(device)

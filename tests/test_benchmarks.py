@@ -121,6 +121,7 @@ def test_soak(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert content["resumes"] >= 3
 
 
+@pytest.mark.slow
 def test_pipelines(tmp_path: Path) -> None:
     """In a process of its own: it restricts itself to some cores, and forks. What it finds, only machines can say."""
     command = [sys.executable, "-m", "benchmarks.pipelines", "--tiny", "--output", str(tmp_path)]

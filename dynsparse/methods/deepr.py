@@ -65,11 +65,14 @@ class DeepR(Dynamic):
             noise = torch.randn(values.shape, generator=generator, device=values.device)
             layer.scatter_(layer.weight, values.add_(noise, alpha=std))
 
+    def born_negative(self, layer: SparseLayer) -> Tensor:
+        """Bool [active units, unit size]: which of the active weights are to stay below 0."""
+        return self.negative[layer.name].at(_weights(layer, layer.active))
+
     def drop_scores(self, layer: SparseLayer) -> Tensor:
         """Minus the share of a unit's weights that have crossed 0."""
-        born_negative = self.negative[layer.name].at(_weights(layer, layer.active))
         values = layer.gather(layer.weight)
-        return -torch.where(born_negative, values > 0, values < 0).float().mean(1)
+        return -torch.where(self.born_negative(layer), values > 0, values < 0).float().mean(1)
 
     def drop_cuts(self, scores: Sequence[Tensor], clock: Clock) -> Sequence[Cut]:
         return cuts_below(scores, -0.5)
@@ -85,7 +88,7 @@ class DeepR(Dynamic):
 
     def state_dict(self) -> dict[str, Any]:
         """A bit for each active weight."""
-        born = {layer.name: self.negative[layer.name].at(_weights(layer, layer.active)) for layer in self.masks}
+        born = {layer.name: self.born_negative(layer) for layer in self.masks}
         return {"negative": {name: pack_bits(bits.view(-1)) for name, bits in born.items()}}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:

@@ -123,6 +123,7 @@ def test_a_host_vanishes_and_comes_back(tmp_path: Path, undisturbed: Path) -> No
     assert_same_run(settings.folder, undisturbed)
 
 
+@pytest.mark.slow
 def test_a_link_drops_for_20_seconds(tmp_path: Path, undisturbed: Path) -> None:
     """Less than `distributed.timeout_seconds`: TCP sends again what was lost, and the run knows nothing of it."""
     settings = small_run(tmp_path, "dropped", timeout_seconds=60)
@@ -141,6 +142,7 @@ def test_a_link_drops_for_20_seconds(tmp_path: Path, undisturbed: Path) -> None:
     assert_same_run(settings.folder, undisturbed)
 
 
+@pytest.mark.slow
 def test_four_hosts_agree(tmp_path: Path) -> None:
     settings = small_run(tmp_path, "four")
     with Hosts(4) as hosts:

@@ -116,7 +116,7 @@ def test_others_of_the_same_class_come_instead(folder: Path, loader: str, caplog
     assert "skipping train/" in caplog.text and "batch 0: " in caplog.text
 
 
-@pytest.mark.parametrize("loader", LOADERS)
+@pytest.mark.parametrize("loader", ["dali", pytest.param("torch", marks=pytest.mark.slow)])
 def test_workers_and_resume_take_the_same_instead(folder: Path, loader: str) -> None:
     damaged_set(folder)
     expected = steps_of(build(folder, loader, on_bad_file="skip"), 6)

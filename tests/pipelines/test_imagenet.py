@@ -158,7 +158,9 @@ def test_evaluation_is_torchvisions_resize_and_central_crop(written: Path, loade
     assert float(grey_levels.max()) < 2
 
 
-@pytest.mark.parametrize(("loader", "augment"), [("dali", True), ("dali", False), ("torch", True)])
+@pytest.mark.parametrize(
+    ("loader", "augment"), [("dali", True), ("dali", False), pytest.param("torch", True, marks=pytest.mark.slow)]
+)
 def test_workers_and_resume_change_nothing(written: Path, loader: str, augment: bool) -> None:
     def build(asked: Request) -> TrainPipeline:
         given = settings(written, loader=loader, augment=augment, validation_samples=6)

@@ -90,7 +90,7 @@ def replaced_run(folder: Path) -> None:
     ("workers", "faults"),
     [
         (2, ["kill 0 building", "raise 0 evaluation", "idle 1 step 13"]),
-        (4, ["kill 3 step 7"]),
+        pytest.param(4, ["kill 3 step 7"], marks=pytest.mark.slow),
         pytest.param(
             2,
             ["raise 1 settling", "kill 0 step 1", "SIGTERM 1 step 10", "raise 0 evaluation", "kill 1 end"],
