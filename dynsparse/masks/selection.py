@@ -191,8 +191,7 @@ def insert(a: Tensor, b: Tensor, before: Tensor) -> Tensor:
     """All of `a` and `b`, in their orders, `before[i]` of a before b[i]."""
     merged = torch.empty(a.numel() + b.numel(), dtype=a.dtype, device=a.device)
     place = before + torch.arange(b.numel(), device=b.device)
-    from_a = torch.ones(merged.numel(), dtype=torch.bool, device=a.device)
-    from_a[place] = False
-    merged[place] = b
+    from_a = torch.ones(merged.numel(), dtype=torch.bool, device=a.device).index_fill_(0, place, False)
+    merged.scatter_(0, place, b)
     merged.masked_scatter_(from_a, a)  # unlike indexing by a mask, no host synchronisation on a GPU
     return merged

@@ -135,7 +135,7 @@ class Method:
 
     def drop_scores(self, layer: SparseLayer) -> Tensor:
         """float [active units]: the lowest go first. Default: mean |w| over each unit."""
-        values = layer.gather(layer.weight).abs()
+        values = layer.gather(layer.weight).abs_()
         return values.view(-1) if layer.spec.unit_size == 1 else values.mean(1)
 
     def drop_cuts(self, scores: Sequence[Tensor], clock: Clock) -> Sequence[Cut]:
