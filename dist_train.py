@@ -46,6 +46,7 @@ from dynsparse.paper_flags import Parser, add_flags
 from dynsparse.runtime import Worker, print_to_reader, process_group
 from dynsparse.training.callbacks import standard_observers
 from dynsparse.training.folder import begun_by, checkpoints_of, find_start, is_finished, read_run, take_folder
+from dynsparse.training.lock import BEAT_SECONDS, RunLock, holding
 from dynsparse.training.loop import Trainer
 from dynsparse.training.network import Network, build_method, build_network, check_layers
 from dynsparse.training.start import NOTHING, Sources, checkpoint_of, missing_sources, read_sources, require_sources
@@ -79,6 +80,9 @@ def parse_arguments() -> argparse.Namespace:
         "--preview", metavar="N", type=_count, help="write a picture of N training samples with their labels, and end"
     )
     one.add_argument("--print-schema", action="store_true", help="print the config's JSON Schema, and end")
+    parser.add_argument(
+        "--check", action="store_true", help="with the options of a start: say what it would refuse, and end"
+    )
     add_flags(parser)
     return parser.parse_intermixed_args()
 
@@ -141,6 +145,13 @@ def check(config: RunConfig, worker: Worker, arguments: argparse.Namespace, resu
         raise UserError(*problems)
 
 
+def check_folder(config: RunConfig, resume: str | None, *, overwrite: bool) -> None:
+    """Raise UserError where a start would find that the run's folder is another's, or in use."""
+    launch = torchrun.launch_id()
+    RunLock(config.folder, launch).require_free(within=BEAT_SECONDS + 1)
+    find_start(config, resume=resume, overwrite=overwrite, launch=launch)
+
+
 def is_later_attempt(config: RunConfig) -> bool:
     """Whether this looks like another attempt of a launch. Rank 0 decides it, in `find_start`."""
     return torchrun.is_retry() or begun_by(torchrun.launch_id(), config.folder)
@@ -149,21 +160,12 @@ def is_later_attempt(config: RunConfig) -> bool:
 def run(arguments: argparse.Namespace, worker: Worker) -> None:
     invocation = load_config(arguments)
     config = invocation.config
-    if worker.is_main:
+    if worker.is_main and not arguments.check:
         print("".join(f"warning: {line}\n" for line in invocation.warnings), end="", file=sys.stderr, flush=True)
     check(config, worker, arguments, invocation.resume)
-    if arguments.dry_run:
+    if arguments.check or arguments.dry_run or arguments.preview:
         if worker.is_main:
-            missing = missing_sources(config)
-            sources = NOTHING if missing else read_sources(config)
-            network = build_network(config, torch.device("cpu"), sources)
-            build_method(config, [layer.spec for layer in network.masks]).prepare(network.masks)
-            notes = [f"note: {line}; the table is of a start without it" for line in missing]
-            print_to_reader("\n".join([config.as_yaml(), network.table(), *notes]))
-        return
-    if arguments.preview:
-        if worker.is_main:
-            preview(config, worker, arguments.preview)
+            look(config, worker, arguments, invocation.resume)
         return
     stop = StopFlag()
     if not arguments.evaluate:
@@ -182,9 +184,46 @@ def run(arguments: argparse.Namespace, worker: Worker) -> None:
             raise
 
 
+def look(config: RunConfig, worker: Worker, arguments: argparse.Namespace, resume: str | None) -> None:
+    """What is asked for in place of a run."""
+    if arguments.check:
+        if not (arguments.evaluate or arguments.dry_run or arguments.preview):
+            check_folder(config, resume, overwrite=arguments.overwrite)
+    elif arguments.preview:
+        preview(config, worker, arguments.preview)
+    else:
+        dry_run(config)
+
+
+def dry_run(config: RunConfig) -> None:
+    """Print the resolved config and the table of layers, as the method begins with them."""
+    missing = missing_sources(config)
+    sources = NOTHING if missing else read_sources(config)
+    network = build_network(config, torch.device("cpu"), sources)
+    build_method(config, [layer.spec for layer in network.masks]).prepare(network.masks)
+    notes = [f"note: {line}; the table is of a start without it" for line in missing]
+    print_to_reader("\n".join([config.as_yaml(), network.table(), *notes]))
+
+
 def train(config: RunConfig, worker: Worker, stop: StopFlag, resume: str | None, *, overwrite: bool) -> None:
+    """Train in the run's folder, which nobody else may do meanwhile."""
+    launch, patience = torchrun.launch_id(), config.distributed.timeout_seconds
+    lock = RunLock(config.folder, launch, grace=patience, on_loss=end_at_once)
+    with holding(lock, patience / 4):
+        train_in_folder(config, worker, stop, resume, overwrite=overwrite, launch=launch)
+
+
+def end_at_once(reason: str) -> None:
+    """From any thread, and without a further word to the run's folder. The launch's next attempt is refused."""
+    print(f"error: {reason}", file=sys.stderr, flush=True)
+    os._exit(EXIT_FAULT)
+
+
+def train_in_folder(
+    config: RunConfig, worker: Worker, stop: StopFlag, resume: str | None, *, overwrite: bool, launch: str | None
+) -> None:
     """Build everything, then touch the run's folder: an error before leaves it as it was."""
-    launch, retry = torchrun.launch_id(), sync.any_rank(torchrun.is_retry())
+    retry = sync.any_rank(torchrun.is_retry())
     start = sync.from_rank_0(lambda: find_start(config, resume=resume, overwrite=overwrite, launch=launch, retry=retry))
     if start is not None and sync.from_rank_0(lambda: is_finished(config, start)):
         if worker.is_main:
@@ -196,7 +235,9 @@ def train(config: RunConfig, worker: Worker, stop: StopFlag, resume: str | None,
         network,
         data,
         worker,
-        observers=standard_observers(config) if worker.is_main else (),
+        observers=standard_observers(config, launch=launch, resumed_from=start and start.path)
+        if worker.is_main
+        else (),
         checkpoints=checkpoints_of(config, launch) if worker.is_main else None,
         stop_requested=stop,
     )
@@ -312,7 +353,8 @@ def main() -> NoReturn:
         if arguments.print_schema:
             print_to_reader(schema.json_schema().rstrip("\n"))
             leave(EXIT_DONE, worker)
-        logging.basicConfig(level=logging.INFO if worker.is_main else logging.ERROR, format="%(message)s")
+        speaks = worker.is_main and not arguments.check
+        logging.basicConfig(level=logging.INFO if speaks else logging.ERROR, format="%(message)s")
         run(arguments, worker)
     except StopRequested:
         leave(EXIT_STOPPED, worker)

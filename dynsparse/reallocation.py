@@ -8,8 +8,9 @@ exactly, so that masks agree without ever being sent.
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import torch
@@ -87,6 +88,8 @@ class ReallocationReport:
     """Share of each layer's positions that were ever active."""
     repaired: tuple[str, ...] = ()
     """Layers that differed between ranks and were mended."""
+    seconds: float = field(default=0.0, compare=False)
+    """That the host spent on it, from the first check of digests to the last."""
 
 
 class Reallocator:
@@ -158,6 +161,7 @@ class Reallocator:
     @torch.no_grad()
     def __call__(self, clock: Clock) -> ReallocationReport:
         """Reallocate once. Linear in the active weights; traffic of 48 bytes a layer and a digest."""
+        began = time.monotonic()
         repaired = self.verify(clock.step)
         self._exclude_active()
         scores = self._drop_scores()
@@ -178,6 +182,7 @@ class Reallocator:
             scalars=scalars,
             explored=self.masks.explored(),
             repaired=tuple(repaired),
+            seconds=time.monotonic() - began,
         )
 
     def _drop_scores(self) -> list[Tensor]:

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from dynsparse.config import RunConfig
 from dynsparse.errors import UserError
+from dynsparse.training import lock
 from dynsparse.training.checkpoint import CheckpointFolder, link, read, set_aside_after
 from dynsparse.training.start import checkpoint_of
 from dynsparse.training.state import RunState
@@ -178,8 +179,8 @@ def _occupied(folder: Path) -> bool:
     try:
         if not folder.is_dir():
             return folder.exists()
-        # That file alone is of an attempt that was killed as it took the folder.
-        return any(path.name != "launch.partial" for path in folder.iterdir())
+        # These alone are of an attempt that holds the folder, or was killed as it took it.
+        return any(path.name not in (lock.NAME, "launch.partial") for path in folder.iterdir())
     except OSError as error:
         raise UserError(f"{folder}: cannot be read ({error.strerror}); set name= or runs=") from None
 
@@ -200,6 +201,8 @@ def _remove_run(folder: Path) -> None:
         "checkpoints/*.pt",
         "checkpoints/*.pt.stale*",
         "checkpoints/*.partial",
+        "history.jsonl",
+        "lock-*.partial",
         "metrics.jsonl",
         "metrics.partial",
         "summary.json",

@@ -44,7 +44,7 @@ class Reporter:
         self.session = Stopwatch()
         self.epoch_watch = Stopwatch()
         self._reading = Stopwatch()
-        self._gradient_bytes = 0
+        self._gradient_bytes, self._epoch_bytes, self._epoch_steps = 0, 0, 0
         self._trained_images, self._trained_seconds = 0, 0.0
         self._seconds_before = run.progress.seconds
 
@@ -55,9 +55,12 @@ class Reporter:
 
     def epoch_begins(self) -> None:
         self.epoch_watch, self._reading = Stopwatch(), Stopwatch()
+        self._epoch_bytes, self._epoch_steps = 0, 0
 
     def step_done(self, images: int, gradient_bytes: int) -> None:
         self._gradient_bytes = gradient_bytes
+        self._epoch_bytes += gradient_bytes
+        self._epoch_steps += 1
         self.epoch_watch.images += images
         self._reading.images += images
 
@@ -83,6 +86,7 @@ class Reporter:
             start_step=run.progress.step,
             start_epoch=run.progress.epoch,
             resumed=resumed,
+            versions=versions(),
         )
 
     def step_report(self, loss: Tensor) -> StepReport:
@@ -118,6 +122,7 @@ class Reporter:
             explored=run.masks.explored(),
             images_per_second=self.epoch_watch.per_second,
             seconds=time.monotonic() - self.epoch_watch.began,
+            gradient_bytes=self._epoch_bytes / max(self._epoch_steps, 1),
             active_weights=self._active_weights(),
             bad_files=len(run.shared_bad_samples),
             skipped_steps=progress.skipped_steps,

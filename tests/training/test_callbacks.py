@@ -4,6 +4,7 @@ import fcntl
 import json
 import os
 import pty
+import re
 import struct
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from tensorboard.plugins.custom_scalar import layout_pb2, metadata
 from dynsparse.errors import StopRequested, UserError
 from dynsparse.training.callbacks import Callback, Observers, standard_observers
 from dynsparse.training.callbacks.base import EpochReport
+from dynsparse.training.callbacks.history_file import HistoryFile
 from dynsparse.training.callbacks.summary_file import SummaryFile
 from dynsparse.training.callbacks.tensorboard import LAYOUT
 from dynsparse.training.checkpoint import read
@@ -43,8 +45,10 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
     # As if it had been killed after step 10's save: what it wrote of step 11 must not stay.
     (settings.folder / "checkpoints" / "step-000000011.pt").unlink()
     saved = open_folder(settings, resume="auto", overwrite=False)
-    second = runs.trainer(settings, observers=standard_observers(settings), checkpoints=checkpoints_of(settings))
     assert saved is not None
+    path = settings.folder / "checkpoints" / "step-000000010.pt"
+    observers = standard_observers(settings, launch="7", resumed_from=path)
+    second = runs.trainer(settings, observers=observers, checkpoints=checkpoints_of(settings))
     second.load(saved)
     return settings.folder, second.fit()
 
@@ -114,6 +118,37 @@ def test_the_layout_puts_all_layers_on_one_chart(finished: tuple[Path, Any]) -> 
     assert len(charts) == sum(map(len, LAYOUT.values()))
 
 
+def test_every_chart_of_the_layout_has_a_line(finished: tuple[Path, Any]) -> None:
+    tags = events(finished[0]).Tags()["scalars"]
+    for title, (_, patterns) in (chart for category in LAYOUT.values() for chart in category.items()):
+        assert any(re.match(pattern, tag) for pattern in patterns for tag in tags), title
+
+
+def test_history(finished: tuple[Path, Any]) -> None:
+    """Not cut where metrics are: step 11 was done, lost, and done again."""
+    folder, summary = finished
+    first, stop, second, end = (json.loads(line) for line in (folder / "history.jsonl").read_text().splitlines())
+    assert [line["kind"] for line in (first, stop, second, end)] == ["start", "end", "start", "end"]
+    assert [line["step"] for line in (first, stop, second, end)] == [0, 11, 10, 16]
+    assert (first["resumed"], first["from"], first["launch"]) == (False, None, None)
+    checkpoint = folder / "checkpoints" / "step-000000010.pt"
+    assert (second["resumed"], second["from"], second["launch"]) == (True, str(checkpoint), "7")
+    assert (stop["status"], end["status"]) == ("stopped", "done")
+    assert first["process"] == os.getpid()
+    assert first["versions"] == summary.versions
+    assert first["time"] <= stop["time"] <= second["time"] <= end["time"]
+
+
+def test_half_a_line_of_history_spoils_no_other(tmp_path: Path, finished: tuple[Path, Any]) -> None:
+    """As a disk that was full leaves it."""
+    path = tmp_path / "history.jsonl"
+    path.write_text('{"kind": "start"}\n{"kind": "en')
+    HistoryFile(path).on_end(finished[1])
+    first, half, whole = path.read_text().splitlines()
+    assert (json.loads(first), half) == ({"kind": "start"}, '{"kind": "en')
+    assert json.loads(whole)["kind"] == "end"
+
+
 def test_metrics_file(finished: tuple[Path, Any]) -> None:
     folder, summary = finished
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
@@ -127,6 +162,7 @@ def test_metrics_file(finished: tuple[Path, Any]) -> None:
         if line["kind"] == "reallocation":
             assert line["dropped"] == line["grown"] == sum(layer["dropped"] for layer in line["layers"].values())
             assert line["threshold"] > 0
+            assert line["timing"]["seconds"] > 0
         else:
             assert sum(layer["active"] for layer in line["layers"].values()) == line["active_weights"] == line["budget"]
             assert line["timing"]["images_per_second"] > 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from dynsparse.config import RunConfig
 from dynsparse.errors import UserError
@@ -73,15 +74,22 @@ class Observers(Callback):
                 self._failed.add(member)
 
 
-def standard_observers(config: RunConfig) -> list[Callback]:
-    """What a run from the command line is watched by."""
+def standard_observers(
+    config: RunConfig, *, launch: str | None = None, resumed_from: Path | None = None
+) -> list[Callback]:
+    """What a run from the command line is watched by. The rest is for its history: see `HistoryFile`."""
     from dynsparse.training.callbacks.closing import ClosingTable
+    from dynsparse.training.callbacks.history_file import HistoryFile
     from dynsparse.training.callbacks.metrics_file import MetricsFile
     from dynsparse.training.callbacks.progress import progress
     from dynsparse.training.callbacks.summary_file import SummaryFile
 
     folder = config.folder
-    members: list[Callback] = [MetricsFile(folder / "metrics.jsonl"), SummaryFile(folder / "summary.json")]
+    members: list[Callback] = [
+        MetricsFile(folder / "metrics.jsonl"),
+        HistoryFile(folder / "history.jsonl", launch=launch, resumed_from=resumed_from),
+        SummaryFile(folder / "summary.json"),
+    ]
     if config.log.tensorboard:
         from dynsparse.training.callbacks.tensorboard import TensorBoard
 

@@ -37,6 +37,7 @@ class RunReport:
     """Steps done before, 0 in a new run."""
     start_epoch: int
     """Epochs trained and evaluated before."""
+    versions: Mapping[str, str]
 
 
 @dataclass(frozen=True)
@@ -87,6 +88,8 @@ class EpochReport:
     """Over the training steps of this epoch, all ranks together."""
     seconds: float
     """Of training and evaluation in this epoch, since the start or the resume."""
+    gradient_bytes: float
+    """That this worker handed to the all-reduce, mean over the steps of this epoch since the start or the resume."""
     bad_files: int
     """Training files that cannot be had, found so far; others of their classes come in their place."""
     skipped_steps: int

@@ -48,6 +48,7 @@ class MetricsFile(Callback):
                     for name in report.active
                 },
                 "repaired": list(report.repaired),
+                "timing": {"seconds": report.seconds},
             }
         )
 
@@ -78,7 +79,11 @@ class MetricsFile(Callback):
                     }
                     for name in report.active
                 },
-                "timing": {"images_per_second": report.images_per_second, "seconds": report.seconds},
+                "timing": {
+                    "images_per_second": report.images_per_second,
+                    "seconds": report.seconds,
+                    "gradient_bytes_per_step": report.gradient_bytes,
+                },
             }
         )
 

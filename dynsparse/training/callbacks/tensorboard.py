@@ -12,6 +12,11 @@ from dynsparse.training.callbacks.base import Callback, EpochReport, RunReport, 
 
 # One chart with a line a layer, in TensorBoard's "Custom Scalars" tab.
 LAYOUT = {
+    "How it learns": {
+        "loss": ["Multiline", [r"^loss/(train|test|validation)$"]],
+        "top-1 accuracy, %": ["Multiline", [r"^accuracy/.*_top1$"]],
+        "learning rate": ["Multiline", [r"^lr$"]],
+    },
     "Where the weights are": {
         "sparsity of each layer": ["Multiline", [r"^sparsity/layers/.*"]],
         "active weights of each layer": ["Multiline", [r"^active/layers/.*"]],
@@ -20,6 +25,14 @@ LAYOUT = {
     "What reallocation moves": {
         "dropped in each layer": ["Multiline", [r"^dropped/.*"]],
         "grown in each layer": ["Multiline", [r"^grown/.*"]],
+        "what it decides by": ["Multiline", [r"^reallocation/(?!dropped$|grown$|seconds$).*"]],
+    },
+    "What it costs, what goes wrong": {
+        "images per second": ["Multiline", [r"^throughput/.*"]],
+        "bytes to the all-reduce in a step": ["Multiline", [r"^communication/.*"]],
+        "seconds of a reallocation": ["Multiline", [r"^reallocation/seconds$"]],
+        "steps skipped, bad files": ["Multiline", [r"^(loss/skipped_steps|data/bad_files)$"]],
+        "workers": ["Multiline", [r"^run/workers$"]],
     },
 }
 
@@ -35,6 +48,7 @@ class TensorBoard(Callback):
     def on_start(self, run: RunReport) -> None:
         self._writer = SummaryWriter(str(self.folder), purge_step=run.start_step + 1 if run.resumed else None)
         self._weights = {layer.name: layer.weights for layer in run.layers}
+        self._writer.add_scalar("run/workers", run.world_size, run.start_step)
         if not run.resumed:
             self._writer.add_custom_scalars(LAYOUT)
             self._writer.add_text("config", "".join(f"    {line}\n" for line in run.config_yaml.splitlines()), 0)
@@ -53,6 +67,7 @@ class TensorBoard(Callback):
         for name in report.active:
             self._writer.add_scalar(f"dropped/{name}", report.dropped[name], report.step)
             self._writer.add_scalar(f"grown/{name}", report.grown[name], report.step)
+        self._writer.add_scalar("reallocation/seconds", report.seconds, report.step)
         self._writer.add_scalar("reallocation/dropped", sum(report.dropped.values()), report.step)
         self._writer.add_scalar("reallocation/grown", sum(report.grown.values()), report.step)
         for name, value in report.scalars.items():

@@ -1,0 +1,88 @@
+"""Which process holds a run's folder, and whether it is still there."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+from dataclasses import asdict, dataclass, fields
+from datetime import datetime, timezone
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Holder:
+    """A process, so that any other that sees the same files can tell which it is."""
+
+    host: str
+    process: int
+    """Its number where it runs."""
+    started: int | None
+    """In clock ticks since its machine booted: numbers of processes are given again."""
+    space: str | None
+    """Where its number counts: this boot of its machine, and its container's process numbers."""
+    launch: str | None
+    since: str
+
+    @classmethod
+    def myself(cls, launch: str | None) -> Holder:
+        process = os.getpid()
+        return cls(socket.gethostname(), process, _started(process), _space(), launch, now())
+
+    def encode(self, alive: str) -> bytes:
+        """As it stands in the file, always of the same length. `alive`: its latest sign of life, as `now` gives it."""
+        return (json.dumps({**asdict(self), "alive": alive}) + "\n").encode()
+
+    @classmethod
+    def decode(cls, content: bytes) -> Holder | None:
+        """None for what is no holder, such as a file that was just made and is empty."""
+        try:
+            found = json.loads(content)
+            return cls(**{field.name: found[field.name] for field in fields(cls)})
+        except (ValueError, TypeError, KeyError):
+            return None
+
+    def lives(self) -> bool | None:
+        """None if it cannot be known from here: on another machine, or in another container of this one."""
+        if self.space is None or self.space != _space():
+            return None
+        try:
+            os.kill(self.process, 0)
+        except ProcessLookupError:
+            return False
+        except PermissionError:  # Another user's.
+            pass
+        started = _started(self.process)
+        return started == self.started if _readable(self.process) else True
+
+    def __str__(self) -> str:
+        launch = f", launch '{self.launch}'" if self.launch else ""
+        return f"process {self.process} on {self.host} (since {self.since}{launch})"
+
+
+def now() -> str:
+    """UTC, as 2026-11-23T08:00:00+00:00."""
+    return datetime.now(timezone.utc).isoformat(timespec="seconds")
+
+
+def _readable(process: int) -> bool:
+    """Whether /proc tells of it; a machine may hide other users' processes."""
+    return Path(f"/proc/{process}/stat").exists()
+
+
+def _started(process: int) -> int | None:
+    """None of a process that is gone, or has ended and only waits for its parent to hear of it."""
+    try:
+        # Its name may hold anything, and stands in parentheses.
+        state, *numbers = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+    except (OSError, ValueError):
+        return None
+    return None if state in "ZX" else int(numbers[18])
+
+
+def _space() -> str | None:
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return f"{boot} {os.readlink('/proc/self/ns/pid')}"
+    except OSError:
+        return None

@@ -1,0 +1,328 @@
+"""Real processes hold locks here, in containers of their own where it matters, and die."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dynsparse.errors import UserError
+from dynsparse.training import lock
+from dynsparse.training.holder import Holder
+from dynsparse.training.lock import RunLock
+from tests.training import runs
+
+OTHER = """
+import sys
+from dynsparse.training import lock
+lock.BEAT_SECONDS = 0.05
+held = lock.RunLock(__import__("pathlib").Path(sys.argv[1]), launch=sys.argv[2] or None)
+held.acquire()
+print("held", flush=True)
+sys.stdin.read()
+held.release()
+"""
+CONTAINER = ("unshare", "--pid", "--fork", "--kill-child", "--mount-proc")
+in_a_container = pytest.mark.skipif(
+    os.geteuid() != 0
+    or shutil.which("unshare") is None
+    or subprocess.run([*CONTAINER, "true"], capture_output=True, check=False).returncode != 0,
+    reason="process namespaces are not allowed here",
+)
+
+Start = Callable[..., "subprocess.Popen[str]"]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return tmp_path / "runs" / "a"
+
+
+@pytest.fixture
+def held(folder: Path) -> Iterator[Start]:
+    """Start another process that holds the lock; it gives it back when its standard input is closed."""
+    processes = []
+
+    def start(*prefix: str, launch: str = "") -> subprocess.Popen[str]:
+        process = subprocess.Popen(
+            [*prefix, sys.executable, "-c", OTHER, str(folder), launch],
+            cwd=runs.ROOT,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+        processes.append(process)
+        assert process.stdout is not None
+        assert process.stdout.readline() == "held\n"
+        return process
+
+    yield start
+    for process in processes:
+        with process:
+            process.kill()
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No more than that many seconds of silence from a holder that cannot be looked up."""
+    monkeypatch.setattr(lock, "STALE_SECONDS", 1.0)
+
+
+@pytest.fixture
+def mine(folder: Path) -> Iterator[RunLock]:
+    one = RunLock(folder)
+    yield one
+    one.release()
+
+
+def of_another_machine(**changes: Any) -> bytes:
+    """A lock whose holder can only be watched."""
+    holder = {**json.loads(Holder.myself("a launch").encode("")), "host": "elsewhere", "space": "its own", **changes}
+    return json.dumps(holder).encode()
+
+
+def test_a_folder_has_one_run_at_a_time(folder: Path, held: Start, mine: RunLock) -> None:
+    process = held()
+    with pytest.raises(UserError, match=rf"is in use by process {process.pid} on \S+ \(since .*\); wait until it ends"):
+        mine.acquire()
+    with pytest.raises(UserError, match="in use"):
+        mine.require_free(within=0)
+    process.communicate()
+    assert not folder.exists(), "a lock leaves nothing"
+    mine.require_free(within=0)
+    assert mine.acquire()
+
+
+def test_what_it_says_of_the_holder(folder: Path, mine: RunLock) -> None:
+    mine.acquire()
+    content = json.loads((folder / "lock.json").read_text())
+    assert content["process"] == os.getpid()
+    assert content["host"] == os.uname().nodename
+    assert content["alive"] >= content["since"]
+
+
+def test_a_killed_holder_is_noticed_at_once(held: Start, mine: RunLock, caplog: pytest.LogCaptureFixture) -> None:
+    process = held()
+    process.kill()
+    process.wait()
+    assert mine.acquire(within=0), "no watching: the process can be looked up"
+    assert f"left by process {process.pid}" in caplog.text
+
+
+def test_a_holder_that_waits_for_its_parent_is_dead(held: Start, mine: RunLock) -> None:
+    """A zombie has its number still."""
+    process = held()
+    os.kill(process.pid, signal.SIGKILL)
+    os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+    assert mine.acquire(within=0)
+
+
+def test_a_number_given_again_is_not_the_holder(folder: Path, mine: RunLock) -> None:
+    """This very process has the number that the lock tells of, but has not begun when that one did."""
+    folder.mkdir(parents=True)
+    content = json.loads(Holder.myself(None).encode(""))
+    (folder / "lock.json").write_text(json.dumps({**content, "started": content["started"] - 1}))
+    assert mine.acquire(within=0)
+
+
+@in_a_container
+def test_a_container_is_watched_while_it_lives(held: Start, mine: RunLock) -> None:
+    held(*CONTAINER)
+    assert mine.acquire(within=0) is False, "its process cannot be looked up: a first look tells nothing"
+    with pytest.raises(UserError, match=r"in use by process \d+ on"):
+        mine.acquire()
+
+
+@in_a_container
+@pytest.mark.usefixtures("impatient")
+def test_a_container_that_died_is_noticed_by_its_silence(
+    held: Start, mine: RunLock, caplog: pytest.LogCaptureFixture
+) -> None:
+    container = held(*CONTAINER)
+    container.kill()
+    container.wait()
+    assert mine.acquire(within=0) is False
+    assert mine.acquire()
+    assert "taken over" in caplog.text
+
+
+@in_a_container
+def test_an_attempt_of_the_same_launch_is_waited_for(folder: Path, held: Start) -> None:
+    """Rank 0 has moved to another machine, and the one before is about to end."""
+    container = held(*CONTAINER, launch="7")
+    next_one = RunLock(folder, launch="7", grace=60)
+    next_one.require_free(within=0)  # Not a reason to refuse a node that joins.
+    assert next_one.acquire(within=1) is False
+    waiting = threading.Thread(target=next_one.acquire)
+    waiting.start()
+    container.communicate()
+    waiting.join()
+    assert json.loads((folder / "lock.json").read_text())["process"] == os.getpid()
+    next_one.release()
+
+
+@in_a_container
+def test_it_is_not_waited_for_without_end(folder: Path, held: Start) -> None:
+    """Somebody has started a launch twice under one id."""
+    held(*CONTAINER, launch="7")
+    with pytest.raises(UserError, match="launch '7'"):
+        RunLock(folder, launch="7", grace=0.5).acquire()
+
+
+@pytest.mark.usefixtures("impatient")
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"host": "a"}', of_another_machine()], ids=range(5))
+def test_silent_locks_are_taken_over_whatever_they_hold(folder: Path, mine: RunLock, content: bytes) -> None:
+    folder.mkdir(parents=True)
+    (folder / "lock.json").write_bytes(content)
+    assert mine.acquire(within=0) is False
+    assert mine.acquire()
+    assert list(folder.iterdir()) == [folder / "lock.json"]
+
+
+def test_of_many_that_find_a_dead_holder_one_takes_over(folder: Path) -> None:
+    """At the same moment, again and again."""
+    dead = of_another_machine(space=Holder.myself(None).space, process=2**22 + 1)
+    for _ in range(15):
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "lock.json").write_bytes(dead)
+        locks, took, refused = [RunLock(folder) for _ in range(4)], [], []
+        together = threading.Barrier(len(locks))
+
+        def take(one: RunLock, took: list[RunLock] = took, refused: list[Any] = refused, at: Any = together) -> None:
+            at.wait()
+            try:
+                one.acquire()
+                took.append(one)
+            except UserError as error:
+                refused.append(error)
+
+        threads = [threading.Thread(target=take, args=(one,)) for one in locks]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert (len(took), len(refused)) == (1, 3)
+        took[0].release()
+        assert not list(folder.glob("*")), "nothing is left over"
+
+
+@pytest.mark.usefixtures("impatient")
+def test_a_start_that_died_as_it_took_over_is_no_hindrance(folder: Path, mine: RunLock) -> None:
+    folder.mkdir(parents=True)
+    dead = of_another_machine(space=Holder.myself(None).space, process=2**22 + 1)
+    (folder / "lock.json").write_bytes(dead)
+    (folder / f"lock-{sha256(dead).hexdigest()[:16]}.partial").touch()
+    assert mine.acquire(within=20)
+    assert [path.name for path in folder.iterdir()] == ["lock.json"]
+
+
+def test_a_holder_that_stood_still_ends(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Suspended for so long that another has taken over, it learns of it and keeps its hands off."""
+    monkeypatch.setattr(lock, "BEAT_SECONDS", 0.02)
+    lost = threading.Event()
+    said: list[str] = []
+    first = RunLock(folder, on_loss=lambda reason: (said.append(reason), lost.set()))
+    first.acquire()
+    others = of_another_machine(process=77)
+    os.replace(write(folder / "other", others), folder / "lock.json")
+    assert lost.wait(30)
+    assert "taken over by process 77 on elsewhere" in said[0]
+    first.release()
+    assert (folder / "lock.json").read_bytes() == others
+
+
+def test_a_removed_folder_comes_back_with_its_lock(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A user has removed it while the run goes on: its next checkpoint makes it anew."""
+    monkeypatch.setattr(lock, "BEAT_SECONDS", 0.02)
+    one = RunLock(folder, on_loss=pytest.fail)
+    one.acquire()
+    shutil.rmtree(folder)
+    folder.mkdir(parents=True)
+    until(lambda: (folder / "lock.json").exists() and (folder / "lock.json").stat().st_size > 0)
+    with pytest.raises(UserError, match="in use"):
+        RunLock(folder).acquire()
+    one.release()
+    assert not (folder / "lock.json").exists()
+
+
+def test_signs_of_life_change_no_length(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A reader at any moment sees a whole lock."""
+    monkeypatch.setattr(lock, "BEAT_SECONDS", 0.001)
+    one = RunLock(folder)
+    one.acquire()
+    sizes, signs = set(), set()
+
+    def seen() -> bool:
+        content = (folder / "lock.json").read_bytes()
+        sizes.add(len(content))
+        signs.add(json.loads(content)["alive"])
+        return len(signs) > 1
+
+    until(seen)
+    one.release()
+    assert len(sizes) == 1
+
+
+def test_no_folder_can_be_made(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for folder in (tmp_path / "file", tmp_path / "file" / "a"):
+        with pytest.raises(UserError, match="not a folder; set name= or runs="):
+            RunLock(folder).acquire()
+    with pytest.raises(UserError, match=r"cannot be written \(.*\); set runs= to a folder that can"):
+        RunLock(Path("/proc/runs/a")).acquire()
+
+
+def test_a_release_leaves_what_is_there(folder: Path) -> None:
+    one = RunLock(folder)
+    one.acquire()
+    (folder / "metrics.jsonl").touch()
+    one.release()
+    one.release()
+    assert [path.name for path in folder.iterdir()] == ["metrics.jsonl"]
+
+
+def test_a_second_start_is_refused_and_the_first_goes_on(tmp_path: Path) -> None:
+    """dist_train.py, for real: one line, exit code 2, with --check as without."""
+    settings = runs.config(runs=str(tmp_path), name="a", train={"epochs": 100_000}, log={"progress": "lines"})
+    path = runs.write_config(tmp_path, settings)
+    first = runs.start([sys.executable, "dist_train.py", "--config", path])
+    try:
+        assert first.stderr is not None
+        until(lambda: first.stderr.readline().startswith("epoch 1/"))
+        for more in (["--overwrite"], ["--resume", "auto", "--check"]):
+            second = runs.dist_train("--config", path, *more)
+            assert second.returncode == 2
+            assert second.stderr.startswith(f"error: {settings.folder} is in use by process {first.pid} on ")
+            assert second.stderr.count("\n") == 1
+        assert first.poll() is None
+        first.send_signal(signal.SIGTERM)
+        first.communicate(timeout=100)
+        assert first.returncode == 75
+    finally:
+        runs.kill(first)
+    assert not (settings.folder / "lock.json").exists()
+    again = runs.dist_train("--config", path, "--resume", "auto", "--check")
+    assert (again.returncode, again.stdout, again.stderr) == (0, "", "")
+
+
+def write(path: Path, content: bytes) -> Path:
+    path.write_bytes(content)
+    return path
+
+
+def until(ready: Callable[[], bool], seconds: float = 60) -> None:
+    deadline = time.monotonic() + seconds
+    while not ready():
+        assert time.monotonic() < deadline, "never so"
