@@ -323,6 +323,14 @@ def require_same_data(data: Data) -> None:
         )
 
 
+class LogLine(logging.Formatter):
+    """A bare line for what goes on, `warning: ` before what goes wrong while training goes on."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        line = super().format(record)
+        return f"{record.levelname.lower()}: {line}" if record.levelno >= logging.WARNING else line
+
+
 def say(error: Exception) -> None:
     if torchrun.speaks_first():
         print("".join(f"error: {line}\n" for line in str(error).splitlines()), end="", file=sys.stderr, flush=True)
@@ -354,7 +362,9 @@ def main() -> NoReturn:
             print_to_reader(schema.json_schema().rstrip("\n"))
             leave(EXIT_DONE, worker)
         speaks = worker.is_main and not arguments.check
-        logging.basicConfig(level=logging.INFO if speaks else logging.ERROR, format="%(message)s")
+        lines = logging.StreamHandler()
+        lines.setFormatter(LogLine())
+        logging.basicConfig(level=logging.INFO if speaks else logging.ERROR, handlers=[lines])
         run(arguments, worker)
     except StopRequested:
         leave(EXIT_STOPPED, worker)

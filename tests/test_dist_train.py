@@ -85,6 +85,27 @@ def test_dry_run(call: Any, config: Path, settings: RunConfig) -> None:
     assert not settings.folder.exists()
 
 
+def test_check_says_what_a_start_would_refuse(call: Any, config: Path, settings: RunConfig, tmp_path: Path) -> None:
+    assert call("--config", config, "--check") == (0, "", "")
+    assert not settings.folder.exists()
+    code, out, err = call("--config", config, "--check", "sparsity.fc=2", "data={name: mnist, path: /nowhere}")
+    assert (code, out) == (2, "")
+    assert [line.partition(":")[0] for line in err.splitlines()] == ["error"] * err.count("\n")
+    assert "sparsity.fc" in err
+    code, _, err = call("--config", config, "--check", "data={name: mnist, path: /nowhere}")
+    assert code == 2
+    assert "/nowhere" in err and err.count("\n") == 1
+    settings.folder.mkdir(parents=True)
+    (settings.folder / "notes.txt").touch()
+    code, _, err = call("--config", config, "--check")
+    assert code == 2
+    assert "exists; go on with --resume auto" in err
+    code, _, err = call("--config", config, "--check", "--overwrite")
+    assert "holds no run of dynsparse and is not replaced" in err
+    assert call("--config", config, "--check", "--dry-run") == (0, "", "")
+    assert [path.name for path in settings.folder.iterdir()] == ["notes.txt"], "nothing is changed"
+
+
 def test_train_evaluate_resume_and_overwrite(call: Any, config: Path, settings: RunConfig) -> None:
     assert call("--config", config)[0] == 0
     assert runs.summary(settings.folder)["status"] == "done"
@@ -277,8 +298,10 @@ def test_a_checkpoint_of_two_workers_works_for_one(tmp_path: Path, config: Path,
     result = runs.dist_train("--config", config, "--resume", "auto", "train.epochs=3")
     assert result.returncode == 0
     assert (
-        "made by 2 workers, this run has 1: masks, weights, optimizer and sample order go on exactly" in result.stderr
+        "\nwarning: the checkpoint was made by 2 workers, this run has 1: masks, weights, optimizer and sample order "
+        "go on exactly" in result.stderr
     )
+    assert "\nepoch 3/3 " in result.stderr, "what is no warning is not called one"
     assert runs.summary(settings.folder)["epochs"] == 3
 
 

@@ -67,9 +67,18 @@ def test_overwrite_replaces_runs_only(tmp_path: Path, content: str) -> None:
 def test_overwrite_removes_only_what_a_run_writes(tmp_path: Path) -> None:
     finished_run(tmp_path)
     (tmp_path / "a" / "notes.txt").write_text("kept")
+    (tmp_path / "a" / "history.jsonl").touch()
     settings = runs.config(runs=str(tmp_path), name="a")
     open_folder(settings, resume=None, overwrite=True)
     assert sorted(path.name for path in settings.folder.iterdir()) == ["checkpoints", "config.yaml", "notes.txt"]
+
+
+def test_a_lock_alone_is_no_run(tmp_path: Path) -> None:
+    """Of a start that holds the folder, or died before it took it."""
+    settings = runs.config(runs=str(tmp_path), name="a")
+    settings.folder.mkdir()
+    (settings.folder / "lock.json").touch()
+    assert find_start(settings, resume=None, overwrite=False) is None
 
 
 def test_resume_auto_of_nothing_is_a_new_run(tmp_path: Path) -> None:

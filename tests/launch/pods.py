@@ -1,0 +1,153 @@
+"""A manifest's pod on this machine: a host of tests/hosts.py in which its containers run as the manifest says.
+
+With its command, arguments and variables, user and groups, without capabilities, a root file system that cannot be
+written to, and the volumes where it mounts them: a claim is a folder. The image is a copy of the project with this
+machine's programs around it. There is no cluster: what its controllers would add is given here, by their rules.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tests.hosts import Host
+from tests.launch import manifests
+from tests.training.runs import ROOT, children
+
+WORKING_FOLDER = "/dynsparse"  # As the Dockerfile has it.
+_UNITS = {"Mi": "m", "Gi": "g"}
+
+# Its mounts are seen by nobody else, and go when it ends. $1: where the image is put together; then pairs of options
+# and folders to mount, "--", and what to run.
+_CONTAINER = """
+root=$1; shift
+mount -t tmpfs -o mode=755 image "$root"
+while [ "$1" != -- ]; do
+    options=$1 from=$2 to=$root$3; shift 3
+    if [ -L "$from" ]; then cp -d "$from" "$to"; continue; fi
+    mkdir -p "$to"
+    case $options in
+        tmpfs*) mount -t tmpfs -o "${options#tmpfs,}" volume "$to" ;;
+        *) mount --rbind "$from" "$to" && mount -o "remount,bind,$options" "$to" ;;
+    esac
+done
+shift
+mount -o remount,ro "$root"
+exec chroot "$root" /bin/sh -ec 'cd "$0"; exec "$@"' "$@"
+"""
+
+
+def make_image(folder: Path) -> Path:
+    """What the Dockerfile copies, and folders for the volumes."""
+    for name in ("configs", "dynsparse", "launch", "pipelines"):
+        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "dist_train.py", folder)
+    for name in ("runs", "data"):
+        (folder / name).mkdir()
+    return folder
+
+
+def give_to_group(folder: Path, group: int) -> None:
+    """What fsGroup does to a volume."""
+    shutil.chown(folder, group=group)
+    folder.chmod(0o2775)
+
+
+@dataclass
+class Pod:
+    """`labels` and `annotations` are those that its controller gives it, `variables` the container's own likewise."""
+
+    spec: dict[str, Any]
+    host: Host
+    name: str
+    image: Path
+    claims: dict[str, Path]
+    labels: dict[str, str]
+    variables: dict[str, str] = field(default_factory=dict)
+
+    def boot(self, names: Path) -> None:
+        """Give the host the pod's name, and the names that it can look up."""
+        script = 'echo "$1" > /proc/sys/kernel/hostname; mount --bind "$2" /etc/hosts'
+        done = self.host.start("sh", "-ec", script, "sh", self.name, names)
+        out, _ = done.communicate(timeout=60)
+        assert done.returncode == 0, out
+
+    def environment(self, container: dict[str, Any]) -> dict[str, str]:
+        variables = dict(self.variables)
+        for entry in container.get("env", []):
+            if "valueFrom" in entry:
+                path = entry["valueFrom"]["fieldRef"]["fieldPath"]
+                label = re.fullmatch(r"metadata\.labels\['(.*)'\]", path)
+                assert label is not None, path
+                variables[entry["name"]] = self.labels[label[1]]
+            else:
+                variables[entry["name"]] = manifests.expand(entry["value"], variables)
+        return variables
+
+    def command(self, container: dict[str, Any], *more: str) -> list[str]:
+        variables = self.environment(container)
+        words = [*container["command"], *container.get("args", []), *more]
+        return [manifests.expand(word, variables) for word in words]
+
+    def start(self, container: dict[str, Any], log: Path, *more: str) -> subprocess.Popen[str]:
+        """Run a container, `more` after its arguments."""
+        root = self.image.with_name(f"{self.name}-{container['name']}")
+        root.mkdir(exist_ok=True)
+        variables = {"PATH": f"{Path(sys.executable).parent}:/usr/bin:/bin", **self.environment(container)}
+        return self.host.start(
+            *("unshare", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc"),
+            *("bash", "-ec", _CONTAINER, "bash", root, *self._mounts(container), "--", WORKING_FOLDER),
+            *("setpriv", *self._privileges(container), "env", "-i"),
+            *(f"{name}={value}" for name, value in variables.items()),
+            *self.command(container, *more),
+            log=log,
+        )
+
+    def _privileges(self, container: dict[str, Any]) -> list[str]:
+        of_pod, own = self.spec["securityContext"], container["securityContext"]
+        assert own["readOnlyRootFilesystem"]
+        assert own["capabilities"] == {"drop": ["ALL"]}
+        assert not own["allowPrivilegeEscalation"]
+        user, group, volumes = (str(of_pod[name]) for name in ("runAsUser", "runAsGroup", "fsGroup"))
+        ids = [f"--reuid={user}", f"--regid={group}", f"--groups={volumes}"]
+        return [*ids, "--no-new-privs", "--inh-caps=-all", "--bounding-set=-all"]
+
+    def _mounts(self, container: dict[str, Any]) -> list[str]:
+        """Three words each: options, from where, to where."""
+        system = ["/bin", "/lib", "/lib64", "/usr", "/etc", sys.base_prefix, sys.prefix]
+        mounts = [("ro", path, path) for path in system]
+        mounts += [("rw", path, path) for path in ("/dev", "/proc", "/sys")]
+        mounts.append(("ro", str(self.image), WORKING_FOLDER))
+        volumes = {volume["name"]: volume for volume in self.spec["volumes"]}
+        for mount in container.get("volumeMounts", []):
+            mounts.append((*self._volume(volumes[mount["name"]], mount), mount["mountPath"]))
+        return [word for mount in mounts for word in mount]
+
+    def _volume(self, volume: dict[str, Any], mount: dict[str, Any]) -> tuple[str, str]:
+        if "emptyDir" in volume:
+            size = volume["emptyDir"]["sizeLimit"]
+            return f"tmpfs,mode=1777,size={size[:-2]}{_UNITS[size[-2:]]}", "-"
+        claim = volume["persistentVolumeClaim"]
+        read_only = mount.get("readOnly", False) or claim.get("readOnly", False)
+        return "ro" if read_only else "rw", str(self.claims[claim["claimName"]])
+
+
+def stop(process: subprocess.Popen[str]) -> None:
+    """SIGTERM to a container's first process, as the kubelet stops it."""
+    pid = process.pid
+    while _depth(pid) < 3:  # This machine, the host, the container.
+        (pid,) = children(pid)
+    os.kill(pid, signal.SIGTERM)
+
+
+def _depth(pid: int) -> int:
+    """In how many spaces of process numbers a process has one, from this one's on."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    return len(re.findall(r"^NSpid:(.*)$", status, re.MULTILINE)[0].split())
