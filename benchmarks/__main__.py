@@ -14,7 +14,7 @@ from pathlib import Path
 
 from benchmarks.record import RESULTS
 
-FULL = ("reallocation", "steps", "memory", "startup", "scaling", "passes")
+FULL = ("reallocation", "steps", "memory", "startup", "scaling", "passes", "csr")
 SHORT = {
     "allreduce": ("--rounds", "1"),
     "checkpoints": ("--rounds", "1"),

@@ -1,0 +1,134 @@
+"""Sparse layers as CSR matrices: a file that shrinks with the density, and linear layers that skip the zeros.
+
+`load` gives the network back:
+
+    from dynsparse.tools.export.csr import load
+    model = load("digits_dsr.csr.pt")
+"""
+
+from __future__ import annotations
+
+import io
+import pickle
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import TypeAdapter
+from torch import Tensor, nn
+
+from dynsparse.errors import UserError
+from dynsparse.models import AnyModel, ModelSettings
+from dynsparse.tools.export.network import ExportedNetwork
+
+SUFFIX = ".csr.pt"
+LOADING = 'model = dynsparse.tools.export.csr.load("{path}")'
+
+FORMAT = "dynsparse csr 1"
+RUN_FROM, RUN_BELOW = 100_000, 0.15
+"""Weights and density of the linear layers that run as CSR, from between what was measured (docs/results/csr.md).
+
+Of 30,000 weights they are mostly slower than dense, of 235,000 mostly faster; at a density of 0.1 mostly faster, at 0.2
+not.
+"""
+
+
+def encode(network: ExportedNetwork) -> bytes:
+    """The file's content: plain data and tensors, which `torch.load(weights_only=True)` opens.
+
+    A sparse layer is a matrix [out, in], a convolution [out, in x height x width], with int32 indices: 8 bytes for each
+    active weight, those at 0 included. Where that is no less than the dense tensor takes, it stays dense, as all else
+    does. UserError if that leaves no layer.
+    """
+    state = network.state_dict()
+    sparse = {name: mask for name, mask in network.masks.items() if 2 * int(mask.count_nonzero()) < mask.numel()}
+    if not sparse:
+        tied = network.facts["tied"] == "true"
+        why = "tied weights share values and are not 0" if tied else "no layer is sparser than a half"
+        raise UserError(f"--format csr: {why}: CSR would be larger than dense; use torch or safetensors")
+    content = {
+        "format": FORMAT,
+        "model": dict(network.settings),
+        "image_shape": list(network.image_shape),
+        "classes": network.classes,
+        "facts": dict(network.facts),
+        "shapes": {name: list(state[name].shape) for name in sparse},
+        "sparse": {name: to_csr(state[name].flatten(1), mask.flatten(1)) for name, mask in sparse.items()},
+        "dense": {name: value for name, value in state.items() if name not in sparse},
+    }
+    file = io.BytesIO()
+    torch.save(content, file)
+    return file.getvalue()
+
+
+def to_csr(weight: Tensor, mask: Tensor) -> Tensor:
+    """The matrix [rows, columns] as CSR, with an entry wherever `mask` (bool) is True; indices are int32.
+
+    MKL multiplies int32 indices as they are; int64 ones torch would convert at each call.
+    """
+    starts = torch.zeros(len(mask) + 1, dtype=torch.int32)
+    starts[1:] = mask.sum(1).cumsum(0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # That torch's CSR is in beta.
+        columns = mask.nonzero()[:, 1].to(torch.int32)
+        return torch.sparse_csr_tensor(starts, columns, weight[mask], weight.shape, check_invariants=True)
+
+
+class SparseLinear(nn.Module):
+    """nn.Linear whose weight [out, in] is a CSR matrix; float32 [..., in] to [..., out]. For inference on the CPU."""
+
+    weight: Tensor
+    bias: Tensor | None
+
+    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
+        super().__init__()
+        self.register_buffer("weight", weight)
+        self.register_buffer("bias", bias)
+
+    @torch.no_grad()
+    def forward(self, x: Tensor) -> Tensor:
+        """The matrix stands on the left: x times its transpose, as nn.Linear has it, takes several times as long."""
+        rows = x.reshape(-1, x.shape[-1])
+        y = torch.mv(self.weight, rows[0])[None] if len(rows) == 1 else (self.weight @ rows.T).T
+        return (y if self.bias is None else y + self.bias).view(*x.shape[:-1], -1)
+
+
+def load(path: str | Path, *, run_sparse: bool = True) -> nn.Module:
+    """The network in a file that `encode` wrote, in evaluation mode, on the CPU. UserError if it is no such file.
+
+    Large linear layers of low density multiply CSR matrices (RUN_FROM, RUN_BELOW). All else has dense tensors,
+    convolutions too: torch has no sparse ones. Without `run_sparse` it is the ordinary module, to be moved or trained.
+    """
+    content = _read(Path(path))
+    settings: ModelSettings = TypeAdapter(AnyModel).validate_python(content["model"])
+    model = settings.build(tuple(content["image_shape"]), content["classes"])
+    whole = {name: matrix.to_dense().view(content["shapes"][name]) for name, matrix in content["sparse"].items()}
+    model.load_state_dict({**content["dense"], **whole})
+    if run_sparse and torch.backends.mkl.is_available():  # Measured with MKL alone.
+        for name, matrix in content["sparse"].items():
+            _run_sparse(model, name.removesuffix(".weight"), matrix)
+    return model.eval()
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        with torch.sparse.check_sparse_tensor_invariants(enable=True), warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except (FileNotFoundError, IsADirectoryError, PermissionError) as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}); give a file of --format csr") from None
+    except (pickle.UnpicklingError, RuntimeError, ValueError, EOFError, OSError) as error:
+        raise UserError(f"{path}: damaged or not of --format csr ({str(error).splitlines()[0]}); export anew") from None
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        raise UserError(f"{path}: not of --format csr ('{FORMAT}'); export anew")
+    return content
+
+
+def _run_sparse(model: nn.Module, path: str, matrix: Tensor) -> None:
+    """Only of nn.Linear itself: others, attention's for one, have their weight read past `forward`."""
+    layer = model.get_submodule(path)
+    weights, active = matrix.numel(), matrix.values().numel()
+    if type(layer) is nn.Linear and weights >= RUN_FROM and active <= RUN_BELOW * weights:
+        bias = None if layer.bias is None else layer.bias.detach()
+        model.set_submodule(path, SparseLinear(matrix, bias))

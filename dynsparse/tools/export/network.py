@@ -1,0 +1,93 @@
+"""The network of a checkpoint, away from its run: an ordinary module in evaluation mode, weights in full tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from dynsparse.errors import UserError
+from dynsparse.tools.opening import Opened, open_checkpoint
+from dynsparse.training.start import checkpoint_of
+
+
+@dataclass(frozen=True)
+class ExportedNetwork:
+    """What a format writes."""
+
+    model: nn.Module
+    """On the CPU, in evaluation mode, contiguous. Tied weights are read from their banks: each has its own value."""
+    masks: Mapping[str, Tensor]
+    """Of the layers that are not full, by the name of the weight: bool, of its shape, True where active."""
+    settings: Mapping[str, Any]
+    """The config's model section, which builds the network."""
+    image_shape: tuple[int, int, int]
+    classes: int
+    facts: Mapping[str, str]
+    """Where it comes from, for formats that can say so."""
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Copies that share no memory, row-major whatever the run trained in."""
+        state: Mapping[str, Tensor] = self.model.state_dict()
+        return {name: value.clone(memory_format=torch.contiguous_format) for name, value in state.items()}
+
+    @property
+    def dense_bytes(self) -> int:
+        """Of all values of the state_dict."""
+        return sum(value.numel() * value.element_size() for value in self.model.state_dict().values())
+
+
+def source_of(source: str) -> Path:
+    """The checkpoint that is taken: the file itself; of a run's folder the best, or the latest if none is best yet."""
+    best = Path(source) / "checkpoints" / "best.pt"
+    return best if best.is_file() else checkpoint_of(source)
+
+
+def take_network(path: Path) -> ExportedNetwork:
+    """From a checkpoint. UserError as `open_checkpoint` has it."""
+    opened = open_checkpoint(path)
+    network, config = opened.network, opened.config
+    masks = {layer.name: layer.mask for layer in network.masks if not layer.is_full}
+    facts = _facts(opened)
+    for layer in network.tied:
+        module = network.model.get_submodule(layer.name.rpartition(".")[0])
+        parametrize.remove_parametrizations(module, layer.name.rpartition(".")[2], leave_parametrized=True)
+    model = network.model.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+    model.eval().requires_grad_(False)
+    settings = config.as_dict()["model"]
+    return ExportedNetwork(model, masks, settings, config.data.image_shape, config.data.classes, facts)
+
+
+def _facts(opened: Opened) -> dict[str, str]:
+    network, config, top1 = opened.network, opened.config, opened.saved["progress"]["test_top1"]
+    return {
+        "run": config.run_name,
+        "model": config.model.name,
+        "method": config.method.name,
+        "step": str(opened.step),
+        "test_top1": "" if top1 is None else f"{top1:.2f}",
+        "active_weights": str(network.active_weights),
+        "sparsity": f"{network.sparsity:.6f}",
+        "model_sparsity": f"{network.model_sparsity:.6f}",
+        "tied": str(bool(network.tied)).lower(),
+        "mask_digest": opened.mask_digest,
+        "weight_digest": opened.weight_digest,
+        "dynsparse": str(opened.saved["versions"]["dynsparse"]),
+    }
+
+
+def libraries(file_format: str, *names: str) -> Sequence[Any]:
+    """Import what a format needs beside torch. UserError if it is not installed."""
+    try:
+        return [import_module(name) for name in names]
+    except ModuleNotFoundError as error:
+        raise UserError(
+            f"--format {file_format} needs {error.name}, which is not installed; "
+            "pip install 'dynsparse[export]', or make setup"
+        ) from None

@@ -1,0 +1,16 @@
+"""The same tensors as the plain state_dict, in a safetensors file, which tells where they come from."""
+
+from __future__ import annotations
+
+from dynsparse.tools.export.network import ExportedNetwork, libraries
+
+SUFFIX = ".safetensors"
+LOADING = 'model.load_state_dict(safetensors.torch.load_file("{path}"))'
+
+
+def encode(network: ExportedNetwork) -> bytes:
+    """The file's content. UserError where the library is missing."""
+    (safetensors,) = libraries("safetensors", "safetensors.torch")
+    # "format: pt" is what readers of such files look for.
+    content: bytes = safetensors.save(network.state_dict(), metadata={"format": "pt", **network.facts})
+    return content

@@ -1,0 +1,181 @@
+"""python -m dynsparse inspect: check a checkpoint, and print what it is, what it takes and its table of layers."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import zipfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dynsparse.runtime import print_to_reader
+from dynsparse.tools.opening import Opened, open_checkpoint
+from dynsparse.training.network import align
+from dynsparse.training.start import checkpoint_of
+
+PARTS = ("weights", "masks", "explored", "optimizer state", "initial weights", "rest")
+HELD = (
+    "every byte is as it was written (CRC of each entry, SHA-256 of the content), and nothing in it was executed",
+    "each layer has as many stored values and moments as its mask has bits set; all numbers are finite",
+    "active weights make up the budget; outside the masks weights are 0",
+)
+
+
+def main(arguments: list[str]) -> None:
+    """UserError for a checkpoint that is absent, damaged or does not hold together."""
+    parser = argparse.ArgumentParser(
+        prog="python -m dynsparse inspect",
+        description="Check a checkpoint and print what it is, what it takes of the disk and its table of layers. "
+        "Needs no data.",
+    )
+    parser.add_argument("checkpoint", metavar="CKPT", help="a checkpoint, or a run's folder: its latest")
+    parser.add_argument("--json", action="store_true", help="for programs")
+    parsed = parser.parse_args(arguments)
+    found = describe(open_checkpoint(checkpoint_of(parsed.checkpoint)))
+    print_to_reader(json.dumps(found, indent=2) if parsed.json else text(found))
+
+
+def describe(opened: Opened) -> dict[str, Any]:
+    """All that is printed, as plain data: bytes, counts, shares of 1, accuracy in percent."""
+    progress, config, network = opened.saved["progress"], opened.config, opened.network
+    return {
+        "file": str(opened.path),
+        "run": config.run_name,
+        "model": config.model.name,
+        "method": config.method.name,
+        "data": config.data.name,
+        "seed": config.seed,
+        "step": opened.step,
+        "epoch": progress["epoch"],
+        "epochs": config.train.epochs,
+        **{key: progress[key] for key in ("test_top1", "best_top1", "reallocations")},
+        "world_size": len(opened.saved["ranks"]),
+        "versions": dict(opened.saved["versions"]),
+        "bytes": {"file": opened.path.stat().st_size, **bytes_by_part(opened.path, opened.saved)},
+        "layers": {row.pop("name"): row for row in _layers(opened)},
+        "active_weights": network.active_weights,
+        "sparse_layer_weights": network.sparse_layer_weights,
+        "total_parameters": network.total_parameters,
+        "sparsity": network.sparsity,
+        "model_sparsity": network.model_sparsity,
+        "tied": bool(network.tied),
+        "mask_digest": opened.mask_digest,
+        "weight_digest": opened.weight_digest,
+        "summary_agrees": True if opened.summary() else None,
+    }
+
+
+def _layers(opened: Opened) -> Iterator[dict[str, Any]]:
+    explored = opened.network.masks.explored()
+    for layer in opened.network.layers:
+        spec, magnitudes = layer.spec, layer.values().abs()
+        yield {
+            "name": layer.name,
+            "shape": list(spec.shape),
+            "unit": list(spec.shape[spec.mask_dims :]),
+            "weights": spec.weights,
+            "active": layer.active_weights,
+            "density": layer.active_weights / spec.weights,
+            "sparsity": layer.sparsity,
+            "at_zero": int((magnitudes == 0).count_nonzero()),
+            "magnitude": {"min": float(magnitudes.min()), "mean": float(magnitudes.mean(dtype=torch.float64))}
+            | {"max": float(magnitudes.max())},
+            "explored": explored.get(layer.name),
+        }
+
+
+def bytes_by_part(path: Path, saved: Mapping[str, Any]) -> dict[str, int]:
+    """What each of PARTS takes in the file, deflated as it lies there; {} where the archive's order tells nothing.
+
+    torch.save numbers storages as it meets them, so the tensors in the order of the state are the entries in the order
+    of their numbers.
+    """
+    with zipfile.ZipFile(path) as archive:
+        entries = [entry for entry in archive.infolist() if Path(entry.filename).parent.name == "data"]
+    entries.sort(key=lambda entry: int(Path(entry.filename).name))
+    storages: dict[int, tuple[str, int]] = {}
+    for part, tensor in _tensors(saved):
+        storage = tensor.untyped_storage()
+        storages.setdefault(storage._cdata, (part, storage.nbytes()))
+    if [size for _, size in storages.values()] != [entry.file_size for entry in entries]:
+        return {}
+    taken = dict.fromkeys(PARTS, 0)
+    for (part, _), entry in zip(storages.values(), entries, strict=True):
+        taken[part] += entry.compress_size
+    taken["rest"] += path.stat().st_size - sum(taken.values())
+    return taken
+
+
+def _tensors(value: Any, part: str = "rest", keys: tuple[str, ...] = ()) -> Iterator[tuple[str, Tensor]]:
+    """The tensors of a state in its order, each with the part that it belongs to."""
+    if isinstance(value, Tensor):
+        yield part, value
+    elif isinstance(value, Mapping):
+        for key, item in value.items():
+            yield from _tensors(item, _part((*keys, str(key)), part), (*keys, str(key)))
+    elif isinstance(value, (list, tuple)):
+        for item in value:
+            yield from _tensors(item, part, (*keys, ""))
+
+
+def _part(keys: tuple[str, ...], above: str) -> str:
+    top = {"weights": "weights", "masks": "masks", "optimizer": "optimizer state", "initial_weights": "initial weights"}
+    if len(keys) == 1:
+        return top.get(keys[0], "rest")
+    return "explored" if above == "masks" and keys[-1] in ("explored", "explored_inactive") else above
+
+
+def text(found: Mapping[str, Any]) -> str:
+    """What `describe` found, for people."""
+    versions = ", ".join(f"{name} {version}" for name, version in found["versions"].items())
+    facts: list[tuple[str, ...]] = [
+        ("run", f"{found['run']}: {found['model']} by {found['method']} on {found['data']}, seed {found['seed']}"),
+        ("progress", f"step {found['step']:,}, {found['epoch']} of {found['epochs']} epochs"),
+        ("test accuracy", f"{_percent(found['test_top1'])}, best so far {_percent(found['best_top1'])}"),
+        ("reallocations", f"{found['reallocations']:,}"),
+        ("workers", f"{found['world_size']}"),
+        ("written by", versions),
+        ("size", _sizes(found["bytes"])),
+        ("digests", f"masks {found['mask_digest']}, weights {found['weight_digest']}"),
+    ]
+    width = max(len(name) for name, _ in facts)
+    lines = [found["file"], *(f"  {name.ljust(width)}  {value}" for name, value in facts)]
+    held = [*HELD, *(["masks and weights are those of summary.json"] if found["summary_agrees"] else [])]
+    whole = "\n".join([*lines, "", _table(found), "", *(f"holds: {line}" for line in held)])
+    return "\n".join(line.rstrip() for line in whole.splitlines())
+
+
+def _sizes(taken: Mapping[str, int]) -> str:
+    parts = ", ".join(f"{part} {size:,}" for part, size in taken.items() if part != "file" and size)
+    return f"{taken['file']:,} bytes" + (f": {parts}" if parts else "")
+
+
+def _table(found: Mapping[str, Any]) -> str:
+    head = "layer", "shape", "unit", "weights", "active", "density", "sparsity", "|w| min", "mean", "max", "at 0"
+    rows: list[tuple[str, ...]] = [(*head, "explored")]
+    for name, row in found["layers"].items():
+        shape, unit = "x".join(map(str, row["shape"])), "x".join(map(str, row["unit"])) or "1"
+        magnitudes = (f"{row['magnitude'][key]:.2g}" for key in ("min", "mean", "max"))
+        explored = "" if row["explored"] is None else f"{100 * row['explored']:.2f} %"
+        counts = _counts(row["weights"], row["active"])
+        rows.append((name, shape, unit, *counts, *magnitudes, f"{row['at_zero']:,}", explored))
+    total, weights, active = found["total_parameters"], found["sparse_layer_weights"], found["active_weights"]
+    for name, of, left in (
+        ("tied layers" if found["tied"] else "sparse layers", weights, active),
+        ("whole model", total, total - weights + active),
+    ):
+        rows.append((name, "", "", *_counts(of, left), "", "", "", "", ""))
+    return align(rows)
+
+
+def _counts(weights: int, active: int) -> tuple[str, str, str, str]:
+    density = active / max(1, weights)
+    return f"{weights:,}", f"{active:,}", f"{density:.4f}", f"{100 * (1 - density):.2f} %"
+
+
+def _percent(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2f} %"

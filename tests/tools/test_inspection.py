@@ -1,0 +1,287 @@
+"""python -m dynsparse inspect: what it says of whole checkpoints, and that no violated invariant passes."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from dynsparse.config import RunConfig
+from dynsparse.masks.maskset import pack_bits
+from dynsparse.tools.inspection import bytes_by_part
+from dynsparse.training.checkpoint import read
+from tests.tools.trained import assert_one_line, call, changed, train
+from tests.training import runs
+
+State = dict[str, Any]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> RunConfig:
+    return train(tmp_path_factory.mktemp("runs"), "sparse")
+
+
+@pytest.fixture(scope="module")
+def latest(run: RunConfig) -> Path:
+    return run.folder / "checkpoints" / "latest.pt"
+
+
+def test_what_is_printed(run: RunConfig, latest: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, err = call(capsys, "inspect", latest)
+    assert (code, err) == (0, "")
+    summary = runs.summary(run.folder)
+    assert f"{latest}\n" in out
+    assert "sparse: mnist_mlp by dsr on synthetic, seed 3" in out
+    assert "step 16, 2 of 2 epochs" in out
+    assert f"{summary['test_top1']:.2f} %, best so far {summary['best_top1']:.2f} %" in out
+    assert summary["mask_digest"] in out and summary["weight_digest"] in out
+    table = {line.split()[0]: line.split() for line in out.splitlines() if line.startswith("fc")}
+    assert list(table) == ["fc1.weight", "fc2.weight", "fc3.weight"]
+    active = summary["layers"]["fc2.weight"]["active_weights"]
+    assert table["fc2.weight"][1:5] == ["12x24", "1", "288", str(active)]
+    whole = next(line for line in out.splitlines() if line.startswith("whole model"))
+    assert f"{100 * summary['model_sparsity']:.2f} %" in whole
+    assert "holds: masks and weights are those of summary.json" in out
+    assert call(capsys, "inspect", run.folder) == (code, out, err), "of a run's folder, the latest"
+
+
+def test_json_has_what_the_run_says_of_itself(run: RunConfig, latest: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    found, summary, saved = (
+        json.loads(call(capsys, "inspect", latest, "--json")[1]),
+        runs.summary(run.folder),
+        read(latest),
+    )
+    for key in ("mask_digest", "weight_digest", "active_weights", "sparse_layer_weights", "total_parameters"):
+        assert found[key] == summary[key]
+    for key in ("sparsity", "model_sparsity", "world_size", "reallocations", "versions"):
+        assert found[key] == summary[key]
+    assert found["summary_agrees"] is True
+    for name, layer in found["layers"].items():
+        assert layer["active"] == summary["layers"][name]["active_weights"]
+        assert layer["sparsity"] == summary["layers"][name]["sparsity_after"]
+        stored = saved["weights"][name].abs()
+        assert layer["magnitude"]["max"] == float(stored.max())
+        assert layer["magnitude"]["min"] == float(stored.min())
+        assert layer["at_zero"] == int((stored == 0).sum())
+    best = run.folder / "checkpoints" / "initial.pt"
+    assert json.loads(call(capsys, "inspect", best, "--json")[1])["summary_agrees"] is None, "another step"
+
+
+def test_what_the_file_takes_is_all_accounted_for(run: RunConfig, latest: Path, tmp_path: Path) -> None:
+    """Values that cannot be deflated are found in their part, to the byte."""
+    content = torch.randint(-(2**62), 2**62, (3, 10_000), generator=torch.Generator().manual_seed(0))
+
+    def put(state: State) -> None:
+        state["weights"]["more"] = content[0].clone()
+        state["masks"]["layers"]["more"] = {"explored_inactive": content[1].clone(), "mask": content[2, :5_000].clone()}
+        state["optimizer"]["more"] = {"momentum_buffer": content[2].clone()}
+
+    before, path = bytes_by_part(latest, read(latest)), changed(latest, tmp_path / "more.pt", put)
+    after = bytes_by_part(path, read(path))
+    for part, size in {"weights": 80_000, "explored": 80_000, "masks": 40_000, "optimizer state": 80_000}.items():
+        assert size <= after[part] - before[part] < 1.01 * size + 100, part
+    assert sum(after.values()) == path.stat().st_size
+    assert before["initial weights"] == 0
+    initial = run.folder / "checkpoints" / "initial.pt"
+    assert bytes_by_part(initial, read(initial))["initial weights"] > 4 * 1_000
+    assert bytes_by_part(initial, read(latest)) == {}, "another file"
+
+
+@pytest.mark.parametrize(
+    ("sections", "row"),
+    [
+        ({"method": {"name": "dense"}}, r"fc1\.weight +24x36 +1 +864 +864 +1\.0000 +0\.00 %"),
+        ({"method": {"name": "tied"}}, r"fc1\.weight +24x36 +1 +864 +173 +0\.2002 +79\.98 %"),
+        (
+            {"model": {"name": "small_cnn"}, "sparsity": {"granularity": 2}, "data": {"shape": [3, 8, 8]}},
+            r"conv\S* +\d+x\d+x3x3 +3x3 ",
+        ),
+    ],
+    ids=["dense", "tied", "kernel slices"],
+)
+def test_other_networks(sections: Any, row: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = train(tmp_path, "a", train={"epochs": 1}, **sections)
+    code, out, err = call(capsys, "inspect", run.folder)
+    assert code == 0, err
+    assert re.search(row, out), out
+    assert "are those of summary.json" in out
+
+
+def test_files_that_are_no_checkpoint(latest: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path, whole = tmp_path / "a.pt", latest.read_bytes()
+
+    def inspect(content: bytes) -> tuple[int, str, str]:
+        path.write_bytes(content)
+        return call(capsys, "inspect", path)
+
+    assert_one_line(call(capsys, "inspect", path), f"checkpoint {path}: does not exist")
+    assert_one_line(inspect(b""), "is empty")
+    assert_one_line(inspect(b"seed: 3\n"), "is no archive")
+    assert_one_line(inspect(whole[: len(whole) // 2]), "is no archive: cut short", "use an earlier one")
+    middle = len(whole) // 2
+    flipped = whole[:middle] + bytes([whole[middle] ^ 0x10]) + whole[middle + 1 :]
+    assert_one_line(inspect(flipped), "is damaged")
+    torch.save({"weights": torch.ones(3)}, path)
+    assert_one_line(call(capsys, "inspect", path), "not written by dynsparse")
+    content = torch.load(latest, weights_only=True)
+    torch.save({**content, "format": 9}, path)
+    assert_one_line(call(capsys, "inspect", path), "format 9, this version reads")
+    content["state"]["weights"]["fc1.weight"][0] += 1
+    torch.save(content, path)
+    assert_one_line(call(capsys, "inspect", path), "damaged (its checksum differs)")
+    assert_one_line(call(capsys, "inspect", tmp_path), "checkpoints/latest.pt: does not exist")
+
+
+def test_a_flipped_bit_is_told_by_its_entry(latest: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """In the values of the first layer, which are stored as they are or deflated; both have their CRC."""
+    stored, path = read(latest)["weights"]["fc1.weight"].numpy().tobytes(), tmp_path / "a.pt"
+    torch.save(torch.load(latest, weights_only=True), path)  # Not deflated.
+    content = bytearray(path.read_bytes())
+    content[content.index(stored) + 5] ^= 1
+    path.write_bytes(content)
+    assert_one_line(call(capsys, "inspect", path), "is damaged in its entry", "/data/")
+
+
+def test_of_another_version(latest: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def later(state: State) -> None:
+        state["versions"]["dynsparse"] = "9.9"
+        state["config"]["method"]["momentum"] = 3
+
+    path = changed(latest, tmp_path / "a.pt", later)
+    code, _, err = call(capsys, "inspect", path)
+    assert code == 2
+    lines = err.splitlines()
+    assert "method.momentum: unknown key" in lines[0]
+    assert "written by dynsparse 9.9" in lines[1] and "use the version that wrote it" in lines[1]
+
+
+def _mask(state: State, name: str) -> State:
+    mask: State = state["masks"]["layers"][name]
+    return mask
+
+
+def _unset(state: State) -> None:
+    """One bit less: all bits in turn until an active one is met."""
+    packed = _mask(state, "fc2.weight")["mask"]
+    byte = int(packed.nonzero()[0])
+    packed[byte] &= packed[byte] - 1
+
+
+def _beyond(state: State) -> None:
+    """A bit where the last byte has none of a unit."""
+    for name, values in state["weights"].items():
+        if name in state["masks"]["layers"]:
+            mask = _mask(state, name)
+            if (math.prod(mask["shape"]) - len(values)) % 8:
+                mask["explored_inactive"][-1] |= 1
+                return
+    raise AssertionError("every layer's bits fill their bytes")
+
+
+def _swap(state: State) -> None:
+    """Two stored values of a layer, where they differ: nothing but the digest can tell."""
+    values = state["weights"]["fc1.weight"]
+    values[[0, 1]] = values[[1, 0]]
+    assert values[0] != values[1]
+
+
+def _empty(state: State) -> None:
+    _mask(state, "fc3.weight")["mask"].zero_()
+    _mask(state, "fc3.weight")["explored_inactive"] = pack_bits(torch.zeros(120, dtype=torch.bool))
+    for part in (state["weights"], state["optimizer"]["fc3.weight"]):
+        part.update({key: torch.zeros(0, 1) for key in part if key in ("fc3.weight", "momentum_buffer")})
+
+
+def _nan(values: torch.Tensor) -> None:
+    values.view(-1)[0] = torch.nan
+
+
+VIOLATIONS: dict[str, tuple[Callable[[State], object], tuple[str, ...]]] = {
+    "a mask's bit": (_unset, ("fc2.weight", "values are stored, its mask has", "active")),
+    "a bit beyond": (_beyond, ("what it explored has bits set beyond its last (1)",)),
+    "a mask too short": (
+        lambda s: _mask(s, "fc1.weight").update(mask=_mask(s, "fc1.weight")["mask"][:-1].clone()),
+        ("fc1.weight: its mask takes 107 bytes, 864 bits take 108",),
+    ),
+    "an empty layer": (_empty, ("fc3.weight: its mask has no active unit",)),
+    "explored": (
+        lambda s: _mask(s, "fc2.weight").update(explored_inactive=torch.zeros(2, dtype=torch.uint8)),
+        ("fc2.weight: what it explored takes 2 bytes",),
+    ),
+    "another shape": (lambda s: _mask(s, "fc1.weight").update(shape=[36, 24]), ("fc1.weight: is [36, 24]",)),
+    "a value more": (
+        lambda s: s["weights"].update({"fc1.weight": torch.ones(400, 1)}),
+        ("fc1.weight: weights: 400 values are stored",),
+    ),
+    "not a number": (lambda s: _nan(s["weights"]["fc3.weight"]), ("fc3.weight: weights: 1 of",)),
+    "not a number in a dense layer": (lambda s: _nan(s["weights"]["bn2.bias"]), ("bn2.bias: weights: 1 of 12",)),
+    "an infinite moment": (
+        lambda s: s["optimizer"]["fc2.weight"]["momentum_buffer"].fill_(torch.inf),
+        ("fc2.weight: momentum_buffer:", "no finite numbers"),
+    ),
+    "a statistic": (lambda s: _nan(s["ranks"][0]["buffers"]["bn1.running_var"]), ("bn1.running_var: of rank 0",)),
+    "no statistic": (
+        lambda s: s["ranks"][0]["buffers"].pop("bn1.running_var"),
+        ("bn1.running_var: has no buffers of rank 0",),
+    ),
+    "the budget": (lambda s: s["masks"].update(budget=1), ("masks:", "the budget is 1")),
+    "a layer less": (lambda s: s["weights"].pop("fc2.weight"), ("fc2.weight: has no weights",)),
+    "a layer more": (
+        lambda s: s["weights"].update(more=torch.ones(3)),
+        ("more: is not in the network of its config, but has weights",),
+    ),
+    "a dense shape": (lambda s: s["weights"].update({"bn1.bias": torch.ones(3)}), ("bn1.bias: weights: [3]",)),
+    "of another run": (_swap, ("its weight digest is", "that of summary.json")),
+    "another kind of state": (lambda s: s.update(masks=[1]), ("its parts are not as dynsparse writes them",)),
+}
+
+
+@pytest.mark.parametrize("what", VIOLATIONS)
+def test_violated_invariants_are_named(
+    what: str, run: RunConfig, latest: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    change, parts = VIOLATIONS[what]
+    (tmp_path / "checkpoints").mkdir()
+    shutil.copy(run.folder / "summary.json", tmp_path)
+    path = changed(latest, tmp_path / "checkpoints" / "a.pt", change)
+    code, out, err = call(capsys, "inspect", path)
+    assert (code, out) == (2, "")
+    assert all(line.startswith(f"error: checkpoint {path}: ") for line in err.splitlines()), err
+    for part in parts:
+        assert part in err.splitlines()[0], err
+
+
+def test_initial_weights_are_looked_at(run: RunConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    initial = run.folder / "checkpoints" / "initial.pt"
+    assert call(capsys, "inspect", initial)[0] == 0
+    path = changed(initial, tmp_path / "a.pt", lambda s: _nan(s["initial_weights"]["fc1.weight"]))
+    assert_one_line(call(capsys, "inspect", path), "fc1.weight: initial weights: 1 of 864")
+
+
+def test_what_was_set_aside_is_not_held_against_the_summary(
+    run: RunConfig, latest: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A run that went back and ended at the same step has other weights there, and is right."""
+    (tmp_path / "checkpoints").mkdir()
+    shutil.copy(run.folder / "summary.json", tmp_path)
+    stale = tmp_path / "checkpoints" / "step-000000016.pt.stale"
+    changed(latest, tmp_path / "checkpoints" / "a.pt", _swap).rename(stale)
+    code, out, _ = call(capsys, "inspect", stale)
+    assert code == 0
+    assert "are those of summary.json" not in out
+
+
+def test_as_a_command(tmp_path: Path) -> None:
+    """Exit code and streams as a shell has them, without a traceback."""
+    command = [sys.executable, "-m", "dynsparse", "inspect", str(tmp_path / "no.pt")]
+    done = subprocess.run(command, cwd=runs.ROOT, capture_output=True, text=True, check=False)
+    assert_one_line((done.returncode, done.stdout, done.stderr), "no.pt: does not exist")
