@@ -33,15 +33,13 @@ class Job:
         for claim in self.claims.values():
             claim.mkdir()
             pods.give_to_group(claim, self.pod_spec["securityContext"]["fsGroup"])
-        self._names = folder / "names"
-        self._names.write_text("127.0.0.1 localhost\n")
         image = pods.make_image(folder / "image")
         self.pods = [
             Pod(self.pod_spec, hosts[index], f"{self.name}-{index}", image, self.claims, self.labels)
             for index in range(2)
         ]
         for pod in self.pods:
-            pod.boot(self._names)
+            pod.boot(folder / f"{pod.name}.names")
         self.running: dict[int, subprocess.Popen[str]] = {}
         self.codes: list[list[int]] = [[], []]
 
@@ -53,9 +51,9 @@ class Job:
 
     def publish(self, index: int) -> None:
         """From now on the pod's name leads to its address."""
-        pod = self.pods[index]
-        with self._names.open("a") as file:
-            file.write(f"{pod.host.address} {pod.name}.{self.subdomain} {pod.name}\n")
+        named = self.pods[index]
+        for pod in self.pods:
+            pod.look_up(f"{named.name}.{self.subdomain}", named.host.address)
 
     def run(self, meanwhile: Callable[[], None]) -> list[str]:
         """Run both indexes to their ends: for each the action of the policy that its last pod's code comes to."""
@@ -96,10 +94,13 @@ class Job:
     def log(self, index: int) -> Path:
         return self.folder / f"{index}.log"
 
+    def logs(self) -> str:
+        return "\n".join(f"--- {path.name}\n{path.read_text()}" for path in sorted(self.folder.glob("*.log")))
+
     def until(self, what: Callable[[], object]) -> None:
         deadline = time.monotonic() + LIMIT_SECONDS
         while not what():
-            assert time.monotonic() < deadline, [self.log(index).read_text() for index in range(2)]
+            assert time.monotonic() < deadline, self.logs()
             time.sleep(0.05)
 
     @property
@@ -111,7 +112,7 @@ class Job:
 
 
 class TrainJob(Job):
-    """What Kubeflow Trainer and JobSet make of a TrainJob and its runtime, with the variables of the plugin for torch."""
+    """What Kubeflow Trainer and JobSet make of a TrainJob and its runtime, with the variables for torch."""
 
     document = manifests.one("TrainingRuntime")
     trainer = manifests.one("TrainJob")["spec"]["trainer"]

@@ -23,6 +23,12 @@ _OF_THE_TRAINER = {
     "TrainJob": models.TrainerV1alpha1TrainJob,
     "TrainingRuntime": models.TrainerV1alpha1TrainingRuntime,
 }
+# The models say ValueError only where they come as far as looking at a value.
+_REFUSALS = (
+    kubernetes_validate.ValidationError,
+    kubernetes_validate.SchemaNotFoundError,
+    *(AttributeError, KeyError, TypeError, ValueError),
+)
 
 
 class RefusedError(Exception):
@@ -51,7 +57,7 @@ def check(document: Document, version: str = NEWEST) -> None:
             _check_of_the_trainer(document)
         else:
             kubernetes_validate.validate(document, version, strict=True)
-    except (kubernetes_validate.ValidationError, kubernetes_validate.SchemaNotFoundError, ValueError) as error:
+    except _REFUSALS as error:
         raise RefusedError(f"{document['kind']}: {error}") from error
 
 

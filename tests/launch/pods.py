@@ -13,7 +13,7 @@ import shutil
 import signal
 import subprocess
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,10 @@ from tests.hosts import Host
 from tests.launch import manifests
 from tests.training.runs import ROOT, children
 
-WORKING_FOLDER = "/dynsparse"  # As the Dockerfile has it.
+WORKING_FOLDER = "/dynsparse"
+_OF_THE_IMAGE = {"HOME": "/tmp", "USER": "dynsparse", "PYTHONPATH": WORKING_FOLDER, "PYTHONUNBUFFERED": "1"}
+"""As in the Dockerfile."""
+_PATH = f"{Path(sys.executable).parent}:/usr/bin:/bin"
 _UNITS = {"Mi": "m", "Gi": "g"}
 
 # Its mounts are seen by nobody else, and go when it ends. $1: where the image is put together; then pairs of options
@@ -62,7 +65,7 @@ def give_to_group(folder: Path, group: int) -> None:
 
 @dataclass
 class Pod:
-    """`labels` and `annotations` are those that its controller gives it, `variables` the container's own likewise."""
+    """`labels`: all that it has, those too that controllers give it."""
 
     spec: dict[str, Any]
     host: Host
@@ -70,17 +73,23 @@ class Pod:
     image: Path
     claims: dict[str, Path]
     labels: dict[str, str]
-    variables: dict[str, str] = field(default_factory=dict)
 
     def boot(self, names: Path) -> None:
-        """Give the host the pod's name, and the names that it can look up."""
+        """Give the host the pod's name, and its own list of names in place of DNS: at first its own alone."""
+        names.write_text(f"127.0.0.1 localhost\n{self.host.address} {self.name}\n")
+        self._names = names
         script = 'echo "$1" > /proc/sys/kernel/hostname; mount --bind "$2" /etc/hosts'
         done = self.host.start("sh", "-ec", script, "sh", self.name, names)
         out, _ = done.communicate(timeout=60)
         assert done.returncode == 0, out
 
+    def look_up(self, name: str, address: str) -> None:
+        """From now on it can."""
+        with self._names.open("a") as file:
+            file.write(f"{address} {name}\n")
+
     def environment(self, container: dict[str, Any]) -> dict[str, str]:
-        variables = dict(self.variables)
+        variables: dict[str, str] = {}
         for entry in container.get("env", []):
             if "valueFrom" in entry:
                 path = entry["valueFrom"]["fieldRef"]["fieldPath"]
@@ -100,7 +109,7 @@ class Pod:
         """Run a container, `more` after its arguments."""
         root = self.image.with_name(f"{self.name}-{container['name']}")
         root.mkdir(exist_ok=True)
-        variables = {"PATH": f"{Path(sys.executable).parent}:/usr/bin:/bin", **self.environment(container)}
+        variables = {"PATH": _PATH, **_OF_THE_IMAGE, **self.environment(container)}
         return self.host.start(
             *("unshare", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc"),
             *("bash", "-ec", _CONTAINER, "bash", root, *self._mounts(container), "--", WORKING_FOLDER),
@@ -141,10 +150,23 @@ class Pod:
 
 def stop(process: subprocess.Popen[str]) -> None:
     """SIGTERM to a container's first process, as the kubelet stops it."""
+    os.kill(_first(process), signal.SIGTERM)
+
+
+def probe(process: subprocess.Popen[str], command: list[str]) -> subprocess.CompletedProcess[str]:
+    """Run a command in a container that runs, as the kubelet does to see how it fares."""
+    enter = ["nsenter", f"--target={_first(process)}", "--mount", "--uts", "--net", "--pid", "--root", "--wd"]
+    variables = {"PATH": _PATH, **_OF_THE_IMAGE}
+    return subprocess.run([*enter, *command], env=variables, capture_output=True, text=True, timeout=60, check=False)
+
+
+def _first(process: subprocess.Popen[str]) -> int:
+    """The number here of the process that has the number 1 in a container."""
     pid = process.pid
     while _depth(pid) < 3:  # This machine, the host, the container.
-        (pid,) = children(pid)
-    os.kill(pid, signal.SIGTERM)
+        assert process.poll() is None, "the container has ended"
+        pid = next(iter(children(pid)), pid)  # It may not have come to that yet.
+    return pid
 
 
 def _depth(pid: int) -> int:

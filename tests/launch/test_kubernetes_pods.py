@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,10 +12,12 @@ from typing import Any
 import pytest
 
 from dynsparse.errors import EXIT_BAD_INPUT, EXIT_STOPPED
-from tests.hosts import Hosts, why_not
-from tests.launch import pods
-from tests.launch.jobs import Job, TrainJob
+from tests.hosts import Host, Hosts, why_not
+from tests.launch import manifests, pods
+from tests.launch.jobs import LIMIT_SECONDS, Job, TrainJob
+from tests.launch.pods import Pod
 
+pytestmark = pytest.mark.timeout(900)
 SHORT = ("train.epochs=20", "checkpoint.every_steps=20")
 
 
@@ -32,40 +36,34 @@ def submit(kind: type[Job], folder: Path, *more: str) -> Iterator[Job]:
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> dict[type[Job], dict[str, Any]]:
-    """Summaries of undisturbed jobs: pods that start late, and find each other."""
-    if why_not() is not None:
-        return {}
-    return {kind: run_late(kind, tmp_path_factory.mktemp(kind.__name__)) for kind in (Job, TrainJob)}
-
-
-def run_late(kind: type[Job], folder: Path) -> dict[str, Any]:
-    """Run a job whose second pod is there before the head has an address."""
-    with submit(kind, folder, *SHORT) as job:
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """The summary of a job to which nothing comes but that its second pod is there before the head has an address."""
+    reason = why_not()
+    if reason is not None:
+        pytest.skip(reason)
+    with submit(Job, tmp_path_factory.mktemp("undisturbed"), *SHORT) as job:
 
         def meanwhile() -> None:
             job.until(lambda: 1 in job.running)
             job.publish(1)
             job.publish(0)
 
-        assert job.run(meanwhile) == ["Complete", "Complete"], [job.log(index).read_text() for index in range(2)]
+        assert job.run(meanwhile) == ["Complete", "Complete"], job.logs()
         assert job.codes == [[0], [0]]
         return job.summary()
 
 
-def test_pods_of_both_manifests_train_to_the_end(finished: dict[type[Job], dict[str, Any]]) -> None:
-    job, train_job = finished[Job], finished[TrainJob]
-    assert job["world_size"] == train_job["world_size"] == 2
-    assert job["status"] == "done"
-    assert job["weight_digest"] == train_job["weight_digest"]
+def test_pods_train_to_the_end(undisturbed: dict[str, Any]) -> None:
+    assert undisturbed["status"] == "done"
+    assert undisturbed["world_size"] == 2
 
 
-@pytest.mark.parametrize("index", [0, 1])
+@pytest.mark.parametrize(("kind", "index"), [(Job, 0), (TrainJob, 1)], ids=["Job-head", "TrainJob-other"])
 def test_an_evicted_pod_is_replaced_and_the_run_goes_on(
-    tmp_path: Path, finished: dict[type[Job], dict[str, Any]], index: int
+    tmp_path: Path, undisturbed: dict[str, Any], kind: type[Job], index: int
 ) -> None:
-    """That of the head, with which the meeting place goes, and that of another."""
-    with submit(Job, tmp_path, *SHORT) as job:
+    """With that of the head its store goes, where all meet."""
+    with submit(kind, tmp_path, *SHORT) as job:
 
         def meanwhile() -> None:
             job.publish(0)
@@ -73,10 +71,9 @@ def test_an_evicted_pod_is_replaced_and_the_run_goes_on(
             job.until(lambda: [*job.run_folder.glob("checkpoints/step-*.pt")])
             pods.stop(job.running[index])
 
-        assert job.run(meanwhile) == ["Complete", "Complete"], [job.log(index).read_text() for index in range(2)]
+        assert job.run(meanwhile) == ["Complete", "Complete"], job.logs()
         assert job.codes[index] == [EXIT_STOPPED, 0]
-        assert job.summary()["weight_digest"] == finished[Job]["weight_digest"]
-        print(job.codes)
+        assert job.summary()["weight_digest"] == undisturbed["weight_digest"]
 
 
 @pytest.mark.parametrize(
@@ -95,3 +92,50 @@ def test_bad_input_ends_the_job_in_a_line(tmp_path: Path, argument: str, message
         (line,) = [line for line in job.log(0).read_text().splitlines() if not line.startswith("note: ")]
         assert line.startswith("error: ")
         assert message in line
+
+
+def test_tensorboard_answers_in_its_pod_alone(tmp_path: Path) -> None:
+    """Where kubectl port-forward comes out. Other pods are turned away."""
+    document = manifests.one("Deployment")
+    (container,) = manifests.pod_spec(document)["containers"]
+    (tmp_path / "runs").mkdir()
+    image, claims = pods.make_image(tmp_path / "image"), {"dynsparse-runs": tmp_path / "runs"}
+    with Hosts(2) as hosts:
+        pod = Pod(manifests.pod_spec(document), hosts[0], "tensorboard", image, claims, {})
+        pod.boot(tmp_path / "names")
+        process = pod.start(container, tmp_path / "log")
+        deadline = time.monotonic() + LIMIT_SECONDS
+        while pods.probe(process, container["readinessProbe"]["exec"]["command"]).returncode != 0:
+            assert process.poll() is None, (tmp_path / "log").read_text()
+            assert time.monotonic() < deadline, (tmp_path / "log").read_text()
+        assert connect(hosts[0], "127.0.0.1") == "connected"
+        assert connect(hosts[1], hosts[0].address) == "Connection refused"
+        pods.stop(process)
+        assert process.wait(LIMIT_SECONDS) == 0
+
+
+def connect(host: Host, address: str) -> str:
+    """What comes of a connection to TensorBoard's port there."""
+    script = (
+        f"import socket\ntry:\n socket.create_connection(('{address}', 6006), 10)\n print('connected')\n"
+        "except OSError as error: print(error.strerror)"
+    )
+    out, _ = host.start(sys.executable, "-c", script).communicate(timeout=60)
+    return str(out).strip()
+
+
+def test_a_container_writes_to_volumes_alone(tmp_path: Path) -> None:
+    """What the other tests here stand on: that containers are confined as the manifest wants it."""
+    places = ("/", "/etc", "/usr", ".", "data", "runs", "/tmp", "/dev/shm")
+    script = (
+        f"for place in {' '.join(places)}; do if touch $place/new 2>/dev/null; then echo $place; fi; done; "
+        "id -u; id -G; grep -E '^(CapEff|CapBnd|NoNewPrivs)' /proc/self/status"
+    )
+    with submit(Job, tmp_path) as job:
+        (node,) = job.pod_spec["containers"]
+        process = job.pods[0].start({**node, "command": ["sh", "-c", script], "args": []}, job.log(0))
+        assert process.wait(LIMIT_SECONDS) == 0
+        assert job.log(0).read_text().split() == [
+            *("runs", "/tmp", "/dev/shm", "1000", "1000"),
+            *("CapEff:", "0" * 16, "CapBnd:", "0" * 16, "NoNewPrivs:", "1"),
+        ]
