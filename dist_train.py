@@ -45,7 +45,15 @@ from dynsparse.paper_cli import Invocation, any_given, read_resume, translate
 from dynsparse.paper_flags import Parser, add_flags
 from dynsparse.runtime import Worker, print_to_reader, process_group
 from dynsparse.training.callbacks import standard_observers
-from dynsparse.training.folder import begun_by, checkpoints_of, find_start, is_finished, read_run, take_folder
+from dynsparse.training.folder import (
+    begun_by,
+    checkpoints_of,
+    find_start,
+    is_finished,
+    read_run,
+    require_writable,
+    take_folder,
+)
 from dynsparse.training.lock import BEAT_SECONDS, RunLock, holding
 from dynsparse.training.loop import Trainer
 from dynsparse.training.network import Network, build_method, build_network, check_layers
@@ -150,6 +158,7 @@ def check_folder(config: RunConfig, resume: str | None, *, overwrite: bool) -> N
     launch = torchrun.launch_id()
     RunLock(config.folder, launch).require_free(within=BEAT_SECONDS + 1)
     find_start(config, resume=resume, overwrite=overwrite, launch=launch)
+    require_writable(config.folder)
 
 
 def is_later_attempt(config: RunConfig) -> bool:

@@ -112,6 +112,13 @@ def read_run(path: Path) -> dict[str, Any]:
     return saved
 
 
+def require_writable(folder: Path) -> None:
+    """Raise UserError where it can be told without writing that `folder` cannot be made or written to."""
+    there = next(one for one in (folder, *folder.absolute().parents) if os.path.exists(one))
+    if not os.access(there, os.W_OK | os.X_OK, effective_ids=True):
+        raise UserError(f"{folder}: cannot be written (in {there}: permission denied); set runs= to a folder that can")
+
+
 def take_folder(config: RunConfig, start: Start | None, *, overwrite: bool, launch: str | None = None) -> None:
     """Make the folder this run's, once all else has proved to be in order.
 

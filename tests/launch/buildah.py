@@ -35,7 +35,8 @@ class Buildah:
         self.storage.append("overlay")
         if self.process("info").returncode != 0:
             self.storage[-1] = "vfs"
-        self.isolation = ["--isolation", "chroot"]
+        # The name that it would give the chroot means nothing in the network of the machine, which it shares.
+        self.isolation = ["--isolation", "chroot", "--hostname", "localhost"]
 
     def command(self, *words: Any) -> list[str]:
         return ["buildah", *self.storage, *map(str, words)]
@@ -51,14 +52,15 @@ class Buildah:
         return result.stdout.strip()
 
     def isolate(self, image: str) -> str:
-        """Find how containers are kept apart: by an OCI runtime where one works here, as Docker's are; else chroot."""
+        """Find and tell how containers are kept apart: as Docker's are where an OCI runtime works, else by chroot."""
         container = self("from", image)
         for runtime in filter(shutil.which, ("runc", "crun")):
             isolation = ["--isolation", "oci", "--runtime", runtime]
             if self.process("run", *isolation, container, "true").returncode == 0:
                 self.isolation = isolation
+                break
         self("rm", container)
-        return self.isolation[-1]
+        return " ".join(self.isolation)
 
     def settings(self, image: str) -> dict[str, Any]:
         """Those of an image, as Docker knows them."""

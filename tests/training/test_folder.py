@@ -1,10 +1,11 @@
 from __future__ import annotations
 
+import contextlib
 import functools
 import logging
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,15 @@ import pytest
 from dynsparse.config import RunConfig
 from dynsparse.errors import StopRequested, UserError
 from dynsparse.training.checkpoint import read, set_aside_after
-from dynsparse.training.folder import begun_by, checkpoints_of, differences, find_start, is_finished, take_folder
+from dynsparse.training.folder import (
+    begun_by,
+    checkpoints_of,
+    differences,
+    find_start,
+    is_finished,
+    require_writable,
+    take_folder,
+)
 from tests.training import runs
 
 
@@ -125,6 +134,27 @@ def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot be written"):
         open_folder(runs.config(runs=str(tmp_path / "file")), resume=None, overwrite=False)
+
+
+@contextlib.contextmanager
+def nobody_if_root() -> Iterator[None]:
+    """For root may write anywhere. Of the groups that root is in, this one is still."""
+    if os.geteuid() != 0:
+        yield
+        return
+    os.seteuid(65534)
+    try:
+        yield
+    finally:
+        os.seteuid(0)
+
+
+def test_a_folder_that_may_not_be_made_is_known_before(tmp_path: Path) -> None:
+    (tmp_path / "fixed").mkdir(mode=0o555)
+    require_writable(tmp_path / "new" / "a")
+    assert not (tmp_path / "new").exists()
+    with nobody_if_root(), pytest.raises(UserError, match=r"fixed/runs/a: cannot be written \(in .*: permission denied\); set runs="):
+        require_writable(tmp_path / "fixed" / "runs" / "a")
 
 
 def test_looking_for_a_start_changes_nothing(tmp_path: Path) -> None:

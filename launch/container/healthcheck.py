@@ -1,0 +1,62 @@
+#!/usr/bin/env python3
+"""Whether a container does its work: exit code 0, or 1 and the reason. python3 launch/container/healthcheck.py [RUNS]
+
+One that trains: the worker that holds the run's folder has shown life within
+`SILENT_SECONDS`; if not, it hangs, or the storage of the runs does. One of
+TensorBoard: it answers. A node without worker 0, and any other command, is well
+as long as its process is there: once that ends, so does the container.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections.abc import Iterator
+from datetime import datetime, timezone
+from pathlib import Path
+from urllib.error import HTTPError
+from urllib.request import urlopen
+
+from dynsparse.training.holder import Holder
+
+SILENT_SECONDS = 60.0
+"""A start elsewhere takes the folder from a holder that was silent for half as long."""
+
+
+def silent_workers(runs: Path) -> Iterator[str]:
+    """Of this container: what holds a folder elsewhere is told by another process's life."""
+    for path in runs.glob("*/lock.json"):
+        content = path.read_bytes()
+        holder = Holder.decode(content)
+        if holder is not None and holder.lives():
+            alive = datetime.fromisoformat(json.loads(content)["alive"])
+            silent = (datetime.now(timezone.utc) - alive).total_seconds()
+            if silent > SILENT_SECONDS:
+                yield f"{path.parent}: no sign of life of {holder} for {silent:.0f} s"
+
+
+def mute_tensorboard(command: str) -> Iterator[str]:
+    """`command`: the container's, its words divided by blanks."""
+    if "tensorboard" not in command:
+        return
+    port = re.search(r"--port[= ](\d+)", command)
+    url = f"http://127.0.0.1:{port[1] if port else 6006}/"
+    try:
+        with urlopen(url, timeout=5):
+            pass
+    except HTTPError:
+        pass  # An answer, to a path that this one does not serve.
+    except OSError as error:
+        yield f"TensorBoard does not answer at {url} ({error})"
+
+
+def main(runs: Path) -> int:
+    command = Path("/proc/1/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+    problems = [*silent_workers(runs), *mute_tensorboard(command)]
+    print("\n".join(problems) or "well")
+    return 1 if problems else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(Path(sys.argv[1]) if len(sys.argv) > 1 else Path(__file__).resolve().parents[2] / "runs"))
