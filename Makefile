@@ -15,7 +15,7 @@ help:
 	@echo "make bench   what speed is claimed, measured anew: quarter of an hour on two quiet cores"
 	@echo "make reproduce-digits  every method at four sparsities on the digits: a table and plots in docs/results/"
 	@echo "make schema  write configs/schema.json, from which editors complete"
-	@echo "make screenshots  pictures of TensorBoard for docs/, after make demo; needs chromium and chromedriver"
+	@echo "make screenshots  pictures of TensorBoard and the report for docs/, after make demo; needs chromium and chromedriver"
 
 setup: $(READY)
 
@@ -61,6 +61,7 @@ reproduce-digits: $(READY)
 screenshots: $(READY)
 	$(BIN)/pip install --quiet --constraint constraints.txt --no-build-isolation --editable '.[screenshots]'
 	$(BIN)/python docs/take_screenshots.py
+	$(BIN)/python docs/take_report_screenshots.py
 
 clean:
 	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -134,6 +134,7 @@ def test_history(finished: tuple[Path, Any]) -> None:
     checkpoint = folder / "checkpoints" / "step-000000010.pt"
     assert (second["resumed"], second["from"], second["launch"]) == (True, str(checkpoint), "7")
     assert (stop["status"], end["status"]) == ("stopped", "done")
+    assert (first["reached"], second["reached"]) == (None, 9), "the last reallocation that was told of"
     assert first["process"] == os.getpid()
     assert first["versions"] == summary.versions
     assert first["time"] <= stop["time"] <= second["time"] <= end["time"]

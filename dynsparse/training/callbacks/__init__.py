@@ -86,8 +86,8 @@ def standard_observers(
 
     folder = config.folder
     members: list[Callback] = [
-        MetricsFile(folder / "metrics.jsonl"),
         HistoryFile(folder / "history.jsonl", launch=launch, resumed_from=resumed_from),
+        MetricsFile(folder / "metrics.jsonl"),  # After the one that looks how far it went.
         SummaryFile(folder / "summary.json"),
     ]
     if config.log.tensorboard:

@@ -15,8 +15,8 @@ from dynsparse.training.holder import now
 class HistoryFile(Callback):
     """Appends a line at each start and each end. A start that follows a start is of a run that died in between.
 
-    Never cut by a resume, unlike metrics.jsonl: steps that were lost show as a
-    start at fewer steps than an earlier line has.
+    Never cut by a resume, unlike metrics.jsonl: a start at fewer steps than
+    were reached before tells what was lost.
     """
 
     def __init__(self, path: Path, *, launch: str | None = None, resumed_from: Path | None = None) -> None:
@@ -31,6 +31,7 @@ class HistoryFile(Callback):
                 "time": now(),
                 "step": run.start_step,
                 "epoch": run.start_epoch,
+                "reached": self._reached(),
                 "resumed": run.resumed,
                 "from": None if self.resumed_from is None else str(self.resumed_from),
                 "world_size": run.world_size,
@@ -41,6 +42,14 @@ class HistoryFile(Callback):
                 "versions": dict(run.versions),
             }
         )
+
+    def _reached(self) -> int | None:
+        """The last step that metrics.jsonl tells of, as long as the resume has not cut it."""
+        try:
+            *_, last = self.path.with_name("metrics.jsonl").read_bytes().splitlines(keepends=True)
+            return int(json.loads(last)["step"])
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
 
     def on_end(self, summary: Summary) -> None:
         self._append(

@@ -1,0 +1,123 @@
+"""One self-contained HTML page that shows runs side by side: python -m dynsparse report RUN [RUN...]"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import os
+import sys
+from pathlib import Path
+
+from dynsparse.errors import UserError
+
+PROG = "python -m dynsparse report"
+LIBRARIES = {"matplotlib": "draws the charts", "jinja2": "fills the page"}
+EPILOG = (
+    "It may be run while a run is going on. The page needs no network and no server: open it in a browser, mail it, "
+    "print it. Exit codes: 0 written, 2 bad input."
+)
+
+
+def main(arguments: list[str]) -> None:
+    """Write the page. UserError for what is no run, holds nothing to show, or cannot be written."""
+    given = _parser().parse_args(arguments)
+    _require_libraries()
+    folders = _folders(given.runs)
+    out = _out(given.out, folders)
+
+    from dynsparse.tools.report.page import render
+    from dynsparse.tools.report.run import read_runs
+
+    runs = read_runs(folders)
+    for run in runs:
+        for note in run.notes:
+            print(f"warning: {run.label}: {note}", file=sys.stderr)
+    _write(out, render(runs, given.title or _title([run.label for run in runs])))
+    print(f"{out} ({out.stat().st_size / 1e6:.2f} MB)")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog=PROG, description=__doc__, epilog=EPILOG)
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="a run's folder, such as runs/digits_dsr")
+    parser.add_argument(
+        "--out",
+        metavar="FILE.html",
+        help="the page; default: report.html in the folder of a single run, in the current folder for several",
+    )
+    parser.add_argument("--title", help="of the page; default: the runs' names")
+    return parser
+
+
+def _require_libraries() -> None:
+    missing = [f"{name}, which {does}" for name, does in LIBRARIES.items() if importlib.util.find_spec(name) is None]
+    if missing:
+        raise UserError(
+            f"the report needs {' and '.join(missing)}; in the project's folder: "
+            "pip install --constraint constraints.txt --no-build-isolation --editable '.[report]'"
+        )
+
+
+def _folders(names: list[str]) -> list[Path]:
+    """The folders, all of them runs by their look. UserError with a line for each that is not."""
+    problems: list[str] = []
+    seen: dict[Path, str] = {}
+    for name in names:
+        path = Path(name)
+        if path.resolve() in seen:
+            problems.append(f"{name}: the same run as {seen[path.resolve()]}; name each run once")
+        elif problem := _problem(path):
+            problems.append(f"{name}: {problem}")
+        seen.setdefault(path.resolve(), name)
+    if problems:
+        raise UserError(*problems)
+    return [Path(name) for name in names]
+
+
+def _problem(path: Path) -> str | None:
+    """Why `path` is no run, with the remedy."""
+    try:
+        if not path.exists():
+            return "does not exist; name a run's folder, such as runs/digits_dsr"
+        if not path.is_dir():
+            return f"is a file; name the run's folder, such as {path.parent}"
+        if _is_run(path):
+            return None
+        inside = sorted(str(folder) for folder in path.iterdir() if _is_run(folder))
+    except OSError as error:
+        return f"cannot be read ({error.strerror}); allow it, or copy the run"
+    instead = f"in it is {inside[0]}" if len(inside) == 1 else f"runs in it are {', '.join(inside[:3])}"
+    return f"is no run, it has no metrics.jsonl and no config.yaml; {instead if inside else 'name a folder of runs/'}"
+
+
+def _is_run(folder: Path) -> bool:
+    return (folder / "metrics.jsonl").is_file() or (folder / "config.yaml").is_file()
+
+
+def _out(given: str | None, folders: list[Path]) -> Path:
+    """Where the page goes. UserError before any work if it cannot."""
+    path = Path(given) if given is not None else (folders[0] if len(folders) == 1 else Path()) / "report.html"
+    if path.suffix not in (".html", ".htm"):  # So that a slip replaces no file of a run.
+        raise UserError(f"--out: {path} does not end in .html; give the page's file, such as report.html")
+    if path.is_dir():
+        raise UserError(f"--out: {path} is a folder; give a file in it, such as {path / 'report.html'}")
+    if not path.parent.is_dir():
+        raise UserError(f"--out: {path.parent} is no folder; make it first, or name another")
+    return path
+
+
+def _write(path: Path, page: str) -> None:
+    """In one step, so that a browser that loads it anew sees the old page or the new."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        try:
+            partial.write_text(page, encoding="utf-8")
+            os.replace(partial, path)
+        finally:
+            partial.unlink(missing_ok=True)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written ({error.strerror}); name another place with --out") from None
+
+
+def _title(labels: list[str]) -> str:
+    shown = ", ".join(labels[:4])
+    return shown if len(labels) <= 4 else f"{shown} and {len(labels) - 4} more"

@@ -1,0 +1,79 @@
+"""Which curves the page has, and where their values come from."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+from dynsparse.tools.report.charts.lines import Curve, lines
+from dynsparse.tools.report.charts.svg import Chart
+from dynsparse.tools.report.run import Run
+
+
+class Wanted(NamedTuple):
+    """A chart over epochs."""
+
+    title: str
+    key: str
+    log: bool = False
+    if_not: float | None = None
+    """Leave it out where no run has another value than this."""
+    is_error: bool = False
+    """100 minus the value: what is left to gain can be seen near the top too."""
+
+
+EPOCHS = (
+    Wanted("train loss", "train_loss", log=True),
+    Wanted("test loss", "test_loss", log=True),
+    Wanted("test top-1, %", "test_top1"),
+    Wanted("test error, %", "test_top1", log=True, is_error=True),
+    Wanted("validation top-1, %", "validation_top1"),
+    Wanted("train top-1, %", "train_top1"),
+    Wanted("learning rate", "lr", log=True),
+    Wanted("images a second", "images_per_second"),
+    Wanted("gradient bytes a step, each worker", "gradient_bytes_per_step", if_not=0),
+    Wanted("steps skipped so far", "skipped_steps", if_not=0),
+    Wanted("bad files so far", "bad_files", if_not=0),
+)
+#: Known to be of a method, and to be read by their order of magnitude.
+LOG_SCALARS = ("threshold",)
+
+
+def curves(runs: Sequence[Run]) -> list[Chart]:
+    """Those that at least one run has values for."""
+    return [chart for chart in (*_of_epochs(runs), *_of_reallocations(runs)) if chart is not None]
+
+
+def _of_epochs(runs: Sequence[Run]) -> Iterator[Chart | None]:
+    for number, wanted in enumerate(EPOCHS):
+        found = [_epochs(index, run, wanted.key, is_error=wanted.is_error) for index, run in enumerate(runs)]
+        if any(value != wanted.if_not for curve in found for value in curve.known):
+            yield lines(wanted.title, found, "epoch", f"e{number}", log=wanted.log)
+    changing = [_epochs(index, run, "sparsity") for index, run in enumerate(runs)]
+    if any(len(set(curve.known)) > 1 for curve in changing):
+        yield lines("sparsity of the sparse layers", changing, "epoch", "es")
+
+
+def _epochs(index: int, run: Run, key: str, *, is_error: bool = False) -> Curve:
+    done = [epoch.numbers["epoch"] + 1 for epoch in run.metrics.epochs]
+    values = [epoch.numbers.get(key, math.nan) for epoch in run.metrics.epochs]
+    return Curve(index, run.label, done, [100 - value for value in values] if is_error else values)
+
+
+def _of_reallocations(runs: Sequence[Run]) -> Iterator[Chart | None]:
+    moved = [[float(one.grown.sum()) / one.events for one in run.metrics.moves] for run in runs]
+    yield lines("weights moved by a reallocation", _by_step(runs, moved), "step", "rm")
+    seconds = [[one.seconds / one.events for one in run.metrics.moves] for run in runs]
+    yield lines("seconds of a reallocation", _by_step(runs, seconds), "step", "rs", log=True)
+    names = dict.fromkeys(name for run in runs for one in run.metrics.moves for name in one.scalars)
+    for number, name in enumerate(names):
+        values = [[one.scalars.get(name, math.nan) for one in run.metrics.moves] for run in runs]
+        yield lines(name, _by_step(runs, values), "step", f"rn{number}", log=name in LOG_SCALARS)
+
+
+def _by_step(runs: Sequence[Run], values: Sequence[Sequence[float]]) -> list[Curve]:
+    return [
+        Curve(index, run.label, [one.last_step for one in run.metrics.moves], y)
+        for index, (run, y) in enumerate(zip(runs, values, strict=True))
+    ]

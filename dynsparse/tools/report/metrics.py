@@ -1,0 +1,145 @@
+"""metrics.jsonl, read line by line into sequences of bounded length."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from dynsparse.tools.report.binned import Binned, latest
+from dynsparse.tools.report.checked import BadLineError, Row, number, numbers, row, weights_of, whole_number
+
+#: Of a line that tells of a reallocation: what is no number of the method's.
+_KNOWN = {"kind", "step", "epoch", "dropped", "grown", "layers", "repaired", "timing"}
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """The numbers of an epoch's line, by name, "timing" among them; NaN where it has null."""
+
+    step: int
+    numbers: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Layers:
+    """How the layers stand after a step. float64 [layers]; NaN where it is not known."""
+
+    step: int
+    active: Row
+    explored: Row
+
+
+@dataclass(frozen=True)
+class Moves:
+    """What `events` consecutive reallocations did. float64 [layers], in weights."""
+
+    first_step: int
+    last_step: int
+    events: int
+    dropped: Row
+    grown: Row
+    scalars: Mapping[str, float]
+    """The method's numbers at the last of them."""
+    seconds: float
+    """Of all of them together; NaN if it is not known."""
+
+    def joined(self, later: Moves) -> Moves:
+        return Moves(
+            self.first_step,
+            later.last_step,
+            self.events + later.events,
+            self.dropped + later.dropped,
+            self.grown + later.grown,
+            later.scalars,
+            self.seconds + later.seconds,
+        )
+
+
+@dataclass
+class Metrics:
+    """What the file tells. Sequences are in the order of the file."""
+
+    epochs: Binned[Epoch] = field(default_factory=lambda: Binned(latest))
+    layers: Binned[Layers] = field(default_factory=lambda: Binned(latest))
+    moves: Binned[Moves] = field(default_factory=lambda: Binned(Moves.joined))
+    names: tuple[str, ...] = ()
+    """Of the sparse layers."""
+    weights: dict[str, int] = field(default_factory=dict)
+    """Active or not, of each layer; empty before the first epoch's line."""
+    before: Row | None = None
+    """Active weights of each layer before the first reallocation that is known, or at the first reading."""
+    repaired: dict[str, int] = field(default_factory=dict)
+    """How often each layer differed between workers and was mended."""
+    damaged: list[int] = field(default_factory=list)
+    """Numbers of lines, from 1, that are not what training writes; they are passed over."""
+    unfinished: bool = False
+    """Whether the last line was still being written."""
+
+    @property
+    def is_empty(self) -> bool:
+        return not len(self.epochs) and not len(self.layers)
+
+    @property
+    def last_step(self) -> int:
+        return max(self.epochs[-1].step if len(self.epochs) else 0, self.layers[-1].step if len(self.layers) else 0)
+
+    def take(self, line: Any) -> None:
+        """Add what a line tells, or nothing of it and raise BadLineError."""
+        try:
+            if line["kind"] == "epoch":
+                self._take_epoch(line)
+            elif line["kind"] == "reallocation":
+                self._take_reallocation(line)
+        except (KeyError, TypeError, AttributeError) as error:
+            raise BadLineError(str(error)) from error
+
+    def _take_epoch(self, line: Mapping[str, Any]) -> None:
+        whole = {"epoch": whole_number(line["epoch"]), "step": whole_number(line["step"])}
+        epoch = Epoch(whole["step"], numbers({**line, **line.get("timing", {}), **whole}))
+        weights = {name: weights_of(layer) for name, layer in line["layers"].items()}
+        self._take_layers(line, epoch.step)
+        self.weights |= {name: count for name, count in weights.items() if count}
+        self.epochs.add(epoch)
+
+    def _take_reallocation(self, line: Mapping[str, Any]) -> None:
+        step, layers = whole_number(line["step"]), line["layers"]
+        dropped, grown = row(layers, "dropped"), row(layers, "grown")
+        scalars = numbers({key: value for key, value in line.items() if key not in _KNOWN})
+        seconds = number(line.get("timing", {}).get("seconds"))
+        repaired = [str(name) for name in line.get("repaired", [])]
+        self._take_layers(line, step, undo=dropped - grown)
+        self.moves.add(Moves(step, step, 1, dropped, grown, scalars, seconds))
+        for name in repaired:
+            self.repaired[name] = self.repaired.get(name, 0) + 1
+
+    def _take_layers(self, line: Mapping[str, Any], step: int, undo: Row | float = 0.0) -> None:
+        """`undo`: what makes of the layers' active weights those of before the line."""
+        layers = line["layers"]
+        names = tuple(str(name) for name in layers)
+        reading = Layers(step, row(layers, "active"), row(layers, "explored", missing=True))
+        if self.names and names != self.names:
+            raise BadLineError("other layers than in the lines before")
+        if not names:
+            return
+        self.names = names
+        if self.before is None:
+            self.before = reading.active + undo
+        self.layers.add(reading)
+
+
+def read_metrics(path: Path) -> Metrics:
+    """The whole file, however long, in little memory. What lies after the last line's end is being written."""
+    metrics = Metrics()
+    with path.open("rb") as file:
+        for line_number, line in enumerate(file, 1):
+            if not line.endswith(b"\n"):
+                metrics.unfinished = True
+                break
+            try:
+                metrics.take(json.loads(line))
+            except (ValueError, RecursionError):
+                metrics.damaged.append(line_number)
+    return metrics

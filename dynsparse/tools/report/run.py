@@ -1,0 +1,149 @@
+"""A run's folder as the report sees it: finished, stopped, damaged in parts, or still being written."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from dynsparse.errors import UserError
+from dynsparse.tools.report.history import History, read_history
+from dynsparse.tools.report.metrics import Metrics, read_metrics
+from dynsparse.training.holder import Holder
+
+
+@dataclass(frozen=True)
+class Run:
+    folder: Path
+    label: str
+    """Its name; with its folder where several have the same."""
+    config: Mapping[str, Any]
+    metrics: Metrics
+    history: History | None
+    """None for runs that wrote none."""
+    summary: Mapping[str, Any] | None
+    """None before the run's end."""
+    holder: Holder | None
+    """The process that has the folder, or had it when it died."""
+    notes: tuple[str, ...] = field(default=())
+    """What could not be read."""
+
+    def setting(self, *keys: str) -> Any:
+        """Of the config, None if it has none."""
+        value: Any = self.config
+        for key in keys:
+            value = value.get(key) if isinstance(value, Mapping) else None
+        return value
+
+    def latest(self, key: str) -> float | None:
+        """A number of the latest epoch; None if there is none."""
+        value = self.metrics.epochs[-1].numbers.get(key) if len(self.metrics.epochs) else None
+        return None if value is None or math.isnan(value) else value
+
+    @property
+    def status(self) -> str:
+        """done, stopped, failed, running, died, or unfinished: one of the two, where it cannot be looked up."""
+        lives = None if self.holder is None else self.holder.lives()
+        if lives:
+            return "running"
+        if self.summary is not None:
+            return str(self.summary["status"])
+        return "died" if lives is False else "unfinished"
+
+    @property
+    def reallocations(self) -> int:
+        """That the run has made. Of a method that makes one a step, metrics.jsonl tells of few."""
+        known = (self.summary or {}).get("reallocations")
+        return known if isinstance(known, int) else self.metrics.moves.added
+
+    @property
+    def status_in_words(self) -> str:
+        process = f"process {self.holder.process} on {self.holder.host}" if self.holder else "a process"
+        return {
+            "stopped": "stopped on request; goes on with --resume auto",
+            "failed": "ended by an error",
+            "running": f"running: {process}",
+            "died": f"died: {process} is gone and wrote no end; goes on with --resume auto",
+            "unfinished": f"no end is written: {process} is training, or died",
+        }.get(self.status, self.status)
+
+
+def read_runs(folders: Sequence[Path]) -> list[Run]:
+    """UserError with a line for each that has nothing to show."""
+    names = Counter(_name(folder) for folder in folders)
+    runs: list[Run] = []
+    problems: list[str] = []
+    for folder in folders:
+        name = _name(folder)
+        try:
+            runs.append(_read(folder, name if names[name] == 1 else f"{name} ({folder})"))
+        except UserError as error:
+            problems += error.lines
+    if problems:
+        raise UserError(*problems)
+    return runs
+
+
+def _name(folder: Path) -> str:
+    return folder.resolve().name
+
+
+def _read(folder: Path, label: str) -> Run:
+    notes: list[str] = []
+    path = folder / "metrics.jsonl"
+    try:
+        metrics = read_metrics(path) if path.exists() else Metrics()
+        history = read_history(folder / "history.jsonl")
+    except OSError as error:
+        raise UserError(f"{error.filename}: cannot be read ({error.strerror}); allow it, or copy the run") from None
+    for name, lines in (("metrics.jsonl", metrics.damaged), ("history.jsonl", history.damaged if history else ())):
+        if lines:
+            notes.append(f"{name}: {_lines(lines)} damaged and left out")
+    if metrics.is_empty:
+        because = f"; {notes[0]}" if notes else ""
+        raise UserError(f"{folder}: no epoch or reallocation is in its metrics.jsonl yet{because}; wait for the first")
+    config = _mapping(folder / "config.yaml", notes)
+    summary = _mapping(folder / "summary.json", notes)
+    if summary is not None and not isinstance(summary.get("status"), str):
+        notes.append("summary.json: is not what training writes, and left out")
+        summary = None
+    return Run(folder, label, config or {}, metrics, history, summary, _holder(folder), tuple(notes))
+
+
+def _lines(numbers: Sequence[int]) -> str:
+    shown = ", ".join(str(number) for number in numbers[:5])
+    more = f" and {len(numbers) - 5:,} more" if len(numbers) > 5 else ""
+    return f"line {shown} is" if len(numbers) == 1 else f"lines {shown}{more} are"
+
+
+def _mapping(path: Path, notes: list[str]) -> dict[str, Any] | None:
+    """The content of a YAML or JSON file; None, and a note, if it cannot be had."""
+    try:
+        text = path.read_text(encoding="utf-8")
+        found = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
+    except FileNotFoundError:
+        if path.suffix != ".json":  # A summary comes at the end alone.
+            notes.append(f"{path.name}: is missing")
+        return None
+    except OSError as error:
+        notes.append(f"{path.name}: cannot be read ({error.strerror}), and is left out")
+        return None
+    except (ValueError, yaml.YAMLError, RecursionError):
+        found = None
+    if not isinstance(found, dict):
+        notes.append(f"{path.name}: is damaged, and left out")
+        return None
+    return found
+
+
+def _holder(folder: Path) -> Holder | None:
+    try:
+        return Holder.decode((folder / "lock.json").read_bytes())
+    except OSError:
+        return None

@@ -1,0 +1,41 @@
+"""What all reallocations together did to each layer."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from dynsparse.tools.report.run import Run
+from dynsparse.tools.report.words import count, percent, signed
+
+
+@dataclass(frozen=True)
+class LayerTotals:
+    """A layer's row; everything in words."""
+
+    name: str
+    cells: tuple[str, ...]
+    net: int
+    """Its sign."""
+
+
+TOTALS = ("weights", "active before", "dropped", "grown", "net", "active now", "density before", "density now")
+
+
+def totals(run: Run) -> list[LayerTotals]:
+    """Of each layer, and of all together in the last row."""
+    metrics = run.metrics
+    if metrics.before is None:
+        return []
+    dropped = sum((moves.dropped for moves in metrics.moves), metrics.before * 0)
+    grown = sum((moves.grown for moves in metrics.moves), metrics.before * 0)
+    now, weights = metrics.layers[-1].active, [float(metrics.weights.get(name, math.nan)) for name in metrics.names]
+    columns = (weights, metrics.before, dropped, grown, now)
+    rows = [*zip(metrics.names, *columns, strict=True), ("all", *(float(sum(column)) for column in columns))]
+    return [_totals(str(name), *(float(number) for number in numbers)) for name, *numbers in rows]
+
+
+def _totals(name: str, weights: float, before: float, dropped: float, grown: float, now: float) -> LayerTotals:
+    net = now - before
+    cells = (count(weights), count(before), count(dropped), count(grown), signed(net), count(now))
+    return LayerTotals(name, (*cells, percent(before / weights), percent(now / weights)), (net > 0) - (net < 0))

@@ -1,0 +1,218 @@
+"""The page that real runs make."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dynsparse.__main__ import main
+from tests.tools.report.conftest import static_run
+from tests.tools.report.pages import Page
+from tests.training import runs
+
+
+def report(out: Path, *folders: Path, arguments: tuple[str, ...] = ()) -> Page:
+    assert main(["report", *map(str, folders), "--out", str(out), *arguments]) == 0
+    return Page.read(out)
+
+
+@pytest.fixture(scope="module")
+def page(written: Path) -> Page:
+    return Page.read(written)
+
+
+def test_nothing_in_it_leads_elsewhere(page: Page) -> None:
+    for name in ("src", "srcset", "action", "data", "background", "poster", "ping"):
+        assert page.attributes(name) == [], name
+    for name in ("href", "xlink:href"):
+        assert all(re.match(r"#|data:", value) for value in page.attributes(name)), name
+    assert "://" not in page.source, "an address, even of a namespace"
+    assert "@import" not in page.source
+    assert all(target.startswith("#") for target in re.findall(r"url\(([^)]*)\)", page.source))
+    assert not {"iframe", "object", "embed", "base", "form"} & {tag for tag, _ in page.elements}
+    policy = next(value["content"] for _, value in page.elements if value.get("http-equiv"))
+    assert policy.startswith("default-src 'none'")
+
+
+def test_it_is_well_formed_and_its_references_resolve(page: Page) -> None:
+    assert page.mismatched == []
+    ids = page.attributes("id")
+    assert len(ids) == len(set(ids))
+    wanted = {value[1:] for value in page.attributes("href") if value.startswith("#")}
+    wanted |= set(re.findall(r"url\(#([^)]+)\)", page.source))
+    wanted |= set(page.attributes("aria-labelledby"))
+    assert wanted <= set(ids)
+
+
+def test_charts_say_in_words_what_they_show(page: Page) -> None:
+    images = [attributes for _, attributes in page.elements if attributes.get("role") == "img"]
+    assert len(images) > 12
+    assert all(len(attributes["aria-label"]) > 20 for attributes in images)
+    assert any(label.startswith("test top-1") for label in page.attributes("aria-label"))
+    assert any(re.match(r"density: .*from \d", label) for label in page.attributes("aria-label"))
+
+
+def test_the_overview_says_what_the_summaries_say(page: Page, made: Path) -> None:
+    words = page.words()
+    for name in ("resumed", "static"):
+        summary = runs.summary(made / name)
+        for expected in (
+            f"{summary['test_top1']:.2f} %",
+            f"{summary['best_top1']:.2f} %",
+            f"{100 * summary['sparsity']:.2f} %",
+            f"{100 * summary['model_sparsity']:.2f} %",
+            f"{summary['active_weights']:,}",
+            summary["mask_digest"],
+            summary["weight_digest"],
+        ):
+            assert expected in words, (name, expected)
+    assert re.search(r"status done done died: process \d+ on \S+ is gone", words)
+    assert "reallocations 8 0 4" in words
+
+
+def test_what_differs(page: Page) -> None:
+    words = page.words()
+    shown = words[
+        words.index("What differs", words.index("weights of the sparse layers")) : words.index("Curves resumed")
+    ]
+    assert "method.name dsr static dsr" in shown
+    assert "method.target_moves 30 – 30" in shown
+    assert "train.epochs 3 2 3" in shown
+    assert "model.name" not in shown
+    assert "seed" not in shown
+
+
+def test_totals_of_layers_add_up(page: Page, made: Path) -> None:
+    lines = [line for line in runs.metrics(made / "resumed") if line["kind"] == "reallocation"]
+    name, layer = next(iter(lines[-1]["layers"].items()))
+    dropped, grown = (sum(line["layers"][name][key] for line in lines) for key in ("dropped", "grown"))
+    net = f"{grown - dropped:+,}".replace("-", "−") if grown != dropped else "0"
+    before = layer["active"] - grown + dropped
+    assert f"{before:,} {dropped:,} {grown:,} {net} {layer['active']:,}" in page.words()
+
+
+def test_faults_and_resumes(page: Page) -> None:
+    words = page.words()
+    assert "of these resumed 1 0 0" in words
+    assert "died without an end 1 0 0" in words
+    assert re.search("steps done twice (at least [1-9]|not known) 0 0", words), "by how far the disk was behind"
+    assert re.search(r"checkpoints/step-\d{9}\.pt", words)
+    assert any(
+        "session 1: start, 1 worker at step 0, died; session 2: resume" in a for a in page.attributes("aria-label")
+    )
+
+
+def hover(page: Page, kind: str) -> list[dict[str, Any]]:
+    charts = [json.loads(value) for value in page.attributes("data-hover")]
+    return [chart for chart in charts if chart["kind"] == kind]
+
+
+def test_values_under_the_pointer_are_those_of_the_run(page: Page, made: Path) -> None:
+    lines = runs.metrics(made / "resumed")
+    losses = [line["train_loss"] for line in lines if line["kind"] == "epoch"]
+    series = hover(page, "lines")[0]["series"][0]
+    assert series["name"] == "resumed"
+    assert series["x"] == [1, 2, 3]
+    assert series["y"] == pytest.approx(losses, rel=1e-3)
+    events = [line for line in lines if line["kind"] == "reallocation"]
+    chart = hover(page, "moves")[0]
+    assert [first for first, _, _ in chart["steps"]] == [line["step"] for line in events]
+    for row, name in enumerate(chart["names"]):
+        assert chart["grown"][row] == [line["layers"][name]["grown"] for line in events]
+        assert chart["dropped"][row] == [line["layers"][name]["dropped"] for line in events]
+    density = hover(page, "heat")[0]
+    last = [line for line in lines if line["kind"] == "epoch"][-1]
+    assert [row[-1] for row in density["values"]] == pytest.approx(
+        [1 - layer["sparsity"] for layer in last["layers"].values()], rel=1e-3
+    )
+
+
+def test_names_stay_text(tmp_path: Path) -> None:
+    """Of runs, of layers, and what a config or a history says: none of it becomes part of the page or its drawings."""
+    evil = "<script>alert(1)<&$x_1$"
+    run = static_run(tmp_path).rename(tmp_path / evil)
+    name = runs.metrics(run)[0]["layers"].popitem()[0]
+    for file, old, new in (
+        ("metrics.jsonl", name, evil),
+        ("config.yaml", "mnist_mlp", "'\" onload=\"alert(2)'"),
+        ("history.jsonl", '"from": null', '"from": "<img src=x onerror=alert(3)>"'),
+    ):
+        text = (run / file).read_text()
+        assert old in text
+        (run / file).write_text(text.replace(old, new))
+    page = report(tmp_path / "out.html", run, arguments=("--title", "</title><script>alert(4)</script>"))
+    assert [tag for tag, _ in page.elements].count("script") == 1, "the page's own"
+    assert not [key for _, attributes in page.elements for key in attributes if key.startswith("on")]
+    assert "img" not in {tag for tag, _ in page.elements}
+    assert page.words().count(evil) > 5
+    assert page.mismatched == []
+
+
+def test_without_summary_and_history(copy: Path, tmp_path: Path) -> None:
+    """A run of before they were written, or one that goes on elsewhere."""
+    for name in ("summary.json", "history.jsonl"):
+        (copy / name).unlink()
+    words = report(tmp_path / "out.html", copy).words()
+    assert "no end is written: a process is training, or died" in words
+    assert "Sessions of run are not known" in words
+    assert "What differs" not in words
+
+
+def test_while_it_is_training(made: Path, tmp_path: Path) -> None:
+    """This process holds the lock; the last line is half written; the first epoch has not ended."""
+    from dynsparse.training.lock import RunLock
+
+    run = Path(shutil.copytree(made / "dead", tmp_path / "run"))
+    (run / "lock.json").unlink()
+    first = (run / "metrics.jsonl").read_text().splitlines(keepends=True)[0]
+    assert json.loads(first)["kind"] == "reallocation"
+    (run / "metrics.jsonl").write_text(first + '{"kind": "epo')
+    lock = RunLock(run)
+    assert lock.acquire()
+    try:
+        words = report(tmp_path / "out.html", run).words()
+    finally:
+        lock.release()
+    assert "status running: process" in words
+    assert "densities follow after its first epoch" in words
+
+
+def test_damage_is_told_on_the_page_and_on_stderr(
+    copy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    metrics = copy / "metrics.jsonl"
+    lines = metrics.read_text().splitlines(keepends=True)
+    metrics.write_text("".join([*lines[:2], "damaged\n", *lines[2:], "{}\n"]))
+    (copy / "summary.json").write_text("{")
+    (copy / "config.yaml").write_text("a: [")
+    words, told = report(tmp_path / "out.html", copy).words(), capsys.readouterr().err
+    for note in (
+        "metrics.jsonl: lines 3, 13 are damaged and left out",
+        "summary.json: is damaged, and left out",
+        "config.yaml: is damaged, and left out",
+    ):
+        assert note in words
+        assert f"warning: run: {note}\n" in told
+
+
+def test_where_it_goes_by_default(
+    copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The second call is of two runs of one name, and one config."""
+    monkeypatch.chdir(tmp_path)
+    assert main(["report", str(copy)]) == 0
+    assert (copy / "report.html").exists()
+    assert re.fullmatch(rf"{re.escape(str(copy))}/report\.html \(\d\.\d\d MB\)\n", capsys.readouterr().out)
+    other = Path(shutil.copytree(copy, tmp_path / "elsewhere" / "run"))
+    assert main(["report", str(copy), str(other)]) == 0
+    assert capsys.readouterr().out.startswith("report.html (")
+    words = Page.read(tmp_path / "report.html").words()
+    assert f"run ({copy})" in words
+    assert f"run ({other})" in words
+    assert "The configs are the same, names aside." in words
+    assert not list(tmp_path.rglob("*.partial"))
