@@ -148,7 +148,7 @@ def test_a_stop_asked_of_one_worker_ends_the_run(tmp_path: Path) -> None:
 def fake_python(folder: Path, torchrun: str) -> Path:
     """An interpreter that has torch, finds no fault with the input, and runs these lines of bash for torchrun."""
     path = folder / "python"
-    path.write_text(f'#!/bin/bash\ncase $* in -c*) echo 0; exit ;; *--check*) exit ;; esac\n{torchrun}\n')
+    path.write_text(f"#!/bin/bash\ncase $* in -c*) echo 0; exit ;; *--check*) exit ;; esac\n{torchrun}\n")
     path.chmod(0o755)
     return path
 
@@ -188,6 +188,58 @@ def test_a_stop_without_a_save_is_told(tmp_path: Path, noted: str) -> None:
         )
     finally:
         end(process)
+
+
+def test_workers_that_torchrun_left_behind_are_waited_for(tmp_path: Path) -> None:
+    """As a third signal makes it do: it dies at once here, and its worker saves on, in a session of its own."""
+    began, go_on = tmp_path / "began", tmp_path / "go_on"
+    os.mkfifo(began)
+    os.mkfifo(go_on)
+    saves = f'echo > {began}; read -r _ < {go_on}; echo 75 > "$DYNSPARSE_EXIT_FILE"'
+    python = fake_python(tmp_path, f"setsid bash -c '{saves}' &\nwait")
+    process = runs.start(["bash", SCRIPT, "--workers", "1", "--", "--config", "x"], PYTHON=str(python))
+    try:
+        began.read_text()
+        (torchrun,) = runs.children(process.pid)
+        process.send_signal(signal.SIGTERM)
+        while runs.children(process.pid) == [torchrun]:
+            assert process.poll() is None
+        assert process.poll() is None
+        go_on.write_text("now\n")
+        _, said = process.communicate(timeout=60)
+        assert (process.returncode, said) == (75, "")
+    finally:
+        end(process)
+
+
+def test_gpus_that_slurm_gave_and_torch_does_not_see(tmp_path: Path) -> None:
+    result = local("--config", "x", PYTHON=str(fake_python(tmp_path, "")), SLURM_GPUS_ON_NODE="4")
+    assert result.returncode == 2
+    assert result.stderr.startswith("error: Slurm gave 4 GPUs, torch sees 0 on ")
+
+
+def test_check_says_what_a_start_would_refuse_and_starts_nothing(tmp_path: Path) -> None:
+    settings = runs.config(runs=str(tmp_path), name="a")
+    path = runs.write_config(tmp_path, settings)
+    checked = local("--workers", "1", "--check", "--config", path)
+    assert (checked.returncode, checked.stdout, checked.stderr) == (0, "", "")
+    assert not settings.folder.exists()
+    refused = local("--workers", "13", "--check", "--config", path)
+    assert refused.returncode == 2
+    assert refused.stderr.startswith("error: train.global_batch_size is 12; each of 13 workers")
+    assert refused.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "option", ["--dry-run", *(pytest.param(other, marks=pytest.mark.slow) for other in ("--help", "--print-schema"))]
+)
+def test_what_only_looks_goes_on_to_work(tmp_path: Path, option: str) -> None:
+    path = runs.write_config(tmp_path, runs.config(runs=str(tmp_path), name="a"))
+    result = local("--workers", "1", "--", "--config", path, option)
+    assert result.returncode == 0, result.stderr
+    assert (
+        result.stdout.count({"--help": "usage:", "--print-schema": '"$defs"', "--dry-run": "whole model"}[option]) == 1
+    )
 
 
 def end(process: subprocess.Popen[str]) -> None:

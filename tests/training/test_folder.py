@@ -153,7 +153,8 @@ def test_a_folder_that_may_not_be_made_is_known_before(tmp_path: Path) -> None:
     (tmp_path / "fixed").mkdir(mode=0o555)
     require_writable(tmp_path / "new" / "a")
     assert not (tmp_path / "new").exists()
-    with nobody_if_root(), pytest.raises(UserError, match=r"fixed/runs/a: cannot be written \(in .*: permission denied\); set runs="):
+    rule = r"fixed/runs/a: cannot be written \(in .*: permission denied\); set runs="
+    with nobody_if_root(), pytest.raises(UserError, match=rule):
         require_writable(tmp_path / "fixed" / "runs" / "a")
 
 
