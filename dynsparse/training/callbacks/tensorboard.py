@@ -12,15 +12,15 @@ from dynsparse.training.callbacks.base import Callback, EpochReport, RunReport, 
 
 # One chart with a line a layer, in TensorBoard's "Custom Scalars" tab.
 LAYOUT = {
-    "How it learns": {
-        "loss": ["Multiline", [r"^loss/(train|test|validation)$"]],
-        "top-1 accuracy, %": ["Multiline", [r"^accuracy/.*_top1$"]],
-        "learning rate": ["Multiline", [r"^lr$"]],
-    },
     "Where the weights are": {
         "sparsity of each layer": ["Multiline", [r"^sparsity/layers/.*"]],
         "active weights of each layer": ["Multiline", [r"^active/layers/.*"]],
         "positions ever active": ["Multiline", [r"^exploration/.*"]],
+    },
+    "How it learns": {
+        "loss": ["Multiline", [r"^loss/(train|test|validation)$"]],
+        "top-1 accuracy, %": ["Multiline", [r"^accuracy/.*_top1$"]],
+        "learning rate": ["Multiline", [r"^lr$"]],
     },
     "What reallocation moves": {
         "dropped in each layer": ["Multiline", [r"^dropped/.*"]],
