@@ -1,0 +1,160 @@
+# What the launchers share: arguments, the interpreter, a check of the input, torchrun, signals and exit codes.
+# They source it: it is bash, under set -euo pipefail.
+# shellcheck shell=bash
+
+fail() {
+    echo "error: $1" >&2
+    exit 2
+}
+
+# Signals are passed on to what runs in the background, torchrun in the end; with nothing there they end the launcher.
+# Trapped from the start, for bash forgets a signal that comes while a command runs if there is no trap.
+asked_to_stop=
+ended= # the latest background process that is known to have ended
+stop() {
+    asked_to_stop=1
+    [ "${!:-}" != "$ended" ] || exit 75
+    kill -s "$1" "$!" 2>/dev/null || true
+}
+for signal in TERM INT USR1; do
+    # shellcheck disable=SC2064 # each signal its own
+    trap "stop $signal" "$signal"
+done
+
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+scratch=$(mktemp -d)
+trap 'rm -rf "$scratch"' EXIT
+
+# The options that all launchers have, with their defaults.
+workers=auto
+restarts=3
+logs=
+check=
+
+# Set the variable of an option: `option WHAT "$@"` of --restarts 5 sets restarts. WHAT is what it cannot be without.
+option() {
+    [ $# -ge 3 ] || fail "$2 lacks its $1"
+    local name=${2#--}
+    printf -v "${name//-/_}" %s "$3"
+}
+
+# Whether $1 is a whole number of at least $2.
+is_number() {
+    [[ $1 =~ ^[0-9]{1,9}$ ]] && [ "$1" -ge "$2" ]
+}
+
+# Check the shared options; `$1` says which words --workers may be instead of a number: "auto", "auto demo".
+check_options() {
+    is_number "$restarts" 0 || fail "--restarts is '$restarts'; it must be a number, 0 for none"
+    [[ " $1 " == *" $workers "* ]] || is_number "$workers" 1 ||
+        fail "--workers is '$workers'; it must be ${1// /, } or a number of at least 1"
+}
+
+find_python() {
+    python=python3
+    if [ -x "$root/.venv/bin/python" ]; then python=$root/.venv/bin/python; fi
+    python=${PYTHON:-$python}
+    command -v "$python" >/dev/null || fail "there is no $python; run make setup, or set PYTHON"
+}
+
+# How many workers there shall be, if that depends on the GPUs.
+count_workers() {
+    local gpus most
+    gpus=$("$python" -c 'import torch; print(torch.cuda.device_count())' 2>/dev/null) ||
+        fail "$python has no torch; run make setup, or set PYTHON"
+    case $workers in
+        auto | demo)
+            # Slurm's account of the node. Without this a broken driver makes a run on the CPU of what was to have GPUs.
+            [ "${SLURM_GPUS_ON_NODE:-0}" -le "$gpus" ] || fail \
+                "Slurm gave $SLURM_GPUS_ON_NODE GPUs, torch sees $gpus on $(uname -n); mend its driver, or set --workers"
+            most=$gpus
+            if [ "$workers" = demo ]; then most=2; fi
+            if [ "$gpus" -gt 0 ] && [ "$gpus" -lt "$most" ]; then most=$gpus; fi
+            workers=$((most > 0 ? most : 1))
+            ;;
+    esac
+}
+
+# Run a command in the background and wait for it, so that this shell can pass signals on: a foreground child would be
+# orphaned by SIGTERM. With job control, for without it a background child ignores SIGINT; its group is its own then,
+# and a terminal's Ctrl-C reaches it once, through the trap. Returns the command's code.
+supervise() {
+    local code
+    set -m
+    "$@" &
+    set +m
+    while :; do
+        code=0
+        wait "$!" || code=$?
+        # A trapped signal ends `wait` before the command has ended.
+        kill -0 "$!" 2>/dev/null || break
+    done
+    ended=$!
+    return "$code"
+}
+
+# The same for what comes before torchrun: if it fails, or a signal came, the launcher ends with it.
+first() {
+    local code=0
+    supervise "$@" || code=$?
+    [ -z "$asked_to_stop" ] || exit 75
+    [ "$code" -eq 0 ] || exit "$code"
+}
+
+# `check_input MOST_NODES ID ARGUMENTS...`: bad input is said here in a line for each thing that is wrong. Found by the
+# workers it would come with torchrun's traceback, after all nodes have met. As rank 0 sees it; nothing is changed.
+check_input() {
+    local nodes=$1 id=$2
+    shift 2
+    first env RANK=0 LOCAL_RANK=0 WORLD_SIZE=$((nodes * workers)) LOCAL_WORLD_SIZE="$workers" \
+        ${id:+TORCHELASTIC_RUN_ID="$id"} "$python" "$root/dist_train.py" --check "$@" >/dev/null
+    [ -z "$check" ] || exit 0
+}
+
+# `train TORCHRUN_OPTIONS... -- ARGUMENTS...`: run dist_train.py under torchrun, and exit with the workers' own code.
+train() {
+    local options=() status=0
+    while [ "$1" != -- ]; do
+        options+=("$1")
+        shift
+    done
+    shift
+    # What each worker writes, also in a file of its own: LOGS/HOST/LAUNCH/attempt_K/LOCAL_RANK/stderr.log.
+    if [ -n "$logs" ]; then options+=(--log-dir "$logs/$(uname -n)" --tee 3); fi
+    # torchrun gives each worker one thread if this is not set, and warns about it.
+    export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
+    # torchrun returns 1 for whatever a worker did, so the workers leave their code in a file.
+    export DYNSPARSE_EXIT_FILE=$scratch/exit
+    # Asked to stop, torchrun waits so many seconds for the workers to save before it kills them: 30 by default, which
+    # is too short for large states and slow disks. Not its option --shutdown-timeout, which not every torch that we run
+    # with has. What follows a fault is not affected.
+    export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=${TORCH_ELASTIC_SHUTDOWN_TIMEOUT:-600}
+    supervise "$python" -m torch.distributed.run "${options[@]}" --nproc-per-node "$workers" \
+        --max-restarts "$restarts" --signals-to-handle SIGTERM,SIGINT,SIGUSR1 "$root/dist_train.py" "$@" || status=$?
+    if [ -n "$asked_to_stop" ]; then wait_for_workers; fi
+    if [ -s "$DYNSPARSE_EXIT_FILE" ]; then status=$(cat "$DYNSPARSE_EXIT_FILE"); fi
+    # Workers that had no time to say so, such as those that were about to start again after a fault, were stopped too.
+    if [ -n "$asked_to_stop" ]; then
+        case $status in
+            0 | 2 | 75) ;;
+            *)
+                echo "warning: the workers were ended before they had saved; the run goes on from the checkpoint" \
+                    "before" >&2
+                status=75
+                ;;
+        esac
+    fi
+    exit "$status"
+}
+
+# torchrun leaves its workers behind when a third signal reaches it while it waits for them. Schedulers send several,
+# and to all processes of a job at once. The workers save nevertheless; what started this launcher must not take its end
+# for theirs.
+wait_for_workers() {
+    local seconds=$TORCH_ELASTIC_SHUTDOWN_TIMEOUT
+    while [ "$seconds" -gt 0 ] &&
+        env -u DYNSPARSE_EXIT_FILE grep -qszF "DYNSPARSE_EXIT_FILE=$DYNSPARSE_EXIT_FILE" /proc/[0-9]*/environ; do
+        sleep 1 || true
+        seconds=$((seconds - 1))
+    done
+}
