@@ -38,4 +38,5 @@ check_options "auto demo"
 find_python
 count_workers
 check_input 1 "" "$@"
-train --standalone -- "$@"
+# Workers need not find each other by this machine's name, which nobody may know: a container without a network.
+train --standalone --local-addr localhost -- "$@"

@@ -63,6 +63,29 @@ def test_trains_from_anywhere_and_returns_the_workers_code(tmp_path: Path) -> No
     assert refused.stderr.count("exists; go on with --resume auto") == 1, "not once an attempt"
 
 
+NAMELESS = ("unshare", "--net", "--uts", "sh", "-ec", 'echo nobody > /proc/sys/kernel/hostname; exec "$@"', "sh")
+
+
+@pytest.mark.skipif(
+    os.geteuid() != 0
+    or shutil.which("unshare") is None
+    or subprocess.run([*NAMELESS, "true"], capture_output=True, check=False).returncode != 0,
+    reason="namespaces are not allowed here",
+)
+def test_trains_where_nobody_knows_the_machines_name(tmp_path: Path) -> None:
+    """As in a container without a network."""
+    settings = runs.config(runs=str(tmp_path), name="a", train={"epochs": 1})
+    loopback = ("sh", "-ec", 'ip link set lo up 2>/dev/null || ifconfig lo up; exec "$@"', "sh")
+    command = [*NAMELESS, *loopback, "bash", SCRIPT, "--workers", "2", "--config", runs.write_config(tmp_path, settings)]
+    process = runs.start(command, PYTHON=sys.executable)
+    try:
+        _, said = process.communicate(timeout=200)
+    finally:
+        runs.kill(process)
+    assert process.returncode == 0, said
+    assert runs.summary(settings.folder)["world_size"] == 2
+
+
 @pytest.mark.skipif(shutil.which("shellcheck") is None, reason="shellcheck is not installed")
 def test_shellcheck() -> None:
     for script in (SCRIPT, runs.ROOT / "launch/torchrun.sh", runs.ROOT / ".ci/run"):
