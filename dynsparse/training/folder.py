@@ -187,7 +187,8 @@ def _occupied(folder: Path) -> bool:
         if not folder.is_dir():
             return folder.exists()
         # These alone are of an attempt that holds the folder, or was killed as it took it.
-        return any(path.name not in (lock.NAME, "launch.partial") for path in folder.iterdir())
+        left = (lock.NAME, lock.CLAIMS, "launch.partial")
+        return any(not any(path.match(name) for name in left) for path in folder.iterdir())
     except OSError as error:
         raise UserError(f"{folder}: cannot be read ({error.strerror}); set name= or runs=") from None
 
@@ -209,7 +210,7 @@ def _remove_run(folder: Path) -> None:
         "checkpoints/*.pt.stale*",
         "checkpoints/*.partial",
         "history.jsonl",
-        "lock-*.partial",
+        "report.html",
         "metrics.jsonl",
         "metrics.partial",
         "summary.json",

@@ -8,6 +8,9 @@ import socket
 from dataclasses import asdict, dataclass, fields
 from datetime import datetime, timezone
 from pathlib import Path
+from uuid import uuid4
+
+_MOST_PROCESSES = 2**22
 
 
 @dataclass(frozen=True)
@@ -23,11 +26,13 @@ class Holder:
     """Where its number counts: this boot of its machine, and its container's process numbers."""
     launch: str | None
     since: str
+    mark: str
+    """Of one lock alone: a process may hold several in one second, one after the other."""
 
     @classmethod
     def myself(cls, launch: str | None) -> Holder:
         process = os.getpid()
-        return cls(socket.gethostname(), process, _started(process), _space(), launch, now())
+        return cls(socket.gethostname(), process, _started(process), _space(), launch, now(), uuid4().hex)
 
     def encode(self, alive: str) -> bytes:
         """As it stands in the file, always of the same length. `alive`: its latest sign of life, as `now` gives it."""
@@ -38,13 +43,24 @@ class Holder:
         """None for what is no holder, such as a file that was just made and is empty."""
         try:
             found = json.loads(content)
-            return cls(**{field.name: found[field.name] for field in fields(cls)})
+            holder = cls(**{field.name: found[field.name] for field in fields(cls)})
         except (ValueError, TypeError, KeyError):
             return None
+        return holder if holder._is_sound() else None
+
+    def _is_sound(self) -> bool:
+        texts = (self.host, self.since, self.mark, self.space or "", self.launch or "")
+        numbers = (self.process, self.started or 0)
+        return (
+            all(isinstance(text, str) for text in texts)
+            and all(type(number) is int for number in numbers)
+            and 0 < self.process <= _MOST_PROCESSES
+        )
 
     def lives(self) -> bool | None:
         """None if it cannot be known from here: on another machine, or in another container of this one."""
-        if self.space is None or self.space != _space():
+        # A machine's name too: those that were cloned as they ran have one boot.
+        if self.space is None or (self.space, self.host) != (_space(), socket.gethostname()):
             return None
         try:
             os.kill(self.process, 0)

@@ -27,6 +27,7 @@ from dynsparse.training.holder import Holder, now
 log = logging.getLogger(__name__)
 
 NAME = "lock.json"
+CLAIMS = "lock-*.partial"
 BEAT_SECONDS = 5.0
 STALE_SECONDS = 30.0
 """Without a sign of life. Six beats: storage that others use too may stand still for a while."""
@@ -51,7 +52,7 @@ class RunLock:
         self.on_loss = on_loss
         self._me = Holder.myself(launch)
         self._began = time.monotonic()
-        self._watched: tuple[bytes, float] | None = None
+        self._watch = Watch()
         self._claimed: tuple[Path, float] | None = None
         self._made: list[Path] = []
         self._file = -1
@@ -65,23 +66,22 @@ class RunLock:
         lives: to be called again, so that other ranks are told meanwhile.
         """
         deadline = time.monotonic() + within
-        try:
+        with self._said("written"):
             while not self._create():
                 if not self._free() and time.monotonic() >= deadline:
                     return False
-        except OSError as error:
-            if isinstance(error, (FileExistsError, NotADirectoryError)):
-                raise UserError(f"{self.path.parent}: not a folder; set name= or runs=") from None
-            raise UserError(
-                f"{self.path.parent}: cannot be written ({error.strerror}); set runs= to a folder that can"
-            ) from None
+        for claim in self.path.parent.glob(CLAIMS):  # Of starts that died as they took over.
+            claim.unlink(missing_ok=True)
         self._thread = Thread(target=self._beat, name="lock", daemon=True)
         self._thread.start()
         return True
 
     def require_free(self, within: float) -> None:
         """Raise UserError if a holder of another launch is seen to live. Changes nothing; looks for so many seconds."""
-        deadline = time.monotonic() + within
+        with self._said("read"):
+            self._require_free(time.monotonic() + within)
+
+    def _require_free(self, deadline: float) -> None:
         while (content := self._read()) is not None:
             holder = Holder.decode(content)
             if self._is_of_my_launch(holder):
@@ -94,15 +94,16 @@ class RunLock:
 
     def release(self) -> None:
         """Give it back, and leave no folder that holds nothing else. Without effect if it is not held."""
-        if self._thread is None:
-            return
-        self._released.set()
-        self._thread.join(2 * BEAT_SECONDS)  # Storage that hangs must not keep the process.
-        self._thread = None
-        with contextlib.suppress(OSError):
-            if self._is_mine():
-                self.path.unlink()
-        os.close(self._file)
+        if self._thread is not None:
+            self._released.set()
+            self._thread.join(2 * BEAT_SECONDS)
+            if self._thread.is_alive():  # The storage hangs, and must not keep the process.
+                return
+            self._thread = None
+            with contextlib.suppress(OSError):
+                if self._is_mine():
+                    self.path.unlink()
+            os.close(self._file)
         for folder in reversed(self._made):
             with contextlib.suppress(OSError):
                 folder.rmdir()
@@ -117,7 +118,7 @@ class RunLock:
         except FileExistsError:
             return False
         try:
-            os.pwrite(file, self._me.encode(now()), 0)
+            self._write(file)
         except OSError:
             self.path.unlink()
             os.close(file)
@@ -145,13 +146,10 @@ class RunLock:
         known = None if holder is None else holder.lives()
         if known is not None:
             return known
-        if self._watched is None:
-            self._watched = content, time.monotonic()
-        seen, since = self._watched
-        if content != seen:
-            self._watched = content, time.monotonic()
+        changed = self._watch.look(content)
+        if changed:
             return True
-        return False if time.monotonic() - since > STALE_SECONDS else None
+        return False if self._watch.silent > STALE_SECONDS else None
 
     def _will_end(self, holder: Holder | None) -> bool:
         """Where machines come and go, a launch may start rank 0 on another one before it has ended on the first."""
@@ -213,17 +211,55 @@ class RunLock:
                     os.close(old)
             return
         if self._is_mine():
-            os.pwrite(self._file, self._me.encode(now()), 0)
+            self._write(self._file)
             return
         self._released.set()
         holder = Holder.decode(self._read() or b"")
         self.on_loss(
-            f"{self.path.parent} was taken over by {holder or 'another start'}, as this process had stood still for "
-            f"more than {STALE_SECONDS:g} s; it ends, and leaves the folder to it"
+            f"{self.path.parent} was taken over by {holder or 'another start'}: this process had stood still for more "
+            f"than {STALE_SECONDS:g} s, or the folder was removed; it ends, and leaves the folder to it"
         )
 
     def _is_mine(self) -> bool:
-        return os.path.samestat(os.stat(self.path), os.fstat(self._file))
+        """By what stands there: the number of a file may be given again, and a handle of one that is gone be stale."""
+        return Holder.decode(self._read() or b"") == self._me
+
+    def _write(self, file: int) -> None:
+        """All the way to the storage, for others to see: a network file system may keep it for half a minute."""
+        os.pwrite(file, self._me.encode(now()), 0)
+        os.fsync(file)
+
+    @contextlib.contextmanager
+    def _said(self, what: str) -> Iterator[None]:
+        """Raise UserError for what the system says. `what` cannot be done."""
+        folder = self.path.parent
+        try:
+            yield
+        except (FileExistsError, NotADirectoryError):
+            raise UserError(f"{folder}: not a folder; set name= or runs=") from None
+        except IsADirectoryError:
+            raise UserError(f"{self.path}: is a folder; remove it, or set name=") from None
+        except OSError as error:
+            raise UserError(f"{folder}: cannot be {what} ({error.strerror}); set runs= to a folder that can") from None
+
+
+class Watch:
+    """For how long the content of a file has stayed as it is, as far as looks at it can tell."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._content: bytes | None = None
+        self._looked = 0.0
+        self.silent = 0.0
+        """Seconds. Between two looks a second at most: while storage stood still the holder could not write either."""
+
+    def look(self, content: bytes) -> bool:
+        """Whether it is another than at the look before."""
+        before, self._content = self._content, content
+        passed, self._looked = self._clock() - self._looked, self._clock()
+        changed = before is not None and before != content
+        self.silent = 0.0 if before is None or changed else self.silent + min(passed, 1.0)
+        return changed
 
 
 @contextlib.contextmanager
@@ -232,9 +268,9 @@ def holding(lock: RunLock, patience: float) -> Iterator[None]:
 
     `patience`: after how many seconds the others, which wait, hear that it goes on.
     """
-    while not sync.from_rank_0(lambda: lock.acquire(patience)):
-        pass
     try:
+        while not sync.from_rank_0(lambda: lock.acquire(patience)):
+            pass
         yield
     finally:
         lock.release()

@@ -2,7 +2,9 @@
 """Whether a container does its work: exit code 0, or 1 and the reason. python3 launch/container/healthcheck.py [RUNS]
 
 One that trains: the worker that holds the run's folder has shown life within
-`SILENT_SECONDS`; if not, it hangs, or the storage of the runs does. One of
+`SILENT_SECONDS`; if not, it was stopped, or the storage of the runs hangs. A
+worker that waits in vain for others shows life: they give up by themselves
+(`distributed.timeout_seconds`). One of
 TensorBoard: it answers. A node without worker 0, and any other command, is well
 as long as its process is there: once that ends, so does the container.
 """
@@ -27,10 +29,13 @@ SILENT_SECONDS = 60.0
 def silent_workers(runs: Path) -> Iterator[str]:
     """Of this container: what holds a folder elsewhere is told by another process's life."""
     for path in runs.glob("*/lock.json"):
-        content = path.read_bytes()
+        try:
+            content = path.read_bytes()
+            alive = datetime.fromisoformat(json.loads(content)["alive"])
+        except (OSError, ValueError, KeyError, TypeError):  # A run ends, or begins, just now.
+            continue
         holder = Holder.decode(content)
         if holder is not None and holder.lives():
-            alive = datetime.fromisoformat(json.loads(content)["alive"])
             silent = (datetime.now(timezone.utc) - alive).total_seconds()
             if silent > SILENT_SECONDS:
                 yield f"{path.parent}: no sign of life of {holder} for {silent:.0f} s"

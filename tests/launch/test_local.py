@@ -76,8 +76,8 @@ def test_trains_where_nobody_knows_the_machines_name(tmp_path: Path) -> None:
     """As in a container without a network."""
     settings = runs.config(runs=str(tmp_path), name="a", train={"epochs": 1})
     loopback = ("sh", "-ec", 'ip link set lo up 2>/dev/null || ifconfig lo up; exec "$@"', "sh")
-    command = [*NAMELESS, *loopback, "bash", SCRIPT, "--workers", "2", "--config", runs.write_config(tmp_path, settings)]
-    process = runs.start(command, PYTHON=sys.executable)
+    arguments = ("--workers", "2", "--config", runs.write_config(tmp_path, settings))
+    process = runs.start([*NAMELESS, *loopback, "bash", SCRIPT, *arguments], PYTHON=sys.executable)
     try:
         _, said = process.communicate(timeout=200)
     finally:

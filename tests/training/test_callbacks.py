@@ -140,6 +140,13 @@ def test_history(finished: tuple[Path, Any]) -> None:
     assert first["time"] <= stop["time"] <= second["time"] <= end["time"]
 
 
+def test_how_far_it_went_is_known_beside_half_a_line(tmp_path: Path) -> None:
+    history = HistoryFile(tmp_path / "history.jsonl")
+    assert history._reached() is None
+    (tmp_path / "metrics.jsonl").write_text('{"kind": "epoch", "step": 110}\n{"kind": "epo')
+    assert history._reached() == 110
+
+
 def test_half_a_line_of_history_spoils_no_other(tmp_path: Path, finished: tuple[Path, Any]) -> None:
     """As a disk that was full leaves it."""
     path = tmp_path / "history.jsonl"

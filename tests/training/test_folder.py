@@ -87,6 +87,7 @@ def test_a_lock_alone_is_no_run(tmp_path: Path) -> None:
     settings = runs.config(runs=str(tmp_path), name="a")
     settings.folder.mkdir()
     (settings.folder / "lock.json").touch()
+    (settings.folder / "lock-0123456789abcdef.partial").touch()
     assert find_start(settings, resume=None, overwrite=False) is None
 
 

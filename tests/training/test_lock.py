@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -11,6 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -20,7 +22,7 @@ import pytest
 from dynsparse.errors import UserError
 from dynsparse.training import lock
 from dynsparse.training.holder import Holder
-from dynsparse.training.lock import RunLock
+from dynsparse.training.lock import RunLock, Watch, holding
 from tests.training import runs
 
 OTHER = """
@@ -93,6 +95,11 @@ def of_another_machine(**changes: Any) -> bytes:
     return json.dumps(holder).encode()
 
 
+MINE = {"host": Holder.myself(None).host, "space": Holder.myself(None).space}
+NOBODYS = 2**22
+"""One more than the largest number that Linux gives a process."""
+
+
 def test_a_folder_has_one_run_at_a_time(folder: Path, held: Start, mine: RunLock) -> None:
     process = held()
     with pytest.raises(UserError, match=rf"is in use by process {process.pid} on \S+ \(since .*\); wait until it ends"):
@@ -138,8 +145,11 @@ def test_a_number_given_again_is_not_the_holder(folder: Path, mine: RunLock) -> 
 
 
 @in_a_container
-def test_a_container_is_watched_while_it_lives(held: Start, mine: RunLock) -> None:
-    held(*CONTAINER)
+def test_a_container_is_watched_while_it_lives(folder: Path, held: Start, mine: RunLock) -> None:
+    held(*CONTAINER, launch="7")
+    with pytest.raises(UserError, match="launch '7'"):
+        RunLock(folder, launch="8").require_free(within=30)
+    RunLock(folder, launch="7").require_free(within=3)  # Not a reason to refuse a node that joins.
     assert mine.acquire(within=0) is False, "its process cannot be looked up: a first look tells nothing"
     with pytest.raises(UserError, match=r"in use by process \d+ on"):
         mine.acquire()
@@ -163,7 +173,6 @@ def test_an_attempt_of_the_same_launch_is_waited_for(folder: Path, held: Start) 
     """Rank 0 has moved to another machine, and the one before is about to end."""
     container = held(*CONTAINER, launch="7")
     next_one = RunLock(folder, launch="7", grace=60)
-    next_one.require_free(within=0)  # Not a reason to refuse a node that joins.
     assert next_one.acquire(within=1) is False
     waiting = threading.Thread(target=next_one.acquire)
     waiting.start()
@@ -182,10 +191,25 @@ def test_it_is_not_waited_for_without_end(folder: Path, held: Start) -> None:
 
 
 @pytest.mark.usefixtures("impatient")
-@pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"host": "a"}', of_another_machine()], ids=range(5))
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"{",
+        b"[]",
+        b'{"host": "a"}',
+        of_another_machine(),
+        *(of_another_machine(process=process) for process in ("7", None, 2**70, 0, -1, True)),
+        of_another_machine(started="1"),
+        of_another_machine(space=1),
+        of_another_machine(since=None),
+    ],
+    ids=range(14),
+)
 def test_silent_locks_are_taken_over_whatever_they_hold(folder: Path, mine: RunLock, content: bytes) -> None:
     folder.mkdir(parents=True)
     (folder / "lock.json").write_bytes(content)
+    mine.require_free(within=0.5)  # Silence is no reason to refuse, before it is long enough to take over.
     assert mine.acquire(within=0) is False
     assert mine.acquire()
     assert list(folder.iterdir()) == [folder / "lock.json"]
@@ -193,7 +217,7 @@ def test_silent_locks_are_taken_over_whatever_they_hold(folder: Path, mine: RunL
 
 def test_of_many_that_find_a_dead_holder_one_takes_over(folder: Path) -> None:
     """At the same moment, again and again."""
-    dead = of_another_machine(space=Holder.myself(None).space, process=2**22 + 1)
+    dead = of_another_machine(**MINE, process=NOBODYS)
     for _ in range(15):
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "lock.json").write_bytes(dead)
@@ -221,11 +245,109 @@ def test_of_many_that_find_a_dead_holder_one_takes_over(folder: Path) -> None:
 @pytest.mark.usefixtures("impatient")
 def test_a_start_that_died_as_it_took_over_is_no_hindrance(folder: Path, mine: RunLock) -> None:
     folder.mkdir(parents=True)
-    dead = of_another_machine(space=Holder.myself(None).space, process=2**22 + 1)
+    dead = of_another_machine(**MINE, process=NOBODYS)
     (folder / "lock.json").write_bytes(dead)
     (folder / f"lock-{sha256(dead).hexdigest()[:16]}.partial").touch()
     assert mine.acquire(within=20)
     assert [path.name for path in folder.iterdir()] == ["lock.json"]
+
+
+def test_a_start_that_is_taking_over_is_given_its_time(folder: Path, mine: RunLock) -> None:
+    folder.mkdir(parents=True)
+    dead = of_another_machine(**MINE, process=NOBODYS)
+    (folder / "lock.json").write_bytes(dead)
+    claim = folder / f"lock-{sha256(dead).hexdigest()[:16]}.partial"
+    claim.touch()
+    taking = threading.Thread(target=mine.acquire)
+    taking.start()
+    taking.join(1)
+    assert taking.is_alive(), "it waits for the other"
+    assert (folder / "lock.json").read_bytes() == dead
+    claim.unlink()
+    taking.join()
+    assert Holder.decode((folder / "lock.json").read_bytes()) == mine._me
+
+
+def test_silence_is_what_looks_have_seen() -> None:
+    """Storage that stands still for an hour keeps the holder from writing too: that counts as one look."""
+    now = [0.0]
+    watch = Watch(clock=lambda: now[0])
+
+    def look(at: float, content: bytes) -> tuple[bool, float]:
+        now[0] = at
+        return watch.look(content), watch.silent
+
+    assert look(100, b"a") == (False, 0)
+    assert look(100.5, b"a") == (False, 0.5)
+    assert look(3700, b"a") == (False, 1.5)
+    assert look(3700.2, b"b") == (True, 0)
+    assert look(3701, b"b") == (False, pytest.approx(0.8))
+
+
+def test_who_can_be_looked_up() -> None:
+    me = Holder.myself(None)
+    assert me.lives() is True
+    assert me.space is not None
+    boot, space = me.space.split()
+    for changed in ({"space": f"{boot[:-1]}x {space}"}, {"space": f"{boot} pid:[1]"}, {"host": "its clone"}):
+        assert replace(me, **changed).lives() is None, changed
+    assert replace(me, process=NOBODYS).lives() is False
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may become another user")
+def test_another_users_process_lives() -> None:
+    """It may be seen, but not be signalled."""
+    root = Holder.myself(None)
+    child = os.fork()
+    if child == 0:
+        os.setuid(65534)
+        os._exit(42 if root.lives() else 1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 42
+
+
+def test_a_sign_of_life_that_fails_is_not_the_last(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Storage that was away for a moment."""
+    monkeypatch.setattr(lock, "BEAT_SECONDS", 0.02)
+    signs, write = [], RunLock._write
+
+    def failing_at_first(self: RunLock, file: int) -> None:
+        signs.append(file)
+        if len(signs) in (2, 3):
+            raise OSError(errno.EIO, "away")
+        write(self, file)
+
+    monkeypatch.setattr(RunLock, "_write", failing_at_first)
+    one = RunLock(folder)
+    one.acquire()
+    until(lambda: len(signs) > 4)
+    one.release()
+    assert not folder.exists()
+
+
+def test_a_full_disk_leaves_nothing(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(self: RunLock, file: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(RunLock, "_write", full)
+    with (
+        pytest.raises(UserError, match=r"cannot be written \(No space left on device\)"),
+        holding(RunLock(folder), patience=1),
+    ):
+        pass
+    assert not folder.parent.exists()
+
+
+def test_it_is_given_back_where_ranks_do_not_agree(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As another rank dies, or is not answered, at the moment when rank 0 has taken the lock."""
+
+    def lost(produce: Callable[[], bool]) -> bool:
+        assert produce()
+        raise RuntimeError("connection closed by peer")
+
+    monkeypatch.setattr(lock.sync, "from_rank_0", lost)
+    with pytest.raises(RuntimeError, match="closed by peer"), holding(RunLock(folder), patience=1):
+        pass
+    assert not folder.exists()
 
 
 def test_a_holder_that_stood_still_ends(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -282,6 +404,10 @@ def test_no_folder_can_be_made(tmp_path: Path) -> None:
             RunLock(folder).acquire()
     with pytest.raises(UserError, match=r"cannot be written \(.*\); set runs= to a folder that can"):
         RunLock(Path("/proc/runs/a")).acquire()
+    (tmp_path / "a" / "lock.json").mkdir(parents=True)
+    for act in (RunLock(tmp_path / "a").acquire, lambda: RunLock(tmp_path / "a").require_free(0)):
+        with pytest.raises(UserError, match=r"lock.json: is a folder; remove it, or set name="):
+            act()
 
 
 def test_a_release_leaves_what_is_there(folder: Path) -> None:
@@ -315,6 +441,22 @@ def test_a_second_start_is_refused_and_the_first_goes_on(tmp_path: Path) -> None
     assert not (settings.folder / "lock.json").exists()
     again = runs.dist_train("--config", path, "--resume", "auto", "--check")
     assert (again.returncode, again.stdout, again.stderr) == (0, "", "")
+
+
+def test_a_run_whose_folder_is_taken_ends_and_writes_nothing(tmp_path: Path) -> None:
+    settings = runs.config(runs=str(tmp_path), name="a", train={"epochs": 100_000}, log={"progress": "lines"})
+    first = runs.start([sys.executable, "dist_train.py", "--config", runs.write_config(tmp_path, settings)])
+    try:
+        assert first.stderr is not None
+        until(lambda: first.stderr.readline().startswith("epoch 1/"))
+        os.replace(write(tmp_path / "other", of_another_machine(process=77)), settings.folder / "lock.json")
+        _, said = first.communicate(timeout=100)
+    finally:
+        runs.kill(first)
+    assert first.returncode == 1
+    assert f"error: {settings.folder} was taken over by process 77 on elsewhere" in said
+    assert not (settings.folder / "summary.json").exists()
+    assert (settings.folder / "lock.json").exists()
 
 
 def write(path: Path, content: bytes) -> Path:

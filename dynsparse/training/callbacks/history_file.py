@@ -46,10 +46,15 @@ class HistoryFile(Callback):
     def _reached(self) -> int | None:
         """The last step that metrics.jsonl tells of, as long as the resume has not cut it."""
         try:
-            *_, last = self.path.with_name("metrics.jsonl").read_bytes().splitlines(keepends=True)
-            return int(json.loads(last)["step"])
-        except (OSError, ValueError, KeyError, TypeError):
+            lines = self.path.with_name("metrics.jsonl").read_bytes().splitlines()
+        except OSError:
             return None
+        for line in reversed(lines):
+            try:
+                return int(json.loads(line)["step"])
+            except (ValueError, KeyError, TypeError):
+                continue  # Half a line, such as a kill leaves it.
+        return None
 
     def on_end(self, summary: Summary) -> None:
         self._append(

@@ -49,9 +49,11 @@ class TensorBoard(Callback):
         self._writer = SummaryWriter(str(self.folder), purge_step=run.start_step + 1 if run.resumed else None)
         self._weights = {layer.name: layer.weights for layer in run.layers}
         self._writer.add_scalar("run/workers", run.world_size, run.start_step)
+        # At each start: a run may go on in another folder, or with a config that has changed.
+        self._writer.add_custom_scalars(LAYOUT)
+        text = "".join(f"    {line}\n" for line in run.config_yaml.splitlines())
+        self._writer.add_text("config", text, run.start_step)
         if not run.resumed:
-            self._writer.add_custom_scalars(LAYOUT)
-            self._writer.add_text("config", "".join(f"    {line}\n" for line in run.config_yaml.splitlines()), 0)
             self._layers(run.active, 0)
 
     def on_samples(self, report: SamplesReport) -> None:
