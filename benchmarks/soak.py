@@ -230,7 +230,7 @@ def table(result: dict[str, Any]) -> str:
         f"{len(result['faults'])} faults in a run of {result['steps']} steps; it resumed {result['resumes']} times and "
         f"passed over a damaged checkpoint {result['damaged_checkpoints_passed_over']} times; torchrun was started "
         f"{result['starts_of_torchrun']} times on the two hosts. Weights, masks, accuracy and every line of "
-        f"metrics.jsonl beside those of a run without faults: {verdict}."
+        f'metrics.jsonl (but for its "timing") beside those of a run without faults: {verdict}.'
     )
     return "\n".join([*lines, "", told])
 
