@@ -37,6 +37,7 @@ def checks(part: dict[str, Any]) -> list[str]:
     return [row["what"] for row in part["rows"] if row["must"]]
 
 
+@pytest.mark.slow
 def test_parts(tmp_path: Path) -> None:
     """All that compile nothing."""
     content = run(tmp_path, *(name for name in gpu.PARTS if name not in COMPILING))

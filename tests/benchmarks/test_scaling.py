@@ -39,6 +39,7 @@ MESSAGES = {2: [1, 1], 3: [2, 1, 1], 4: [2, 2, 2, 2]}
 """Of a comparison, by the number of ranks: log2(n) from each rank; the third of three asks the first, who answers."""
 
 
+@pytest.mark.slow
 def test_traffic_is_the_plan_and_two_comparisons(content: Any) -> None:
     """48 x (1 + layers) bytes, and twice the messages of 16, whatever the weights; alone, nothing. No all-reduce."""
     assert [(case["layers"], case["weights"]) for case in content["cases"]] == [(3, 48), (7, 112), (3, 192)]

@@ -16,6 +16,7 @@ from benchmarks.startup_worker import Parts
 ROOT = Path(__file__).parents[2]
 
 
+@pytest.mark.slow
 def test_tiny(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "benchmarks.startup", "--tiny", "--output", str(tmp_path)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)

@@ -135,6 +135,7 @@ def test_with_every_option(sections: dict[str, Any]) -> None:
         assert {name: unequal(*ways) for name, ways in results.items()} == {"dsr": [], "rigl": []}
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not any(map(shutil.which, ("c++", "g++", "clang++"))), reason="torch.compile needs a C++ compiler")
 def test_with_compile() -> None:
     sections = {"train": {"compile": True, "precision": "bf16", "channels_last": True}}

@@ -106,6 +106,7 @@ def test_two_hosts_are_as_two_workers_of_one(tmp_path: Path, undisturbed: Path) 
     assert_same_run(settings.folder, undisturbed)
 
 
+@pytest.mark.slow
 def test_a_host_vanishes_and_comes_back(tmp_path: Path, undisturbed: Path) -> None:
     """torchrun brings its new worker and the other together again, at the last checkpoint."""
     settings = small_run(tmp_path, "vanished", timeout_seconds=10)

@@ -63,6 +63,7 @@ def test_ranks_hold_the_same_bits_over_ten_reallocations(world_size: int, granul
     assert len({masks for masks, _ in results[0]}) == 10, "every reallocation moved something"
 
 
+@pytest.mark.slow
 def test_sixteen_ranks_over_twenty_reallocations() -> None:
     """Digests of masks and weights after each, and what travelled: the plan, and nothing that grows with the model."""
     results = run_distributed(events, 16, 4, 20)

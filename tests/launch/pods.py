@@ -130,13 +130,14 @@ class Pod:
 
     def _mounts(self, container: dict[str, Any]) -> list[str]:
         """Three words each: options, from where, to where."""
-        system = ["/bin", "/lib", "/lib64", "/usr", "/etc", sys.base_prefix, sys.prefix]
-        mounts = [("ro", path, path) for path in system]
+        mounts = [("ro", path, path) for path in ("/bin", "/lib", "/lib64", "/usr", "/etc")]
         mounts += [("rw", path, path) for path in ("/dev", "/proc", "/sys")]
         mounts.append(("ro", str(self.image), WORKING_FOLDER))
         volumes = {volume["name"]: volume for volume in self.spec["volumes"]}
         for mount in container.get("volumeMounts", []):
             mounts.append((*self._volume(volumes[mount["name"]], mount), mount["mountPath"]))
+        # After the volumes: this environment may lie in /tmp, which is one.
+        mounts += [("ro", path, path) for path in (sys.base_prefix, sys.prefix)]
         return [word for mount in mounts for word in mount]
 
     def _volume(self, volume: dict[str, Any], mount: dict[str, Any]) -> tuple[str, str]:

@@ -411,6 +411,7 @@ def script(*words: Any, **options: Any) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.mark.slow
 def test_the_script_trains_from_anywhere(small: Path, tmp_path: Path) -> None:
     """Two workers, and runs/ where it is called."""
     rest = ["--", "data={name: digits, threads: 1}", "log.progress=none"]

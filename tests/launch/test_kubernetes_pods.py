@@ -58,6 +58,7 @@ def test_pods_train_to_the_end(undisturbed: dict[str, Any]) -> None:
     assert undisturbed["world_size"] == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "index"), [(Job, 0), (TrainJob, 1)], ids=["Job-head", "TrainJob-other"])
 def test_an_evicted_pod_is_replaced_and_the_run_goes_on(
     tmp_path: Path, undisturbed: dict[str, Any], kind: type[Job], index: int

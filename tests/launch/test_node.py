@@ -193,6 +193,7 @@ def test_two_hosts_are_stopped_and_go_on_as_if_not(tmp_path: Path, hosts: Hosts)
     assert runs.metrics(settings.folder) == runs.metrics(whole.folder)
 
 
+@pytest.mark.slow
 def test_a_signal_to_one_stops_all(tmp_path: Path, hosts: Hosts) -> None:
     settings = small_run(tmp_path, "a")
     config = runs.write_config(tmp_path, settings)

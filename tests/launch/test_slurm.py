@@ -117,6 +117,7 @@ def run_undisturbed(config: Path, folder: Path) -> Path:
     return folder / "whole"
 
 
+@pytest.mark.slow
 def test_a_job_that_saves_on_request_is_queued_again_and_goes_on(tmp_path: Path, cluster: Cluster) -> None:
     """With --overwrite, which has its effect once; and no line of what it has done is lost."""
     config, folder = small_run(tmp_path), tmp_path / "a"

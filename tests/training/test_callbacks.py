@@ -110,7 +110,8 @@ def test_a_resume_hides_what_was_written_after_its_checkpoint(finished: tuple[Pa
 
 
 def test_the_layout_puts_all_layers_on_one_chart(finished: tuple[Path, Any]) -> None:
-    (event,) = events(finished[0]).Tensors(metadata.CONFIG_SUMMARY_TAG)
+    first, event = events(finished[0]).Tensors(metadata.CONFIG_SUMMARY_TAG)
+    assert first.tensor_proto == event.tensor_proto, "at each start: a run may go on in another folder"
     layout = layout_pb2.Layout()
     layout.ParseFromString(event.tensor_proto.string_val[0])
     charts = {chart.title: list(chart.multiline.tag) for category in layout.category for chart in category.chart}

@@ -94,6 +94,7 @@ def test_a_machine_leaves(machines: Machines, undisturbed: list[dict[str, Any]])
     assert_as_planned(machines.settings.folder, undisturbed)
 
 
+@pytest.mark.slow
 def test_a_machine_joins(machines: Machines, undisturbed: list[dict[str, Any]]) -> None:
     """One trains alone; when another comes it saves, and both go on together."""
     first, happens = machines.add("alone any step 11")
