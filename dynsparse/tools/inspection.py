@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import zipfile
 from collections.abc import Iterator, Mapping
@@ -13,7 +12,8 @@ import torch
 from torch import Tensor
 
 from dynsparse.runtime import print_to_reader
-from dynsparse.tools.opening import Opened, open_checkpoint
+from dynsparse.tools.command_line import Parser, one_line
+from dynsparse.tools.opening import Opened, looking_up, open_checkpoint, run_of
 from dynsparse.training.network import align
 from dynsparse.training.start import checkpoint_of
 
@@ -27,15 +27,17 @@ HELD = (
 
 def main(arguments: list[str]) -> None:
     """UserError for a checkpoint that is absent, damaged or does not hold together."""
-    parser = argparse.ArgumentParser(
-        prog="python -m dynsparse inspect",
+    parser = Parser(
+        "inspect",
         description="Check a checkpoint and print what it is, what it takes of the disk and its table of layers. "
         "Needs no data.",
     )
     parser.add_argument("checkpoint", metavar="CKPT", help="a checkpoint, or a run's folder: its latest")
     parser.add_argument("--json", action="store_true", help="for programs")
     parsed = parser.parse_args(arguments)
-    found = describe(open_checkpoint(checkpoint_of(parsed.checkpoint)))
+    with looking_up(parsed.checkpoint):
+        path = checkpoint_of(run_of(parsed.checkpoint))
+    found = describe(open_checkpoint(path))
     print_to_reader(json.dumps(found, indent=2) if parsed.json else text(found))
 
 
@@ -143,7 +145,7 @@ def text(found: Mapping[str, Any]) -> str:
         ("digests", f"masks {found['mask_digest']}, weights {found['weight_digest']}"),
     ]
     width = max(len(name) for name, _ in facts)
-    lines = [found["file"], *(f"  {name.ljust(width)}  {value}" for name, value in facts)]
+    lines = [one_line(found["file"]), *(f"  {name.ljust(width)}  {one_line(value)}" for name, value in facts)]
     held = [*HELD, *(["masks and weights are those of summary.json"] if found["summary_agrees"] else [])]
     whole = "\n".join([*lines, "", _table(found), "", *(f"holds: {line}" for line in held)])
     return "\n".join(line.rstrip() for line in whole.splitlines())

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import warnings
 import zipfile
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -45,11 +47,34 @@ class Opened:
         return content if content is not None and content.get("steps") == self.step else None
 
 
+def run_of(source: str) -> str:
+    """`source` as `checkpoint_of` takes it: of a run's checkpoints/ folder the run. UserError if it is empty."""
+    if not source:
+        raise UserError("CKPT is empty; name a checkpoint, or a run's folder, such as runs/digits_dsr")
+    path = Path(source)
+    if path.is_dir() and path.absolute().name == "checkpoints" and not (path / "checkpoints").is_dir():
+        return str(path.parent if path.name else path.absolute().parent)  # "." has no name.
+    return source
+
+
+@contextmanager
+def looking_up(source: str | Path) -> Iterator[None]:
+    """UserError for what may not be looked at, such as what lies in another user's folder."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"checkpoint {source}: cannot be read ({error.strerror}); allow it, or copy the run") from None
+
+
 def open_checkpoint(path: Path) -> Opened:
     """UserError, a line for each thing that is wrong, for what cannot be had, is damaged, or does not hold together."""
-    if problem := archive_problem(path):
+    with looking_up(path):
+        problem = archive_problem(path)
+    if problem:
         raise UserError(f"checkpoint {path}: {problem}; use an earlier one of the run, or another")
-    saved = read_run(path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # Of torch, that what it finds in another file is in beta.
+        saved = read_run(path)
     config = _config(path, saved)
     try:
         network = build_network(config, torch.device("cpu"))
@@ -68,9 +93,13 @@ def open_checkpoint(path: Path) -> Opened:
 
 
 def archive_problem(path: Path) -> str | None:
-    """What is wrong with the file as an archive, as far as that tells. None for one that is not there."""
+    """What is wrong with the file as an archive, as far as that tells. None for one that is not there.
+
+    OSError if it may not be read.
+    """
     if not path.is_file():
         return None
+    path.open("rb").close()  # Else it would pass for no archive.
     if not zipfile.is_zipfile(path):
         return "is empty" if path.stat().st_size == 0 else "is no archive: cut short, or no checkpoint"
     try:

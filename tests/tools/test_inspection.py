@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,8 @@ import torch
 
 from dynsparse.config import RunConfig
 from dynsparse.masks.maskset import pack_bits
+from dynsparse.tools.export import csr
+from dynsparse.tools.export.csr import to_csr
 from dynsparse.tools.inspection import bytes_by_part
 from dynsparse.training.checkpoint import read
 from tests.tools.trained import assert_one_line, call, changed, train
@@ -280,8 +283,60 @@ def test_what_was_set_aside_is_not_held_against_the_summary(
     assert "are those of summary.json" not in out
 
 
+def test_the_checkpoints_folder_itself(
+    run: RunConfig, latest: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert call(capsys, "inspect", latest.parent) == call(capsys, "inspect", run.folder)
+    monkeypatch.chdir(latest.parent)
+    assert f"{latest}\n" in call(capsys, "inspect", ".")[1]
+
+
+def test_a_run_named_as_the_folder(run: RunConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    copy = shutil.copytree(run.folder, tmp_path / "checkpoints")
+    code, out, _ = call(capsys, "inspect", copy)
+    assert code == 0 and f"{copy}/checkpoints/latest.pt\n" in out
+
+
+def test_what_may_not_be_read(
+    latest: Path,
+    locked: Path,
+    as_another: Callable[[], AbstractContextManager[None]],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    closed = Path(shutil.copy(latest, locked.parents[1]))
+    closed.chmod(0)
+    with as_another():
+        for path in (locked, locked / "a.pt", closed):
+            result = call(capsys, "inspect", path)
+            assert_one_line(result, f"checkpoint {path}: cannot be read (Permission denied); allow it, or copy the run")
+
+
+def test_the_command_line(capsys: pytest.CaptureFixture[str]) -> None:
+    see = "; see python -m dynsparse inspect --help"
+    assert_one_line(call(capsys, "inspect"), f"the following arguments are required: CKPT{see}")
+    assert_one_line(call(capsys, "inspect", "a", "--jsn"), f"unrecognized arguments: --jsn{see}")
+    assert_one_line(call(capsys, "inspect", ""), "CKPT is empty; name a checkpoint, or a run's folder")
+
+
+def test_line_ends_in_a_name_are_escaped(latest: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = shutil.copy(latest, tmp_path / "a\n\x1b[2Jb.pt")
+    assert call(capsys, "inspect", path)[1].splitlines()[0] == rf"{tmp_path}/a\n\x1b[2Jb.pt"
+
+
+def test_a_csr_file_is_refused_in_one_line(tmp_path: Path) -> None:
+    """In a process of its own: torch warns of CSR once in each."""
+    path = tmp_path / "a.csr.pt"
+    matrix = to_csr(torch.eye(3), torch.eye(3, dtype=torch.bool))
+    torch.save({"format": csr.FORMAT, "sparse": {"fc.weight": matrix}}, path)
+    assert_one_line(inspect_in_a_process(path), f"checkpoint {path}: not written by dynsparse")
+
+
+def inspect_in_a_process(path: Path) -> tuple[int, str, str]:
+    command = [sys.executable, "-m", "dynsparse", "inspect", str(path)]
+    done = subprocess.run(command, cwd=runs.ROOT, capture_output=True, text=True, check=False)
+    return done.returncode, done.stdout, done.stderr
+
+
 def test_as_a_command(tmp_path: Path) -> None:
     """Exit code and streams as a shell has them, without a traceback."""
-    command = [sys.executable, "-m", "dynsparse", "inspect", str(tmp_path / "no.pt")]
-    done = subprocess.run(command, cwd=runs.ROOT, capture_output=True, text=True, check=False)
-    assert_one_line((done.returncode, done.stdout, done.stderr), "no.pt: does not exist")
+    assert_one_line(inspect_in_a_process(tmp_path / "no.pt"), "no.pt: does not exist")

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import argparse
 import os
+from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
 
 from dynsparse.errors import UserError, nearest
 from dynsparse.runtime import print_to_reader
+from dynsparse.tools.command_line import Parser, one_line
 from dynsparse.tools.export.network import ExportedNetwork, source_of, take_network
 
 FORMATS = {
@@ -25,8 +27,8 @@ FORMATS = {
 
 def main(arguments: list[str]) -> None:
     """UserError for a checkpoint that is not whole, and for a file that cannot or must not be written."""
-    parser = argparse.ArgumentParser(
-        prog="python -m dynsparse export",
+    parser = Parser(
+        "export",
         description="Take the network of a checkpoint away, in evaluation mode. Needs no data.",
         epilog="\n".join(f"  {name:12} {text}" for name, (_, text) in FORMATS.items()),
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -50,13 +52,16 @@ def main(arguments: list[str]) -> None:
 
 
 def check_target(path: Path, source: Path, *, overwrite: bool) -> None:
-    """UserError where a file at `path` would replace what it must not."""
-    if path.exists() and source.samefile(path):
-        raise UserError(f"--out: {path} is the checkpoint itself; name another file")
-    if path.exists() and not path.is_file():
-        raise UserError(f"--out: {path} is no file; name a file")
-    if path.exists() and not overwrite:
-        raise UserError(f"--out: {path} exists; replace it with --overwrite, or name another file")
+    """UserError where a file at `path` would replace what it must not, or cannot be looked for."""
+    try:
+        if path.exists() and source.samefile(path):
+            raise UserError(f"--out: {path} is the checkpoint itself; name another file")
+        if path.exists() and not path.is_file():
+            raise UserError(f"--out: {path} is no file; name a file")
+        if path.exists() and not overwrite:
+            raise UserError(f"--out: {path} exists; replace it with --overwrite, or name another file")
+    except OSError as error:
+        raise UserError(f"--out: {path} cannot be looked up ({error.strerror}); name another file") from None
 
 
 def write(path: Path, content: bytes) -> None:
@@ -68,7 +73,7 @@ def write(path: Path, content: bytes) -> None:
     except OSError as error:
         raise UserError(f"--out: {path} cannot be written ({error.strerror}); name another file") from None
     finally:
-        if partial.is_file():
+        with suppress(OSError):  # Where it could not be written it may not be looked for either.
             partial.unlink()
 
 
@@ -86,7 +91,7 @@ def _report(network: ExportedNetwork, source: Path, path: Path, name: str, size:
         ("load it with", loading),
     ]
     width = max(len(title) for title, _ in rows)
-    return "\n".join(f"{title.ljust(width)}  {text}" for title, text in rows)
+    return "\n".join(f"{title.ljust(width)}  {one_line(text)}" for title, text in rows)
 
 
 def _percent(share: str) -> str:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from dynsparse.errors import UserError
-from dynsparse.tools.opening import Opened, open_checkpoint
+from dynsparse.tools.opening import Opened, looking_up, open_checkpoint, run_of
 from dynsparse.training.start import checkpoint_of
 
 
@@ -44,9 +44,14 @@ class ExportedNetwork:
 
 
 def source_of(source: str) -> Path:
-    """The checkpoint that is taken: the file itself; of a run's folder the best, or the latest if none is best yet."""
-    best = Path(source) / "checkpoints" / "best.pt"
-    return best if best.is_file() else checkpoint_of(source)
+    """The checkpoint that is taken: the file itself; of a run's folder the best, or the latest if none is best yet.
+
+    UserError if there is none to be had.
+    """
+    with looking_up(source):
+        run = run_of(source)
+        best = Path(run) / "checkpoints" / "best.pt"
+        return best if best.is_file() else checkpoint_of(run)
 
 
 def take_network(path: Path) -> ExportedNetwork:

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import argparse
 import importlib.util
 import os
 import sys
 from pathlib import Path
 
 from dynsparse.errors import UserError
+from dynsparse.tools.command_line import Parser, one_line
 
-PROG = "python -m dynsparse report"
 LIBRARIES = {"matplotlib": "draws the charts", "jinja2": "fills the page"}
 EPILOG = (
     "It may be run while a run is going on. The page needs no network and no server: open it in a browser, mail it, "
@@ -31,13 +30,13 @@ def main(arguments: list[str]) -> None:
     runs = read_runs(folders)
     for run in runs:
         for note in run.notes:
-            print(f"warning: {run.label}: {note}", file=sys.stderr)
+            print(f"warning: {one_line(f'{run.label}: {note}')}", file=sys.stderr)
     _write(out, render(runs, given.title or _title([run.label for run in runs])))
-    print(f"{out} ({out.stat().st_size / 1e6:.2f} MB)")
+    print(f"{one_line(out)} ({out.stat().st_size / 1e6:.2f} MB)")
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog=PROG, description=__doc__, epilog=EPILOG)
+def _parser() -> Parser:
+    parser = Parser("report", description=__doc__, epilog=EPILOG)
     parser.add_argument("runs", nargs="+", metavar="RUN", help="a run's folder, such as runs/digits_dsr")
     parser.add_argument(
         "--out",
@@ -60,14 +59,16 @@ def _require_libraries() -> None:
 def _folders(names: list[str]) -> list[Path]:
     """The folders, all of them runs by their look. UserError with a line for each that is not."""
     problems: list[str] = []
-    seen: dict[Path, str] = {}
+    seen: dict[str, str] = {}
     for name in names:
-        path = Path(name)
-        if path.resolve() in seen:
-            problems.append(f"{name}: the same run as {seen[path.resolve()]}; name each run once")
-        elif problem := _problem(path):
+        real = os.path.realpath(name)  # Of links that lead in a circle too.
+        if not name:
+            problems.append("RUN is empty; name a run's folder, such as runs/digits_dsr")
+        elif real in seen:
+            problems.append(f"{name}: the same run as {seen[real]}; name each run once")
+        elif problem := _problem(Path(name)):
             problems.append(f"{name}: {problem}")
-        seen.setdefault(path.resolve(), name)
+        seen.setdefault(real, name)
     if problems:
         raise UserError(*problems)
     return [Path(name) for name in names]
@@ -98,10 +99,13 @@ def _out(given: str | None, folders: list[Path]) -> Path:
     path = Path(given) if given is not None else (folders[0] if len(folders) == 1 else Path()) / "report.html"
     if path.suffix not in (".html", ".htm"):  # So that a slip replaces no file of a run.
         raise UserError(f"--out: {path} does not end in .html; give the page's file, such as report.html")
-    if path.is_dir():
-        raise UserError(f"--out: {path} is a folder; give a file in it, such as {path / 'report.html'}")
-    if not path.parent.is_dir():
-        raise UserError(f"--out: {path.parent} is no folder; make it first, or name another")
+    try:
+        if path.is_dir():
+            raise UserError(f"--out: {path} is a folder; give a file in it, such as {path / 'report.html'}")
+        if not path.parent.is_dir():
+            raise UserError(f"--out: {path.parent} is no folder; make it first, or name another")
+    except OSError as error:
+        raise UserError(f"--out: {path} cannot be looked up ({error.strerror}); name another place") from None
     return path
 
 
@@ -110,7 +114,8 @@ def _write(path: Path, page: str) -> None:
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         try:
-            partial.write_text(page, encoding="utf-8")
+            # Names may hold bytes that are no text.
+            partial.write_text(page, encoding="utf-8", errors="backslashreplace")
             os.replace(partial, path)
         finally:
             partial.unlink(missing_ok=True)

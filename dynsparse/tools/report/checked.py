@@ -1,4 +1,4 @@
-"""Parts of a line of metrics.jsonl, checked: files are cut, mixed up and edited by hand."""
+"""Parts of what a run writes, checked: files are cut, mixed up and edited by hand."""
 
 from __future__ import annotations
 
@@ -9,6 +9,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 Row = NDArray[np.float64]
+
+#: Beyond, a number tells nothing, and sums and axes overflow.
+LARGEST = 1e100
+#: Beyond, float64 does not tell neighbours apart.
+MOST = 2**53
 
 
 class BadLineError(ValueError):
@@ -21,8 +26,14 @@ def weights_of(layer: Mapping[str, Any]) -> int:
     return round(number(layer["active"]) / density) if density > 0 else 0
 
 
-def row(layers: Mapping[str, Any], key: str, *, missing: bool = False) -> Row:
-    return np.array([number(layer.get(key) if missing else layer[key]) for layer in layers.values()])
+def counts(layers: Mapping[str, Any], key: str) -> Row:
+    """Of each layer."""
+    return np.array([whole_number(layer[key]) for layer in layers.values()], dtype=np.float64)
+
+
+def shares(layers: Mapping[str, Any], key: str) -> Row:
+    """Of each layer, NaN where it has none."""
+    return np.array([number(layer.get(key)) for layer in layers.values()], dtype=np.float64)
 
 
 def numbers(line: Mapping[str, Any]) -> dict[str, float]:
@@ -34,15 +45,26 @@ def numbers(line: Mapping[str, Any]) -> dict[str, float]:
 
 
 def number(value: Any) -> float:
-    """NaN for null."""
+    """NaN for null, and for what is beyond LARGEST."""
     if value is None:
         return float("nan")
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise BadLineError(f"{value!r} is no number")
-    return float(value)
+    try:
+        found = float(value)
+    except OverflowError:
+        raise BadLineError("an integer of hundreds of digits") from None
+    return found if abs(found) <= LARGEST else float("nan")
 
 
 def whole_number(value: Any) -> int:
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise BadLineError(f"{value!r} is no whole number")
+    """A count: 0 to MOST."""
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= MOST:
+        raise BadLineError(f"{value!r} is no count")
+    return value
+
+
+def word(value: Any) -> str:
+    if not isinstance(value, str):
+        raise BadLineError(f"{value!r} is no text")
     return value

@@ -8,6 +8,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from dynsparse.tools.report.checked import whole_number, word
+
 Record = Mapping[str, Any]
 
 
@@ -80,12 +82,20 @@ def read_history(path: Path) -> History | None:
 def _checked(record: Any) -> Record:
     if not isinstance(record, dict) or record.get("kind") not in ("start", "end"):
         raise ValueError("neither a start nor an end")
-    whole = ("step", "epoch", "world_size") if record["kind"] == "start" else ("step", "epoch")
-    if any(not isinstance(record.get(key), int) for key in whole):
-        raise ValueError("a number is missing")
-    if record["kind"] == "start" and not isinstance(record.get("resumed"), bool):
-        raise ValueError("it does not say whether it resumed")
+    word(record.get("time"))
+    for key in ("step", "epoch"):
+        whole_number(record.get(key))
+    if record["kind"] == "start":
+        _check_start(record)
     return record
+
+
+def _check_start(record: Record) -> None:
+    whole_number(record.get("world_size"))
+    if record.get("reached") is not None:  # Runs of before it was written lack it.
+        whole_number(record["reached"])
+    if not isinstance(record.get("resumed"), bool):
+        raise ValueError("it does not say whether it resumed")
 
 
 def _sessions(records: Sequence[Record]) -> tuple[Session, ...]:
@@ -96,8 +106,7 @@ def _sessions(records: Sequence[Record]) -> tuple[Session, ...]:
         if record["kind"] == "start":
             if sessions:
                 sessions[-1] = replace(sessions[-1], followed=True)
-            reached = record.get("reached")
-            seen = max(seen, reached if isinstance(reached, int) else 0)
+            seen = max(seen, record.get("reached") or 0)
             sessions.append(Session(record, lost_steps=max(0, seen - step) if record["resumed"] else 0))
             seen = step
         elif sessions:

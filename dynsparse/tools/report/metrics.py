@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from dynsparse.tools.report.binned import Binned, latest
-from dynsparse.tools.report.checked import BadLineError, Row, number, numbers, row, weights_of, whole_number
+from dynsparse.tools.report.checked import BadLineError, Row, counts, number, numbers, shares, weights_of, whole_number
 
 #: Of a line that tells of a reallocation: what is no number of the method's.
 _KNOWN = {"kind", "step", "epoch", "dropped", "grown", "layers", "repaired", "timing"}
@@ -106,7 +106,7 @@ class Metrics:
 
     def _take_reallocation(self, line: Mapping[str, Any]) -> None:
         step, layers = whole_number(line["step"]), line["layers"]
-        dropped, grown = row(layers, "dropped"), row(layers, "grown")
+        dropped, grown = counts(layers, "dropped"), counts(layers, "grown")
         scalars = numbers({key: value for key, value in line.items() if key not in _KNOWN})
         seconds = number(line.get("timing", {}).get("seconds"))
         repaired = [str(name) for name in line.get("repaired", [])]
@@ -119,7 +119,7 @@ class Metrics:
         """`undo`: what makes of the layers' active weights those of before the line."""
         layers = line["layers"]
         names = tuple(str(name) for name in layers)
-        reading = Layers(step, row(layers, "active"), row(layers, "explored", missing=True))
+        reading = Layers(step, counts(layers, "active"), shares(layers, "explored"))
         if self.names and names != self.names:
             raise BadLineError("other layers than in the lines before")
         if not names:

@@ -13,8 +13,10 @@ from typing import Any
 import yaml
 
 from dynsparse.errors import UserError
+from dynsparse.tools.report.checked import BadLineError
 from dynsparse.tools.report.history import History, read_history
 from dynsparse.tools.report.metrics import Metrics, read_metrics
+from dynsparse.tools.report.summary import checked_summary
 from dynsparse.training.holder import Holder
 
 
@@ -110,8 +112,10 @@ def _read(folder: Path, label: str) -> Run:
         raise UserError(f"{folder}: no epoch or reallocation is in its metrics.jsonl yet{because}; wait for the first")
     config = _mapping(folder / "config.yaml", notes)
     summary = _mapping(folder / "summary.json", notes)
-    if summary is not None and not isinstance(summary.get("status"), str):
-        notes.append("summary.json: is not what training writes, and left out")
+    try:
+        summary = None if summary is None else checked_summary(summary)
+    except BadLineError as error:
+        notes.append(f"summary.json: is not what training writes ({error}), and is left out")
         summary = None
     return Run(folder, label, config or {}, metrics, history, summary, _holder(folder), tuple(notes))
 
@@ -127,6 +131,7 @@ def _mapping(path: Path, notes: list[str]) -> dict[str, Any] | None:
     try:
         text = path.read_text(encoding="utf-8")
         found = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
+        json.dumps(found, default=str)  # As the page will: YAML may refer to itself, and have dates for keys.
     except FileNotFoundError:
         if path.suffix != ".json":  # A summary comes at the end alone.
             notes.append(f"{path.name}: is missing")
@@ -134,7 +139,7 @@ def _mapping(path: Path, notes: list[str]) -> dict[str, Any] | None:
     except OSError as error:
         notes.append(f"{path.name}: cannot be read ({error.strerror}), and is left out")
         return None
-    except (ValueError, yaml.YAMLError, RecursionError):
+    except (ValueError, TypeError, yaml.YAMLError, RecursionError):
         found = None
     if not isinstance(found, dict):
         notes.append(f"{path.name}: is damaged, and left out")

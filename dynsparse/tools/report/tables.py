@@ -56,7 +56,7 @@ def overview(runs: Sequence[Run]) -> list[Line]:
 def fact(run: Run, key: str) -> float | None:
     """A number of the summary, or of the latest epoch of a run that has none yet."""
     value = (run.summary or {}).get(key)
-    return float(value) if isinstance(value, (int, float)) else run.latest(key)
+    return run.latest(key) if value is None else float(value)
 
 
 def _line(runs: Sequence[Run], head: str, cell: Callable[[Run], Any], *, code: bool = False) -> Line:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import resource
+import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -123,6 +125,35 @@ def test_what_may_not_be_written(run: RunConfig, tmp_path: Path, capsys: pytest.
     assert torch.load(old, weights_only=True)
 
 
+def test_what_may_not_be_looked_up(
+    run: RunConfig,
+    locked: Path,
+    as_another: Callable[[], AbstractContextManager[None]],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    source = Path(shutil.copy(run.folder / "checkpoints" / "best.pt", locked.parents[1]))
+    assert call(capsys, "export", source, "--format", "torch")[0] == 0  # Imports what nobody else may read.
+    with as_another():
+        result = call(capsys, "export", source, "--format", "torch", "--out", locked / "a.pt")
+        assert_one_line(result, f"--out: {locked}/a.pt cannot be looked up (Permission denied); name another file")
+        result = call(capsys, "export", source, "--format", "torch", "--out", locked.parents[1] / "a.pt")
+        assert_one_line(result, "a.pt cannot be written (Permission denied)")
+        result = call(capsys, "export", locked, "--format", "torch")
+        assert_one_line(result, f"checkpoint {locked}: cannot be read (Permission denied)")
+
+
+def test_line_ends_in_names_are_escaped(run: RunConfig, capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = call(capsys, "export", run.folder, "--format", "torch", "--out", "a\nb.pt")
+    assert code == 0 and Path("a\nb.pt").is_file()
+    assert r"file          a\nb.pt, " in out and out.count("\n") == 7
+
+
+def test_of_the_checkpoints_folder_the_best(run: RunConfig, capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = call(capsys, "export", run.folder / "checkpoints", "--format", "torch")
+    assert code == 0
+    assert f"of {run.folder / 'checkpoints' / 'best.pt'}, step" in out
+
+
 @pytest.fixture
 def small_disk() -> Iterator[None]:
     """Files beyond 2 kB cannot be written, as on a disk that is full."""
@@ -152,10 +183,11 @@ def test_bad_input(run: RunConfig, tmp_path: Path, capsys: pytest.CaptureFixture
     assert_one_line(call(capsys, "export", "cut.pt", "--format", "torch"), "checkpoint cut.pt: is no archive")
     path = changed(best, tmp_path / "budget.pt", lambda state: state["masks"].update(budget=1))
     assert_one_line(call(capsys, "export", path, "--format", "torch"), "budget.pt: masks:", "the budget is 1")
-    with pytest.raises(SystemExit) as left:
-        call(capsys, "export", best)
-    assert left.value.code == 2
-    assert "--format" in capsys.readouterr().err
+    assert_one_line(
+        call(capsys, "export", best),
+        "the following arguments are required: --format; see python -m dynsparse export --help",
+    )
+    assert_one_line(call(capsys, "export", "", "--format", "torch"), "CKPT is empty; name a checkpoint")
     assert sorted(file.name for file in tmp_path.iterdir()) == ["budget.pt", "cut.pt"]
 
 

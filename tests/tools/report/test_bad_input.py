@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
@@ -36,6 +39,28 @@ def test_a_run_twice(made: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert refused(capsys, made / "static", twice) == [
         f"error: {twice}: the same run as {made}/static; name each run once"
     ]
+
+
+def test_what_may_not_be_looked_up(
+    made: Path, locked: Path, as_another: Callable[[], AbstractContextManager[None]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, out = Path(shutil.copytree(made / "static", locked.parents[1] / "run")), locked / "a.html"
+    with as_another():
+        assert refused(capsys, run, "--out", out) == [
+            f"error: --out: {out} cannot be looked up (Permission denied); name another place"
+        ]
+        assert refused(capsys, locked) == [
+            f"error: {locked}: cannot be read (Permission denied); allow it, or copy the run"
+        ]
+
+
+def test_the_command_line(made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    see = "see python -m dynsparse report --help"
+    assert refused(capsys) == [f"error: the following arguments are required: RUN; {see}"]
+    assert refused(capsys, made / "static", "--o\nther") == [rf"error: unrecognized arguments: --o\nther; {see}"]
+    assert refused(capsys, "") == ["error: RUN is empty; name a run's folder, such as runs/digits_dsr"]
+    (circle := tmp_path / "circle").symlink_to(circle)
+    assert refused(capsys, circle) == [f"error: {circle}: does not exist; name a run's folder, such as runs/digits_dsr"]
 
 
 def test_no_metrics_yet(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -53,8 +53,10 @@ def test_steps_of_another_run_in_the_folder_are_not_lost(tmp_path: Path) -> None
 
 def test_damaged_lines_are_named(tmp_path: Path) -> None:
     bad = [{"kind": "start"}, "{", [], {"kind": "other"}, start(3) | {"resumed": None}]
+    bad += [start(3) | {"time": None}, end(3, "done") | {"time": 7}, start(3) | {"world_size": True}]
+    bad += [start(3) | {"step": -1}, start(10**400), start(3) | {"reached": "4"}]
     found = history(tmp_path, start(0, resumed=False), *bad, end(3, "done"))
-    assert found.damaged == (2, 3, 4, 5, 6)
+    assert found.damaged == tuple(range(2, 2 + len(bad)))
     assert len(found.sessions) == 1
     assert found.sessions[0].end == end(3, "done")
 

@@ -19,9 +19,9 @@ LAYERS = ("a", "b")
 
 
 def write(path: Path, events: int) -> list[ReallocationReport]:
-    """As training writes it: weights go to and fro between two layers of 1000."""
+    """As training writes it: weights go to and fro between two layers of 100,000."""
     chance = random.Random(7)
-    writer, done, active = MetricsFile(path), [], [500, 100]
+    writer, done, active = MetricsFile(path), [], [50_000, 10_000]
     for number in range(1, events + 1):
         dropped = [chance.randrange(10), chance.randrange(10)]
         first = chance.randrange(sum(dropped) + 1)
@@ -53,7 +53,7 @@ def test_a_long_run_stays_short_and_loses_nothing(tmp_path: Path, events: int) -
         assert sum(one.dropped[index] for one in moves) == sum(report.dropped[name] for report in done)
         assert sum(one.grown[index] for one in moves) == sum(report.grown[name] for report in done)
     assert metrics.before is not None
-    assert metrics.before.tolist() == [500, 100]
+    assert metrics.before.tolist() == [50_000, 10_000]
     assert metrics.layers[-1].active.tolist() == list(done[-1].active.values())
     assert moves[-1].scalars == {"threshold": 1 / events}
     assert [one.first_step for one in moves[1:]] == [one.last_step + 3 for one in moves[:-1]]
@@ -70,6 +70,8 @@ def test_a_line_that_is_being_written_is_left_for_later(tmp_path: Path) -> None:
 
 
 GOOD = {"kind": "reallocation", "step": 9, "epoch": 0, "layers": {}}
+LAYER = {"dropped": 1, "grown": 1, "active": 5, "explored": 0.5}
+WHOLE = GOOD | {"layers": {"a": LAYER, "b": LAYER}}
 
 
 @pytest.mark.parametrize(
@@ -87,6 +89,11 @@ GOOD = {"kind": "reallocation", "step": 9, "epoch": 0, "layers": {}}
         json.dumps(GOOD | {"layers": {"other": {"dropped": 1, "grown": 1, "active": 5, "explored": 0}}}).encode(),
         json.dumps(GOOD | {"layers": {"a": {"dropped": 1}}}).encode(),
         json.dumps(GOOD | {"layers": None}).encode(),
+        json.dumps({"threshold": 10**400} | WHOLE).encode(),
+        json.dumps(WHOLE | {"step": 10**400}).encode(),
+        json.dumps(WHOLE | {"step": -9}).encode(),
+        json.dumps(GOOD | {"layers": {"a": LAYER | {"dropped": None}, "b": LAYER}}).encode(),
+        json.dumps(GOOD | {"layers": {"a": LAYER | {"active": 1e300}, "b": LAYER}}).encode(),
         json.dumps({"kind": "epoch", "step": 9, "epoch": 0, "layers": {"a": {"active": 1}}}).encode(),
     ],
     ids=lambda bad: bad[:60].decode(errors="replace"),
@@ -101,6 +108,16 @@ def test_a_damaged_line_is_named_and_changes_nothing(tmp_path: Path, bad: bytes)
     expected = read_metrics(path)
     assert metrics.damaged == [3]
     assert facts(metrics) == facts(expected)
+
+
+def test_the_whole_line_is_none_of_these(tmp_path: Path) -> None:
+    """What the damaged ones are made of is right."""
+    path = tmp_path / "metrics.jsonl"
+    write(path, 1)
+    with path.open("a") as file:
+        file.write(json.dumps(WHOLE) + "\n")
+    metrics = read_metrics(path)
+    assert (metrics.moves.added, metrics.damaged) == (2, [])
 
 
 def facts(metrics: Metrics) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -198,6 +199,81 @@ def test_damage_is_told_on_the_page_and_on_stderr(
     ):
         assert note in words
         assert f"warning: run: {note}\n" in told
+
+
+def changed(path: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    """Each line of the file, or the whole of it, altered as plain data."""
+    texts = path.read_text().splitlines() if path.suffix == ".jsonl" else [path.read_text()]
+    lines = [json.loads(text) for text in texts]
+    for line in lines:
+        change(line)
+    path.write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+
+
+def test_sessions_without_a_time_are_left_out_and_named(copy: Path, tmp_path: Path) -> None:
+    changed(copy / "history.jsonl", lambda line: line.pop("time"))
+    assert "history.jsonl: lines 1, 2, 3 are damaged and left out" in report(tmp_path / "out.html", copy).words()
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("seconds", "abc"),
+        ("seconds", [1]),
+        ("test_top1", True),
+        ("images_per_second", 10**400),
+        ("epochs", 1.5),
+        ("active_weights", -1),
+        ("status", None),
+        ("mask_digest", {}),
+        ("versions", 3),
+    ],
+    ids=lambda given: str(given)[:20],
+)
+def test_a_summary_of_wrong_types_is_left_out_and_named(copy: Path, tmp_path: Path, key: str, value: Any) -> None:
+    changed(copy / "summary.json", lambda summary: summary.update({key: value}))
+    note = f"summary.json: is not what training writes ({key}), and is left out"
+    assert note in report(tmp_path / "out.html", copy).words()
+
+
+def test_numbers_beyond_reason_are_gaps(copy: Path, tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:
+    """Of every epoch, of all reallocations, of the summary."""
+    changed(copy / "metrics.jsonl", lambda line: line.update(train_loss=1e308, threshold=-1e308))
+    changed(copy / "summary.json", lambda summary: summary.update(seconds=1e308, sparsity=1e308))
+    page = report(tmp_path / "out.html", copy)
+    labels = page.attributes("aria-label")
+    assert any(label.startswith("test loss") for label in labels)
+    assert not [label for label in labels if label.startswith(("train loss", "threshold"))]
+    assert "time in training" not in page.words()
+    assert not [str(warning.message) for warning in recwarn]
+
+
+def test_text_that_is_none(copy: Path, tmp_path: Path) -> None:
+    """Names of layers and states of sessions stand in drawings, which hold no control characters and no half pairs."""
+    name = runs.metrics(copy)[0]["layers"].popitem()[0]
+    text = (copy / "metrics.jsonl").read_text()
+    (copy / "metrics.jsonl").write_text(text.replace(f'"{name}"', r'"odd\u0000\ud800"'))
+    changed(copy / "history.jsonl", lambda line: line.update(status="\ud800\n", host="\udcff"))
+    words = report(tmp_path / "out.html", copy).words()
+    assert r"odd\x00\ud800" in words
+    assert r"\udcff" in words
+
+
+@pytest.mark.parametrize("text", ["a: &a {b: *a}", "a: [{2026-01-01: 1}]"], ids=["in a circle", "a date for a key"])
+def test_a_config_that_no_run_has(copy: Path, tmp_path: Path, text: str) -> None:
+    (copy / "config.yaml").write_text(text)
+    assert "config.yaml: is damaged, and left out" in report(tmp_path / "out.html", copy).words()
+
+
+def test_line_ends_in_a_runs_name(
+    copy: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = copy.rename(copy.with_name("odd\nname\udcff"))
+    (run / "summary.json").write_text("{")
+    assert main(["report", str(run)]) == 0
+    out, err = capsys.readouterr()
+    assert out.startswith(rf"{run.parent}/odd\nname\udcff/report.html (") and out.count("\n") == 1
+    assert err == "warning: odd\\nname\\udcff: summary.json: is damaged, and left out\n"
 
 
 def test_where_it_goes_by_default(

@@ -13,6 +13,7 @@ from matplotlib.colors import LogNorm, Normalize
 from matplotlib.ticker import EngFormatter, FuncFormatter, LogLocator, MaxNLocator, NullLocator
 from numpy.typing import NDArray
 
+from dynsparse.tools.command_line import one_line
 from dynsparse.tools.report.charts.svg import INK, Chart, as_json, figure, inline, plot_box, rounded
 from dynsparse.tools.report.words import clipped, percent
 
@@ -83,7 +84,7 @@ def chart_height(rows: int) -> int:
 def label_rows(axes: Axes, names: Sequence[str], values: Sequence[str]) -> None:
     """Layers at the left, what they come to at the right."""
     size = 11 if len(names) <= 24 else 9
-    axes.set_yticks(range(len(names)), [clipped(name, 30) for name in names], size=size, color=INK)
+    axes.set_yticks(range(len(names)), [clipped(one_line(name), 30) for name in names], size=size, color=INK)
     axes.tick_params(length=0)
     for side in axes.spines.values():
         side.set_visible(False)

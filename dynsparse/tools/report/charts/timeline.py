@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from matplotlib.axes import Axes
 from matplotlib.ticker import EngFormatter, MaxNLocator
 
+from dynsparse.tools.command_line import one_line
 from dynsparse.tools.report.charts.svg import GRID, INK, LOSS, MUTED, Chart, figure, inline, series_colour
 from dynsparse.tools.report.history import Session
 
@@ -73,4 +74,4 @@ def beginning(session: Session) -> str:
 def outcome(session: Session) -> str:
     if session.died:
         return "died"
-    return "no end is written" if session.end is None else str(session.end.get("status", "ended"))
+    return "no end is written" if session.end is None else one_line(session.end.get("status", "ended"))

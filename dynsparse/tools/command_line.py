@@ -1,0 +1,23 @@
+"""What the commands share in what they are given and what they print: one line for one thing."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any, NoReturn
+
+from dynsparse.errors import UserError
+
+
+class Parser(argparse.ArgumentParser):
+    """One that reports errors as all others are: in a line, without the usage."""
+
+    def __init__(self, command: str, **options: Any) -> None:
+        super().__init__(prog=f"python -m dynsparse {command}", **options)
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{one_line(message)}; see {self.prog} --help")
+
+
+def one_line(text: object) -> str:
+    """With escapes for what is not printable: a folder's name may hold line ends, tabs, and bytes that are no text."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in str(text))
