@@ -1,6 +1,6 @@
 """Whether a sparse linear layer runs faster as a CSR matrix than dense, on the CPU.
 
-    python -m benchmarks.csr                (about 4 minutes on 2 cores; a quiet machine)
+    python -m benchmarks.csr                (about 2 minutes on 2 cores; a quiet machine)
     python -m benchmarks.csr --page         (the page anew, from the JSON)
 
 `SparseLinear`, which `dynsparse.tools.export.csr.load` gives a network, beside `torch.nn.functional.linear` on the same
