@@ -9,6 +9,7 @@ import sys
 from importlib import import_module
 
 from dynsparse.errors import EXIT_BAD_INPUT, EXIT_DONE, UserError, nearest
+from dynsparse.tools.command_line import one_line
 
 # Each is a module with `main(arguments)`; only the one that is asked for is imported, as torch takes seconds.
 COMMANDS = {
@@ -40,7 +41,7 @@ def main(arguments: list[str]) -> int:
         import_module(COMMANDS[name][0]).main(rest)
     except UserError as error:
         for line in error.lines:
-            print(f"error: {line}", file=sys.stderr)
+            print(f"error: {one_line(line)}", file=sys.stderr)
         return EXIT_BAD_INPUT
     return EXIT_DONE
 

@@ -59,6 +59,7 @@ def test_the_command_line(made: Path, tmp_path: Path, capsys: pytest.CaptureFixt
     assert refused(capsys) == [f"error: the following arguments are required: RUN; {see}"]
     assert refused(capsys, made / "static", "--o\nther") == [rf"error: unrecognized arguments: --o\nther; {see}"]
     assert refused(capsys, "") == ["error: RUN is empty; name a run's folder, such as runs/digits_dsr"]
+    assert refused(capsys, "a\nb") == [r"error: a\nb: does not exist; name a run's folder, such as runs/digits_dsr"]
     (circle := tmp_path / "circle").symlink_to(circle)
     assert refused(capsys, circle) == [f"error: {circle}: does not exist; name a run's folder, such as runs/digits_dsr"]
 
