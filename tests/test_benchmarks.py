@@ -53,6 +53,7 @@ def test_reproduce(results: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         assert (tmp_path / "out" / plot).read_text().rstrip().endswith("</svg>")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("data", ["mnist", "cifar10"])
 def test_reproduce_on_other_data(
     data: str, results: Path, tmp_path: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
@@ -91,6 +92,7 @@ def test_every_benchmark_is_run_or_looked_at() -> None:
     assert scripts - parts == {*every.FULL, *every.SHORT, "gpu", "reproduce", "soak"}
 
 
+@pytest.mark.slow
 def test_allreduce(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Bytes are what the link counts, even of a small network; times, only a long run on a quiet machine can say."""
     if (reason := why_not()) is not None:
@@ -147,6 +149,7 @@ def test_pipelines(tmp_path: Path) -> None:
     assert (tmp_path / "pipeline-memory.svg").read_text().rstrip().endswith("</svg>")
 
 
+@pytest.mark.slow
 def test_checkpoints(tmp_path: Path) -> None:
     """In a process of its own: it replaces how checkpoints are written."""
     command = [sys.executable, "-m", "benchmarks.checkpoints", "--tiny", "--output", str(tmp_path)]

@@ -21,6 +21,7 @@ from pipelines.base import Data
 ROOT = Path(__file__).parents[2]
 
 
+@pytest.mark.slow
 def test_tiny(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "benchmarks.memory", "--tiny", "--device", "cpu", "--output", str(tmp_path)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)

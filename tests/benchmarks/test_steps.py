@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import torch
 
 from benchmarks import steps
@@ -15,6 +16,7 @@ from dynsparse.training.network import build_network
 ROOT = Path(__file__).parents[2]
 
 
+@pytest.mark.slow
 def test_tiny(tmp_path: Path) -> None:
     """In a process of its own: it sets the number of threads."""
     command = [sys.executable, "-m", "benchmarks.steps", "--tiny", "--output", str(tmp_path)]

@@ -260,6 +260,7 @@ def fp16_from_a_scale_too_large(worker: Worker, config: RunConfig) -> tuple[int,
     return trainer.progress.skipped_steps, {n: p.detach() for n, p in trainer.model.named_parameters()}
 
 
+@pytest.mark.slow
 def test_the_search_for_fp16s_scale_is_the_same_either_way() -> None:
     sections = {"train": {"precision": "fp16"}}
     ways = [

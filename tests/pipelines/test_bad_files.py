@@ -305,6 +305,7 @@ def test_bad_files_in_large_batches(tmp_path: Path, kind: str) -> None:
     assert done.stdout.split() == ["376", "8"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
 def test_the_torch_loaders_processes_outlive_signals_but_not_the_trainer(folder: Path, sent: signal.Signals) -> None:
     """A signal to the whole group is the trainer's to answer; when that is killed nobody is left."""

@@ -103,6 +103,7 @@ def test_formats(sources: dict[str, Source], loader: str) -> None:
     assert torch.allclose(half.float(), plain, atol=2e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("loader", LOADERS)
 def test_the_largest_and_the_smallest(tmp_path: Path, loader: str) -> None:
     """12,000 pixels wide, and one pixel; both in training and in evaluation."""

@@ -113,6 +113,7 @@ def test_from_the_command_line(folder: Path) -> None:
     assert [line["bad_files"] for line in epochs] == [1, 1]
 
 
+@pytest.mark.slow
 def test_without_dali(folder: Path, tmp_path: Path) -> None:
     """Where nvidia.dali cannot be imported `data.loader: torch` trains, and `dali` says what to do."""
     (tmp_path / "nvidia").mkdir()

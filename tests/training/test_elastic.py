@@ -108,6 +108,7 @@ def test_a_machine_joins(machines: Machines, undisturbed: list[dict[str, Any]]) 
     assert_as_planned(machines.settings.folder, undisturbed)
 
 
+@pytest.mark.slow
 def test_a_stop_asked_of_one_machine_ends_all(machines: Machines) -> None:
     """None starts a worker again, which would wait for those of the others."""
     for machine in [machines.add("SIGUSR1 1 step 5", nodes="2")[0] for _ in range(2)]:
