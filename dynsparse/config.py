@@ -8,22 +8,22 @@ and the remedy.
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, Field, Tag, ValidationError, model_validator
-from pydantic_core import ErrorDetails
+from pydantic import Field, ValidationError, model_validator
 
 from dynsparse.distributed.allreduce import Gradients
-from dynsparse.errors import UserError, nearest
+from dynsparse.errors import UserError
+from dynsparse.explain import explain, kind_of
 from dynsparse.masks.granularity import Granularity
 from dynsparse.methods import AnyMethod
 from dynsparse.models import AnyModel
 from dynsparse.optimizers import OptimizerSettings, SgdSettings
+from dynsparse.reading import plain, read, under
 from dynsparse.reallocation import OnDesync
 from dynsparse.runtime import Backend
 from dynsparse.schedules import LrSettings, StepLr
@@ -170,6 +170,16 @@ class RunConfig(Settings):
         method, start, train = self.method, self.start, self.train
         if train.start_epoch >= train.epochs:
             raise ValueError(f"train.start_epoch is {train.start_epoch}; it must be below train.epochs, {train.epochs}")
+        if train.lr.warmup_epochs >= train.epochs:
+            raise ValueError(
+                f"train.lr.warmup_epochs is {train.lr.warmup_epochs:g}; the rate would never reach its value in "
+                f"{train.epochs} epochs (train.epochs): set train.lr.warmup_epochs below that, or train longer"
+            )
+        if method.starts == "dense" and self.sparsity.allocation != "uniform":
+            raise ValueError(
+                f"sparsity.allocation is {self.sparsity.allocation}, and method {method.name} starts from a dense "
+                f"network and shares out by a rule of its own: leave it at uniform"
+            )
         if self.data.dtype == "float16" and train.precision == "fp32":
             raise ValueError(
                 "data.dtype is float16, which the network's float32 weights cannot be multiplied with: "
@@ -228,14 +238,14 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
 
 def read_mapping(path: str | Path) -> dict[Any, Any]:
     """The sections that a config's file holds, unchecked. UserError if it cannot be read or holds none."""
-    raw = read_file(path, "--config", "configs/")
+    raw = plain(read_file(path, "--config", "configs/"), [RunConfig])
     if not isinstance(raw, dict):
-        raise UserError(f"{path}: {_kind(raw)}; a config is a mapping of sections, as those in configs/ are")
+        raise UserError(f"{path}: {kind_of(raw)}; a config is a mapping of sections, as those in configs/ are")
     return raw
 
 
 def read_file(path: str | Path, option: str, examples: str) -> Any:
-    """What a YAML file holds. UserError, naming the option that the path came from, if it cannot be read."""
+    """What a YAML file holds (`reading.read`). UserError, naming the option it came from, if it cannot be read."""
     try:
         text = Path(path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -243,7 +253,7 @@ def read_file(path: str | Path, option: str, examples: str) -> Any:
         raise UserError(
             f"{option} {path}: cannot be read ({reason}); give a YAML file such as those in {examples}"
         ) from None
-    return _read_yaml(text, str(path))
+    return read(text, str(path))
 
 
 def parse(
@@ -260,7 +270,7 @@ def parse(
     try:
         config = RunConfig.model_validate(merged)
     except ValidationError as error:
-        wrong += [explain(details, source, overridden, flags or {}) for details in error.errors()]
+        wrong += [explain(details, RunConfig, source, overridden, flags or {}) for details in error.errors()]
     if wrong:
         raise UserError(*wrong)
     return config
@@ -289,39 +299,16 @@ def _copy(raw: Any) -> Any:
     return {key: _copy(value) for key, value in raw.items()} if isinstance(raw, Mapping) else raw
 
 
-class _Loader(yaml.SafeLoader):
-    """YAML 1.1 with two repairs: 1e-3 is a number, and a key given twice is an error."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen = set()
-        for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)
-            if not isinstance(key, (str, int, float, bool)):
-                raise yaml.constructor.ConstructorError(None, None, f"key {key!r} is no word", key_node.start_mark)
-            if key in seen:
-                raise yaml.constructor.ConstructorError(None, None, f"key '{key}' is given twice", key_node.start_mark)
-            seen.add(key)
-        return super().construct_mapping(node, deep)
-
-
-_NUMBER = r"^[-+]?([0-9][0-9_]*\.?[0-9_]*|\.[0-9][0-9_]*)[eE][-+]?[0-9]+$"
-_Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(_NUMBER), list("-+0123456789."))
-
-
-def _read_yaml(text: str, source: str) -> Any:
-    try:
-        return yaml.load(text, _Loader)  # noqa: S506 - a SafeLoader
-    except (yaml.YAMLError, ValueError) as error:  # ValueError: a date that is none, a number without digits
-        raise UserError(f"{source}: no valid YAML ({' '.join(str(error).split())})") from None
-
-
 def _override(config: dict[str, Any], text: str) -> tuple[str, ...]:
     """Set one `section.key=value` in place; returns its path."""
     path, equals, value = text.partition("=")
     keys = tuple(path.strip().split("."))
     if not equals or not all(keys):
         raise UserError(f"'{text}' is no override; write section.key=value, such as train.epochs=20")
-    put(config, keys, _read_yaml(value, f"'{text}'"), f"'{text}'")
+    types: list[Any] = [RunConfig]
+    for key in keys:
+        types = under(types, key)
+    put(config, keys, plain(read(value, f"'{text}'"), types), f"'{text}'")
     return keys
 
 
@@ -331,122 +318,5 @@ def put(config: dict[str, Any], keys: Sequence[str], value: Any, source: str) ->
     for key in keys[:-1]:
         section = section.setdefault(key, {})
         if not isinstance(section, dict):
-            raise UserError(f"{source}: {key} {_kind(section)}, no section; its keys cannot be set")
+            raise UserError(f"{source}: {key} {kind_of(section)}, no section; its keys cannot be set")
     section[keys[-1]] = value
-
-
-def explain(
-    details: ErrorDetails,
-    source: str,
-    overridden: Sequence[tuple[str, ...]],
-    flags: Mapping[tuple[str, ...], str],
-) -> str:
-    """One line for one of pydantic's errors on a `RunConfig`: where, the value, the rule, the remedy.
-
-    `overridden` are the keys that command line overrides set, `flags` says which option has set a key.
-    """
-    location, model = _resolve(details["loc"])
-    where = _where(location, details["msg"], source, overridden, flags)
-    value = details["input"]
-    match details["type"]:
-        case "extra_forbidden":
-            return f"{where}: unknown key{_hint(location, model, overridden)}"
-        case "missing":
-            return f"{where}: missing; it has no default"
-        case "union_tag_not_found" if isinstance(value, Mapping):
-            return f"{where}: lacks 'name', which says which one it is"
-        case "union_tag_invalid":
-            room = {"method": "methods", "model": "models"}.get(location[-1])
-            home = f"; yours goes in dynsparse/{room}/" if room else ""
-            tags = details["ctx"]["expected_tags"].replace("'", "")
-            return f"{where}.name: unknown {location[-1]} '{details['ctx']['tag']}'; there are {tags}{home}"
-        case "value_error":
-            return f"{where}: {details['ctx']['error']}"
-        case "invalid_key":
-            return f"{where}: keys are words; this one {_kind(value)}"
-        case _:
-            return f"{where}: {_kind(value)}; {_rule(details)}"
-
-
-def _overlap(a: Sequence[str], b: Sequence[str]) -> bool:
-    """Whether one key path is the other, or above it."""
-    return all(x == y for x, y in zip(a, b, strict=False))
-
-
-def _where(
-    location: Sequence[str],
-    message: str,
-    source: str,
-    overridden: Sequence[tuple[str, ...]],
-    flags: Mapping[tuple[str, ...], str],
-) -> str:
-    """Who is to blame: options by name, `section.key=value`, else the source."""
-    key = ".".join(location)
-    if location:
-        named = [flag for keys, flag in flags.items() if _overlap(keys, location)]
-    else:  # Sections that do not fit together: the message names their keys.
-        named = [flag for keys, flag in flags.items() if len(keys) > 1 and ".".join(keys) in message]
-    if named:
-        return ", ".join(dict.fromkeys(named)) + (f" ({key})" if key else "")
-    from_override = any(_overlap(keys, location) for keys in overridden)
-    return f"{'command line' if from_override else source}: {key}" if key else source
-
-
-def _hint(location: Sequence[str], model: type[BaseModel] | None, overridden: Sequence[tuple[str, ...]]) -> str:
-    """What an unknown key may have been meant to be."""
-    hint = nearest(location[-1], model.model_fields if model is not None else {})
-    section = tuple(location[:-1])
-    if (*section, "name") in overridden:
-        return f" of this name{hint}; for another name replace the section: '{'.'.join(section)}={{name: ...}}'"
-    return hint
-
-
-def _rule(details: ErrorDetails) -> str:
-    """What a value must be: ours where pydantic's words speak of Python."""
-    match details["type"]:
-        case "model_type" | "model_attributes_type" | "union_tag_not_found":
-            return "it must be a section, with keys of its own"
-        case "too_short":
-            return f"it must have at least {details['ctx']['min_length']} entries"
-        case "string_pattern_mismatch":
-            return "it must be one plain word of letters, digits and _ . = + -"
-        case _:
-            return details["msg"][0].lower() + details["msg"][1:]
-
-
-def _kind(value: Any) -> str:
-    shown = json.dumps(value, default=str)
-    return f"is {shown if len(shown) < 60 else shown[:57] + '...'}" if not isinstance(value, dict) else "is a section"
-
-
-def _resolve(loc: Sequence[int | str]) -> tuple[list[str], type[BaseModel] | None]:
-    """The key path of a pydantic location (which also names union members), and the class that holds its last key."""
-    keys: list[str] = []
-    current: Any = RunConfig
-    holder: type[BaseModel] | None = RunConfig
-    for step in loc:
-        members = _models_of(current)
-        if len(members) > 1 and step in members:  # A union's tag: no key of the user's.
-            current = members[str(step)]
-            continue
-        holder = next(iter(members.values())) if len(members) == 1 else None
-        keys.append(str(step))
-        field = holder.model_fields.get(str(step)) if holder is not None else None
-        current = field.annotation if field is not None else None
-    return keys, holder
-
-
-def _models_of(annotation: Any) -> dict[str, type[BaseModel]]:
-    """The classes that a value of this type can be, by the tags that tell them apart."""
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        name = annotation.model_fields.get("name")
-        literal = get_args(name.annotation) if name is not None and get_origin(name.annotation) is Literal else ()
-        return {str(next(iter(literal), annotation.__name__)): annotation}
-    if get_origin(annotation) is Annotated:
-        inner, *metadata = get_args(annotation)
-        tags = [item.tag for item in metadata if isinstance(item, Tag)]
-        members = _models_of(inner)
-        return dict(zip(tags, members.values(), strict=True)) if tags else members
-    if get_origin(annotation) is Union or type(annotation).__name__ == "UnionType":
-        return {tag: model for member in get_args(annotation) for tag, model in _models_of(member).items()}
-    return {}

@@ -22,7 +22,8 @@ from dynsparse import config as schema
 from dynsparse.config import RunConfig
 from dynsparse.errors import EXIT_BAD_INPUT, EXIT_DONE, EXIT_STOPPED, UserError, nearest
 from dynsparse.paper_cli import MODES, look, overlap, translate
-from dynsparse.paper_flags import BOOLEAN, FLAGS, MLP, WRN, Parser, add_flags, flag_named
+from dynsparse.paper_flags import BOOLEAN, FLAGS, MLP, MODEL, TEXT, WRN, Parser, add_flags, flag_named
+from dynsparse.reading import plain, text_of
 from dynsparse.runtime import print_to_reader
 
 LAUNCHER = Path(__file__).parents[1] / "launch" / "local.sh"
@@ -241,9 +242,16 @@ def read_jobs(path: str) -> dict[int, Job]:
     return jobs
 
 
+def _is_text(key: object) -> bool:
+    """Whether a key's value is a path or a name, so that a number there is text."""
+    flag = flag_named(f"--{key}")
+    return key in ("group", "resume") or (flag is not None and flag.kind in (MODEL, TEXT))
+
+
 def _read_job(entry: Any, where: str) -> Job:
     if not isinstance(entry, dict):
         raise UserError(f"{where}: is no mapping; write '- {{job-idx: 0, model: ..., FLAG: VALUE}}'")
+    entry = {text_of(key): plain(value, [str | None] if _is_text(text_of(key)) else ()) for key, value in entry.items()}
     number = entry.get("job-idx")
     if not isinstance(number, int) or isinstance(number, bool) or number < 0:
         raise UserError(f"{where}: job-idx is {number!r}; it must be a whole number of at least 0")

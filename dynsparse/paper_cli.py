@@ -19,6 +19,7 @@ from dynsparse.config import RunConfig
 from dynsparse.errors import UserError, nearest
 from dynsparse.methods.pruning import PruningSettings
 from dynsparse.paper_flags import DATA, FLAGS, MLP, MODEL, POST_PRUNE_EPOCHS, WRN, Flag
+from dynsparse.reading import plain
 from dynsparse.schedules import NotNegative, Period, StepTable
 
 SCHEDULES = Path(__file__).parents[1] / "configs" / "schedules"
@@ -262,7 +263,7 @@ def _read_schedules(draft: Draft) -> None:
 def read_tables(name: str) -> dict[str, StepTable]:
     """The tables of a schedule file, looked for as given and in configs/schedules/. UserError lists what is wrong."""
     path = Path(name) if Path(name).exists() or not (SCHEDULES / name).exists() else SCHEDULES / name
-    raw = schema.read_file(path, "--schedule-file", "configs/schedules/")
+    raw = plain(schema.read_file(path, "--schedule-file", "configs/schedules/"))
     if not isinstance(raw, dict):
         raise UserError(f"{path}: holds no tables; write {', '.join(TABLES)}, each a list of '- epoch : value'")
     tables, wrong = {}, []

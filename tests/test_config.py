@@ -9,7 +9,8 @@ import jsonschema
 import pytest
 import yaml
 
-from dynsparse import config
+from dynsparse import config, reading
+from dynsparse.config import RunConfig
 from dynsparse.errors import UserError
 from tests.training import runs
 
@@ -87,6 +88,63 @@ def test_overrides(tmp_path: Path) -> None:
     assert loaded.train.lr.at(55, steps_per_epoch=10, total_steps=100) == pytest.approx(1e-3)
 
 
+IMAGES = """
+model: {name: small_cnn}
+method: {name: pruning, max_sparsity: {1e3: 0.5, on: 0.25}}
+data: {name: webdataset}
+start: {weights_from: dense}
+train: {epochs: 30}
+"""
+TEXTS = ["2026-11-05", "2026-99-99", "007", "1e3", "1_000", "0x1F", "1.50", "on", "No", "TRUE"]
+
+
+@pytest.mark.parametrize("text", [*TEXTS, "'quoted'"])
+def test_text_is_what_was_written(text: str, tmp_path: Path) -> None:
+    """On the command line and in a file, whatever else YAML reads it as."""
+    path = tmp_path / "run.yaml"
+    path.write_text(IMAGES)
+    word = text.strip("'")
+    keys = ["name", "runs", "start.weights_from", "data.path", "data.exclude", "data.val_shards"]
+    loaded = config.load(path, [f"{key}={text}" for key in keys] + [f"sparsity.exclude=[{text}, conv1.*]"])
+    path.write_text(loaded.as_yaml())
+    assert config.load(path) == loaded
+    assert loaded.run_name == loaded.runs == loaded.start.weights_from == word
+    assert loaded.data.model_dump()["path"] == loaded.data.model_dump()["exclude"] == word
+    assert loaded.sparsity.exclude == [word, "conv1.*"]
+    assert loaded.method.model_dump()["max_sparsity"] == {"1e3": 0.5, "on": 0.25}
+
+
+@pytest.mark.parametrize("text", ["null", "~", "NULL", ""])
+def test_null_is_text_only_where_it_cannot_be_null(text: str, tmp_path: Path) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text(f"{IMAGES}name: {text}\nruns: {text or '.'}\n")
+    loaded = config.load(path, [f"data.exclude={text}"])
+    assert (loaded.name, loaded.data.model_dump()["exclude"], loaded.runs) == (None, None, text or ".")
+
+
+def test_numbers_and_booleans_are_what_they_were(tmp_path: Path) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text(GOOD)
+    loaded = config.load(path, ["train.epochs=1_0", "train.channels_last=on", "method.period={0: 5, 010: 7}", "seed=7"])
+    assert (loaded.train.epochs, loaded.train.channels_last, loaded.seed) == (10, True, 7)
+    assert loaded.method.model_dump()["period"] == {0: 5, 8: 7}
+
+
+def test_a_key_is_text_in_all_members_of_a_union_or_in_none() -> None:
+    """Or an override could not be read before it is known which member it is for."""
+    for section in ("model", "method", "data"):
+        members = reading.alternatives(reading.under([RunConfig], section))
+        for key in {key for member in members for key in member.model_fields}:
+            types = reading.under([RunConfig.model_fields[section].annotation], key)
+            assert len({reading.plain(reading.Written(1, "1"), [type_]) for type_ in types}) == 1, (section, key)
+
+
+def test_a_warmup_may_be_shorter_than_the_run(tmp_path: Path) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text(GOOD)
+    assert config.load(path, ["train.lr={name: steps, warmup_epochs: 9.5}"]).train.lr.warmup_epochs == 9.5
+
+
 CASES: list[tuple[list[str], list[str]]] = [
     (["method.periodd=3"], ["command line: method.periodd: unknown key; did you mean 'period'?"]),
     (["trian.epochs=3"], ["command line: trian: unknown key; did you mean 'train'?"]),
@@ -139,6 +197,11 @@ CASES: list[tuple[list[str], list[str]]] = [
     (["method={name: tied}", "start.weights_from=x"], ["start.weights_from does not go with method tied"]),
     (["method={name: tied}", "train.penalty={l1: 1.0, group_lasso: true}"], ["set sparsity.granularity to 2 or 1"]),
     (["train.start_epoch=10"], ["train.start_epoch is 10; it must be below train.epochs, 10"]),
+    (["train.lr={name: cosine, warmup_epochs: 10}"], ["train.lr.warmup_epochs is 10; the rate would never reach its"]),
+    (
+        ["train.lr={name: steps, warmup_epochs: 12.5}"],
+        ["12.5; the rate would never reach its value in 10 epochs", "below that, or"],
+    ),
     (["sparsity.allocation=erd"], ["sparsity.allocation: is \"erd\"; input should be 'uniform' or 'erk'"]),
     (["data.validation_samples=-1"], ["data.validation_samples: is -1; input should be greater than or equal to 0"]),
     (["train.epochs=many"], ['train.epochs: is "many"; input should be a valid integer']),
@@ -160,7 +223,12 @@ CASES: list[tuple[list[str], list[str]]] = [
     (["method.period={0: 10, a: 2}"], ["the entry 'a': 2; write epoch: number"]),
     (["train.optimizer={name: sgd, momentum: 0.0}"], ["Nesterov's step needs momentum"]),
     (["seed=-1"], ["seed: is -1; input should be greater than or equal to 0"]),
-    (["runs=2024-99-99"], ["'runs=2024-99-99': no valid YAML"]),
+    (["seed=2024-99-99"], ['seed: is "2024-99-99"; input should be a valid integer']),
+    (['seed="3"'], ['seed: is "3"; input should be a valid integer']),
+    (["method.name=007"], ["method.name: unknown method '007'; there are deepr"]),
+    (["log.progress=off"], ["log.progress: is \"off\"; input should be 'auto', 'bar', 'lines' or 'none'"]),
+    (["runs="], ["runs: is null; input should be a valid string"]),
+    (["model.1e3=2"], ["model.1e3: unknown key"]),
     (["name=../up"], ['name: is "../up"; it must be one plain word']),
     (["name=/abs"], ['name: is "/abs"; it must be one plain word']),
     (["distributed.timeout_seconds=.inf"], ["timeout_seconds: is Infinity; input should be a finite number"]),
@@ -202,6 +270,7 @@ def test_all_errors_are_listed_at_once_with_their_place(tmp_path: Path) -> None:
         ("", "FILE: is null; a config is a mapping"),
         ("- a\n- b\n", 'FILE: is ["a", "b"]; a config is a mapping'),
         ("a: [1, 2", "FILE: no valid YAML"),
+        ("1: 2\n01: 2\n", "FILE: no valid YAML (key '1' is given twice"),
         ("seed: 1\nseed: 2\n", "FILE: no valid YAML (key 'seed' is given twice"),
         ("!!python/object/apply:os.system ['true']", "FILE: no valid YAML (could not determine a constructor"),
     ],

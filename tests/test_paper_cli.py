@@ -393,6 +393,11 @@ def test_overrides_win_over_defaults_and_schedules(read: Any) -> None:
     assert read("--model", MLP, "--epochs", 5, "train.epochs=5").config.train.epochs == 5
 
 
+def test_names_and_paths_are_what_was_written(read: Any) -> None:
+    config = read("--model", MLP, "--name", "007", "name=007", "--data", "1e3", "--copy-mask-from", "on").config
+    assert (config.name, config.data.path, config.start.masks_from) == ("007", "1e3", "on")
+
+
 def test_a_checkpoint_is_a_file_too(read: Any, tmp_path: Path) -> None:
     settings = runs.config(runs=str(tmp_path), name="a", train={"epochs": 1})
     result = runs.dist_train("--config", runs.write_config(tmp_path, settings))

@@ -396,6 +396,14 @@ def test_switches_that_are_off_and_values_that_are_booleans(tmp_path: Path) -> N
     assert jobs[1].flags == {"--job-idx": "1", "--nesterov": "False", "--weight-decay": "0.001"}
 
 
+def test_names_and_paths_are_what_was_written(tmp_path: Path) -> None:
+    path = tmp_path / "a.yaml"
+    path.write_text("- {job-idx: 1, group: 2019, data: 2026-11-05, copy-mask-from: 007, resume: on}\n")
+    job = read_jobs(str(path))[1]
+    assert job.group == "2019"
+    assert job.flags == {"--job-idx": "1", "--data": "2026-11-05", "--copy-mask-from": "007", "--resume": "on"}
+
+
 # -- as processes ----------------------------------------------------------------------------------
 
 
