@@ -8,8 +8,11 @@ from __future__ import annotations
 
 from importlib import import_module
 
-from pipelines.base import Data, Request
+from pipelines.base import Data, Request, TrainPipeline
 from pipelines.config import DataSetSettings
+from pipelines.position import Position
+from pipelines.sources import Numbered
+from pipelines.split import stratified
 
 
 def build(settings: DataSetSettings, request: Request) -> Data:
@@ -19,6 +22,20 @@ def build(settings: DataSetSettings, request: Request) -> Data:
     """
     data: Data = import_module(f"pipelines.{settings.name}").build(settings, request)
     return data
+
+
+def position(settings: DataSetSettings, request: Request) -> Position | TrainPipeline:
+    """Where training begins, as `build` would have it: what an epoch is, and whether a saved position fits.
+
+    Raises DataError where `build` would. Reads no more than labels where the data set's module says how (`listed`),
+    and fetches nothing then.
+    """
+    module = import_module(f"pipelines.{settings.name}")
+    if not hasattr(module, "listed"):
+        return build(settings, request).train
+    source: Numbered = module.listed(settings)
+    trained_on, _ = stratified(source.labels, settings.validation_samples, settings.split_seed)
+    return Position(source, trained_on, request.seed, request.global_batch)
 
 
 def prepare(settings: DataSetSettings) -> None:

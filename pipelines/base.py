@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
-from pipelines.order import SampleOrder, Share
+from pipelines.order import Share
 from pipelines.views import Normalisation
 
 Batch = tuple[Tensor, Tensor]
@@ -97,9 +97,6 @@ class Request:
     """Build `Data.train_evaluation`."""
     channels_last: bool = False
     """How images are to lie in memory."""
-
-    def order(self, size: int) -> SampleOrder:
-        return SampleOrder(self.seed, size, self.global_batch)
 
 
 @dataclass(frozen=True)

@@ -27,6 +27,10 @@ def load() -> tuple[Arrays, Arrays]:
     return Arrays(images[train], labels[train]), Arrays(images[test], labels[test])
 
 
+def listed(settings: DigitsSettings) -> Arrays:
+    return load()[0]
+
+
 def build(settings: DigitsSettings, request: Request) -> Data:
     train, test = load()
     normalisation = Normalisation(mean=(float(train.images.mean()),), std=(float(train.images.std()),))

@@ -7,7 +7,7 @@ from pathlib import Path
 from pipelines.base import Data, Request
 from pipelines.config import ImagenetSettings, PhotographSettings
 from pipelines.excluded import Excluded
-from pipelines.image_folder import check_folders, list_images
+from pipelines.image_folder import ImageFiles, check_folders, list_images
 from pipelines.ordered import assemble
 from pipelines.sources import Encoded
 from pipelines.views import CentralCrop, Normalisation, RandomResizedCrop, Recipe
@@ -25,8 +25,17 @@ def photographs(train: Encoded, val: Encoded, settings: PhotographSettings, requ
     return assemble(augmented, plain, test, settings, request)
 
 
+def listed(settings: ImagenetSettings) -> ImageFiles:
+    return _images(settings)[0]
+
+
 def build(settings: ImagenetSettings, request: Request) -> Data:
+    return photographs(*_images(settings), settings, request)
+
+
+def _images(settings: ImagenetSettings) -> tuple[ImageFiles, ImageFiles]:
+    """Those of train and of val."""
     classes = check_folders(settings.path, settings.number_of_classes)
     excluded = Excluded.read(settings.exclude)
-    train, val = (list_images(Path(settings.path), part, classes, excluded) for part in ("train", "val"))
-    return photographs(train, val, settings, request)
+    root = Path(settings.path)
+    return list_images(root, "train", classes, excluded), list_images(root, "val", classes, excluded)

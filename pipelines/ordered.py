@@ -9,9 +9,10 @@ import numpy as np
 
 from pipelines.bad_files import BadFiles
 from pipelines.base import Batch, Data, Request
-from pipelines.config import DataError, DataSetSettings
+from pipelines.config import DataSetSettings
 from pipelines.loaders import BadSamples, Feed, Loader, Stream, loader
 from pipelines.order import Indices, SampleOrder, Share, evaluation_batches
+from pipelines.position import Position
 from pipelines.sources import digest
 from pipelines.split import stratified
 from pipelines.views import Recipe
@@ -23,20 +24,19 @@ class OrderedTraining:
     def __init__(self, recipe: Recipe, samples: Indices, loader: Loader, bad: BadFiles, request: Request) -> None:
         self._recipe, self._samples = recipe, samples
         self._loader, self._bad = loader, bad
-        self._order = request.order(len(samples))
-        self._split = digest(samples.tobytes())
+        self._at = Position(recipe.source, samples, request.seed, request.global_batch)
         self._share = request.share
-        self._epoch, self._batch = 0, 0
         self._feed: Feed | None = None
 
     @property
     def steps_per_epoch(self) -> int:
-        return self._order.batches_per_epoch
+        return self._at.steps_per_epoch
 
     def _new_feed(self) -> Feed:
-        samples = _micro_batches(self._order, self._share, self._recipe.view.uniforms, self._epoch, self._batch)
+        at = self._at
+        samples = _micro_batches(at.order, self._share, self._recipe.view.uniforms, at.epoch, at.batch)
         stream = ((self._bad.replaced(self._samples[places], self._samples), numbers) for places, numbers in samples)
-        return self._loader.feed(self._recipe, stream, self._share.largest(self._order.global_batch))
+        return self._loader.feed(self._recipe, stream, self._share.largest(at.order.global_batch))
 
     def close(self) -> None:
         """Let go of what reads ahead: the position is another one, or samples are bad, or this is the end."""
@@ -52,14 +52,15 @@ class OrderedTraining:
                 return [self._feed.next() for _ in range(self._share.micro_batches)]
             except BadSamples as bad:
                 self.close()
-                self._bad.found(bad.faults, f"epoch {self._epoch}, batch {self._batch}")
+                self._bad.found(bad.faults, f"epoch {self._at.epoch}, batch {self._at.batch}")
 
     def epoch(self) -> Iterator[list[Batch]]:
-        while self._batch < self.steps_per_epoch:
+        at = self._at
+        while at.batch < self.steps_per_epoch:
             step = self._step()
-            self._batch += 1
+            at.batch += 1
             yield step
-        self._epoch, self._batch = self._epoch + 1, 0
+        at.epoch, at.batch = at.epoch + 1, 0
 
     @property
     def bad_samples(self) -> dict[int, str]:
@@ -71,38 +72,10 @@ class OrderedTraining:
             self.close()
 
     def state_dict(self) -> dict[str, Any]:
-        order = self._order
-        data = {"seed": order.seed, "samples": order.size, "global_batch": order.global_batch}
-        return {
-            **data,
-            "listing": self._recipe.source.listing,
-            "split": self._split,
-            "epoch": self._epoch,
-            "batch": self._batch,
-        }
+        return self._at.state_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        ours = self.state_dict()
-        # A checkpoint may be older than these keys.
-        theirs = {"listing": ours["listing"], "split": ours["split"], **state}
-        if theirs["listing"] != ours["listing"]:
-            raise DataError(
-                f"the data have changed since the checkpoint was made ({theirs['samples']} training samples then, "
-                f"{ours['samples']} now; the names of files are compared, less those of data.exclude); its position "
-                f"means other samples: restore the data, or begin anew"
-            )
-        for key in ("seed", "samples", "global_batch"):
-            if theirs[key] != ours[key]:
-                raise DataError(
-                    f"the checkpoint was made with {key} {theirs[key]}, this run has {ours[key]}; "
-                    f"the position in an epoch means other samples: resume with the same"
-                )
-        if theirs["split"] != ours["split"]:
-            raise DataError(
-                "the checkpoint was made with other samples held out than data.split_seed and data.validation_samples "
-                "hold out now; it has trained on samples of this validation set: resume with the same"
-            )
-        self._epoch, self._batch = state["epoch"], state["batch"]
+        self._at.load_state_dict(state)
         self.close()
 
 

@@ -13,21 +13,30 @@ Bytes = NDArray[np.uint8]
 """uint8 [bytes]."""
 
 
-class Source(Protocol):
-    """A numbered set of labelled images."""
+class Numbered(Protocol):
+    """A numbered set of samples, of which a class is known, and maybe no more."""
 
     @property
     def labels(self) -> NDArray[np.int64]:
-        """int64 [samples]: indices into `class_names`."""
+        """int64 [samples]: the samples' classes, counted from 0."""
         ...
 
     @property
-    def class_names(self) -> tuple[str, ...]: ...
-
-    @property
-    def listing(self) -> str:
+    def listing(self) -> str | None:
         """A digest of what sample has which number: a position in an order means nothing without it."""
         ...
+
+
+class Source(Numbered, Protocol):
+    """A numbered set of labelled images."""
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """By label; empty if the classes have no names."""
+        ...
+
+    @property
+    def listing(self) -> str: ...
 
     def name(self, index: int) -> str:
         """What messages and lists of files to leave out call a sample, such as `train/ape/001.jpg`."""
@@ -60,10 +69,24 @@ class Arrays:
 
     @property
     def listing(self) -> str:
-        return digest(str(self.images.shape[1:]).encode(), self.labels.tobytes())
+        return listing_of_arrays(self.images.shape[1:], self.labels)
 
     def name(self, index: int) -> str:
         return f"image {index}"
+
+
+@dataclass(frozen=True)
+class Listed:
+    """A `Source` without its images: enough to know the order of training."""
+
+    labels: NDArray[np.int64]
+    listing: str | None
+    """None where it will be known only when the data have been fetched."""
+
+
+def listing_of_arrays(shape: tuple[int, ...], labels: NDArray[np.int64]) -> str:
+    """The `listing` of images of this shape, (height, width, channels), with labels int64 [n]."""
+    return digest(str(tuple(shape)).encode(), labels.tobytes())
 
 
 def digest(*parts: bytes) -> str:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import numpy as np
+from numpy.typing import NDArray
 
 from pipelines.base import Data, Request
 from pipelines.config import SyntheticSettings
 from pipelines.in_memory import in_memory
-from pipelines.sources import Arrays
+from pipelines.sources import Arrays, Listed, listing_of_arrays
 from pipelines.views import Normalisation
 
 
@@ -18,11 +19,21 @@ def load(settings: SyntheticSettings, seed: int = 0) -> tuple[Arrays, Arrays]:
     patterns = random.integers(0, 256, (settings.classes, height, width, channels))
 
     def draw(n: int) -> Arrays:
-        labels = np.arange(n, dtype=np.int64) % settings.classes
+        labels = _labels(n, settings)
         noisy = patterns[labels] + random.normal(0, settings.noise, (n, height, width, channels))
         return Arrays(np.clip(noisy, 0, 255).astype(np.uint8), labels)
 
     return draw(settings.samples), draw(settings.test_samples)
+
+
+def _labels(n: int, settings: SyntheticSettings) -> NDArray[np.int64]:
+    return np.arange(n, dtype=np.int64) % settings.classes
+
+
+def listed(settings: SyntheticSettings) -> Listed:
+    channels, height, width = settings.image_shape
+    labels = _labels(settings.samples, settings)
+    return Listed(labels, listing_of_arrays((height, width, channels), labels))
 
 
 def build(settings: SyntheticSettings, request: Request) -> Data:

@@ -8,7 +8,7 @@ from pipelines.base import Data, Request
 from pipelines.config import WebdatasetSettings
 from pipelines.excluded import Excluded
 from pipelines.imagenet import photographs
-from pipelines.shards import list_shards, matching
+from pipelines.shards import Shards, list_shards, matching
 
 
 def check_shards(settings: WebdatasetSettings) -> None:
@@ -17,9 +17,18 @@ def check_shards(settings: WebdatasetSettings) -> None:
         matching(Path(settings.path), pattern, setting)
 
 
+def listed(settings: WebdatasetSettings) -> Shards:
+    return _samples(settings)[0]
+
+
 def build(settings: WebdatasetSettings, request: Request) -> Data:
+    return photographs(*_samples(settings), settings, request)
+
+
+def _samples(settings: WebdatasetSettings) -> tuple[Shards, Shards]:
+    """Those to train and those to evaluate on."""
     root, classes = Path(settings.path), settings.number_of_classes
     excluded = Excluded.read(settings.exclude).names
     train = list_shards(root, settings.train_shards, classes, excluded, setting="data.train_shards")
     val = list_shards(root, settings.val_shards, classes, excluded, setting="data.val_shards", every_class=False)
-    return photographs(train, val, settings, request)
+    return train, val

@@ -5,14 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
+import pytest
 import torch
 
+import pipelines
 from pipelines import loaders
 from pipelines.bad_files import BadFiles
 from pipelines.base import Batch, EvaluationPipeline, Request, TrainPipeline
-from pipelines.config import DataSetSettings
+from pipelines.config import DataError, DataSetSettings
 from pipelines.order import Share
 from pipelines.ordered import OrderedEvaluation, OrderedTraining
+from pipelines.position import Position
 from pipelines.views import Recipe
 
 SEED = 7
@@ -92,3 +95,19 @@ def assert_workers_and_resume_change_nothing(build: Callable[[Request], TrainPip
         second.load_state_dict(first.state_dict())
         rest = endless(second)
         assert_same([next(rest) for _ in range(5 - stop)], expected[stop:])
+
+
+def assert_known_beforehand(settings: DataSetSettings, samples: int) -> None:
+    """Order, listing and split are those of the pipelines, before these are built."""
+    settings = settings.model_copy(update={"validation_samples": 5})
+    asked = request(batch=12)
+    expected = pipelines.build(settings, asked).train
+    found = pipelines.position(settings, asked)
+    assert isinstance(found, Position) and found.state_dict() == expected.state_dict()
+    assert found.steps_per_epoch == expected.steps_per_epoch == (samples - 5) // 12
+    with pytest.raises(DataError, match=rf"global_batch_size is {samples}, the data set has {samples - 5} samples"):
+        pipelines.position(settings, request(batch=samples))
+    with pytest.raises(DataError, match="validation_samples is 99999"):
+        pipelines.position(settings.model_copy(update={"validation_samples": 99999}), asked)
+    with pytest.raises(DataError, match="made with seed 8, this run has 7"):
+        found.load_state_dict({**expected.state_dict(), "seed": 8})

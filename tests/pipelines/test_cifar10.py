@@ -22,6 +22,7 @@ from pipelines.views import Normalisation, RandomCrop, Recipe
 from tests.pipelines.streams import (
     LOADERS,
     SEED,
+    assert_known_beforehand,
     assert_workers_and_resume_change_nothing,
     global_batches,
     request,
@@ -188,3 +189,14 @@ def test_damaged_files_are_named_and_not_unpickled(folder: Path) -> None:
     (folder / "cifar-10-batches-py" / "test_batch").write_bytes(b"cposix\nsystem\n(S'false'\ntR.")
     with pytest.raises(DataError, match=r"data\.path: CIFAR-10 in .* cannot be read .*remove it and fetch it anew"):
         cifar10.load(settings(folder))
+
+
+@pytest.mark.parametrize("augment", [True, False])
+def test_the_order_of_training_is_known_beforehand(folder: Path, augment: bool) -> None:
+    assert_known_beforehand(settings(folder, augment=augment), 5 * EACH)
+    assert_known_beforehand(settings(folder, augment=augment, download=True), 5 * EACH)
+    (folder / "cifar-10-batches-py" / "test_batch").write_bytes(b"damaged")
+    with pytest.raises(DataError, match="cannot be read"):
+        pipelines.position(settings(folder), request())
+    fetched_anew = pipelines.position(settings(folder, download=True), request(batch=100))
+    assert fetched_anew.steps_per_epoch == 500

@@ -21,7 +21,14 @@ from pipelines.config import DataError, ImagenetSettings
 from pipelines.image_folder import list_images
 from pipelines.order import SampleOrder, Share
 from tests.pipelines.pictures import CLASSES, picture
-from tests.pipelines.streams import LOADERS, SEED, assert_workers_and_resume_change_nothing, request, whole
+from tests.pipelines.streams import (
+    LOADERS,
+    SEED,
+    assert_known_beforehand,
+    assert_workers_and_resume_change_nothing,
+    request,
+    whole,
+)
 
 # (width, height): tiny, square, wide, tall.
 SIZES = [(8, 8), (64, 64), (300, 40), (40, 300), (9, 200), (120, 90), (33, 57), (300, 200), (1, 30), (31, 16)]
@@ -304,3 +311,15 @@ def test_validation_images_in_no_class_folders_are_refused(folder: Path) -> None
 def test_a_crop_larger_than_the_image_is_refused() -> None:
     with pytest.raises(ValidationError, match=r"evaluation_resize is 40, image_size 48; .*evaluation_resize=48"):
         settings(Path("anywhere"), image_size=48)
+
+
+def test_the_order_of_training_is_known_beforehand(folder: Path) -> None:
+    """No image is opened."""
+    for path in folder.rglob("*.JPEG"):
+        path.write_bytes(b"")
+    assert_known_beforehand(settings(folder), 60)
+    assert_known_beforehand(settings(folder, augment=False), 60)
+    listed = folder / "bad.txt"
+    listed.write_text(f"val/{CLASSES[0]}/999.JPEG\n")
+    with pytest.raises(DataError, match=r"data\.exclude: .* names 1 files that .* does not have"):
+        pipelines.position(settings(folder, exclude=str(listed)), request())

@@ -15,12 +15,19 @@ from numpy.typing import NDArray
 import pipelines
 from pipelines import digits, mnist, synthetic
 from pipelines.base import Data, EvaluationPipeline
-from pipelines.config import DataError, DataSetSettings, DigitsSettings, MnistSettings, SyntheticSettings
+from pipelines.config import (
+    Cifar10Settings,
+    DataError,
+    DataSetSettings,
+    DigitsSettings,
+    MnistSettings,
+    SyntheticSettings,
+)
 from pipelines.order import SampleOrder
 from pipelines.ordered import OrderedTraining, assemble
 from pipelines.sources import Arrays
 from pipelines.views import AsItIs, Normalisation, Recipe, View
-from tests.pipelines.streams import LOADERS, evaluation, request, training, whole
+from tests.pipelines.streams import LOADERS, assert_known_beforehand, evaluation, request, training, whole
 
 UNCHANGED = Normalisation(mean=(0.0,), std=(1.0,))
 
@@ -251,6 +258,29 @@ def test_absent_mnist_is_refused_before_anything_starts(tmp_path: Path) -> None:
     settings = MnistSettings(name="mnist", path=str(tmp_path / "nowhere"))
     with pytest.raises(DataError, match=r"data\.path: .*nowhere.* lacks train-images.*data\.download=true"):
         settings.check()
+
+
+def test_the_order_of_training_is_known_beforehand(mnist_folder: Path) -> None:
+    assert_known_beforehand(DigitsSettings(name="digits"), 1437)
+    assert_known_beforehand(SyntheticSettings(name="synthetic", shape=[1, 3, 4], samples=100), 100)
+    assert_known_beforehand(MnistSettings(name="mnist", path=str(mnist_folder)), 50)
+    assert_known_beforehand(MnistSettings(name="mnist", path=str(mnist_folder), download=True), 50)
+
+
+@pytest.mark.parametrize(
+    ("kind", "samples"), [(MnistSettings, 60000), (Cifar10Settings, 50000)], ids=["mnist", "cifar10"]
+)
+def test_nothing_is_fetched_to_know_it(kind: type[DataSetSettings], samples: int, tmp_path: Path) -> None:
+    asked = kind.model_validate({"name": kind.__name__[:-8].lower(), "path": str(tmp_path / "data"), "download": True})
+    found = pipelines.position(asked, request(batch=100))
+    assert found.steps_per_epoch == samples // 100
+    with pytest.raises(DataError, match=f"the data set has {samples} samples"):
+        pipelines.position(asked, request(batch=samples + 1))
+    saved = {"seed": 7, "samples": samples, "global_batch": 100, "listing": "a", "split": "b", "epoch": 3, "batch": 2}
+    found.load_state_dict(saved)
+    with pytest.raises(DataError, match="made with seed 8"):
+        found.load_state_dict({**saved, "seed": 8})
+    assert not (tmp_path / "data").exists()
 
 
 def test_damaged_mnist_is_named(mnist_folder: Path) -> None:

@@ -13,7 +13,13 @@ from pipelines.base import Request, TrainPipeline
 from pipelines.config import DataError, WebdatasetSettings
 from tests.pipelines.pictures import CLASSES, damage, numbered_folder
 from tests.pipelines.pictures import settings as folder_settings
-from tests.pipelines.streams import LOADERS, assert_workers_and_resume_change_nothing, request, whole
+from tests.pipelines.streams import (
+    LOADERS,
+    assert_known_beforehand,
+    assert_workers_and_resume_change_nothing,
+    request,
+    whole,
+)
 
 
 def settings(root: Path, **options: object) -> WebdatasetSettings:
@@ -84,3 +90,13 @@ def test_absent_shards_are_refused_before_anything_starts(tmp_path: Path) -> Non
     _, shards = written(tmp_path)
     with pytest.raises(DataError, match=r"data\.val_shards: 'test/\*' matches no shard in"):
         settings(shards, val_shards="test/*").check()
+
+
+def test_the_order_of_training_is_known_beforehand(tmp_path: Path) -> None:
+    _, shards = written(tmp_path)
+    assert_known_beforehand(settings(shards), 60)
+    next(shards.glob("val/*.tar")).write_bytes(b"no tar" * 1000)
+    for path in shards.glob("val/*.index"):
+        path.unlink()
+    with pytest.raises(DataError, match=r"data\.val_shards: .* is no tar"):
+        pipelines.position(settings(shards), request())

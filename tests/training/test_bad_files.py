@@ -55,7 +55,7 @@ def train(worker: Worker, settings: RunConfig, folder: Path, saved: dict[str, An
 
 def bad_file(folder: Path, settings: RunConfig, place: int) -> Path:
     """Damages the file at a place of the first epoch's order."""
-    order = runs.trainer(settings).data.train._order  # type: ignore[attr-defined]
+    order = runs.trainer(settings).data.train._at.order  # type: ignore[attr-defined]
     file = sorted((folder / "train").glob("*/*"))[int(order.permutation(0)[place])]
     damage(file, "junk")
     return file
