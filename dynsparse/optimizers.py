@@ -64,6 +64,31 @@ class AdamWSettings(Settings):
         )
 
 
+_SOUND = (
+    optim.SGD,
+    optim.Adam,
+    optim.AdamW,
+    optim.NAdam,
+    optim.RAdam,
+    optim.Adamax,
+    optim.Adagrad,
+    optim.Adadelta,
+    optim.Adafactor,
+    optim.RMSprop,
+    optim.Rprop,
+    optim.ASGD,
+    optim.LBFGS,
+)
+
+
+def leaves_zero_at_zero(optimizer: optim.Optimizer) -> bool:
+    """Whether it is known to leave a weight at exactly 0 whose gradient, value and state are 0.
+
+    torch's own do, but for Muon and SparseAdam. Classes derived from them and those of other libraries may not.
+    """
+    return type(optimizer) in _SOUND
+
+
 OptimizerSettings = Annotated[SgdSettings | AdamWSettings, Field(discriminator="name")]
 
 

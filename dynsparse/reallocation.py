@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -100,18 +100,23 @@ class Reallocator:
         model: nn.Module,
         masks: MaskSet,
         method: Method,
-        optimizer: optim.Optimizer,
-        *,
+        *optimizers: optim.Optimizer,
         seed: int = 0,
         on_desync: OnDesync = "abort",
+        group: sync.Group = None,
     ) -> None:
         self.model = model
         self.masks = masks
         self.method = method
-        self.optimizer = optimizer
+        self.optimizers = list(optimizers)
         self.seed = seed
         self.on_desync = on_desync
+        self.group = group
+        self.untrained: set[str] = set()
+        """Layers that no optimizer moves: they rest."""
         self._growth_costs: dict[str, Tensor] = {}
+        self._resting: set[str] = set()
+        self._observed: dict[str, Tensor] = {}
 
     def is_due(self, clock: Clock) -> bool:
         return len(self.masks) > 0 and self.method.is_due(clock)
@@ -121,41 +126,80 @@ class Reallocator:
         return len(self.masks) > 0 and self.method.wants_whole_gradients(clock)
 
     @torch.no_grad()
-    def before_step(self, clock: Clock, *, masked: bool = False) -> None:
+    def before_step(self, clock: Clock, *, masked: bool = False, scale: Tensor | None = None) -> None:
         """Between backward and the optimizer's step number `clock.step`: look at the gradients, then mask them.
 
-        They may be masked already where `wants_whole_gradients` says no.
+        They may be masked already where `wants_whole_gradients` says no. `scale` is what they are still multiplied
+        with, on their device.
         """
-        self.method.observe(self.masks)
-        if self.is_due(clock):
-            self._score_growth()
+        self.forget()
+        self.look(clock, self.masks, masked=masked, scale=scale)
+        self.learn(self.masks)
+
+    @torch.no_grad()
+    def look(
+        self, clock: Clock, layers: Iterable[SparseLayer], *, masked: bool = False, scale: Tensor | None = None
+    ) -> None:
+        """Look at the gradients of some layers, then mask all. Nothing is learnt yet: the step may still be left out.
+
+        `learn` follows where the optimizer uses them, `forget` at the end.
+        """
+        gradients = [(layer, layer.weight.grad) for layer in layers if layer.weight.grad is not None]
+        if self.method.observes:  # Copies, for what lies outside the masks is lost next.
+            self._observed |= {layer.name: _true_size(gradient, scale).clone() for layer, gradient in gradients}
+        if self.is_due(clock) and self.method.grows_by_gradient:
+            self._score_growth([layer for layer, _ in gradients], scale)
         if self.wants_whole_gradients(clock) or not masked:
             self.masks.mask_gradients()
 
-    def _score_growth(self) -> None:
-        """Keep the cost of each layer's units, [units]."""
-        self._growth_costs = {}
-        for layer in self.masks:
+    @torch.no_grad()
+    def learn(self, layers: Iterable[SparseLayer]) -> None:
+        """Let the method observe the gradients that `look` saw of these layers: the optimizer uses them."""
+        for layer in layers:
+            if layer.name in self._observed:
+                self.method.observe(layer, self._observed.pop(layer.name))
+
+    def keep(self, names: Container[str]) -> None:
+        """Forget what was seen of all other layers: their gradients are gone."""
+        self._observed = {name: value for name, value in self._observed.items() if name in names}
+        self._growth_costs = {name: value for name, value in self._growth_costs.items() if name in names}
+
+    def forget(self) -> None:
+        """Forget what was seen and not learnt."""
+        self._observed, self._growth_costs, self._resting = {}, {}, set()
+
+    def _score_growth(self, layers: Iterable[SparseLayer], scale: Tensor | None = None) -> None:
+        """Keep the cost of the layers' units, [units] each."""
+        for layer in layers:
             scores = self.method.grow_scores(layer)
             if scores is not None:
-                self._growth_costs[layer.name] = -scores
+                self._growth_costs[layer.name] = -_true_size(scores, scale)
 
     def _exclude_active(self) -> None:
-        """Let growth cost +inf where nothing can grow, which no cut reaches: with the masks as they are by now."""
+        """Let growth cost +inf where nothing can grow, which no cut reaches: with the masks as they are by now.
+
+        All free units cost less, whatever their scores were: those without a number the most.
+        """
         for layer in self.masks:
-            if layer.name in self._growth_costs:
-                self._growth_costs[layer.name].index_fill_(0, layer.active, float("inf"))
+            if (costs := self._growth_costs.get(layer.name)) is not None:
+                most = torch.finfo(costs.dtype).max
+                costs.nan_to_num_(most, most, -most).index_fill_(0, layer.active, float("inf"))
 
     def after_step(self, clock: Clock) -> ReallocationReport | None:
         """After the optimizer's step, with the clock given to `before_step`: reallocate if due."""
         self.method.after_step(self.masks, clock, self.seed)
-        return self(clock) if self.is_due(clock) else None
+        if not self.is_due(clock):
+            return None
+        if not self.method.grows_by_gradient:
+            self._score_growth(self.masks)
+        return self(clock)
 
     def after_skipped_step(self, clock: Clock) -> ReallocationReport | None:
         """Instead of both where the optimizer made no step: reallocate if due, unless by gradients that are no use."""
+        self.forget()
         if not self.is_due(clock) or self.method.grows_by_gradient:
             return None
-        self._score_growth()
+        self._score_growth(self.masks)
         return self(clock)
 
     @torch.no_grad()
@@ -163,16 +207,17 @@ class Reallocator:
         """Reallocate once. Linear in the active weights; traffic of 48 bytes a layer and a digest."""
         began = time.monotonic()
         repaired = self.verify(clock.step)
+        self._let_rest(clock)
         self._exclude_active()
         scores = self._drop_scores()
-        plan = Plan.decode(sync.broadcast_(self._plan_or_blank(clock, scores)))
+        plan = Plan.decode(sync.broadcast_(self._plan_or_blank(clock, scores), self.group))
         scalars = dict(self.method.scalars())
         changes = plan.changes(self.masks)
         self.apply(plan, scores)
         repaired += self._agree([layer.name for layer in self.masks], lambda: digest.mask_rows(self.masks), clock.step)
         self.masks.check_budget()
         self.method.after(changes)
-        self._growth_costs = {}
+        self.forget()
         return ReallocationReport(
             step=clock.step,
             epoch=clock.epoch,
@@ -185,13 +230,29 @@ class Reallocator:
             seconds=time.monotonic() - began,
         )
 
+    def _let_rest(self, clock: Clock) -> None:
+        """Let layers rest that were frozen, and where weights grow by gradients those that have none on some rank."""
+        self._resting = {
+            layer.name for layer in self.masks if not layer.weight.requires_grad or layer.name in self.untrained
+        }
+        if not self.method.grows_by_gradient:
+            return
+        lacking = torch.tensor([int(layer.name not in self._growth_costs) for layer in self.masks])
+        lacks = sync.largest_(lacking, self.group).tolist()
+        without = {layer.name for layer, one in zip(self.masks, lacks, strict=True) if one}
+        if names := sorted(without - self._resting):
+            log.warning(
+                "no gradient reached %s in step %d: its weights stay where they are", ", ".join(names), clock.step
+            )
+        self._resting |= without
+
     def _drop_scores(self) -> list[Tensor]:
         """Of each layer; the same on every rank."""
         return [self.method.drop_scores(layer) for layer in self.masks]
 
     def _plan_or_blank(self, clock: Clock, scores: Sequence[Tensor]) -> Tensor:
         """Rank 0's plan, encoded; elsewhere a buffer of its size to receive it."""
-        if sync.rank() == 0:
+        if sync.rank(self.group) == 0:
             return self._plan(clock, scores).encode()
         return torch.empty(1 + len(self.masks), 6, dtype=torch.float64)
 
@@ -203,39 +264,46 @@ class Reallocator:
 
     def _plan(self, clock: Clock, scores: Sequence[Tensor]) -> Plan:
         layers = list(self.masks)
-        budget = self.method.budget(self.masks.budget, clock)
-        drops = self._within_limits(scores, self.method.drop_cuts(scores, clock), budget)
-        changes = [_change(layer, drop.count) for layer, drop in zip(layers, drops, strict=True)]
-        kept = sum(change.kept * change.unit_size for change in changes)
-        grows = share_out(
-            max(0, budget - kept),
-            self.method.shares(changes),
-            capacity=[change.room for change in changes],
-            unit_size=[change.unit_size for change in changes],
-        )
-        cuts = self._growth_cuts(layers, grows)
-        rows = tuple(LayerPlan(drop, grow) for drop, grow in zip(drops, cuts, strict=True))
+        after = self.method.budgets(layers, clock)
+        budget = self.masks.budget + sum(after) - sum(layer.active_weights for layer in layers)
+        cuts = list(self.method.drop_cuts(scores, clock))
+        for i in (i for i, layer in enumerate(layers) if layer.name in self._resting):
+            cuts[i] = NO_CUT
+        if self.method.trades:
+            drops = self._traded_drops(cuts, budget)
+            grows = self._traded_growth(drops, budget)
+        else:
+            drops, grows = zip(*map(_own_moves, layers, cuts, after), strict=True)
+        decided = zip(_with_counts(scores, cuts, drops), self._growth_cuts(layers, grows), strict=True)
+        rows = tuple(LayerPlan(drop, grow) for drop, grow in decided)
         return Plan(clock.step, seed_for(self.seed, clock.step), budget, rows)
 
-    def _within_limits(self, scores: Sequence[Tensor], cuts: Sequence[Cut], budget: int) -> list[Cut]:
-        """Lower cuts that would empty a layer, or drop more than the free positions can take up.
+    def _traded_drops(self, cuts: Sequence[Cut], budget: int) -> Sequence[int]:
+        """Units to drop in each layer where layers trade: no more than empties it, or than all can take up.
 
-        A position dropped now may not grow now, so a nearly dense network can
-        move no more than is free. What is lowered keeps its largest scores.
+        A position dropped now may not grow now, so a nearly dense network can move no more than is free.
         """
-        specs = [layer.spec for layer in self.masks]
         counts = [min(cut.count, layer.active_units - 1) for cut, layer in zip(cuts, self.masks, strict=True)]
-        most = self.masks.weights - budget  # What is left must reach the budget in the positions free before.
-        if sum(count * spec.unit_size for count, spec in zip(counts, specs, strict=True)) > most:
-            sizes = [spec.unit_size for spec in specs]
-            wanted = [float(count * size) for count, size in zip(counts, sizes, strict=True)]
-            counts = share_out(most, wanted, capacity=counts, unit_size=sizes)
-        lowered = [i for i, (cut, count) in enumerate(zip(cuts, counts, strict=True)) if count < cut.count]
-        exact = cuts_smallest([scores[i] for i in lowered], [counts[i] for i in lowered])
-        result = list(cuts)
-        for i, cut in zip(lowered, exact, strict=True):
-            result[i] = cut
-        return result
+        sizes = [layer.spec.unit_size for layer in self.masks]
+        wanted = [count * size for count, size in zip(counts, sizes, strict=True)]
+        room = sum(
+            (layer.spec.units - layer.active_units) * layer.spec.unit_size
+            for layer in self.masks
+            if layer.name not in self._resting
+        )
+        most = room - (budget - self.masks.active_weights)  # What is left must reach the budget in places free before.
+        return counts if sum(wanted) <= most else share_out(most, wanted, capacity=counts, unit_size=sizes)
+
+    def _traded_growth(self, drops: Sequence[int], budget: int) -> Sequence[int]:
+        """Units that each layer grows, so that all of them reach `budget` weights: in the method's proportions."""
+        changes = [_change(layer, drop) for layer, drop in zip(self.masks, drops, strict=True)]
+        kept = sum(change.kept * change.unit_size for change in changes)
+        return share_out(
+            max(0, budget - kept),
+            self.method.shares(changes),
+            capacity=[0 if change.name in self._resting else change.room for change in changes],
+            unit_size=[change.unit_size for change in changes],
+        )
 
     def _growth_cuts(self, layers: Sequence[SparseLayer], grows: Sequence[int]) -> list[Cut]:
         cuts = [replace(NO_CUT, count=count) for count in grows]
@@ -260,10 +328,20 @@ class Reallocator:
                     f"{layer.name} has weights that are no numbers at step {plan.step}: training has diverged; "
                     f"lower the learning rate, or resume from an earlier checkpoint"
                 )
-        for layer, units in zip(self.masks, dropped, strict=True):
-            optimizer_state.clear(self.optimizer, layer, units)
-        self._begin(plan, [units for part in moved for units in part.grown])
+        grown = [units for part in moved for units in part.grown]
+        self._begin(plan, grown)
+        self._follow_in_optimizers(dropped, grown)
         self.masks.budget = plan.budget
+
+    def _follow_in_optimizers(self, dropped: Sequence[Tensor], grown: Sequence[Tensor]) -> None:
+        """Clear the optimizers' state of what was dropped in each layer, begin that of what has grown."""
+        for layer, gone, new in zip(self.masks, dropped, grown, strict=True):
+            costs = self._growth_costs.get(layer.name)
+            gradients = None if costs is None else costs.index_select(0, new) / self.method.gain
+            for optimizer in self.optimizers:
+                optimizer_state.clear(optimizer, layer, gone)
+                optimizer_state.begin(optimizer, layer, new, gradients)
+        optimizer_state.forget_directions(self.optimizers)
 
     def _move(self, block: Block, decided: Sequence[tuple[Tensor, LayerPlan]], seed: int) -> Moved:
         """Carry out a block's part, given each layer's drop scores."""
@@ -310,7 +388,7 @@ class Reallocator:
         layers; `repair` gives all ranks rank 0's state and returns the names.
         """
         names = [f"{layer.name} (mask)" for layer in self.masks]
-        names += [name for name, _ in self.model.named_parameters()]
+        names += digest.shared_parameters(self.model)
 
         def rows() -> Tensor:
             return torch.cat((digest.mask_rows(self.masks), digest.weight_rows(self.model, self.masks)))
@@ -319,18 +397,47 @@ class Reallocator:
 
     def _agree(self, names: Sequence[str], rows: Callable[[], Tensor], step: int | None) -> list[str]:
         """Compare the checksums `rows()`, int64 [names], with the other ranks', if there are any."""
-        if not sync.connected():
+        if not sync.connected(self.group):
             return []
-        differing = sync.all_agree(names, rows())
+        differing = sync.all_agree(names, rows(), self.group)
         if not differing:
             return []
         where = f"ranks differ{'' if step is None else f' at step {step}'} in {', '.join(differing)}"
         if self.on_desync == "abort":
-            raise DesyncError(f"{where}; masks and weights must be equal on all ranks; resume from a checkpoint")
+            raise DesyncError(
+                f"{where}; masks and weights must be equal on all ranks; resume from a checkpoint; ranks that train "
+                f"models of their own need a process_group each"
+            )
         log.warning("%s; repaired from rank 0", where)
-        state = sync.repair(self.model, self.masks, self.optimizer, self.method.state_dict())
+        state = sync.repair(self.model, self.masks, self.optimizers, self.method.state_dict(), self.group)
         self.method.load_state_dict(state)
         return differing
+
+
+def _true_size(values: Tensor, scale: Tensor | None) -> Tensor:
+    """Without the factor of a GradScaler."""
+    return values if scale is None else values / scale
+
+
+def _own_moves(layer: SparseLayer, cut: Cut, budget: int) -> tuple[int, int]:
+    """Units to drop and to grow in a layer that is to have `budget` weights, whatever the others do.
+
+    What is dropped now may not grow now: where too little is free to take up what the cut drops, less moves.
+    """
+    units = budget // layer.spec.unit_size
+    least, most = layer.active_units - units, min(layer.active_units - 1, layer.spec.units - units)
+    dropped = max(0, least, min(cut.count, most))
+    return dropped, units - layer.active_units + dropped
+
+
+def _with_counts(scores: Sequence[Tensor], cuts: Sequence[Cut], counts: Sequence[int]) -> list[Cut]:
+    """The cuts, and where another count is to be taken, cuts that take as many of the lowest scores."""
+    result = list(cuts)
+    others = [i for i, (cut, count) in enumerate(zip(cuts, counts, strict=True)) if count != cut.count]
+    exact = cuts_smallest([scores[i] for i in others], [counts[i] for i in others])
+    for i, cut in zip(others, exact, strict=True):
+        result[i] = cut
+    return result
 
 
 def _change(layer: SparseLayer, dropped: int, grown: int = 0) -> LayerChange:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from pydantic import ValidationError
 from torch import nn
 
 from dist_train import build_parts
@@ -21,7 +22,7 @@ from dynsparse.errors import StopRequested
 from dynsparse.masks import MaskSet, sparse_layers
 from dynsparse.masks.allocation import uniform
 from dynsparse.masks.optimizer_state import moments
-from dynsparse.masks.selection import merge_sorted
+from dynsparse.masks.selection import cuts_fraction, merge_sorted
 from dynsparse.masks.tying import tie
 from dynsparse.methods import Clock
 from dynsparse.methods.deepr import DeepRSettings
@@ -143,7 +144,8 @@ class TestBudget:
         reallocator = by_hand(DsrSettings(name="dsr", initial_threshold=0.5, target_moves=4, scaling=scaling), rows)
         before = reallocator.masks.active_weights
         report = reallocator(Clock(1, 0))
-        assert sum(report.dropped.values()) == 4
+        # Where layers do not trade, A cannot take back what it would drop, and keeps it.
+        assert sum(report.dropped.values()) == (4 if scaling else 3)
         assert report.grown["0.weight"] == 0
         assert reallocator.masks.active_weights == before
         full = by_hand(SetSettings(name="set", fraction=0.5, scaling=scaling), [[0.5] * 8, [0.4] * 8])
@@ -169,8 +171,11 @@ class TestBudget:
         assert torch.equal(merge_sorted(odd[::2].contiguous(), odd[1::2].contiguous()), odd)
 
     def test_a_fraction_of_0_drops_none(self) -> None:
-        report = by_hand(SetSettings(name="set", fraction=0.0), [[0.5, 0.1, 0, 0]])(Clock(1, 0))
-        assert sum(report.dropped.values()) == 0
+        """As in the last step of a cosine; as a setting it is refused, for the method would be static."""
+        (cut,) = cuts_fraction([torch.tensor([0.5, 0.1])], 0.0)
+        assert cut.count == 0
+        with pytest.raises(ValidationError, match="greater than 0"):
+            SetSettings(name="set", fraction=0.0)
 
     def test_a_layer_keeps_its_largest_weight_not_its_first(self) -> None:
         for settings in (
@@ -191,9 +196,9 @@ class TestState:
             for parameter in reallocator.model.parameters():
                 parameter.grad = torch.ones_like(parameter)
             reallocator.before_step(Clock(step, 0))
-            reallocator.optimizer.step()
+            reallocator.optimizers[0].step()
             reallocator(Clock(step, 0))
-            (_, momentum) = next(iter(moments(reallocator.optimizer, layer)))
+            (_, momentum) = next(iter(moments(reallocator.optimizers[0], layer)))
             assert not momentum[~layer.mask].any()
             assert not layer.weight.detach()[~layer.mask].any()
             kept = layer.gather(layer.weight).ne(0)
@@ -231,10 +236,10 @@ class TestState:
         resumed = runs.trainer(settings)
         resumed.load(read(first))
         assert (resumed.progress.epoch, resumed.progress.step) == (1, 8)
-        assert resumed.reallocator.method.scalars()["threshold"] > 0.001, "it has adapted by then"
+        assert resumed.sparse.method.scalars()["threshold"] > 0.001, "it has adapted by then"
         summary = resumed.fit()
         assert (summary.mask_digest, summary.weight_digest) == (expected.mask_digest, expected.weight_digest)
-        assert resumed.reallocator.method.state_dict() == whole.reallocator.method.state_dict()
+        assert resumed.sparse.method.state_dict() == whole.sparse.method.state_dict()
 
     def test_the_number_of_prunes_goes_on_after_a_resume(self) -> None:
         """It follows from the epoch: the third of four prunes of a resumed run is the third, not the first."""

@@ -8,17 +8,17 @@ change of any one word changes it.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from functools import lru_cache
 
 import torch
 from torch import Tensor, nn
 
 from dynsparse.masks import MaskSet
-from dynsparse.masks.layer import flat_view
+from dynsparse.masks.layer import bits_of
+from dynsparse.masks.naming import named_parameters
 from dynsparse.masks.selection import random_bits, seed_for
 
-_BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 _CHUNK = 1 << 18  # Words with a key each in a table, which stays in the processor's cache; a factor for each chunk.
 
 
@@ -72,39 +72,42 @@ def mask_rows(masks: MaskSet) -> Tensor:
     return torch.cat(rows) if rows else torch.empty(0, dtype=torch.int64)
 
 
+def shared_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    """Those that all ranks hold alike: all but what DistributedDataParallel was told to ignore."""
+    ignored: Collection[str] = getattr(model, "_ddp_params_and_buffers_to_ignore", ())
+    return {name: parameter for name, parameter in named_parameters(model).items() if name not in ignored}
+
+
 def weight_rows(model: nn.Module, masks: MaskSet) -> Tensor:
-    """int64 [parameters]: their checksums.
+    """int64 [shared parameters]: their checksums.
 
     For sparse layers of the active weights, plus the wrapping sum of the bits outside the mask, which are all 0 unless
     something went wrong: linear in the active weights but for one pass over all. A single stray weight is found for
     certain; several may cancel in the sum, which of strays at random one in four billion does.
     """
-    sparse = {layer.name: layer for layer in masks}
+    sparse = {id(layer.weight): layer for layer in masks}
     words: list[Tensor] = []
     stray: list[Tensor | None] = []
-    for name, parameter in model.named_parameters():
-        layer = sparse.get(name)
+    for parameter in shared_parameters(model).values():
+        layer = sparse.get(id(parameter))
         if layer is None or layer.is_full:
-            words.append(_bits(parameter.detach().contiguous().view(-1)))
+            words.append(bits_of(parameter.detach().contiguous().view(-1)))
             stray.append(None)
         else:
-            words.append(_bits(layer.gather(parameter).view(-1)))
-            stray.append(_sum(_bits(flat_view(parameter))) - _sum(words[-1]))
+            words.append(bits_of(layer.values()))
+            stray.append(layer.stray_bits())
     if not words:
         return torch.empty(0, dtype=torch.int64)
     rows = hashes(torch.cat(words), [part.numel() for part in words])
     zero = torch.zeros_like(rows[0])
-    return rows + torch.stack([zero if one is None else one.to(torch.int64) for one in stray])
+    return rows + torch.stack([zero if one is None else one for one in stray])
 
 
-def _bits(values: Tensor) -> Tensor:
-    """The same memory as integers of the same size."""
-    return values.view(_BITS[values.element_size()])
-
-
-def _sum(words: Tensor) -> Tensor:
-    """Wrapping, in the integers' own size: what adds nothing but zeros leaves it as it is, whatever the order."""
-    return words.sum(dtype=words.dtype)
+def active_digest(masks: MaskSet) -> int:
+    """64 bits over the active weights of the sparse layers, whatever lies outside the masks."""
+    values = [bits_of(layer.values()) for layer in masks]
+    names = [layer.name for layer in masks]
+    return total(names, to_host(hashes(torch.cat(values), [part.numel() for part in values])) if values else [])
 
 
 def total(names: Sequence[str], rows: Sequence[int]) -> int:
@@ -125,4 +128,4 @@ def mask_digest(masks: MaskSet) -> int:
 
 def weight_digest(model: nn.Module, masks: MaskSet) -> int:
     """64 bits over all parameters of the model, dense ones included."""
-    return total([name for name, _ in model.named_parameters()], to_host(weight_rows(model, masks)))
+    return total(list(shared_parameters(model)), to_host(weight_rows(model, masks)))

@@ -1,7 +1,7 @@
 """What the ranks say to each other beside gradients: plans, digests, flags, repairs.
 
-Every function is a collective: all ranks call it, in the same order. With one
-process each is a no-op. CPU tensors travel over gloo, whatever the gradients use.
+Every function is a collective: all ranks of the group (None: of all) call it, in the same order. With one process
+each is a no-op. CPU tensors travel over gloo, whatever the gradients use.
 """
 
 from __future__ import annotations
@@ -19,76 +19,109 @@ from dynsparse.masks.layer import flat_view
 from dynsparse.masks.maskset import MaskSet
 
 T = TypeVar("T")
+Group = dist.ProcessGroup | None
+"""The ranks that train one model; None: all of them."""
+
+_CPU_TWINS: dict[dist.ProcessGroup, dist.ProcessGroup] = {}
 
 
-def connected() -> bool:
-    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+def connected(group: Group = None) -> bool:
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size(group) > 1
 
 
-def rank() -> int:
-    return dist.get_rank() if connected() else 0
+def rank(group: Group = None) -> int:
+    return dist.get_rank(group) if connected(group) else 0
 
 
-def world_size() -> int:
-    return dist.get_world_size() if connected() else 1
+def world_size(group: Group = None) -> int:
+    return dist.get_world_size(group) if connected(group) else 1
 
 
-def broadcast_(tensor: Tensor) -> Tensor:
+def carrier(group: Group, device: str) -> dist.ProcessGroup:
+    """A group of the same ranks whose backend takes tensors of this kind of device.
+
+    A job that was started with NCCL alone has none for the CPU: it gets a second group, over gloo, at the first use.
+    """
+    whole = group if group is not None else dist.group.WORLD
+    assert whole is not None
+    if _takes(whole, device):
+        return whole
+    if whole not in _CPU_TWINS:
+        ranks = dist.get_process_group_ranks(whole)
+        _CPU_TWINS[whole] = dist.new_group(ranks, backend="gloo", use_local_synchronization=True)
+    return _CPU_TWINS[whole]
+
+
+def _takes(group: dist.ProcessGroup, device: str) -> bool:
+    try:
+        group._get_backend(torch.device(device))
+    except RuntimeError:
+        return False
+    return True
+
+
+def _first(group: Group) -> int:
+    """The number that the group's rank 0 has among all ranks."""
+    return 0 if group is None else dist.get_global_rank(group, 0)
+
+
+def broadcast_(tensor: Tensor, group: Group = None) -> Tensor:
     """Rank 0's values in every rank's CPU or CUDA tensor, in place."""
-    if connected():
-        dist.broadcast(tensor, src=0)
+    if connected(group):
+        dist.broadcast(tensor, src=_first(group), group=carrier(group, tensor.device.type))
     return tensor
 
 
-def sum_(tensor: Tensor) -> Tensor:
+def sum_(tensor: Tensor, group: Group = None) -> Tensor:
     """The sum over the ranks in every rank's tensor, in place."""
-    if connected():
-        dist.all_reduce(tensor)
+    if connected(group):
+        dist.all_reduce(tensor, group=carrier(group, tensor.device.type))
     return tensor
 
 
-def largest_(tensor: Tensor) -> Tensor:
+def largest_(tensor: Tensor, group: Group = None) -> Tensor:
     """The largest over the ranks in every rank's small CPU tensor, entry by entry and in place.
 
     Recursive doubling: rank r and rank r + 2^i tell each other what they know, log2(n) exchanges one after the other
     (two more where n is no power of 2). Gloo's own all-reduce is a ring: 2 (n - 1), however few the bytes.
     """
-    if not connected():
+    if not connected(group):
         return tensor
-    mine, ranks = dist.get_rank(), dist.get_world_size()
+    over = carrier(group, "cpu")
+    mine, ranks = dist.get_rank(over), dist.get_world_size(over)
     doubling = 1 << (ranks.bit_length() - 1)
     spare = ranks - doubling  # So many ranks let a partner of theirs speak for them.
     if mine >= doubling:
-        dist.send(tensor, mine - doubling)
-        dist.recv(tensor, mine - doubling)
+        dist.send(tensor, group_dst=mine - doubling, group=over)
+        dist.recv(tensor, group_src=mine - doubling, group=over)
         return tensor
     theirs = torch.empty_like(tensor)
     if mine < spare:
-        dist.recv(theirs, mine + doubling)
+        dist.recv(theirs, group_src=mine + doubling, group=over)
         torch.maximum(tensor, theirs, out=tensor)
     distance = 1
     while distance < doubling:
-        sending = dist.isend(tensor.clone(), mine ^ distance)
-        dist.recv(theirs, mine ^ distance)
+        sending = dist.isend(tensor.clone(), group_dst=mine ^ distance, group=over)
+        dist.recv(theirs, group_src=mine ^ distance, group=over)
         assert sending is not None
         sending.wait()
         torch.maximum(tensor, theirs, out=tensor)
         distance *= 2
     if mine < spare:
-        dist.send(tensor, mine + doubling)
+        dist.send(tensor, group_dst=mine + doubling, group=over)
     return tensor
 
 
-def any_rank(flag: bool) -> bool:
+def any_rank(flag: bool, group: Group = None) -> bool:
     """Whether `flag` is set on any rank."""
-    return any_of(flag)[0]
+    return any_of(flag, group=group)[0]
 
 
-def any_of(*flags: bool) -> tuple[bool, ...]:
+def any_of(*flags: bool, group: Group = None) -> tuple[bool, ...]:
     """`any_rank` for each of several flags, at once."""
-    if not connected():
+    if not connected(group):
         return flags
-    return tuple(map(bool, largest_(torch.tensor([int(flag) for flag in flags])).tolist()))
+    return tuple(map(bool, largest_(torch.tensor([int(flag) for flag in flags]), group).tolist()))
 
 
 def gather(value: T) -> list[T] | None:
@@ -100,21 +133,21 @@ def gather(value: T) -> list[T] | None:
     return values
 
 
-def all_of(value: T) -> list[T]:
+def all_of(value: T, group: Group = None) -> list[T]:
     """Every rank's picklable `value`, by rank, on every rank."""
-    if not connected():
+    if not connected(group):
         return [value]
-    values: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(values, value)
+    values: list[Any] = [None] * dist.get_world_size(group)
+    dist.all_gather_object(values, value, group=carrier(group, "cpu"))
     return values
 
 
-def all_said(message: str | None) -> list[str]:
+def all_said(message: str | None, group: Group = None) -> list[str]:
     """What any rank had to say, on every rank; each message once."""
-    return list(dict.fromkeys(said for said in all_of(message) if said is not None))
+    return list(dict.fromkeys(said for said in all_of(message, group) if said is not None))
 
 
-def together(act: Callable[[], T]) -> T:
+def together(act: Callable[[], T], group: Group = None) -> T:
     """Run `act` on every rank, and let all ranks succeed or fail as one.
 
     If it raises a ValueError anywhere, every rank raises a UserError with the
@@ -127,35 +160,35 @@ def together(act: Callable[[], T]) -> T:
         result.append(act())
     except ValueError as error:
         failure = str(error)
-    for message in all_said(failure):
+    for message in all_said(failure, group):
         raise UserError(*message.splitlines())
     return result[0]
 
 
-def from_rank_0(produce: Callable[[], T]) -> T:
+def from_rank_0(produce: Callable[[], T], group: Group = None) -> T:
     """Run `produce` on rank 0 alone and give its picklable result to all ranks; errors as in `together`."""
-    answer: list[Any] = [together(lambda: produce() if rank() == 0 else None)]
-    if connected():
-        dist.broadcast_object_list(answer, src=0)
+    answer: list[Any] = [together(lambda: produce() if rank(group) == 0 else None, group)]
+    if connected(group):
+        dist.broadcast_object_list(answer, src=_first(group), group=carrier(group, "cpu"))
     result: T = answer[0]
     return result
 
 
-def all_agree(names: Sequence[str], rows: Tensor) -> list[str]:
+def all_agree(names: Sequence[str], rows: Tensor, group: Group = None) -> list[str]:
     """Compare checksums (int64 [names]) over the ranks.
 
     Returns the names that differ, the same list on every rank: empty where all
     agree, which costs each rank a few messages of two numbers.
     """
-    if not connected():
+    if not connected(group):
         return []
     values = digest.to_host(rows)
     mine = digest.total(names, values) >> 1  # 63 bits fit a signed integer.
-    bounds = largest_(torch.tensor([mine, -mine]))
+    bounds = largest_(torch.tensor([mine, -mine]), group)
     if int(bounds[0]) == -int(bounds[1]):
         return []
-    table = [torch.empty(len(values), dtype=torch.int64) for _ in range(dist.get_world_size())]
-    dist.all_gather(table, torch.tensor(values))
+    table = [torch.empty(len(values), dtype=torch.int64) for _ in range(world_size(group))]
+    dist.all_gather(table, torch.tensor(values), group=carrier(group, "cpu"))
     differs = (torch.stack(table) != table[0]).any(0).tolist()
     # Differing totals with equal rows cannot be; yet a mismatch must never pass for agreement.
     return [name for name, bad in zip(names, differs, strict=True) if bad] or ["(unknown)"]
@@ -170,17 +203,24 @@ def average_buffers(model: nn.Module) -> None:
 
 
 @torch.no_grad()
-def repair(model: nn.Module, masks: MaskSet, optimizer: optim.Optimizer, method_state: Mapping[str, Any]) -> Any:
+def repair(
+    model: nn.Module,
+    masks: MaskSet,
+    optimizers: Sequence[optim.Optimizer],
+    method_state: Mapping[str, Any],
+    group: Group = None,
+) -> Any:
     """Give every rank rank 0's masks, weights and optimizer state, in place. Returns rank 0's `method_state`."""
-    if not connected():
+    if not connected(group):
         return method_state
-    saved = from_rank_0(lambda: (masks.state_dict(), dict(method_state)))
-    if dist.get_rank() != 0:
+    saved = from_rank_0(lambda: (masks.state_dict(), dict(method_state)), group)
+    if rank(group) != 0:
         masks.load_state_dict(saved[0])
     for parameter in model.parameters():
-        broadcast_(flat_view(parameter))
-    for parameter in model.parameters():
-        for value in optimizer.state.get(parameter, {}).values():
-            if isinstance(value, Tensor):
-                broadcast_(flat_view(value))
+        broadcast_(flat_view(parameter), group)
+    for optimizer in optimizers:
+        for parameter in model.parameters():
+            for value in optimizer.state.get(parameter, {}).values():
+                if isinstance(value, Tensor):
+                    broadcast_(flat_view(value), group)
     return saved[1]

@@ -14,6 +14,10 @@ class Bits:
         self._bytes = torch.zeros(-(-size // 8), dtype=torch.uint8, device=device)
         self._of_bit = torch.tensor([128 >> i for i in range(8)], dtype=torch.uint8).to(device)
 
+    def to(self, device: torch.device) -> None:
+        """Move to another device, in place."""
+        self._bytes, self._of_bit = self._bytes.to(device), self._of_bit.to(device)
+
     def add(self, numbers: Tensor) -> Tensor:
         """Add `numbers` (int64 [n], distinct). Returns those that were not in the set, in their order."""
         where, bits = numbers >> 3, self._of_bit.index_select(0, numbers & 7)
@@ -22,6 +26,10 @@ class Bits:
         where, bits = where.index_select(0, new), bits.index_select(0, new)
         self._bytes.index_add_(0, where, bits)  # Distinct bits: their sum is their union.
         return numbers.index_select(0, new)
+
+    @property
+    def device(self) -> torch.device:
+        return self._bytes.device
 
     def at(self, numbers: Tensor) -> Tensor:
         """Bool, of the shape of `numbers` (int64): which of them are in the set."""

@@ -34,6 +34,13 @@ class Block:
             for spec, weight, start in zip(specs, weights, starts, strict=False)
         ]
 
+    def to(self, device: torch.device) -> None:
+        """Follow weights that have moved to another device."""
+        self.device = device
+        self._explored.to(device)
+        for layer in self.layers:
+            layer.to(device)
+
     def set_active(self, active: Sequence[Tensor]) -> None:
         """Replace what is active by each layer's units (int64, rising, distinct)."""
         for layer, units in zip(self.layers, active, strict=True):

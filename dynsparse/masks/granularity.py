@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import fnmatch
 import math
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from torch import nn
 
 from dynsparse.errors import UserError, nearest
+from dynsparse.masks import naming
+from dynsparse.masks.obstacles import obstacle, refuse
 
 Kind = Literal["conv", "fc"]
 Granularity = Literal[1, 2, 3, 4]
@@ -30,6 +32,8 @@ class LayerSpec:
     kind: Kind
     shape: tuple[int, ...]
     mask_dims: int
+    outputs_first: bool = True
+    """Whether the first dimension is the outputs, as in all layers but transposed convolutions."""
 
     def __post_init__(self) -> None:
         assert 1 <= self.mask_dims <= len(self.shape), self
@@ -53,21 +57,63 @@ class LayerSpec:
         return self.shape[: self.mask_dims] + (1,) * (len(self.shape) - self.mask_dims)
 
 
-def weight_kinds(model: nn.Module) -> dict[str, Kind]:
-    """Names of all weights that can be sparse, in the model's order, with their kind."""
-    kinds: dict[str, Kind] = {}
-    parameters = {id(parameter) for _, parameter in model.named_parameters()}
-    for prefix, module in model.named_modules():
-        name = f"{prefix}.weight" if prefix else "weight"
-        # A parameter used twice is listed once, under its first name.
-        if isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Conv3d)) and id(module.weight) in parameters:
-            kinds[name] = "conv"
-        elif isinstance(module, nn.Linear) and id(module.weight) in parameters:
-            kinds[name] = "fc"
-        else:
-            continue
-        parameters.discard(id(module.weight))
-    return kinds
+@dataclass(frozen=True)
+class Candidate:
+    """A weight that can be made sparse, or could but for an obstacle."""
+
+    kind: Kind
+    parameter: nn.Parameter | None
+    """None where the module computes its weight from other parameters."""
+    obstacle: str | None = None
+    """Why it cannot be kept sparse, and what to do."""
+    outputs_first: bool = True
+    by_default: bool = True
+    """Whether it is a layer's weight; others are made sparse only where `include` names them."""
+
+
+def candidates(model: nn.Module) -> dict[str, Candidate]:
+    """All weights that can be sparse, by name and in the model's order, with the reasons that stand against some.
+
+    Weights of convolutions (transposed ones too), linear and bilinear layers, recurrent layers and attention; and, if
+    named, any other parameter of two or more dimensions. A parameter that several modules share stands under its first
+    name.
+    """
+    first_names = {id(parameter): name for name, parameter in naming.named_parameters(model).items()}
+    order = {name: i for i, name in enumerate(first_names.values())}
+    found: dict[str, Candidate] = {}
+    for prefix, module in naming.modules(model):
+        for key, kind in _layer_weights(module):
+            parameter = module._parameters.get(key)
+            name = first_names[id(parameter)] if parameter is not None else f"{prefix}.{key}" if prefix else key
+            outputs_first = not isinstance(module, nn.modules.conv._ConvTransposeNd)
+            found.setdefault(name, Candidate(kind, parameter, obstacle(module, key), outputs_first))
+    layers = set(found)
+    for _, module, key, parameter in naming.places(model):
+        first = first_names[id(parameter)]
+        if first in layers and (reason := obstacle(module, key)):
+            found[first] = replace(found[first], obstacle=reason)
+        elif first not in found and not nn.parameter.is_lazy(parameter) and parameter.dim() >= 2:
+            found[first] = Candidate("fc", parameter, obstacle(module, key), by_default=False)
+    return dict(sorted(found.items(), key=lambda item: order.get(item[0], len(order))))
+
+
+def _layer_weights(module: nn.Module) -> list[tuple[str, Kind]]:
+    """The module's own names of its weights, biases left out."""
+    match module:
+        case nn.modules.conv._ConvNd():
+            return [("weight", "conv")]
+        case nn.Linear() | nn.Bilinear():
+            return [("weight", "fc")]
+        case nn.RNNBase():
+            return [(key, "fc") for key in module._flat_weights_names if key.startswith("weight_")]
+        case nn.RNNCellBase():
+            return [("weight_ih", "fc"), ("weight_hh", "fc")]
+        case nn.MultiheadAttention():
+            split = not module._qkv_same_embed_dim
+            keys = ["q_proj_weight", "k_proj_weight", "v_proj_weight"] if split else ["in_proj_weight"]
+            return [(key, "fc") for key in keys]
+        case _:
+            return []
 
 
 def sparse_layers(
@@ -77,38 +123,55 @@ def sparse_layers(
     include: Sequence[str] | None = None,
     exclude: Sequence[str] = (),
     granularity: Granularity = 4,
+    kinds: Sequence[Kind] = ("conv", "fc"),
 ) -> list[LayerSpec]:
     """The layers to make sparse.
 
     `default` are the names that the model itself proposes (all weights of
-    convolutions and linear layers if None); `include` and `exclude` are shell
-    patterns over parameter names (`layer3.*`), `include` replaces the default.
+    layers, see `candidates`, if None); `include` and `exclude` are shell
+    patterns over parameter names (`layer3.*`), `include` replaces the default;
+    of these, the layers of the given `kinds`.
     Granularity g of a convolution (out, in, kh, kw): 4 element, 3 kernel row,
-    2 kernel slice, 1 filter. Linear weights are always elementwise (paper's
-    code). Raises UserError for a pattern that matches nothing.
+    2 kernel slice, 1 filter (in a transposed one: all of an input). Linear
+    weights are always elementwise (paper's code). Raises UserError for a
+    pattern that matches nothing, and for layers that cannot be kept sparse.
     """
-    kinds = weight_kinds(model)
-    chosen = set(kinds if default is None else default)
+    known = candidates(model)
+    chosen = {name for name, one in known.items() if one.by_default} if default is None else set(default)
     if include is not None:
-        chosen = _matching(include, kinds, "sparsity.include")
-    chosen -= _matching(exclude, kinds, "sparsity.exclude")
-    shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+        chosen = matching(model, include, "sparsity.include")
+    chosen -= matching(model, exclude, "sparsity.exclude")
+    wanted = {name: one for name, one in known.items() if name in chosen and one.kind in kinds}
+    refuse({name: one.obstacle for name, one in wanted.items() if one.obstacle is not None})
+    shapes = {name: tuple(one.parameter.shape) for name, one in wanted.items() if one.parameter is not None}
     return [
-        LayerSpec(name, kind, shapes[name], mask_dims=_mask_dims(kind, shapes[name], granularity))
-        for name, kind in kinds.items()
-        if name in chosen
+        LayerSpec(name, one.kind, shapes[name], _mask_dims(one.kind, shapes[name], granularity), one.outputs_first)
+        for name, one in wanted.items()
     ]
 
 
+def _all_names(model: nn.Module, known: Mapping[str, Candidate]) -> dict[str, str]:
+    """The first name of each candidate by all of its names."""
+    first_names = {id(one.parameter): name for name, one in known.items() if one.parameter is not None}
+    shared = {
+        name: first_names[id(parameter)]
+        for name, _, _, parameter in naming.places(model)
+        if id(parameter) in first_names
+    }
+    return {name: name for name in known} | shared
+
+
 def _mask_dims(kind: Kind, shape: tuple[int, ...], granularity: Granularity) -> int:
-    return len(shape) if kind == "fc" else min(granularity, len(shape))
+    return len(shape) if kind == "fc" or granularity == 4 else min(granularity, len(shape))
 
 
-def _matching(patterns: Iterable[str], names: Iterable[str], key: str) -> set[str]:
+def matching(model: nn.Module, patterns: Iterable[str], key: str) -> set[str]:
+    """The first names of the candidates that the shell patterns match. UserError for a pattern that matches none."""
+    names = _all_names(model, candidates(model))
     found: set[str] = set()
     for pattern in patterns:
         matches = fnmatch.filter(names, pattern)
         if not matches:
-            raise UserError(f"{key}: '{pattern}' matches no convolution or linear weight{nearest(pattern, names)}")
-        found.update(matches)
+            raise UserError(f"{key}: '{pattern}' matches no weight that can be sparse{nearest(pattern, names)}")
+        found.update(names[match] for match in matches)
     return found

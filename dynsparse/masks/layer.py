@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -16,6 +17,9 @@ FEW = 0.2
 
 A GPU looks at each weight's mask: one kernel instead of three.
 """
+
+
+_INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 class SparseLayer:
@@ -38,6 +42,11 @@ class SparseLayer:
     @property
     def name(self) -> str:
         return self.spec.name
+
+    @property
+    def device(self) -> torch.device:
+        """Where the mask is: with the weight, unless that has moved since."""
+        return self._explored.device
 
     @property
     def active(self) -> Tensor:
@@ -119,6 +128,22 @@ class SparseLayer:
         values = flat.index_select(0, positions)
         flat.zero_().index_copy_(0, positions, values)
 
+    def stray_bits(self) -> Tensor:
+        """int64 scalar, on the device: the wrapping sum of the bits of the weights outside the mask.
+
+        0 where all of them are 0. A single one that is not makes it differ for certain; several may cancel, which of
+        some at random one in four billion does. One pass over all weights, many times as fast as counting them.
+        """
+        if self.is_full:
+            return torch.zeros((), dtype=torch.int64, device=self.weight.device)
+        return (sum_of(bits_of(flat_view(self.weight))) - sum_of(bits_of(self.gather(self.weight)))).to(torch.int64)
+
+    def strays(self) -> Tensor:
+        """int64 scalar: how many weights outside the mask are not 0, NaN among them. Exact, in a pass over all."""
+        if self.is_full:
+            return torch.zeros((), dtype=torch.int64, device=self.weight.device)
+        return nonzero(flat_view(self.weight)) - nonzero(self.gather(self.weight))
+
     def put_(self, tensor: Tensor, units: Tensor, values: Tensor) -> None:
         """Write values [k, unit size] to a weight-shaped tensor at `units` (int64 [k]), in place."""
         flat_view(tensor)[self._offsets(units, tensor.stride())] = values.reshape(-1).to(tensor)
@@ -151,6 +176,12 @@ class SparseLayer:
         within = _strided(within, spec.shape[spec.mask_dims :], strides[spec.mask_dims :])
         return (heads[:, None] + within).view(-1)
 
+    def to(self, device: torch.device) -> None:
+        """Follow a weight that has moved to another device."""
+        self._active = None if self._active is None else self._active.to(device)
+        self._inactive = None
+        self._positions.clear()
+
     def activate(self, active: Tensor) -> None:
         """Take the units `active` (int64, rising, distinct) for those that there were."""
         self._active = None if active.numel() == self.spec.units else active
@@ -158,12 +189,37 @@ class SparseLayer:
         self._positions.clear()
 
 
+def nonzero(values: Tensor) -> Tensor:
+    """int64 scalar: how many are not 0. On a processor NumPy counts integers ten times as fast as torch counts floats.
+
+    -0 is no 0 there: an optimizer that leaves one outside a mask has multiplied, and may have more to leave.
+    """
+    if values.device.type != "cpu":
+        return torch.count_nonzero(values)
+    return torch.tensor(np.count_nonzero(bits_of(values).numpy()))
+
+
+def bits_of(values: Tensor) -> Tensor:
+    """The same memory as integers of the same size."""
+    return values.view(_INTEGERS[values.element_size()])
+
+
+def sum_of(words: Tensor) -> Tensor:
+    """Sum of integers, wrapping, of at least 32 bits: what adds nothing but zeros leaves it as it is."""
+    return words.sum(dtype=words.dtype if words.element_size() >= 4 else torch.int32)
+
+
 def flat_view(tensor: Tensor) -> Tensor:
     """The memory of a tensor without gaps as one dimension, without a copy, in whatever order it lies."""
     tensor = tensor.detach()
-    dense = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True)) + 1
-    assert dense == tensor.numel(), f"a tensor with gaps has no flat view: {tensor.shape} {tensor.stride()}"
+    assert is_dense(tensor), f"a tensor with gaps has no flat view: {tensor.shape} {tensor.stride()}"
     return tensor.as_strided((tensor.numel(),), (1,), tensor.storage_offset())
+
+
+def is_dense(tensor: Tensor) -> bool:
+    """Whether its memory has no gaps and no place for several entries."""
+    extent = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True)) + 1
+    return extent == tensor.numel()
 
 
 def _is_row_major(shape: Sequence[int], strides: Sequence[int]) -> bool:

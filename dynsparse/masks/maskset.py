@@ -15,9 +15,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from dynsparse.errors import UserError
 from dynsparse.masks.block import Block, blocks
 from dynsparse.masks.granularity import LayerSpec
 from dynsparse.masks.layer import SparseLayer
+from dynsparse.masks.naming import named_parameters
 from dynsparse.masks.selection import seed_for
 
 T = TypeVar("T")
@@ -31,23 +33,34 @@ class MaskSet:
     from `seed` and the layer's name: the same on every rank and device). The
     weights outside are set to 0. `budget` is the number of active weights
     to be kept for ever; where units of different size trade it is met to
-    within one unit.
+    within one unit. With `apply=False` weights are left as they are until
+    `apply_to_weights`.
     """
 
     def __init__(
-        self, model: nn.Module, specs: Sequence[LayerSpec], active_units: Mapping[str, int | Tensor], *, seed: int = 0
+        self,
+        model: nn.Module,
+        specs: Sequence[LayerSpec],
+        active_units: Mapping[str, int | Tensor],
+        *,
+        seed: int = 0,
+        apply: bool = True,
     ) -> None:
-        parameters = dict(model.named_parameters())
+        parameters = named_parameters(model)
         weights = [parameters[spec.name] for spec in specs]
         if len(devices := {str(weight.device) for weight in weights}) > 1:
-            raise ValueError(f"sparse layers lie on {', '.join(sorted(devices))}; masks need them on one device")
+            raise UserError(
+                f"sparse layers lie on {', '.join(sorted(devices))}, and masks need them on one device: "
+                f"exclude those on the others"
+            )
         counts = [_count(spec, active_units[spec.name]) for spec in specs]
         self.blocks = blocks(specs, weights, counts)
         self.layers = [layer for block in self.blocks for layer in block.layers]
         for block in self.blocks:
             self._draw(block, active_units, seed)
         self.budget = self.active_weights
-        self.apply_to_weights()
+        if apply:
+            self.apply_to_weights()
 
     def _draw(self, block: Block, active_units: Mapping[str, int | Tensor], seed: int) -> None:
         """What is active at first in a block: as given, or so many at random."""
@@ -102,6 +115,19 @@ class MaskSet:
             if layer.weight.grad is not None:
                 layer.mask_(layer.weight.grad)
 
+    @torch.no_grad()
+    def strays(self) -> dict[str, int]:
+        """How many weights outside the mask are not 0, in each layer that has such. A pass over all, one host copy."""
+        if not self.layers:
+            return {}
+        counts = torch.stack([layer.strays() for layer in self.layers]).tolist()
+        return {layer.name: count for layer, count in zip(self.layers, counts, strict=True) if count}
+
+    def to(self, device: torch.device) -> None:
+        """Follow weights that have moved to another device."""
+        for block in self.blocks:
+            block.to(device)
+
     def explored(self) -> dict[str, float]:
         """Share of each layer's positions that were ever active."""
         return {layer.name: layer.explored_units / layer.spec.units for layer in self.layers}
@@ -137,7 +163,7 @@ class MaskSet:
         theirs = {name: [saved["shape"], saved["mask_dims"]] for name, saved in state["layers"].items()}
         if ours != theirs:
             names = [name for name in {**ours, **theirs} if ours.get(name) != theirs.get(name)]
-            raise ValueError(f"sparse layers differ in shape, granularity or presence: {', '.join(names)}")
+            raise UserError(f"sparse layers differ in shape, granularity or presence: {', '.join(names)}")
         saved = [state["layers"][layer.name] for layer in self.layers]
         masks = [unpack_bits(one["mask"], layer.spec.units) for layer, one in zip(self.layers, saved, strict=True)]
         for block, parts in self.by_block(masks):
@@ -150,7 +176,7 @@ class MaskSet:
 def _count(spec: LayerSpec, asked: int | Tensor) -> int:
     count = asked if isinstance(asked, int) else asked.numel()
     if not 1 <= count <= spec.units:
-        raise ValueError(f"{spec.name}: {count} active units asked; it has {spec.units} and keeps at least 1")
+        raise UserError(f"{spec.name}: {count} active units asked; it has {spec.units} and keeps at least 1")
     return count
 
 

@@ -1,18 +1,23 @@
-"""Optimizer state beside the masks: cleared where weights go, stored for active weights only."""
+"""Optimizer state beside the masks: cleared where weights go, begun where they come, stored for active weights only."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from typing import Any
 
+import torch
 from torch import Tensor, optim
 
 from dynsparse.masks.layer import SparseLayer
 
+SECOND_MOMENTS = ("exp_avg_sq", "max_exp_avg_sq", "square_avg")
+"""What optimizers of the Adam family call their running mean of squared gradients: torch's, timm's, RMSprop."""
+
 
 def moments(optimizer: optim.Optimizer, layer: SparseLayer) -> Iterator[tuple[str, Tensor]]:
-    """The optimizer's tensors that hold one entry a weight (momentum buffer, Adam's moments)."""
+    """The optimizer's tensors that hold one number a weight (momentum buffer, Adam's moments)."""
     for key, value in optimizer.state.get(layer.weight, {}).items():
-        if isinstance(value, Tensor) and value.shape == layer.weight.shape:
+        if isinstance(value, Tensor) and value.shape == layer.weight.shape and value.is_floating_point():
             yield key, value
 
 
@@ -20,3 +25,51 @@ def clear(optimizer: optim.Optimizer, layer: SparseLayer, units: Tensor) -> None
     """Zero the state at `units` (int64 [k]) that were dropped: they must not move, and may grow again."""
     for _, moment in moments(optimizer, layer):
         layer.zero_(moment, units)
+
+
+def forget_directions(optimizers: Iterable[optim.Optimizer]) -> None:
+    """Let LBFGS begin anew: its directions lie in one flat tensor, over weights that were active before."""
+    for optimizer in optimizers:
+        if isinstance(optimizer, optim.LBFGS):
+            optimizer.state.clear()
+
+
+def begin(optimizer: optim.Optimizer, layer: SparseLayer, units: Tensor, gradients: Tensor | None) -> None:
+    """Start the second moments of `units` (int64 [k]) that have just grown.
+
+    Adam divides by the root of a mean that takes a thousand steps to fill, and corrects for that by the age of the
+    run, not of the weight: begun at 0, a weight that grows late would move by up to (1 - b1^k) / sqrt(1 - b2^k) = 6.5
+    times the rate. So a mean begins as if it had always been what it is on average over the layer's active weights, or
+    the square of the unit's own gradient (`gradients`, float [k], where known) if that is larger.
+    """
+    if units.numel() == 0:
+        return
+    for key, moment in moments(optimizer, layer):
+        if key == "step_size":  # Rprop's, which only ever multiplies it.
+            value = torch.full((units.numel(), 1), float(_group(optimizer, layer)["lr"]), device=moment.device)
+        elif key in SECOND_MOMENTS:
+            active = layer.gather(moment)
+            value = active.sum() / (active != 0).sum().clamp(min=1)
+            value = value.expand(units.numel(), 1)
+            if gradients is not None:
+                own = gradients.to(moment.dtype).square() * _filled(optimizer, layer, key)
+                value = torch.maximum(value, own[:, None])
+        else:
+            continue
+        layer.put_(moment, units, value.expand(units.numel(), layer.spec.unit_size))
+
+
+def _filled(optimizer: optim.Optimizer, layer: SparseLayer, key: str) -> Tensor | float:
+    """What share of a constant the running mean of squares has reached by now: 1 - b2^step, 1 without correction."""
+    step, betas = optimizer.state[layer.weight].get("step"), _group(optimizer, layer).get("betas")
+    if key == "square_avg" or step is None or betas is None:
+        return 1.0
+    return 1 - float(betas[1]) ** torch.as_tensor(step, dtype=torch.float32).to(layer.weight.device)
+
+
+def _group(optimizer: optim.Optimizer, layer: SparseLayer) -> dict[str, Any]:
+    """The parameter group that holds the layer's weight."""
+    for group in optimizer.param_groups:
+        if any(parameter is layer.weight for parameter in group["params"]):
+            return dict(group)
+    return {}

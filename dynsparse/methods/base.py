@@ -9,6 +9,7 @@ a period, an end, and what new weights begin with.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -19,12 +20,15 @@ from pydantic import Field
 from torch import Tensor
 
 from dynsparse.masks import LayerSpec, MaskSet, SparseLayer
+from dynsparse.masks.granularity import Kind
 from dynsparse.masks.initial import initial_weights
 from dynsparse.masks.selection import Cut
 from dynsparse.schedules import Period, StepTable
 from dynsparse.settings import Settings
 
 Share = Annotated[float, Field(ge=0, le=1)]
+SomeShare = Annotated[float, Field(gt=0, le=1)]
+"""Of 0 a method would move nothing, without a word."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +42,8 @@ class Clock:
     steps_per_epoch: int = 1
     epochs: int = 1
     """Of the whole run."""
+    total_steps: int | None = None
+    """Of the whole run, where it does not end with an epoch."""
 
     @property
     def ends_epoch(self) -> bool:
@@ -47,7 +53,7 @@ class Clock:
     @property
     def progress(self) -> float:
         """Share of the run that is done, 0 to 1."""
-        return min(1.0, self.step / (self.epochs * self.steps_per_epoch))
+        return min(1.0, self.step / (self.total_steps or self.epochs * self.steps_per_epoch))
 
 
 @dataclass(frozen=True)
@@ -80,6 +86,10 @@ class MethodSettings(Settings):
     def build(self) -> Method:
         raise NotImplementedError
 
+    def aiming_at(self, sparsity: Mapping[Kind, float]) -> MethodSettings:
+        """These settings, with what a sparsity that is asked for beside them says. UserError if it contradicts them."""
+        return self
+
     @property
     def starts(self) -> Literal["sparse", "dense", "tied"]:
         """What the network is at the start; only a sparse one is as `sparsity` says."""
@@ -92,8 +102,13 @@ class Method:
     #: Whether there is an event after every step: then only every `log.every_steps`-th is reported.
     every_step = False
 
-    def check(self, layers: Sequence[LayerSpec]) -> None:
-        """Raise UserError if the settings cannot work on these layers. Before anything is built."""
+    @property
+    def trades(self) -> bool:
+        """Whether layers exchange weights. Default: no, each keeps its number of active weights."""
+        return False
+
+    def check(self, layers: Sequence[LayerSpec], active_units: Mapping[str, int]) -> None:
+        """Raise UserError if the settings cannot work on these layers, given the active units of each at the start."""
 
     def prepare(self, masks: MaskSet) -> None:
         """Learn the layers, before the first step."""
@@ -104,23 +119,37 @@ class Method:
         On other steps they may be 0 there: only the active ones need travel between ranks. Default: at every step for
         a method that observes them, at a step before a reallocation for one that scores growth.
         """
-        return self._observes or (self._scores_growth and self.is_due(clock))
+        return self.observes or (self._scores_growth and self.is_due(clock))
 
     @property
     def grows_by_gradient(self) -> bool:
         """Whether `grow_scores` reads the gradients of the very step: one that observes has a record of its own."""
-        return self._scores_growth and not self._observes
+        return self._scores_growth and not self.observes
 
     @property
-    def _observes(self) -> bool:
+    def observes(self) -> bool:
+        """Whether the method keeps a record of whole gradients."""
         return type(self).observe is not Method.observe
 
     @property
     def _scores_growth(self) -> bool:
         return type(self).grow_scores is not Method.grow_scores
 
-    def observe(self, masks: MaskSet) -> None:
-        """Look at the gradients, after every backward and before they are masked (`wants_whole_gradients`)."""
+    @property
+    def gain(self) -> float:
+        """What a constant gradient of 1 gives as `grow_scores`. Default: 1, for the gradient itself."""
+        return 1.0
+
+    @property
+    def counts_epochs(self) -> bool:
+        """Whether `is_due` and the rest look at epochs, not at steps and `Clock.progress` alone. Default: no."""
+        return False
+
+    def check_length(self, end: Clock) -> None:
+        """Raise UserError if the settings ask for something that comes after the last step, which `end` tells."""
+
+    def observe(self, layer: SparseLayer, gradient: Tensor) -> None:
+        """Learn from the whole gradient of a layer in a step that the optimizer makes (`wants_whole_gradients`)."""
 
     def after_step(self, masks: MaskSet, clock: Clock, seed: int) -> None:
         """Change active weights after every optimizer step. `seed` is the run's."""
@@ -141,16 +170,20 @@ class Method:
     def drop_cuts(self, scores: Sequence[Tensor], clock: Clock) -> Sequence[Cut]:
         """What to drop in each layer, given its `drop_scores`.
 
-        `Reallocator` lowers a cut that would empty a layer, or drop more than can be grown.
+        `Reallocator` lowers a cut that would empty a layer, or drop more than can be grown: in the same layer, unless
+        the method `trades`.
         """
         raise NotImplementedError
 
-    def budget(self, budget: int, clock: Clock) -> int:
-        """Active weights after this reallocation. Default: as many as before."""
-        return budget
+    def budgets(self, layers: Sequence[SparseLayer], clock: Clock) -> Sequence[int]:
+        """Active weights of each layer after this reallocation, in whole units. Default: as many as now.
+
+        Where the method `trades`, their sum is what counts.
+        """
+        return [layer.active_weights for layer in layers]
 
     def shares(self, layers: Sequence[LayerChange]) -> Sequence[float | Fraction]:
-        """In what proportions the layers share the freed weights. Default: each gets back what it lost.
+        """In what proportions the layers of a method that `trades` share the freed weights. Default: as they lost.
 
         Any scale; `Reallocator` makes whole units of it that sum to the budget exactly.
         """
@@ -185,6 +218,34 @@ class Method:
         assert not state, f"{type(self).__name__} keeps no state, yet {sorted(state)} was saved"
 
 
+@dataclass(frozen=True)
+class Schedule:
+    """The steps of a run, of which each event takes its clock."""
+
+    total_steps: int
+    steps_per_epoch: int | None = None
+    """None: the run is one epoch."""
+
+    def clock(self, step: int) -> Clock:
+        """Where training stands after the step with this number, counted from 1."""
+        per_epoch = self.steps_per_epoch or self.total_steps
+        epochs = math.ceil(self.total_steps / per_epoch)
+        return Clock(step, max(0, step - 1) // per_epoch, per_epoch, epochs, self.total_steps)
+
+
+def idle_words(method: Method, name: str, schedule: Schedule, done: int) -> str | None:
+    """Say that a method which moves weights will move none after the first `done` steps; None if it will.
+
+    With a period that is longer than the run, say: it would be static without a word.
+    """
+    coming = range(done + 1, schedule.total_steps + 1)
+    moves = type(method).is_due is not Method.is_due
+    if not moves or not coming or any(method.is_due(schedule.clock(step)) for step in coming):
+        return None
+    epochs = f" ({schedule.steps_per_epoch} an epoch)" if schedule.steps_per_epoch else ""
+    return f"method {name} will move nothing in the {len(coming)} steps to come{epochs}: see its period and stop_epoch"
+
+
 class DynamicSettings(MethodSettings):
     """Base of the settings of methods that move weights while training."""
 
@@ -206,6 +267,11 @@ class Dynamic(Method):
 
     def is_due(self, clock: Clock) -> bool:
         return clock.epoch < self.settings.stop_epoch and clock.step % int(self.settings.period.at(clock.epoch)) == 0
+
+    @property
+    def counts_epochs(self) -> bool:
+        stops = "stop_epoch" in self.settings.model_fields_set
+        return stops or any(isinstance(value, StepTable) and len(value.points) > 1 for _, value in self.settings)
 
     def begin(self, layer: SparseLayer, units: Tensor, generator: torch.Generator) -> Tensor | None:
         if self.settings.new_weights == "zero":

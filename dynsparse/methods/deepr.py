@@ -60,6 +60,8 @@ class DeepR(Dynamic):
         if std == 0 or clock.epoch >= self.settings.stop_epoch:
             return
         for layer in masks:
+            if not layer.weight.requires_grad:  # Frozen since: it is to stay as it is.
+                continue
             values = layer.gather(layer.weight)
             generator = torch.Generator(values.device).manual_seed(seed_for(seed, "noise", clock.step, layer.name))
             noise = torch.randn(values.shape, generator=generator, device=values.device)

@@ -10,7 +10,7 @@ from pydantic import Field
 from torch import Tensor
 
 from dynsparse.errors import UserError
-from dynsparse.masks import MaskSet
+from dynsparse.masks import LayerSpec
 from dynsparse.masks.selection import Cut, cuts_below
 from dynsparse.methods.base import Clock, Dynamic, DynamicSettings, LayerChange
 
@@ -52,9 +52,13 @@ class Dsr(Dynamic):
         super().__init__(settings)
         self.threshold = settings.initial_threshold
 
-    def prepare(self, masks: MaskSet) -> None:
-        active = sum(layer.active_units for layer in masks)
-        if self.settings.target_moves > active:
+    @property
+    def trades(self) -> bool:
+        return self.settings.scaling
+
+    def check(self, layers: Sequence[LayerSpec], active_units: Mapping[str, int]) -> None:
+        active = sum(active_units[layer.name] for layer in layers)
+        if layers and self.settings.target_moves > active:
             raise UserError(
                 f"method.target_moves is {self.settings.target_moves:,}; the network has {active:,} active units in "
                 f"all: take a tenth of that or less"
@@ -70,6 +74,8 @@ class Dsr(Dynamic):
         dropped = sum(layer.dropped for layer in layers)
         free = sum(layer.room for layer in layers)
         droppable = sum(layer.active - 1 for layer in layers)
+        if not self.trades:
+            droppable = sum(min(layer.room, layer.active - 1) for layer in layers)
         target = min(self.settings.target_moves, free, droppable)
         if dropped > 1.1 * target:
             self.threshold /= 2

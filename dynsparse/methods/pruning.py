@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from fractions import Fraction
 from typing import Annotated, Literal
 
@@ -12,7 +12,7 @@ from pydantic import Field
 from torch import Tensor
 
 from dynsparse.errors import UserError, nearest
-from dynsparse.masks import LayerSpec, MaskSet
+from dynsparse.masks import LayerSpec, MaskSet, SparseLayer
 from dynsparse.masks.allocation import share_out
 from dynsparse.masks.granularity import Kind
 from dynsparse.masks.selection import Cut, cuts_smallest
@@ -48,6 +48,15 @@ class PruningSettings(MethodSettings):
     def starts(self) -> Literal["dense"]:
         return "dense"
 
+    def aiming_at(self, sparsity: Mapping[Kind, float]) -> PruningSettings:
+        targets = {f"target_{kind}": value for kind, value in sparsity.items()}
+        for name, value in targets.items():
+            if name in self.model_fields_set and getattr(self, name) != value:
+                raise UserError(
+                    f"sparsity asks for {value:g} and method.{name} for {getattr(self, name):g}; give one of them"
+                )
+        return self.model_copy(update=targets)
+
     @property
     def last_prune(self) -> int:
         """The epoch, counted from 0, that ends with the last prune."""
@@ -66,7 +75,10 @@ class Pruning(Method):
     def __init__(self, settings: PruningSettings) -> None:
         self.settings = settings
 
-    def check(self, layers: Sequence[LayerSpec]) -> None:
+    def check(self, layers: Sequence[LayerSpec], active_units: Mapping[str, int]) -> None:
+        self._learn(layers)
+
+    def _learn(self, layers: Sequence[LayerSpec]) -> None:
         known = [layer.name for layer in layers]
         for pattern in self.settings.max_sparsity or {}:
             if not fnmatch.filter(known, pattern):
@@ -76,7 +88,20 @@ class Pruning(Method):
 
     def prepare(self, masks: MaskSet) -> None:
         self.masks = masks
-        self.check([layer.spec for layer in masks])
+        self._learn([layer.spec for layer in masks])
+
+    @property
+    def counts_epochs(self) -> bool:
+        return True
+
+    def check_length(self, end: Clock) -> None:
+        last = self.settings.last_prune
+        if end.step < (last + 1) * end.steps_per_epoch:
+            raise UserError(
+                f"the run has {end.step:,} steps, {end.step / end.steps_per_epoch:g} epochs; the last of "
+                f"{self.settings.iterations} prunes comes at the end of epoch {last} (counted from 0): train at least "
+                f"{last + 1} epochs, or lower method.after_epoch, every_epochs or iterations"
+            )
 
     def is_due(self, clock: Clock) -> bool:
         since = clock.epoch - self.settings.after_epoch
@@ -91,9 +116,9 @@ class Pruning(Method):
         counts = [layer.active_units - keeps[layer.name] for layer in self.masks]
         return cuts_smallest(scores, [max(0, count) for count in counts])
 
-    def budget(self, budget: int, clock: Clock) -> int:
+    def budgets(self, layers: Sequence[SparseLayer], clock: Clock) -> Sequence[int]:
         keeps = self._keeps(clock)
-        return min(budget, sum(keeps[layer.name] * layer.spec.unit_size for layer in self.masks))
+        return [min(layer.active_units, keeps[layer.name]) * layer.spec.unit_size for layer in layers]
 
     def _keeps(self, clock: Clock) -> dict[str, int]:
         """Units that each layer keeps after the prune at `clock`."""

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from dynsparse.masks import SparseLayer
 from dynsparse.masks.selection import Cut, cuts_fraction
-from dynsparse.methods.base import Clock, Dynamic, DynamicSettings, Share
+from dynsparse.methods.base import Clock, Dynamic, DynamicSettings, Share, SomeShare
 from dynsparse.schedules import Period, StepTable, cosine
 
 
@@ -19,7 +19,7 @@ class RiglSettings(DynamicSettings):
     name: Literal["rigl"]
     period: Period = StepTable(((0, 100),))
     """Steps between reallocations, by epoch."""
-    fraction: Share = 0.3
+    fraction: SomeShare = 0.3
     """Share of each layer's active units to move at the start; it falls to 0 along a cosine."""
     until: Share = 0.75
     """Share of training in which weights move."""
@@ -46,5 +46,5 @@ class Rigl(Dynamic):
         return cuts_fraction(scores, cosine(self.settings.fraction, 0, clock.progress / self.settings.until))
 
     def grow_scores(self, layer: SparseLayer) -> Tensor:
-        assert layer.weight.grad is not None, f"{layer.name} has no gradient: a step needs a backward pass before it"
+        assert layer.weight.grad is not None  # Layers without one rest (`grows_by_gradient`).
         return layer.unit_means(layer.weight.grad.abs())

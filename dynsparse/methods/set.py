@@ -9,7 +9,7 @@ from typing import Literal
 from torch import Tensor
 
 from dynsparse.masks.selection import Cut, cuts_fraction
-from dynsparse.methods.base import Clock, Dynamic, DynamicSettings, LayerChange, Share
+from dynsparse.methods.base import Clock, Dynamic, DynamicSettings, LayerChange, SomeShare
 from dynsparse.methods.dsr import by_kept
 
 
@@ -17,7 +17,7 @@ class SetSettings(DynamicSettings):
     """Sparse evolutionary training (Mocanu et al. 2018): drop a fraction of each layer, grow there at random."""
 
     name: Literal["set"]
-    fraction: Share = 0.1
+    fraction: SomeShare = 0.1
     """Share of each layer's active units to move (paper's `--rewire-fraction`)."""
     scaling: bool = False
     """Layers that keep more get more; if false, each gets back what it lost."""
@@ -35,6 +35,10 @@ class Set(Dynamic):
     """
 
     settings: SetSettings
+
+    @property
+    def trades(self) -> bool:
+        return self.settings.scaling
 
     def drop_cuts(self, scores: Sequence[Tensor], clock: Clock) -> Sequence[Cut]:
         return cuts_fraction(scores, self.settings.fraction)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from dynsparse.masks import MaskSet, SparseLayer
 from dynsparse.masks.selection import Cut, cuts_fraction
-from dynsparse.methods.base import Clock, Dynamic, DynamicSettings, LayerChange, Share
+from dynsparse.methods.base import Clock, Dynamic, DynamicSettings, LayerChange, SomeShare
 from dynsparse.schedules import Period, cosine
 
 
@@ -21,7 +21,7 @@ class SparseMomentumSettings(DynamicSettings):
     name: Literal["sparse_momentum"]
     period: Period | None = None  # type: ignore[assignment]
     """Steps between reallocations, by epoch; null: at the end of every epoch."""
-    fraction: Share = 0.5
+    fraction: SomeShare = 0.5
     """Share of each layer's active units to move at the start; it falls to 0 along a cosine."""
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
     """Of the running sum of gradients that ranks layers and positions."""
@@ -40,15 +40,25 @@ class SparseMomentum(Dynamic):
 
     settings: SparseMomentumSettings
 
+    @property
+    def trades(self) -> bool:
+        return True
+
     def prepare(self, masks: MaskSet) -> None:
         self.masks = masks
         self.momentum = {layer.name: torch.zeros_like(layer.weight) for layer in masks}
 
+    @property
+    def gain(self) -> float:
+        return 1 / (1 - self.settings.momentum)
+
+    @property
+    def counts_epochs(self) -> bool:
+        return self.settings.period is None or super().counts_epochs
+
     @torch.no_grad()
-    def observe(self, masks: MaskSet) -> None:
-        for layer in masks:
-            if layer.weight.grad is not None:
-                self.momentum[layer.name].mul_(self.settings.momentum).add_(layer.weight.grad)
+    def observe(self, layer: SparseLayer, gradient: Tensor) -> None:
+        self.momentum[layer.name].mul_(self.settings.momentum).add_(gradient)
 
     def is_due(self, clock: Clock) -> bool:
         if self.settings.period is None:

@@ -21,10 +21,9 @@ PREFIX = "torchvision/"
 
 
 class TorchvisionSettings(ModelSettings):
-    """A classifier of torchvision with fresh weights; all of its convolutions and linear layers are sparse.
+    """A classifier of torchvision with fresh weights; all of its convolutions, linear and attention layers are sparse.
 
-    The fused query, key and value weights of nn.MultiheadAttention belong to no
-    linear layer, so they stay dense.
+    nn.MultiheadAttention holds query, key and value in one weight, which is one layer here.
     """
 
     name: Annotated[str, Field(pattern=f"^{PREFIX}")]

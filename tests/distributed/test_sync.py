@@ -38,8 +38,8 @@ def step(worker: Worker, model: nn.Module, masks: MaskSet, reallocator: Realloca
         assert parameter.grad is not None
         sync.sum_(parameter.grad)
     masks.mask_gradients()
-    reallocator.optimizer.step()
-    reallocator.optimizer.zero_grad()
+    reallocator.optimizers[0].step()
+    reallocator.optimizers[0].zero_grad()
 
 
 def digests(model: nn.Module, masks: MaskSet) -> tuple[int, int]:
@@ -130,10 +130,10 @@ def repaired_optimizer(worker: Worker) -> list[float]:
         reallocator.method.load_state_dict({"threshold": 9.0})
         with torch.no_grad():
             model[0].weight.mul_(1.5)  # type: ignore[operator, union-attr]
-        for state in reallocator.optimizer.state.values():
+        for state in reallocator.optimizers[0].state.values():
             state["momentum_buffer"].zero_()
     reallocator.verify(1)
-    moments = [float(s["momentum_buffer"].double().square().sum()) for s in reallocator.optimizer.state.values()]
+    moments = [float(s["momentum_buffer"].double().square().sum()) for s in reallocator.optimizers[0].state.values()]
     return [*moments, reallocator.method.scalars()["threshold"]]
 
 

@@ -163,7 +163,7 @@ def test_layers_on_several_devices_are_refused() -> None:
     model = network()
     specs = sparse_layers(model)
     model[0].to("meta")
-    with pytest.raises(ValueError, match="sparse layers lie on cpu, meta; masks need them on one device"):
+    with pytest.raises(ValueError, match="sparse layers lie on cpu, meta, and masks need them on one device"):
         MaskSet(model, specs, {spec.name: 1 for spec in specs})
 
 

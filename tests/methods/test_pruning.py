@@ -97,7 +97,7 @@ def test_resnet_50_is_pruned_to_its_asked_total(granularity: Any, unit: int) -> 
         model = config.build((3, 224, 224), 1000)
     specs = sparse_layers(model, default=config.sparse_by_default(model), granularity=granularity)
     method = settings(target_conv=0.9, target_fc=0.9).build()
-    method.check(specs)
+    method.check(specs, {})
     kept = sum(method.final[spec.name] * spec.unit_size for spec in specs)  # type: ignore[attr-defined]
     asked = round(0.1 * sum(spec.weights for spec in specs if spec.kind == "conv")) + round(0.1 * 2048 * 1000)
     assert 0 <= asked - kept < unit
@@ -120,9 +120,9 @@ def test_the_last_layer_of_mnist_mlp_is_pruned_to_a_tenth_and_the_others_take_up
     assert [layer.active_weights for layer in masks] == [2272, 290, 100]
     own_limits = schema.parse({**base, "method": {**pruning, "max_sparsity": {}}})
     method = build_method(own_limits, specs)
-    method.check(specs)
+    method.check(specs, {})
     assert list(method.final.values()) == [2352, 300, 10]  # type: ignore[attr-defined]
-    build_method(config, specs[:2]).check(specs[:2])  # A dense last layer needs no limit.
+    build_method(config, specs[:2]).check(specs[:2], {})  # A dense last layer needs no limit.
 
 
 def test_what_others_take_up_stops_at_their_own_limits() -> None:
@@ -134,7 +134,7 @@ def test_what_others_take_up_stops_at_their_own_limits() -> None:
     model = nn.ModuleList(nn.Linear(100, 10, bias=False) for _ in range(3))
     limits = {"0.weight": 0.95, "1.weight": 0.85, "2.weight": 0.65}
     method = settings(target_fc=0.8, max_sparsity=limits).build()
-    method.check(sparse_layers(model))
+    method.check(sparse_layers(model), {})
     assert method.final == {"0.weight": 100, "1.weight": 150, "2.weight": 350}  # type: ignore[attr-defined]
 
 

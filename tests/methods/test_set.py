@@ -49,8 +49,8 @@ def test_scaling_moves_weights_to_the_layer_that_keeps_more() -> None:
     assert list(with_scaling.grown.values()) == [3, 1]
 
 
-def test_a_fraction_of_0_drops_none_and_of_1_keeps_the_largest() -> None:
-    none = by_hand(SetSettings(name="set", fraction=0.0), [A])(Clock(1, 0))
+def test_a_fraction_of_less_than_a_unit_drops_none_and_of_1_keeps_the_largest() -> None:
+    none = by_hand(SetSettings(name="set", fraction=0.01), [A])(Clock(1, 0))
     assert sum(none.dropped.values()) == 0
     reallocator = by_hand(SetSettings(name="set", fraction=1.0), [A])
     reallocator(Clock(1, 0))

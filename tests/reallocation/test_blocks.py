@@ -32,7 +32,7 @@ def run(name: str, in_cache: int, monkeypatch: pytest.MonkeyPatch) -> tuple[int,
             for layer in masks:
                 layer.scatter_(layer.weight, 0.1 * torch.randn(layer.active_units, 1, generator=generator))
                 layer.weight.grad = torch.randn(layer.spec.shape, generator=generator)
-        clock = Clock(step, step - 1, steps_per_epoch=1, epochs=8)
+        clock = Clock(2 * step, 2 * step - 1, steps_per_epoch=1, epochs=16)
         reallocator.before_step(clock)
         report = reallocator(clock)
         masks.check()

@@ -51,7 +51,7 @@ def test_host_copies_do_not_grow_with_layers(name: str, options: dict[str, Any])
             clock = Clock(step, step - 1, steps_per_epoch=1, epochs=4)
             with host_waits(CPU) as waits:
                 reallocator.before_step(clock)
-                reallocator.optimizer.step()
+                reallocator.optimizers[0].step()
                 reallocator.method.after_step(reallocator.masks, clock, seed=2)
                 reallocator(clock)
             counts[layers, step] = len(waits)
