@@ -1,0 +1,1 @@
+"""What keeps a model sparse in somebody's loop: the parts of `SparseTraining`, one concern each."""

@@ -1,0 +1,145 @@
+"""The gradients of the sparse weights: which are new, which are masked already, and by the masks of now."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+from weakref import ref
+
+import torch
+from torch import Tensor
+
+from dynsparse.errors import UserError
+from dynsparse.masks import MaskSet, SparseLayer
+from dynsparse.masks.layer import is_dense
+from dynsparse.methods import Clock
+from dynsparse.reallocation import Reallocator
+
+_MASKED_AT = "_dynsparse_masked_at"
+"""An attribute of a gradient: its version and that of the masks when it was masked. It is as it was if both hold."""
+
+
+class Gradients:
+    """Lets a method look at each gradient once, and masks it as often as it takes.
+
+    A round is what leads to one step: one or several backward passes, looks, and clipping in between.
+    """
+
+    def __init__(self, masks: MaskSet, reallocator: Reallocator, coming: Callable[[], Clock], *, masking: bool) -> None:
+        """`coming` gives the clock of the step to come. With `masking` each is masked as soon as it is there."""
+        self.masks = masks
+        self.reallocator = reallocator
+        self.coming = coming
+        self.are_there = False
+        """Whether the step has any."""
+        self._new: set[str] = set()
+        self._has_looked = False
+        self._masks_version = 0
+        self._wants_whole: tuple[int, bool] = (-1, False)
+        self._hooks = [
+            layer.weight.register_post_accumulate_grad_hook(_noting(ref(self), layer, masking)) for layer in masks
+        ]
+
+    @property
+    def are_wanted_whole(self) -> bool:
+        """Whether those of the coming step matter outside the masks too."""
+        clock = self.coming()
+        if self._wants_whole[0] != clock.step:
+            self._wants_whole = clock.step, self.reallocator.wants_whole_gradients(clock)
+        return self._wants_whole[1]
+
+    def begin_round(self) -> None:
+        """Forget what belonged to the step that is over."""
+        self.are_there = self._has_looked = False
+        self.reallocator.forget()
+
+    def follow_masks(self) -> None:
+        """Rely no more on what the masks before these have masked."""
+        self._masks_version += 1
+
+    def release(self) -> None:
+        """Take note of no more."""
+        for hook in self._hooks:
+            hook.remove()
+
+    @torch.no_grad()
+    def look(
+        self, layers: Iterable[SparseLayer], *, masked: bool = False, scale: Tensor | None = None, keep: bool = False
+    ) -> None:
+        """Look at what gradients of these layers are new since the last look, and mask all.
+
+        The first look of a round is at all layers: others of its optimizers may step on gradients of the same
+        backward. `masked`: all are 0 outside the masks already, unless wanted whole. `scale`: what they are multiplied
+        with. `keep`: what was seen counts, though the gradient is gone by now.
+        """
+        gradients = self._found()
+        self.are_there |= bool(gradients) or not len(self.masks)
+        if not keep:
+            self.reallocator.keep(gradients)
+        changed = {name for name, gradient in gradients.items() if not self._is_as_masked(gradient)}
+        new = set(self._new)
+        if not self._has_looked:
+            layers, new = self.masks, new | changed
+        if self.are_wanted_whole:  # What was masked already for an earlier step says nothing of where to grow.
+            new &= changed
+        if to_see := [layer for layer in layers if layer.name in new]:
+            self.reallocator.look(self.coming(), to_see, masked=masked or not changed, scale=scale)
+        elif changed and not masked:  # Clipped, say, since they were looked at.
+            self.masks.mask_gradients()
+        self._new, self._has_looked = set(), True
+        for gradient in gradients.values():
+            self.mark(gradient)
+
+    def note(self, layer: SparseLayer, gradient: Tensor, *, masking: bool) -> None:
+        """Take note of a gradient that backward has just made, and mask it unless it is wanted whole."""
+        self._new.add(layer.name)
+        maskable = masking and not gradient.is_sparse and gradient.device == layer.device
+        if maskable and not self.are_wanted_whole:
+            layer.mask_(gradient)
+            self.mark(gradient)
+
+    def mark(self, gradient: Tensor) -> None:
+        """Note that a gradient is masked as it is."""
+        setattr(gradient, _MASKED_AT, (gradient._version, self._masks_version))
+
+    def _is_as_masked(self, gradient: Tensor) -> bool:
+        """Whether it was masked by the masks of now, and nothing has been written to it since."""
+        return bool(getattr(gradient, _MASKED_AT, None) == (gradient._version, self._masks_version))
+
+    def _found(self) -> dict[str, Tensor]:
+        """Those that there are, by layer, each dense in memory. UserError for sparse ones."""
+        found = {}
+        for layer in self.masks:
+            gradient = layer.weight.grad
+            if gradient is None:
+                continue
+            if gradient.is_sparse:
+                raise UserError(f"{layer.name} has a sparse gradient, which cannot be masked: exclude it")
+            if not is_dense(gradient):
+                gradient = layer.weight.grad = torch.empty_like(layer.weight).copy_(gradient)
+            found[layer.name] = gradient
+        return found
+
+
+def _noting(gradients: ref[Gradients], layer: SparseLayer, masking: bool) -> Callable[[Tensor], None]:
+    """A hook of a weight. It keeps nothing alive."""
+
+    def note(weight: Tensor) -> None:
+        owner, gradient = gradients(), weight.grad
+        if owner is not None and gradient is not None:
+            owner.note(layer, gradient, masking=masking)
+
+    return note
+
+
+def closure_that_looks(
+    closure: Callable[[], Any], gradients: Gradients, layers: Sequence[SparseLayer]
+) -> Callable[[], Any]:
+    """A closure that also looks at the gradients of these layers that it has made."""
+
+    def with_a_look() -> Any:
+        loss = closure()
+        gradients.look(layers)
+        return loss
+
+    return with_a_look

@@ -1,0 +1,110 @@
+"""The optimizers that move the sparse weights: those that were given, those inside of them, those that came later."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+from weakref import WeakKeyDictionary, ref
+
+import torch
+from torch import Tensor, nn, optim
+
+from dynsparse.errors import UserError
+from dynsparse.keeping.steps import inner_optimizers
+from dynsparse.masks import MaskSet, SparseLayer, optimizer_state
+
+
+class KnownOptimizers:
+    """Keeps none of those alive that came later."""
+
+    def __init__(self, given: object, weights: Mapping[str, nn.Parameter], *, whole_state: bool) -> None:
+        """`given` is an optimizer or a list of them; `weights` are what they are to move, by name.
+
+        UserError if they do not, or, with `whole_state`, if a rank holds only a part of their state.
+        """
+        parts = [inner_optimizers(one) for one in (given if isinstance(given, (list, tuple)) else [given])]
+        if not parts or not all(parts):
+            raise UserError("the optimizer is no torch.optim.Optimizer and holds none: its steps cannot be seen")
+        wanted = {id(weight) for weight in weights.values()}
+        self.given = [part for part in parts if not wanted.isdisjoint(held_by(part))] or parts[:1]
+        """Each with those inside of it. Of a list, those that hold any of the weights: they make one step together."""
+        held = {one for part in self.given for one in held_by(part)}
+        if strangers := [name for name, weight in weights.items() if id(weight) not in held]:
+            raise UserError(f"the optimizer does not hold {strangers[0]}; make it over this model's parameters")
+        inner = [held_by(part[1:]) for part in self.given if len(part) > 1]
+        if whole_state and any(not wanted <= part for part in inner):
+            raise UserError(
+                "on_desync is 'repair', and this optimizer keeps only a part of its state on each rank, which cannot "
+                "be given to the others: take 'abort'"
+            )
+        self._seen: list[ref[optim.Optimizer]] = []
+        self._states: WeakKeyDictionary[optim.Optimizer, dict[str, Any]] = WeakKeyDictionary()
+        for one in (one for part in self.given for one in part):
+            self.see(one)
+
+    @property
+    def alive(self) -> list[optim.Optimizer]:
+        """Those that have stepped over the weights, or were given, inner ones too."""
+        return [one for one in (known() for known in self._seen) if one is not None]
+
+    def see(self, optimizer: optim.Optimizer) -> None:
+        """Know it from now on."""
+        if not any(optimizer is one for one in self.alive):
+            self._seen = [known for known in self._seen if known() is not None] + [ref(optimizer)]
+
+    def layers_of(self, optimizer: optim.Optimizer, masks: MaskSet) -> Sequence[SparseLayer]:
+        """The layers whose weights a step of this optimizer moves."""
+        if len(self.given) == 1:
+            return masks.layers
+        held = held_by([optimizer])
+        return [layer for layer in masks if id(layer.weight) in held]
+
+    def untrained(self, masks: MaskSet) -> set[str]:
+        """Layers that none of them holds any more."""
+        held = held_by(self.alive)
+        return {layer.name for layer in masks if id(layer.weight) not in held}
+
+    def number_of(self, optimizer: optim.Optimizer, masks: MaskSet) -> int | None:
+        """Which of several given ones it is, is inside of, or has taken the place of; None if there is one."""
+        if len(self.given) == 1:
+            return None
+        number = next((i for i, part in enumerate(self.given) if any(one is optimizer for one in part)), None)
+        if number is None:
+            ours, held = {id(layer.weight) for layer in masks}, held_by([optimizer])
+            places = (i for i, part in enumerate(self.given) if held & ours == held_by(part) & ours)
+            if (number := next(places, None)) is not None:
+                self.given[number] = [optimizer]
+        return number
+
+    def have_stepped(self, masks: MaskSet) -> bool:
+        """Whether any has state of a sparse weight."""
+        return any(optimizer.state.get(layer.weight) for optimizer in self.alive for layer in masks)
+
+    @torch.no_grad()
+    def mask_new_states(self, masks: MaskSet) -> None:
+        """Mask optimizer state that is new, as after loading one: it would move what is to stay 0."""
+        for optimizer in self.alive:
+            known = self._states.setdefault(optimizer, {})
+            for layer in masks:
+                state = optimizer.state.get(layer.weight)
+                if state is not None and known.get(layer.name) is not state:
+                    known[layer.name] = state
+                    for _, moment in optimizer_state.moments(optimizer, layer):
+                        layer.mask_(moment)
+
+    def mask_states(self, masks: MaskSet) -> None:
+        """Mask all of it, as after other masks were loaded."""
+        self._states.clear()
+        self.mask_new_states(masks)
+
+
+def held_by(optimizers: Sequence[optim.Optimizer]) -> set[int]:
+    """The identities of the parameters that they hold."""
+    groups = (group for one in optimizers for group in one.param_groups)
+    return {id(parameter) for group in groups for parameter in group["params"]}
+
+
+def overflows(optimizer: optim.Optimizer) -> bool:
+    """Whether a GradScaler has told a fused optimizer to leave this step out."""
+    found = getattr(optimizer, "found_inf", None)
+    return isinstance(found, Tensor) and bool(found.item())

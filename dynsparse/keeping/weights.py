@@ -1,0 +1,140 @@
+"""The sparse weights of a model: whether they are the ones that were masked, and whether 0 outside the masks."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping
+
+import torch
+from torch import nn
+
+from dynsparse.errors import UserError
+from dynsparse.masks import MaskSet, SparseLayer, naming
+from dynsparse.masks.obstacles import listed
+
+log = logging.getLogger(__name__)
+
+WATCHED_STEPS = 3
+"""Steps after which strays are counted: at the start, and after whatever may have brought some in."""
+LOOK_EVERY = 10
+"""Steps between two counts of strays at all other times."""
+
+
+class KeptWeights:
+    """The weights of `masks` in `model`, as they were when it was made."""
+
+    def __init__(self, model: nn.Module, masks: MaskSet) -> None:
+        self.model = model
+        self.masks = masks
+        self.relies = True
+        """Whether the optimizers are relied on to leave 0 at 0; if not, weights are masked after each step."""
+        self.places = list(_places_of(model, masks))
+        self._edges = list(_edges_of(model, masks))
+        self._watched = WATCHED_STEPS
+        self._versions = self._current_versions()
+
+    @property
+    def held(self) -> list[tuple[nn.Module, nn.Parameter]]:
+        """Each module that holds a sparse weight, with the weight; of a model without any, all of its parameters."""
+        return [(module, weight) for module, _, weight in self.places]
+
+    def are_intact(self) -> bool:
+        """Whether the same tensors are in the same modules."""
+        return all(holder.get(key) is held for holder, key, held in self._edges)
+
+    def watch(self, steps: int = WATCHED_STEPS) -> None:
+        """Count strays after the next steps."""
+        self._watched = max(self._watched, steps)
+
+    def remember(self) -> None:
+        """Take what has been written to the weights so far as known."""
+        self._versions = self._current_versions()
+
+    def require_same(self) -> None:
+        """UserError if weights were replaced or resized, or lie on several devices."""
+        if not self.are_intact():
+            now = naming.named_parameters(self.model)
+            if replaced := [layer.name for layer in self.masks if now.get(layer.name) is not layer.weight]:
+                raise UserError(
+                    f"{listed(replaced)} was replaced since SparseTraining was made, and its mask would hold the old "
+                    f"weights: replace, shard or cast layers first, make SparseTraining after that"
+                )
+            self._edges = list(_edges_of(self.model, self.masks))
+        if resized := [layer.name for layer in self.masks if layer.weight.shape != layer.spec.shape]:
+            raise UserError(f"{listed(resized)} has another shape since SparseTraining was made: make it after that")
+
+    def have_moved(self) -> bool:
+        """Whether they lie on another device than the masks. UserError if on several."""
+        if all(layer.weight.device == layer.device for layer in self.masks):
+            return False
+        devices = {str(layer.weight.device) for layer in self.masks}
+        if len(devices) > 1:
+            raise UserError(f"sparse layers lie on {', '.join(sorted(devices))} now, and masks need them on one device")
+        return True
+
+    def require_clean(self, step: int) -> None:
+        """UserError for weights that were written outside the masks since `remember`, after step `step`."""
+        if self._current_versions() == self._versions:
+            return
+        if strays := self.masks.strays():
+            raise UserError(
+                f"{listed(list(strays))} has weights outside its mask, {sum(strays.values()):,} in all, that were "
+                f"written since step {step}; after loading a model load the state_dict() of its SparseTraining of the "
+                f"same time too, or cut them off with apply_masks()"
+            )
+        self.watch()
+
+    @torch.no_grad()
+    def keep_outside_zero(self, step: int, *, look: bool) -> None:
+        """After step `step`: mask the weights, or see that the optimizers have left those at 0 that are to stay there.
+
+        They are looked at where `look` says so, in steps that are watched, and now and then.
+        """
+        if not self.relies:
+            self.masks.apply_to_weights()
+            return
+        if not (look or self._watched or step % LOOK_EVERY == 0):
+            return
+        self._watched = max(0, self._watched - 1)
+        if strays := self.masks.strays():
+            self.relies = False
+            self.masks.apply_to_weights()
+            log.warning(
+                "%d weights outside the masks of %s were not 0 after step %d: the optimizer moves weights that have no "
+                "gradient, or something wrote to them; they are 0 now, and weights are masked after each step",
+                sum(strays.values()),
+                listed(list(strays)),
+                step,
+            )
+
+    def in_copy(self, model: nn.Module) -> list[tuple[SparseLayer, nn.Parameter]]:
+        """Each layer with its weight in a copy of the model, or in a module inside of it. UserError if it is none."""
+        shapes = {layer.name: layer.weight.shape for layer in self.masks}
+        for candidate in model.modules():
+            theirs = naming.named_parameters(candidate)
+            if all(name in theirs and theirs[name].shape == shape for name, shape in shapes.items()):
+                return [(layer, theirs[layer.name]) for layer in self.masks]
+        raise UserError("the model is no copy of the sparse one: it has no layers of the same names and shapes")
+
+    def _current_versions(self) -> list[int]:
+        """Changes when something writes to a weight in place."""
+        return [layer.weight._version for layer in self.masks]
+
+
+def _places_of(model: nn.Module, masks: MaskSet) -> Iterator[tuple[nn.Module, str, nn.Parameter]]:
+    """Each module that holds a sparse weight, its name for it, the weight. Of a model without any, all parameters."""
+    sparse = {id(layer.weight) for layer in masks}
+    for _, module, key, parameter in naming.places(model):
+        if id(parameter) in sparse or not sparse:
+            yield module, key, parameter
+
+
+def _edges_of(model: nn.Module, masks: MaskSet) -> Iterator[tuple[Mapping[str, object], str, object]]:
+    """What leads from the model to its sparse weights: dictionaries of modules and parameters, key, what is there."""
+    ends = {id(module) for module, _, _ in _places_of(model, masks)}
+    for module in model.modules():
+        for key, child in module._modules.items():
+            if child is not None and any(id(one) in ends for one in child.modules()):
+                yield module._modules, key, child
+    for module, key, weight in _places_of(model, masks):
+        yield module._parameters, key, weight
