@@ -199,7 +199,7 @@ def kept_bytes(trainer: Trainer) -> int:
     own = [*trainer.model.parameters(), *trainer.model.buffers()]
     seen = {id(tensor) for tensor in own}
     memory = {tensor.untyped_storage().data_ptr() for tensor in own}
-    waiting: list[object] = [trainer.masks, trainer.reallocator.method, trainer.reallocator]
+    waiting: list[object] = [trainer.masks, trainer.sparse.method, trainer.sparse.reallocator]
     total = 0
     while waiting:
         thing = waiting.pop()

@@ -258,8 +258,9 @@ def train(worker: Worker, subject: Subject, amount: Amount) -> dict[str, Any]:
     run, batch = trainer(settings(subject, amount.batch * worker.world_size, amount.period), worker, moves)
     parts = Parts()
     parts.watch(run.masks, "mask_gradients")
-    for name in ("before_step", "after_step", "verify"):
-        parts.watch(run.reallocator, name)
+    for name in ("prepare_gradients", "before_step", "after_step"):
+        parts.watch(run.sparse, name)
+    parts.watch(run.sparse.reallocator, "verify")
     steps = [timed_step(run, batch, parts) for _ in range(amount.period + amount.steps)]
     with counted() as sent:
         sync.gather(run.run.of_this_rank())

@@ -32,6 +32,7 @@ from benchmarks.plots import RESULTS as PAGES
 from benchmarks.timing import compared, finished, in_rounds, summary
 from dynsparse import config as schema
 from dynsparse.config import RunConfig
+from dynsparse.keeping.weights import LOOK_EVERY
 from dynsparse.methods import Clock
 from dynsparse.methods.dsr import Dsr
 from dynsparse.runtime import Worker
@@ -236,7 +237,7 @@ def watched(trainers: Sequence[Trainer]) -> Iterator[Watch]:
     penalties.add_gradients = watch.timed(original)
     for trainer in trainers:
         for owner, names in (
-            (trainer.reallocator, ("wants_whole_gradients", "before_step", "after_step")),
+            (trainer.sparse, ("prepare_gradients", "before_step", "after_step")),
             (trainer.masks, ("mask_gradients",)),
         ):
             for name in names:
@@ -273,6 +274,7 @@ def measured(case: Case) -> Result:
             },
             "losses": {way: torch.stack(found).tolist() for way, found in losses.items()},
             "reallocation": reallocation(ways[DSR], case, times[DENSE]) if DSR in ways else None,
+            "strays": strays(ways[STATIC], times[DENSE]),
         }
 
 
@@ -293,9 +295,24 @@ def added_work(found: Sequence[float], dense: Sequence[float], steps: Sequence[f
     }
 
 
+def strays(trainer: Trainer, steps: Sequence[float]) -> Result:
+    """What counting the weights outside the masks costs, and as a share of each dense step at one in so many."""
+    seconds = []
+    for _ in range(1 + REALLOCATIONS):  # The first warms up.
+        began = finished()
+        assert trainer.masks.strays() == {}
+        seconds.append(finished() - began)
+    step = summary(steps)["median"]
+    return {
+        "period": LOOK_EVERY,
+        "ms": summary([1000 * one for one in seconds[1:]]),
+        "share_of_dense": summary([one / step / LOOK_EVERY for one in seconds[1:]]),
+    }
+
+
 def reallocation(trainer: Trainer, case: Case, steps: Sequence[float]) -> Result:
     """Of `case.moves` weights each time: those that were grown are 0, and so the next to go."""
-    method = trainer.reallocator.method
+    method = trainer.sparse.method
     assert isinstance(method, Dsr)
     scores = torch.cat([method.drop_scores(layer) for layer in trainer.masks])
     threshold = float(scores.kthvalue(case.moves + 1).values)
@@ -303,7 +320,7 @@ def reallocation(trainer: Trainer, case: Case, steps: Sequence[float]) -> Result
     for number in range(-1, REALLOCATIONS):  # The first warms up.
         method.threshold = threshold
         began = finished()
-        report = trainer.reallocator(Clock(case.period * (number + 2), 0))
+        report = trainer.sparse.reallocator(Clock(case.period * (number + 2), 0))
         if number >= 0:
             seconds.append(finished() - began)
             moved.append(sum(report.dropped.values()))
@@ -363,7 +380,12 @@ def case_text(found: Result) -> list[str]:
         "Added: the time within the step of all that masks and method do."
     )
     head = ["step", "ratio to dense", "added, of the dense step", "target"]
-    parts = [f"## {found['title']}", text, table(head, rows), reallocation_text(found), losses_text(found)]
+    counted = found["strays"]
+    strays_text = (
+        f"A count of what lies outside the masks takes {spread(counted['ms'], 1)} ms; with one every "
+        f"{counted['period']} steps that is {percent(counted['share_of_dense'])} of each dense step."
+    )
+    parts = [f"## {found['title']}", text, table(head, rows), reallocation_text(found), strays_text, losses_text(found)]
     return [part for part in parts if part]
 
 

@@ -14,15 +14,16 @@ from dynsparse.config import RunConfig
 from dynsparse.distributed import sync
 from dynsparse.errors import StopRequested, UserError
 from dynsparse.masks.selection import seed_for
-from dynsparse.methods import Clock, Method
 from dynsparse.optimizers import check_layouts
-from dynsparse.reallocation import ReallocationReport, Reallocator
+from dynsparse.reallocation import ReallocationReport
 from dynsparse.runtime import Worker
+from dynsparse.sparse_training import SparseTraining
 from dynsparse.training import packing, penalties
 from dynsparse.training.callbacks import Callback, Observers, SamplesReport, Summary
 from dynsparse.training.checkpoint import CheckpointFolder
+from dynsparse.training.checks import check_batch, samples_at_once
 from dynsparse.training.evaluate import Evaluation, Evaluations, evaluate, hits
-from dynsparse.training.network import Network, build_method
+from dynsparse.training.network import Network, method_settings
 from dynsparse.training.parallel import Parallel
 from dynsparse.training.precision import Precision
 from dynsparse.training.reports import Reporter
@@ -64,11 +65,19 @@ class Trainer:
         settings = config.train
         self.total_steps = settings.epochs * data.train.steps_per_epoch
         self.optimizer = settings.optimizer.build(self.model.parameters(), lr=self._lr(0))
-        method = build_method(config, [layer.spec for layer in self.masks])
-        method.prepare(self.masks)
-        on_desync = config.distributed.on_desync
-        self.reallocator = Reallocator(
-            self.model, self.masks, method, self.optimizer, seed=config.seed, on_desync=on_desync
+        per_epoch = data.train.steps_per_epoch
+        self.sparse = SparseTraining(
+            self.model,
+            self.optimizer,
+            method_settings(config, [layer.spec for layer in self.masks]),
+            masks=self.masks,
+            total_steps=self.total_steps,
+            steps_per_epoch=per_epoch,
+            steps=settings.start_epoch * per_epoch,
+            seed=config.seed,
+            on_desync=config.distributed.on_desync,
+            on_reallocation=lambda report: self._note(report),
+            mask_in_backward=False,
         )
         self.forward: nn.Module = torch.compile(self.model) if settings.compile else self.model  # type: ignore[assignment]
         self.parallel = Parallel(self.forward, self.masks, config.distributed.gradients, self.device)
@@ -79,7 +88,7 @@ class Trainer:
             model=self.model,
             masks=self.masks,
             optimizer=self.optimizer,
-            method=method,
+            method=self.sparse.method,
             precision=self.precision,
             train_data=data.train,
             sums=torch.zeros(3, dtype=torch.float64, device=self.device),
@@ -97,17 +106,17 @@ class Trainer:
     def load(self, saved: Mapping[str, Any]) -> None:
         """Continue from a checkpoint's content (`RunState.load`). Before `fit`."""
         self.run.load(saved)
+        self.sparse.steps = self.progress.step
         self.resumed = True
 
     def fit(self) -> Summary:
         """Train until the last epoch. Raises StopRequested, with a checkpoint saved, if asked to stop."""
-        self.check_batch()
+        check_batch(self.model, self.config, self.worker.world_size)
         self.reporter = Reporter(self.run, self.network)
         self._settle()
         if not self.resumed:
             self._begin()
         sync.together(lambda: self.observers.on_start(self.reporter.run_report(resumed=self.resumed)))
-        self._say_if_idle()
         self._say_if_uneven()
         if not self.resumed:
             self._save(initial=True)
@@ -125,18 +134,6 @@ class Trainer:
         self.progress.epoch = train.start_epoch
         self.progress.step = train.start_epoch * data.steps_per_epoch
         data.load_state_dict({**data.state_dict(), "epoch": train.start_epoch, "batch": 0})
-
-    def _say_if_idle(self) -> None:
-        """Warn of a period that is longer than the run: it would be static without a word."""
-        method, first = self.reallocator.method, self.progress.step + 1
-        moves = type(method).is_due is not Method.is_due
-        if moves and not any(method.is_due(self._clock(step)) for step in range(first, self.total_steps + 1)):
-            log.warning(
-                "method %s will move nothing in the %d steps to come (%d an epoch): see its period and stop_epoch",
-                self.config.method.name,
-                self.total_steps - first + 1,
-                self.data.train.steps_per_epoch,
-            )
 
     def _say_if_uneven(self) -> None:
         train, workers = self.config.train, self.worker.world_size
@@ -234,25 +231,23 @@ class Trainer:
         """One optimizer step on this worker's share of a global batch. Returns its mean loss, on the device."""
         for group in self.optimizer.param_groups:
             group["lr"] = self._lr(self.progress.step)
-        clock = self._clock(self.progress.step + 1)
-        self.parallel.whole = self.reallocator.wants_whole_gradients(clock)
+        self.parallel.whole = self.sparse.wants_whole_gradients
         self._by_forward.remember()
         loss = self._forward_backward(micro_batches)
         self.progress.step += 1
         if not (self.parallel.whole or self.parallel.masks_gradients):
             self.masks.mask_gradients()  # What lies outside has no say below.
         if self.precision.unscale(self.optimizer, self.model.parameters()):
-            self.reallocator.before_step(clock, masked=not self.parallel.whole)
+            self.sparse.prepare_gradients(masked=not self.parallel.whole)
             penalties.add_gradients(self.config.train.penalty, self.network.layers)
-            self.precision.step(self.optimizer)
-            self.optimizer.zero_grad()
             self.progress.skipped_in_a_row = self.progress.bad_steps_in_a_row = 0
-            self._note(self.reallocator.after_step(clock))
+            self.precision.step(self.optimizer)  # And reallocates, if due.
+            self.optimizer.zero_grad()
         else:
-            self._skip_step(clock)
+            self._skip_step()
         return loss
 
-    def _skip_step(self, clock: Clock) -> None:
+    def _skip_step(self) -> None:
         """Leave out a step whose loss or gradients are no finite numbers, as if there had been no such batch."""
         in_search_of_scale = self.precision.skip()
         self.optimizer.zero_grad()
@@ -262,22 +257,15 @@ class Trainer:
         progress.skipped_in_a_row += 1
         progress.bad_steps_in_a_row += not in_search_of_scale
         if not in_search_of_scale:
-            log.warning("step %d skipped: its loss or gradients are no finite numbers", clock.step)
+            log.warning("step %d skipped: its loss or gradients are no finite numbers", progress.step)
         if progress.bad_steps_in_a_row >= most:
             diverged = UserError(
-                f"the loss or gradients of {most} steps in a row, the last of them step {clock.step}, are no finite "
+                f"the loss or gradients of {most} steps in a row, the last of them step {progress.step}, are no finite "
                 f"numbers (train.max_bad_steps): training has diverged; lower the learning rate and begin anew with "
                 f"--overwrite, or resume from a checkpoint from well before"
             )
             self._fail(diverged)
-        self._note(self.reallocator.after_skipped_step(clock))
-
-    def _clock(self, step: int | None = None) -> Clock:
-        """After the latest step, or another one."""
-        per_epoch, epochs = self.data.train.steps_per_epoch, self.config.train.epochs
-        if step is None:
-            return Clock(self.progress.step, self.progress.epoch, per_epoch, epochs)
-        return Clock(step, (step - 1) // per_epoch, per_epoch, epochs)
+        self.sparse.skip_step()
 
     def _forward_backward(self, micro_batches: Sequence[Batch]) -> Tensor:
         """Leave the gradients of the mean loss over the global batch, reduced over the ranks once.
@@ -304,24 +292,22 @@ class Trainer:
         self.run.sums[1] += hits(logits, labels, 1)
         self.run.sums[2] += len(labels)
 
-    def _note(self, report: ReallocationReport | None) -> None:
+    def _note(self, report: ReallocationReport) -> None:
         """Count a reallocation and tell the observers; of one a step, only now and then."""
-        if report is None:
-            return
         self.progress.reallocations += 1
         self.progress.desyncs_repaired += bool(report.repaired)
-        if not self.reallocator.method.every_step or report.step % self.config.log.every_steps == 0:
+        if not self.sparse.method.every_step or report.step % self.config.log.every_steps == 0:
             self.observers.on_reallocation(report)
 
     def _finish_epoch(self) -> None:
         """Verify, evaluate, report, save."""
         progress = self.progress
-        progress.desyncs_repaired += bool(self.reallocator.verify(progress.step))
+        progress.desyncs_repaired += bool(self.sparse.verify())
         self._share_bad_samples()
         results = self._evaluate_or_end()
         sums = sync.sum_(self.run.sums.clone()).tolist()
         self.run.sums.zero_()
-        is_best = progress.take(results, eligible=self.reallocator.method.is_settled(self._clock()))
+        is_best = progress.take(results, eligible=self.sparse.method.is_settled(self.sparse.clock(progress.step)))
         if self.worker.is_main:
             self.observers.on_epoch(self.reporter.epoch_report(results, sums))
         progress.epoch += 1
@@ -410,7 +396,7 @@ class Trainer:
         self.parallel.choose(
             lambda: throw_away(self.config.train.micro_batches),
             before=self.run.gradients_before,
-            always_whole=all(self.reallocator.wants_whole_gradients(self._clock(step)) for step in coming),
+            always_whole=all(self.sparse.wants_whole_gradients_in(step) for step in coming),
         )
         self.progress.gradients = self.parallel.gradients
         self.parallel.take_bytes_sent()
@@ -418,18 +404,7 @@ class Trainer:
 
     @property
     def _samples_at_once(self) -> int:
-        """In one forward pass; in some it may be one more."""
-        return self.config.train.global_batch_size // (self.worker.world_size * self.config.train.micro_batches)
-
-    def check_batch(self) -> None:
-        """Raise UserError if a worker would get a single sample at a time, which BatchNorm cannot train on."""
-        normalises = any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in self.model.modules())
-        if normalises and self._samples_at_once < 2:
-            raise UserError(
-                f"train.global_batch_size is {self.config.train.global_batch_size}: one sample at a time for each of "
-                f"{self.worker.world_size} workers x {self.config.train.micro_batches} micro-batches; "
-                "BatchNorm needs at least 2: take a larger batch or fewer parts"
-            )
+        return samples_at_once(self.config, self.worker.world_size)
 
     def _lr(self, step: int) -> float:
         return self.config.train.lr.at(step, self.data.train.steps_per_epoch, self.total_steps)

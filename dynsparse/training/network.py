@@ -15,7 +15,7 @@ from dynsparse.masks.allocation import ALLOCATIONS
 from dynsparse.masks.granularity import Kind
 from dynsparse.masks.selection import seed_for
 from dynsparse.masks.tying import TiedLayer, tie
-from dynsparse.methods import Method
+from dynsparse.methods import Method, MethodSettings
 from dynsparse.training.start import NOTHING, Sources
 
 
@@ -138,28 +138,38 @@ def check_layers(config: RunConfig) -> None:
     """
     with torch.device("meta"):
         specs = layer_specs(config, config.model.build(config.data.image_shape, config.data.classes))
-    build_method(config, specs).check(specs)
+        counts = _active_units(config, specs)
+    if config.start.masks_from is None:  # Those decide how much is active: see `checks.check_sources`.
+        build_method(config, specs).check(specs, counts)
 
 
 def build_method(config: RunConfig, specs: Sequence[LayerSpec]) -> Method:
+    """The config's method, for these layers."""
+    return method_settings(config, specs).build()
+
+
+def method_settings(config: RunConfig, specs: Sequence[LayerSpec]) -> MethodSettings:
     """The config's method; pruning learns what the model says about its layers, unless the config says it."""
     settings = config.method
     if settings.name == "pruning" and settings.max_sparsity is None:
         limits = config.model.pruning_limits()
         sparse = {spec.name: limits[spec.name] for spec in specs if spec.name in limits}
         settings = settings.model_copy(update={"max_sparsity": sparse})
-    return settings.build()
+    return settings
 
 
 def layer_specs(config: RunConfig, model: nn.Module) -> list[LayerSpec]:
     """The layers of the config's model that it asks to be sparse."""
     sparsity = config.sparsity
+    share: dict[Kind, float] = {"conv": sparsity.conv, "fc": sparsity.fc}
+    kinds = [kind for kind, value in share.items() if value > 0 or config.method.starts == "dense"]
     specs = sparse_layers(
         model,
         default=config.model.sparse_by_default(model),
         include=sparsity.include,
         exclude=sparsity.exclude,
         granularity=sparsity.granularity,
+        kinds=kinds,
     )
     if sparsity.granularity != 4 and not any(spec.kind == "conv" for spec in specs):
         raise UserError(

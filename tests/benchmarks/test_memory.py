@@ -59,7 +59,7 @@ def test_what_is_kept_is_counted_once() -> None:
         layer = next(iter(trainer.masks))
         kept = torch.zeros(100)
         extra = {"a": [kept, kept[:10]], "b": np.zeros(10, dtype=np.int64), "own": layer.weight.detach().view(-1)}
-        trainer.reallocator.method.extra = extra  # type: ignore[attr-defined]
+        trainer.sparse.method.extra = extra  # type: ignore[attr-defined]
         assert memory.kept_bytes(trainer) == before + 400 + 80
 
 

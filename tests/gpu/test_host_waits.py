@@ -40,7 +40,7 @@ def test_a_step_between_reallocations_waits_once(name: str, precision: str, devi
     """For whether loss and gradients are finite, before the optimizer's step."""
     config = settings(SMALL, {"name": name, **QUIET[name]}, train={"precision": precision, "channels_last": True})
     trainer = make_trainer(config, device)
-    steps(trainer, 2)
+    steps(trainer, 3)  # After which weights outside the masks are counted, once each.
     epoch = trainer.data.train.epoch()
     for _ in range(2):
         batch = next(epoch)
