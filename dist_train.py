@@ -18,7 +18,7 @@ import argparse
 import logging
 import os
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from itertools import islice
 from math import ceil
@@ -45,7 +45,9 @@ from dynsparse.paper_cli import Invocation, any_given, read_resume, translate
 from dynsparse.paper_flags import Parser, add_flags
 from dynsparse.runtime import Worker, print_to_reader, process_group
 from dynsparse.training.callbacks import standard_observers
+from dynsparse.training.checks import check_checkpoint, check_resume, check_sources, check_split, idle_warning
 from dynsparse.training.folder import (
+    Start,
     begun_by,
     checkpoints_of,
     find_start,
@@ -59,9 +61,10 @@ from dynsparse.training.loop import Trainer
 from dynsparse.training.network import Network, build_method, build_network, check_layers
 from dynsparse.training.start import NOTHING, Sources, checkpoint_of, missing_sources, read_sources, require_sources
 from dynsparse.training.stopping import StopFlag
-from pipelines.base import Data, Request
+from pipelines.base import Data, Request, TrainPipeline
 from pipelines.config import DataError
 from pipelines.order import Share
+from pipelines.position import Position
 from pipelines.preview import write_png
 
 
@@ -131,34 +134,82 @@ def config_of(checkpoint: str) -> Mapping[str, Any]:
     return config
 
 
-def check(config: RunConfig, worker: Worker, arguments: argparse.Namespace, resume: str | None) -> None:
-    """What can be known to fail before any process group or GPU is touched, all at once."""
+Rule = Callable[[], object]
+"""Raises UserError or DataError."""
+
+
+def require(rules: Sequence[Rule]) -> None:
+    """Raise UserError with all that the rules refuse."""
     problems: list[str] = []
-    rules: list[Callable[[], object]] = [
-        lambda: check_layers(config),
-        lambda: worker.backend(config.distributed.backend),
-    ]
-    if not arguments.evaluate:
-        rules.append(lambda: config.check_split(worker.world_size))
-    if not arguments.dry_run:
-        rules.append(config.data.check)
-        if not arguments.evaluate and resume is None and not is_later_attempt(config):
-            rules.append(lambda: require_sources(config))
     for rule in rules:
         try:
             rule()
         except (UserError, DataError) as error:
             problems += str(error).splitlines()
     if problems:
-        raise UserError(*problems)
+        raise UserError(*dict.fromkeys(problems))
 
 
-def check_folder(config: RunConfig, resume: str | None, *, overwrite: bool) -> None:
-    """Raise UserError where a start would find that the run's folder is another's, or in use."""
+def check(config: RunConfig, worker: Worker, arguments: argparse.Namespace, resume: str | None) -> None:
+    """What can be known to fail before any process group or GPU is touched, all at once."""
+    rules: list[Rule] = [
+        lambda: check_layers(config),
+        lambda: worker.backend(config.distributed.backend),
+    ]
+    if not arguments.evaluate:
+        rules.append(lambda: check_split(config, worker.world_size))
+    if not arguments.dry_run:
+        rules.append(config.data.check)
+        if not arguments.evaluate and resume is None and not is_later_attempt(config):
+            rules.append(lambda: require_sources(config))
+    require(rules)
+
+
+def check_more(config: RunConfig, worker: Worker, arguments: argparse.Namespace, resume: str | None) -> None:
+    """What a start would refuse later, as it reads, builds and takes its folder. Nothing is fetched or changed."""
+    if arguments.dry_run:
+        if not missing_sources(config):
+            check_sources(config)
+    elif arguments.preview:
+        check_data(config, worker)
+    elif arguments.evaluate:
+        path = checkpoint_of(arguments.evaluate)
+        require([lambda: check_checkpoint(config, read_run(path)), lambda: check_data(config, worker)])
+    else:
+        check_start(config, worker, resume, overwrite=arguments.overwrite)
+
+
+def check_start(config: RunConfig, worker: Worker, resume: str | None, *, overwrite: bool) -> None:
+    start = check_folder(config, resume, overwrite=overwrite)
+    if start is None:
+        require([lambda: check_sources(config), lambda: check_training(config, worker)])
+    elif not is_finished(config, start):
+        state = start.state
+        require([lambda: check_resume(config, state), lambda: check_training(config, worker, state)])
+
+
+def check_training(config: RunConfig, worker: Worker, saved: Mapping[str, Any] | None = None) -> None:
+    """Raise DataError for data that cannot be trained on, or other than a checkpoint's; warn if no weight will move."""
+    data = check_data(config, worker)
+    if saved is not None:
+        data.load_state_dict(saved["data"])
+    done = config.train.start_epoch * data.steps_per_epoch if saved is None else saved["progress"]["step"]
+    if warning := idle_warning(config, data.steps_per_epoch, done):
+        print(f"warning: {warning}", file=sys.stderr, flush=True)
+
+
+def check_data(config: RunConfig, worker: Worker) -> Position | TrainPipeline:
+    """Where training on the data begins. Raises DataError where building it would."""
+    return pipelines.position(config.data, data_request(config, worker))
+
+
+def check_folder(config: RunConfig, resume: str | None, *, overwrite: bool) -> Start | None:
+    """Where a start would go on. UserError where it would find that the run's folder is another's, or in use."""
     launch = torchrun.launch_id()
     RunLock(config.folder, launch).require_free(within=BEAT_SECONDS + 1)
-    find_start(config, resume=resume, overwrite=overwrite, launch=launch)
+    start = find_start(config, resume=resume, overwrite=overwrite, launch=launch)
     require_writable(config.folder)
+    return start
 
 
 def is_later_attempt(config: RunConfig) -> bool:
@@ -196,8 +247,7 @@ def run(arguments: argparse.Namespace, worker: Worker) -> None:
 def look(config: RunConfig, worker: Worker, arguments: argparse.Namespace, resume: str | None) -> None:
     """What is asked for in place of a run."""
     if arguments.check:
-        if not (arguments.evaluate or arguments.dry_run or arguments.preview):
-            check_folder(config, resume, overwrite=arguments.overwrite)
+        check_more(config, worker, arguments, resume)
     elif arguments.preview:
         preview(config, worker, arguments.preview)
     else:
@@ -250,7 +300,6 @@ def train_in_folder(
         checkpoints=checkpoints_of(config, launch) if worker.is_main else None,
         stop_requested=stop,
     )
-    trainer.check_batch()
     if start is not None:
         sync.together(lambda: trainer.load(start.state))
     sync.from_rank_0(lambda: take_folder(config, start, overwrite=overwrite, launch=launch))

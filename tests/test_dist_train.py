@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ import dist_train
 from dynsparse.config import RunConfig
 from dynsparse.training.checkpoint import read, write
 from dynsparse.training.loop import Trainer
+from tests.pipelines.pictures import numbered_folder
 from tests.training import runs
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
@@ -191,24 +192,160 @@ def test_everything_wrong_is_listed_at_once(call: Any, config: Path) -> None:
     assert err.count("error: ") == 3
 
 
+def assert_refused_beforehand(call: Any, folder: Path, *arguments: Any, parts: Sequence[str]) -> None:
+    """By --check as by a start, in the same line; --check changes nothing under `folder`."""
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+    looked = call(*arguments, "--check")
+    assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
+    started = call(*arguments)
+    assert_one_line(looked, *parts)
+    assert_one_line(started, *parts)
+    assert looked[2] == "".join(f"{line}\n" for line in started[2].splitlines() if line.startswith("error: "))
+
+
 @pytest.fixture
 def checkpoint(call: Any, config: Path, settings: RunConfig) -> Path:
     assert call("--config", config)[0] == 0
     return settings.folder / "checkpoints" / "latest.pt"
 
 
-def test_checkpoints_that_do_not_fit(call: Any, config: Path, checkpoint: Path) -> None:
+FRESH = [
+    (["train.global_batch_size=1"], ["global_batch_size is 1: one sample at a time", "BatchNorm needs at least 2"]),
+    (["train.micro_batches=7"], ["global_batch_size is 12: one sample at a time for each of 1 workers x 7 micro-"]),
+    (["data.samples=5"], ["global_batch_size is 12, the data set has 5 samples", "lower it to 5 or less"]),
+    (["data.validation_samples=90"], ["global_batch_size is 12, the data set has 10 samples"]),
+    (["data.validation_samples=100"], ["validation_samples is 100, the training set has 100 samples"]),
+    (["start.weights_from=FOLDER/nowhere", "--resume", "auto"], ["start.weights_from: checkpoint", "does not exist"]),
+    (["start.weights_from=FOLDER/bad.pt"], ["start.weights_from: checkpoint", "damaged or no checkpoint"]),
+    (
+        ["start.weights_from=FOLDER/runs/a", "model.hidden=[24, 13]"],
+        ["of another network: fc2.weight is 12x24 there"],
+    ),
+    (
+        ["start.masks_from=FOLDER/runs/a", "sparsity.exclude=[fc3.*]"],
+        ["fc3.weight is 10x12 in units of 1 there"],
+    ),
+    (["start.weights_from=FOLDER/runs/a", "method={name: pruning, after_epoch: 0}"], ["is sparse in fc1.weight"]),
+    (
+        ["start.masks_from=FOLDER/runs/a", "method.target_moves=256"],
+        ["target_moves is 256; the network has 255 ac"],
+    ),
+    (["runs=FOLDER/bad.pt"], ["bad.pt/b", "not a folder; set name= or runs="]),
+]
+
+
+def test_check_refuses_what_a_fresh_start_refuses(call: Any, config: Path, checkpoint: Path, tmp_path: Path) -> None:
+    (tmp_path / "bad.pt").write_bytes(b"no checkpoint")
+    for overrides, parts in FRESH:
+        words = [word.replace("FOLDER", str(tmp_path)) for word in overrides]
+        assert_refused_beforehand(call, tmp_path, "--config", config, "name=b", *words, parts=parts)
+
+
+def test_check_refuses_files_that_a_start_refuses(call: Any, config: Path, tmp_path: Path) -> None:
+    images = numbered_folder(tmp_path / "images", train=30, val=6)
+    (tmp_path / "bad.txt").write_text("train/ape/absent.png\n")
+    size = "image_size: 16, evaluation_resize: 16, number_of_classes: 3, threads: 1"
+    asked = ("--config", config, f"data={{name: imagenet, path: {images}, {size}}}")
+    assert call(*asked, "--check") == (0, "", "")
+    for overrides, parts in (
+        (["train.global_batch_size=31"], ["global_batch_size is 31, the data set has 30 samples"]),
+        (["data.validation_samples=30"], ["validation_samples is 30, the training set has 30 samples"]),
+        ([f"data.exclude={tmp_path / 'bad.txt'}"], ["data.exclude: ", "names 1 files that", "scan the folder again"]),
+        (["data.number_of_classes=4"], ["number_of_classes is 4", "has 3 class folders"]),
+    ):
+        assert_refused_beforehand(call, tmp_path, *asked, *overrides, parts=parts)
+        assert_refused_beforehand(call, tmp_path, *asked, *overrides, "--preview", "5", parts=parts)
+
+
+def test_check_refuses_what_a_dry_run_refuses(call: Any, config: Path, checkpoint: Path, tmp_path: Path) -> None:
+    asked = ("--config", config, "--dry-run", f"start.weights_from={checkpoint}")
+    assert call(*asked, "--check") == (0, "", "")
+    parts = ["of another network: fc2.weight"]
+    assert_refused_beforehand(call, tmp_path, *asked, "model.hidden=[24, 13]", parts=parts)
+    assert call("--config", config, "--dry-run", "start.weights_from=nowhere", "--check") == (0, "", "")
+
+
+def test_check_counts_the_workers(config: Path) -> None:
+    """As the launchers say how many there will be."""
+    launch = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "7", "LOCAL_WORLD_SIZE": "7"}
+    result = runs.dist_train("--config", config, "--check", "distributed.backend=gloo", **launch)
+    assert result.returncode == 2
+    assert "one sample at a time for each of 7 workers x 1 micro-batches" in result.stderr
+    assert result.stderr.count("\n") == 1
+
+
+def test_check_refuses_more_moves_than_weights(call: Any, config: Path, tmp_path: Path) -> None:
+    asked = ("--config", config, "method.target_moves=256")
+    assert_refused_beforehand(call, tmp_path, *asked, parts=["target_moves is 256; the network has 255 active units"])
+
+
+def test_check_lists_all_that_a_start_would_find(call: Any, config: Path, tmp_path: Path) -> None:
+    bad = ["start.weights_from=nowhere", "--resume", "auto", "data.samples=5"]
+    code, _, err = call("--config", config, *bad, "--check")
+    assert code == 2
+    assert [line.split(" ")[1] for line in err.splitlines()] == ["start.weights_from:", "train.global_batch_size"]
+
+
+def test_checkpoints_that_do_not_fit(call: Any, config: Path, checkpoint: Path, tmp_path: Path) -> None:
     resume = ("--config", config, "train.epochs=3", "--resume", checkpoint)
-    assert_one_line(call(*resume, "model.hidden=[24, 13]"), "of another model: fc2.weight is 12x24 there, 13x24 here")
-    assert_one_line(call(*resume, "model.hidden=[24]"), "of another model: fc2.weight is 12x24 there, 10x24 here")
-    assert_one_line(call(*resume, "sparsity.exclude=[fc3.*]"), "other sparse layers: fc3.weight")
-    assert_one_line(call(*resume, "method={name: static}"), "made with method dsr, this run has static")
-    assert_one_line(call(*resume, "train.optimizer={name: adamw}"), "made with optimizer sgd, this run has adamw")
-    assert_one_line(call(*resume, "sparsity.fc=0.7"), "made with sparsity.fc 0.8, this run has 0.7")
-    assert_one_line(call(*resume, "data.samples=99"), "the data have changed", "100 training samples then, 99 now")
-    assert_one_line(call(*resume, "train.global_batch_size=24"), "made with global_batch 12, this run has 24")
-    assert_one_line(call(*resume, "seed=4"), "made with seed 3, this run has 4")
-    assert_one_line(call("--evaluate", checkpoint, "model.hidden=[24, 13]"), "of another model")
+    for override, *parts in (
+        ("model.hidden=[24, 13]", "of another model: fc2.weight is 12x24 there, 13x24 here"),
+        ("model.hidden=[24]", "of another model: fc2.weight is 12x24 there, 10x24 here"),
+        ("sparsity.exclude=[fc3.*]", "other sparse layers: fc3.weight"),
+        ("method={name: static}", "made with method dsr, this run has static"),
+        ("train.optimizer={name: adamw}", "made with optimizer sgd, this run has adamw"),
+        ("sparsity.fc=0.7", "made with sparsity.fc 0.8, this run has 0.7"),
+        ("data.samples=99", "the data have changed", "100 training samples then, 99 now"),
+        ("data.validation_samples=10", "made with samples 100, this run has 90"),
+        ("train.global_batch_size=24", "made with global_batch 12, this run has 24"),
+        ("seed=4", "made with seed 3, this run has 4"),
+    ):
+        assert_refused_beforehand(call, tmp_path, *resume, override, parts=parts)
+    resume = ("--config", config, "train.epochs=3", "--resume", "auto", "method={name: static}")
+    assert_refused_beforehand(call, tmp_path, *resume, parts=["made with method dsr, this run has static"])
+    evaluate = ("--evaluate", checkpoint, "model.hidden=[24, 13]")
+    assert_refused_beforehand(call, tmp_path, *evaluate, parts=["of another model"])
+
+
+def test_check_of_a_finished_run_is_as_a_start_of_it(call: Any, config: Path, checkpoint: Path) -> None:
+    """Which has nothing to do, so that nothing need fit."""
+    asked = ("--config", config, "--resume", "auto", "data.samples=99", "model.hidden=[24, 13]")
+    assert call(*asked, "--check") == (0, "", "")
+    assert call(*asked)[0] == 0
+    assert call("--config", config, "--resume", "auto", "train.epochs=3", "--check") == (0, "", "")
+    assert call("--evaluate", checkpoint, "--check") == (0, "", "")
+
+
+@pytest.mark.parametrize(
+    ("method", "steps"),
+    [
+        ("{name: rigl, period: 100000}", 16),
+        ("{name: set, period: 3, stop_epoch: 0}", 16),
+        ("{name: dsr, period: 9, stop_epoch: 1, target_moves: 30}", 16),
+    ],
+)
+def test_a_method_that_will_move_nothing_is_warned_of(
+    call: Any, config: Path, method: str, steps: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    """By --check as by a start, in the same words."""
+    name = method.split(",")[0].removeprefix("{name: ")
+    expected = (
+        f"method {name} will move nothing in the {steps} steps to come (8 an epoch): see its period and stop_epoch"
+    )
+    asked = ("--config", config, f"method={method}")
+    assert call(*asked, "--check") == (0, "", f"warning: {expected}\n")
+    assert call(*asked)[0] == 0
+    assert expected in caplog.messages
+    assert call(*asked, "train.epochs=3", "--resume", "auto", "--check") == (
+        0,
+        "",
+        f"warning: {expected.replace(str(steps), '8')}\n",
+    )
+
+
+def test_a_method_that_will_move_weights_is_not_warned_of(call: Any, config: Path) -> None:
+    for method in ("{name: rigl, period: 8, until: 1.0}", "{name: static}", "{name: set, period: 8, stop_epoch: 2}"):
+        assert call("--config", config, f"method={method}", "--check") == (0, "", "")
 
 
 def test_damaged_and_absent_checkpoints(call: Any, config: Path, checkpoint: Path, settings: RunConfig) -> None:

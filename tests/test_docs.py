@@ -63,6 +63,8 @@ def test_the_data_set_of_the_guide_works(monkeypatch: pytest.MonkeyPatch, tmp_pa
         data = pipelines.build(asked, Request(0, 5, Share(), 5, None))
         assert [batch[0].shape for (batch,) in data.train.epoch()] == [(5, *asked.image_shape)] * 3
         assert sum(len(labels) for _, labels in data.test.batches()) == 7
+        at = pipelines.position(asked, Request(0, 5, Share(), 5, None))
+        assert at.steps_per_epoch == data.train.steps_per_epoch == 3
     with pytest.raises(DataError, match="put the file there"):
         names["FlowersSettings"](name="flowers", path="nowhere").check()
 

@@ -115,6 +115,8 @@ def read_run(path: Path) -> dict[str, Any]:
 def require_writable(folder: Path) -> None:
     """Raise UserError where it can be told without writing that `folder` cannot be made or written to."""
     there = next(one for one in (folder, *folder.absolute().parents) if os.path.exists(one))
+    if not os.path.isdir(there):
+        raise UserError(f"{folder}: not a folder; set name= or runs=")
     if not os.access(there, os.W_OK | os.X_OK, effective_ids=True):
         raise UserError(f"{folder}: cannot be written (in {there}: permission denied); set runs= to a folder that can")
 

@@ -141,17 +141,7 @@ class RunState:
         statistics become the mean over the old workers, and each worker's
         random state starts anew, for neither has a counterpart.
         """
-        theirs, ours = saved["config"], self.config
-        for kind, before, now in (
-            ("method", theirs["method"]["name"], ours.method.name),
-            ("optimizer", theirs["train"]["optimizer"]["name"], ours.train.optimizer.name),
-            ("sparsity.conv", theirs["sparsity"]["conv"], ours.sparsity.conv),
-            ("sparsity.fc", theirs["sparsity"]["fc"], ours.sparsity.fc),
-        ):
-            if before != now:
-                raise UserError(
-                    f"the checkpoint was made with {kind} {before}, this run has {now}; resume with the same"
-                )
+        check_settings(saved, self.config)
         self.load_network(saved)
         packing.unpack_optimizer(self.model, self.masks, self.optimizer, saved["optimizer"])
         self.method.load_state_dict(saved["method"])
@@ -177,12 +167,7 @@ class RunState:
 
     def load_network(self, saved: Mapping[str, Any]) -> None:
         """Masks, weights, and BatchNorm statistics as the mean over the ranks: enough to evaluate."""
-        check_fits(saved, self.model, self.masks)
-        if self.config.method.name == "tied" and saved["config"]["seed"] != self.config.seed:
-            raise UserError(
-                f"the checkpoint was made with seed {saved['config']['seed']}, this run has {self.config.seed}; "
-                f"the seed says which weights are tied: take the same"
-            )
+        check_fits(saved, self.config, self.model, self.masks)
         self.masks.load_state_dict(saved["masks"])
         packing.unpack_weights(self.model, self.masks, saved["weights"])
         packing.unpack_buffers(self.model, _mean_buffers(saved["ranks"]))
@@ -200,7 +185,20 @@ def _mean_buffers(ranks: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
     return packing.mean_buffers([rank["buffers"] for rank in ranks])
 
 
-def check_fits(state: Mapping[str, Any], model: nn.Module, masks: MaskSet) -> None:
+def check_settings(state: Mapping[str, Any], config: RunConfig) -> None:
+    """Raise UserError if the state was made with another method, optimizer or sparsity, for which it means nothing."""
+    theirs = state["config"]
+    for kind, before, now in (
+        ("method", theirs["method"]["name"], config.method.name),
+        ("optimizer", theirs["train"]["optimizer"]["name"], config.train.optimizer.name),
+        ("sparsity.conv", theirs["sparsity"]["conv"], config.sparsity.conv),
+        ("sparsity.fc", theirs["sparsity"]["fc"], config.sparsity.fc),
+    ):
+        if before != now:
+            raise UserError(f"the checkpoint was made with {kind} {before}, this run has {now}; resume with the same")
+
+
+def check_fits(state: Mapping[str, Any], config: RunConfig, model: nn.Module, masks: MaskSet) -> None:
     """Raise UserError if the state is of another model or of other sparse layers, naming what differs."""
     sparse = {name: tuple(layer["shape"]) for name, layer in state["masks"]["layers"].items()}
     theirs = {name: sparse.get(name, tuple(value.shape)) for name, value in state["weights"].items()}
@@ -219,6 +217,11 @@ def check_fits(state: Mapping[str, Any], model: nn.Module, masks: MaskSet) -> No
                 f"the checkpoint has other sparse layers: {name} differs in granularity or is sparse in one only; "
                 f"use its sparsity.granularity, include and exclude"
             )
+    if config.method.name == "tied" and state["config"]["seed"] != config.seed:
+        raise UserError(
+            f"the checkpoint was made with seed {state['config']['seed']}, this run has {config.seed}; "
+            f"the seed says which weights are tied: take the same"
+        )
 
 
 def _shape(shape: tuple[int, ...] | None) -> str:
