@@ -28,15 +28,11 @@ class KeptWeights:
         self.masks = masks
         self.relies = True
         """Whether the optimizers are relied on to leave 0 at 0; if not, weights are masked after each step."""
-        self.places = list(_places_of(model, masks))
+        self.held = [(module, weight) for module, _, weight in _places_of(model, masks)]
+        """Each module that holds a sparse weight, with the weight; of a model without any, all of its parameters."""
         self._edges = list(_edges_of(model, masks))
         self._watched = WATCHED_STEPS
         self._versions = self._current_versions()
-
-    @property
-    def held(self) -> list[tuple[nn.Module, nn.Parameter]]:
-        """Each module that holds a sparse weight, with the weight; of a model without any, all of its parameters."""
-        return [(module, weight) for module, _, weight in self.places]
 
     def are_intact(self) -> bool:
         """Whether the same tensors are in the same modules."""
