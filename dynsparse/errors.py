@@ -26,12 +26,25 @@ class UserError(ValueError):
         self.lines = lines
 
 
+class StorageError(UserError):
+    """What a file system refuses at the moment. Said as bad input at a first start; what goes on waits for it."""
+
+
+class StorageFaultError(RuntimeError):
+    """The storage of a run that goes on has been away for too long. Another attempt may find it."""
+
+
 class DesyncError(RuntimeError):
     """Ranks hold different masks or weights (`distributed.on_desync: abort`)."""
 
 
 class StopRequested(Exception):  # noqa: N818 - a request, not an error
     """Every rank leaves at the same step; a checkpoint has been saved."""
+
+
+def one_line(text: object) -> str:
+    """With escapes for what is not printable: names may hold line ends, tabs, and bytes that are no text."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in str(text))
 
 
 def nearest(word: str, known: Iterable[str]) -> str:

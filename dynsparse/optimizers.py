@@ -64,6 +64,12 @@ class AdamWSettings(Settings):
         )
 
 
+STATE_KEYS = {
+    "sgd": frozenset({"momentum_buffer"}),
+    "adamw": frozenset({"step", "exp_avg", "exp_avg_sq"}),
+}
+"""What each keeps of a parameter, once it has made a step."""
+
 _SOUND = (
     optim.SGD,
     optim.Adam,

@@ -213,6 +213,12 @@ class Method:
     def state_dict(self) -> dict[str, Any]:
         return {}
 
+    def check_state(self, state: Mapping[str, Any], layers: Mapping[str, tuple[Sequence[int], int]]) -> None:
+        """Raise ValueError, beginning with the key, or KeyError, for what `state_dict` does not give.
+
+        `layers`: shape and active weights of each. Needs no `prepare`: nothing is built yet.
+        """
+
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take over a saved state; the masks given to `prepare` have been restored before."""
         assert not state, f"{type(self).__name__} keeps no state, yet {sorted(state)} was saved"

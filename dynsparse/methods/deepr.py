@@ -93,6 +93,12 @@ class DeepR(Dynamic):
         born = {layer.name: self.born_negative(layer) for layer in self.masks}
         return {"negative": {name: pack_bits(bits.view(-1)) for name, bits in born.items()}}
 
+    def check_state(self, state: Mapping[str, Any], layers: Mapping[str, tuple[Sequence[int], int]]) -> None:
+        for name, (_, active) in layers.items():
+            bits = state["negative"][name]
+            if not isinstance(bits, Tensor) or (bits.dtype, bits.shape) != (torch.uint8, (-(-active // 8),)):
+                raise ValueError(f"negative.{name} is not a bit for each active weight")
+
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         for layer in self.masks:
             bits = unpack_bits(state["negative"][layer.name], layer.active_weights)

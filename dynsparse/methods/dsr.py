@@ -88,6 +88,11 @@ class Dsr(Dynamic):
     def state_dict(self) -> dict[str, Any]:
         return {"threshold": self.threshold}
 
+    def check_state(self, state: Mapping[str, Any], layers: Mapping[str, tuple[Sequence[int], int]]) -> None:
+        threshold = state["threshold"]
+        if not isinstance(threshold, float) or not 0 <= threshold < float("inf"):
+            raise ValueError("threshold is no positive number")
+
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.threshold = state["threshold"]
 

@@ -79,6 +79,14 @@ class SparseMomentum(Dynamic):
     def state_dict(self) -> dict[str, Any]:
         return {"momentum": {name: value.cpu().clone() for name, value in self.momentum.items()}}
 
+    def check_state(self, state: Mapping[str, Any], layers: Mapping[str, tuple[Sequence[int], int]]) -> None:
+        for name, (shape, _) in layers.items():
+            value = state["momentum"][name]
+            if not isinstance(value, Tensor) or list(value.shape) != list(shape) or not value.is_floating_point():
+                raise ValueError(f"momentum.{name} is not of its layer's shape")
+        if strange := state["momentum"].keys() - layers.keys():
+            raise ValueError(f"momentum.{min(strange)} is of no such layer")
+
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         for name, value in state["momentum"].items():
             self.momentum[name].copy_(value)

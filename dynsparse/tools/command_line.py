@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any, NoReturn
 
-from dynsparse.errors import UserError
+from dynsparse.errors import UserError, one_line
 
 
 class Parser(argparse.ArgumentParser):
@@ -16,8 +16,3 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{one_line(message)}; see {self.prog} --help")
-
-
-def one_line(text: object) -> str:
-    """With escapes for what is not printable: a folder's name may hold line ends, tabs, and bytes that are no text."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in str(text))

@@ -11,8 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dynsparse.errors import one_line
 from dynsparse.runtime import print_to_reader
-from dynsparse.tools.command_line import Parser, one_line
+from dynsparse.tools.command_line import Parser
 from dynsparse.tools.opening import Opened, looking_up, open_checkpoint, run_of
 from dynsparse.training.network import align
 from dynsparse.training.start import checkpoint_of

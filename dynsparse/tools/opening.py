@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import warnings
-import zipfile
-import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,15 +9,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
+from dynsparse import files
 from dynsparse.config import RunConfig, parse
 from dynsparse.distributed.digest import mask_digest, weight_digest
-from dynsparse.errors import UserError
-from dynsparse.tools.invariants import problems
-from dynsparse.training.folder import read_run
+from dynsparse.errors import UserError, one_line
+from dynsparse.training.checks import check_model
 from dynsparse.training.network import Network, build_network
 from dynsparse.training.packing import mean_buffers, unpack_buffers, unpack_weights
-from dynsparse.training.state import versions
+from dynsparse.training.saved import read_run
+from dynsparse.training.state import check_fits, versions
 
 
 @dataclass(frozen=True)
@@ -69,45 +67,22 @@ def looking_up(source: str | Path) -> Iterator[None]:
 def open_checkpoint(path: Path) -> Opened:
     """UserError, a line for each thing that is wrong, for what cannot be had, is damaged, or does not hold together."""
     with looking_up(path):
-        problem = archive_problem(path)
-    if problem:
-        raise UserError(f"checkpoint {path}: {problem}; use an earlier one of the run, or another")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # Of torch, that what it finds in another file is in beta.
         saved = read_run(path)
     config = _config(path, saved)
     try:
+        check_model(config, saved)
         network = build_network(config, torch.device("cpu"))
-        found = problems(saved, network)
+        check_fits(saved, config, network.model, network.masks)
     except UserError as error:
-        raise UserError(*(f"checkpoint {path}: {line}" for line in error.lines)) from None
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
-        found = [f"its parts are not as dynsparse writes them ({type(error).__name__}: {error})"]
+        raise UserError(*(one_line(f"checkpoint {path}: {line}") for line in error.lines)) from None
+    found = list(not_finite(saved))
     if not found:
         _load(network, saved)
         opened = Opened(path, saved, config, network, *_digests(network))
         found = _against_summary(opened)
     if found:
-        raise UserError(*(f"checkpoint {path}: {problem}; use an earlier one of the run" for problem in found))
+        raise UserError(*(one_line(f"checkpoint {path}: {one}; use an earlier one of the run") for one in found))
     return opened
-
-
-def archive_problem(path: Path) -> str | None:
-    """What is wrong with the file as an archive, as far as that tells. None for one that is not there.
-
-    OSError if it may not be read.
-    """
-    if not path.is_file():
-        return None
-    path.open("rb").close()  # Else it would pass for no archive.
-    if not zipfile.is_zipfile(path):
-        return "is empty" if path.stat().st_size == 0 else "is no archive: cut short, or no checkpoint"
-    try:
-        with zipfile.ZipFile(path) as archive:
-            damaged = archive.testzip()
-    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, NotImplementedError) as error:
-        return f"is damaged ({error})"
-    return None if damaged is None else f"is damaged in its entry {damaged}"
 
 
 def _config(path: Path, saved: Mapping[str, Any]) -> RunConfig:
@@ -116,9 +91,23 @@ def _config(path: Path, saved: Mapping[str, Any]) -> RunConfig:
     except UserError as error:
         theirs, ours = saved["versions"].get("dynsparse"), versions()["dynsparse"]
         raise UserError(
-            *(f"checkpoint {path}: {line}" for line in error.lines),
-            f"checkpoint {path}: written by dynsparse {theirs}, this is {ours}; use the version that wrote it",
+            *(one_line(f"checkpoint {path}: {line}") for line in error.lines),
+            one_line(f"checkpoint {path}: written by dynsparse {theirs}, this is {ours}; use that version"),
         ) from None
+
+
+def not_finite(saved: Mapping[str, Any]) -> Iterator[str]:
+    """Of the stored weights, moments and statistics, those that are no finite numbers."""
+    initial = saved.get("initial_weights", {})
+    stored = [(f"{name}: weights", value) for name, value in saved["weights"].items()]
+    stored += [(f"{name}: {key}", value) for name, state in saved["optimizer"].items() for key, value in state.items()]
+    stored += [(f"{name}: initial weights", value) for name, value in initial.items()]
+    for number, rank in enumerate(saved["ranks"]):
+        stored += [(f"{name}: of rank {number}", value) for name, value in rank["buffers"].items()]
+    for what, value in stored:
+        wrong = int((~value.isfinite()).count_nonzero()) if isinstance(value, Tensor) else 0
+        if wrong:
+            yield f"{what}: {wrong:,} of {value.numel():,} values are no finite numbers"
 
 
 def _load(network: Network, saved: Mapping[str, Any]) -> None:
@@ -148,7 +137,6 @@ def _summary(path: Path) -> Mapping[str, Any] | None:
     if path.absolute().parent.name != "checkpoints" or path.suffix != ".pt":
         return None
     try:
-        content = json.loads((path.absolute().parents[1] / "summary.json").read_text(encoding="utf-8"))
+        return files.json_object(files.read_bytes(path.absolute().parents[1] / "summary.json"))
     except (OSError, ValueError):
         return None
-    return content if isinstance(content, dict) else None

@@ -11,9 +11,9 @@ from torch import nn
 from dynsparse.config import RunConfig
 from dynsparse.errors import UserError
 from dynsparse.methods.base import Schedule, idle_words
-from dynsparse.training.network import Network, build_method, build_network
+from dynsparse.training.network import Network, build_method, build_network, build_without_weights
 from dynsparse.training.start import NOTHING, Sources, read_sources
-from dynsparse.training.state import check_fits, check_settings
+from dynsparse.training.state import check_fits, check_settings, check_shapes
 
 
 def samples_at_once(config: RunConfig, workers: int) -> int:
@@ -41,9 +41,7 @@ def check_split(config: RunConfig, workers: int) -> None:
     Takes no memory: the model is built without weights.
     """
     config.check_split(workers)
-    with torch.device("meta"):
-        model = config.model.build(config.data.image_shape, config.data.classes)
-    check_batch(model, config, workers)
+    check_batch(build_without_weights(config), config, workers)
 
 
 def check_sources(config: RunConfig) -> None:
@@ -61,8 +59,15 @@ def check_resume(config: RunConfig, saved: Mapping[str, Any]) -> None:
 
 def check_checkpoint(config: RunConfig, saved: Mapping[str, Any]) -> None:
     """Raise UserError for a checkpoint that is not of the config's network."""
+    check_model(config, saved)
     network = _build(config, NOTHING)
     check_fits(saved, config, network.model, network.masks)
+
+
+def check_model(config: RunConfig, saved: Mapping[str, Any]) -> None:
+    """The same as far as the model's shapes tell, before it takes any memory: a checkpoint's config may ask for any."""
+    if config.method.name != "tied":  # Its weights get other names.
+        check_shapes(saved, build_without_weights(config))
 
 
 def _build(config: RunConfig, sources: Sources) -> Network:

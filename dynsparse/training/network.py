@@ -96,7 +96,7 @@ def build_network(config: RunConfig, device: torch.device, sources: Sources = NO
     and for sources that do not fit.
     """
     torch.manual_seed(seed_for(config.seed, "fresh") if sources.wants_fresh_weights else config.seed)
-    model = config.model.build(config.data.image_shape, config.data.classes)
+    model = _model(config)
     specs = layer_specs(config, model)
     sources.load_weights(model)
     model.to(device)
@@ -119,6 +119,20 @@ def build_network(config: RunConfig, device: torch.device, sources: Sources = NO
     return Network(model, MaskSet(model, specs, active, seed=config.seed), initial_weights=initial)
 
 
+def build_without_weights(config: RunConfig) -> nn.Module:
+    """The config's model on torch's meta device: it takes no memory. UserError for one that torch cannot make."""
+    with torch.device("meta"):
+        return _model(config)
+
+
+def _model(config: RunConfig) -> nn.Module:
+    try:
+        return config.model.build(config.data.image_shape, config.data.classes)
+    except (RuntimeError, OverflowError, MemoryError) as error:
+        reason = str(error).splitlines()[0] if str(error) else "it takes too much memory"
+        raise UserError(f"model: cannot be built ({reason}); make it smaller") from None
+
+
 def _active_units(config: RunConfig, specs: Sequence[LayerSpec]) -> dict[str, int]:
     """Active units of each layer at the start, as the config's sparsity and method say."""
     share: dict[Kind, float] = {"conv": config.sparsity.conv, "fc": config.sparsity.fc}
@@ -136,8 +150,9 @@ def check_layers(config: RunConfig) -> None:
 
     Takes no memory: the model is built without weights.
     """
+    model = build_without_weights(config)
     with torch.device("meta"):
-        specs = layer_specs(config, config.model.build(config.data.image_shape, config.data.classes))
+        specs = layer_specs(config, model)
         counts = _active_units(config, specs)
     if config.start.masks_from is None:  # Those decide how much is active: see `checks.check_sources`.
         build_method(config, specs).check(specs, counts)

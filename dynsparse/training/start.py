@@ -18,11 +18,12 @@ import torch
 from torch import Tensor, nn
 
 from dynsparse.config import RunConfig
-from dynsparse.errors import UserError
+from dynsparse.errors import StorageError, UserError
 from dynsparse.masks import LayerSpec
 from dynsparse.masks.maskset import unpack_bits
 from dynsparse.training import packing
-from dynsparse.training.checkpoint import CheckpointFolder, is_whole, read
+from dynsparse.training.checkpoint import CheckpointFolder
+from dynsparse.training.saved import read_run
 
 log = logging.getLogger(__name__)
 
@@ -45,13 +46,17 @@ def checkpoint_of(source: str) -> Path:
 
 def _latest(folder: Path) -> Path:
     latest = folder / "latest.pt"
-    if is_whole(latest):
-        return latest
-    found = CheckpointFolder(folder, keep=1).newest()
-    if found is None:
-        return latest
-    log.warning("%s is damaged or missing; %s is taken instead", latest, found[0])
-    return found[0]
+    try:
+        read_run(latest)
+    except StorageError:
+        raise
+    except UserError:
+        found = CheckpointFolder(folder, keep=1).newest(read_run)
+        if found is None:
+            return latest
+        log.warning("%s is damaged or missing; %s is taken instead", latest, found[0])
+        return found[0]
+    return latest
 
 
 @dataclass(frozen=True)
@@ -126,14 +131,9 @@ def _read(source: str | None, key: str) -> State | None:
     if source is None:
         return None
     try:
-        saved = read(checkpoint_of(source))
+        return read_run(checkpoint_of(source))
     except UserError as error:
         raise UserError(*(f"start.{key}: {line}" for line in error.lines)) from None
-    if lacking := {"weights", "masks", "ranks"} - saved.keys():
-        raise UserError(
-            f"start.{key}: {source} lacks {', '.join(sorted(lacking))}; name a run, or one of its checkpoints"
-        )
-    return saved
 
 
 def missing_sources(config: RunConfig) -> list[str]:

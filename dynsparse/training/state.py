@@ -5,8 +5,8 @@ from __future__ import annotations
 import logging
 import platform
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from typing import Any, ClassVar
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any
 
 import torch
 from torch import Tensor, nn, optim
@@ -70,18 +70,6 @@ class RunState:
     What is the same on every rank is stored once; BatchNorm statistics, random
     state and the running sums of an epoch stand by rank.
     """
-
-    PARTS: ClassVar[tuple[str, ...]] = (
-        "config",
-        "versions",
-        "progress",
-        "weights",
-        "masks",
-        "optimizer",
-        "method",
-        "data",
-        "ranks",
-    )
 
     config: RunConfig
     worker: Worker
@@ -149,7 +137,7 @@ class RunState:
         self.train_data.load_state_dict(saved["data"])
         for rank in saved["ranks"]:  # Older checkpoints know of none.
             self.train_data.avoid(rank.get("bad_samples", {}))
-        self.progress = Progress(**saved["progress"])
+        self.progress = _progress(saved["progress"], self.progress)
         ranks = saved["ranks"]
         if len(ranks) == self.worker.world_size:
             self.load_of_this_rank(ranks[self.worker.rank])
@@ -181,6 +169,12 @@ def versions() -> dict[str, str]:
     return {"dynsparse": __version__, "torch": str(torch.__version__), "python": platform.python_version()}
 
 
+def _progress(saved: Mapping[str, Any], ours: Progress) -> Progress:
+    """Of another version there may be less, or more."""
+    known = {one.name: saved[one.name] for one in fields(Progress) if one.name in saved}
+    return Progress(**{**known, "initial_active": {**ours.initial_active, **known.get("initial_active", {})}})
+
+
 def _mean_buffers(ranks: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
     return packing.mean_buffers([rank["buffers"] for rank in ranks])
 
@@ -200,15 +194,7 @@ def check_settings(state: Mapping[str, Any], config: RunConfig) -> None:
 
 def check_fits(state: Mapping[str, Any], config: RunConfig, model: nn.Module, masks: MaskSet) -> None:
     """Raise UserError if the state is of another model or of other sparse layers, naming what differs."""
-    sparse = {name: tuple(layer["shape"]) for name, layer in state["masks"]["layers"].items()}
-    theirs = {name: sparse.get(name, tuple(value.shape)) for name, value in state["weights"].items()}
-    ours = {name: tuple(value.shape) for name, value in model.named_parameters()}
-    for name in [*ours, *theirs]:
-        if ours.get(name) != theirs.get(name):
-            raise UserError(
-                f"the checkpoint is of another model: {name} is {_shape(theirs.get(name))} there, "
-                f"{_shape(ours.get(name))} here; use the config that it was made with"
-            )
+    check_shapes(state, model)
     mine = {layer.name: layer.spec.mask_dims for layer in masks}
     saved = {name: layer["mask_dims"] for name, layer in state["masks"]["layers"].items()}
     for name in [*mine, *saved]:
@@ -224,5 +210,32 @@ def check_fits(state: Mapping[str, Any], config: RunConfig, model: nn.Module, ma
         )
 
 
+def check_shapes(state: Mapping[str, Any], model: nn.Module) -> None:
+    """Raise UserError if the state is of another model. Of `model` its shapes matter, not its weights."""
+    sparse = {name: tuple(layer["shape"]) for name, layer in state["masks"]["layers"].items()}
+    theirs = {name: sparse.get(name, tuple(value.shape)) for name, value in state["weights"].items()}
+    ours = {name: tuple(value.shape) for name, value in model.named_parameters()}
+    for name in [*ours, *theirs]:
+        if ours.get(name) != theirs.get(name):
+            raise UserError(
+                f"the checkpoint is of another model: {name} is {_shape(theirs.get(name))} there, "
+                f"{_shape(ours.get(name))} here; use the config that it was made with"
+            )
+    for number, rank in enumerate(state["ranks"]):
+        _check_buffers(rank["buffers"], model, f"rank {number}")
+
+
+def _check_buffers(theirs: Mapping[str, Tensor], model: nn.Module, where: str) -> None:
+    """Raise UserError unless they are those of the model, such as BatchNorm's statistics."""
+    ours = {name: tuple(value.shape) for name, value in packing.buffers(model).items()}
+    saved = {name: tuple(value.shape) for name, value in theirs.items()}
+    for name in [*ours, *saved]:
+        if ours.get(name) != saved.get(name):
+            raise UserError(
+                f"the checkpoint is of another model: {name} of {where} is {_shape(saved.get(name))} there, "
+                f"{_shape(ours.get(name))} here; use the config that it was made with"
+            )
+
+
 def _shape(shape: tuple[int, ...] | None) -> str:
-    return "absent" if shape is None else "x".join(map(str, shape))
+    return "absent" if shape is None else "x".join(map(str, shape)) or "a number"

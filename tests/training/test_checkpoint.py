@@ -17,6 +17,7 @@ from dynsparse.errors import UserError
 from dynsparse.masks.maskset import pack_bits
 from dynsparse.training import checkpoint
 from dynsparse.training.checkpoint import CheckpointFolder, checksum, read, set_aside_after, write
+from dynsparse.training.checkpoint import folder as checkpoint_folder
 from dynsparse.training.loop import Trainer
 from tests.training import runs
 
@@ -105,7 +106,7 @@ def test_a_truncated_file_is_refused(tmp_path: Path, kept: int) -> None:
     path = tmp_path / "a.pt"
     write(path, state())
     path.write_bytes(path.read_bytes()[:kept])
-    with pytest.raises(UserError, match=r"a\.pt: damaged or no checkpoint; use an earlier one"):
+    with pytest.raises(UserError, match=r"a\.pt: damaged or no checkpoint \(is .*\); use an earlier one"):
         read(path)
 
 
@@ -217,20 +218,136 @@ def test_a_lost_initial_state_is_not_forgotten(tmp_path: Path, small_disk: None)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["best.pt", "latest.pt", "step-000000005.pt"]
 
 
-def test_a_run_without_its_initial_state_ends_with_the_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    write, steps = checkpoint.write, []
+def failing(monkeypatch: pytest.MonkeyPatch, fails: Callable[[Path, int], bool]) -> list[tuple[str, int]]:
+    """Let writing fail where `fails` says so, of file and step. Returns what is written."""
+    write, written = checkpoint.write, []
 
-    def fails_at_first(path: Path, content: Any) -> None:
-        steps.append(content["progress"]["step"])
-        if steps == [0]:
+    def tried(path: Path, content: Any, before: Callable[[], None]) -> None:
+        if fails(path, content["progress"]["step"]):
             raise OSError("disk full")
-        write(path, content)
+        write(path, content, before)
+        written.append((path.name, content["progress"]["step"]))
 
-    monkeypatch.setattr(checkpoint, "write", fails_at_first)
+    monkeypatch.setattr(checkpoint_folder, "write", tried)
+    return written
+
+
+def test_a_run_without_its_initial_state_ends_with_the_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    written = failing(monkeypatch, lambda path, step: step == 0)
     trainer = runs.trainer(runs.config(), checkpoints=CheckpointFolder(tmp_path, keep=2))
     with pytest.raises(UserError, match=r"initial\.pt: could not be written .*start anew with --overwrite"):
         trainer.fit()
-    assert steps == [0, 8, 16]
+    assert [step for _, step in written] == [8, 16]
+
+
+def test_what_could_not_be_written_is_written_with_the_next_save(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The best state as it was then, not that of the next save."""
+    folder, full = CheckpointFolder(tmp_path, keep=1), {0, 5}
+    written = failing(monkeypatch, lambda path, step: step in full)
+    folder.save(state(0), 0, initial=True)
+    folder.save(state(5), 5, best=True)
+    assert folder.failure is not None
+    assert (written, list(tmp_path.iterdir())) == ([], [])
+    full.clear()
+    folder.save(state(10), 10)
+    assert folder.failure is None
+    steps = {name: read(tmp_path / f"{name}.pt")["progress"]["step"] for name in ("initial", "best", "latest")}
+    assert steps == {"initial": 0, "best": 5, "latest": 10}
+    assert written == [("step-000000010.pt", 10), ("best.pt", 5), ("initial.pt", 0)]
+    assert folder._unwritten == {}, "nothing is kept in memory"
+
+
+def test_what_could_not_be_written_is_tried_again_without_a_save(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of two best states the later one; the file of its step is best.pt too, and an older save after it is not."""
+    folder, full = CheckpointFolder(tmp_path, keep=3), {5, 10}
+    written = failing(monkeypatch, lambda path, step: step in full)
+    folder.save(state(5), 5, best=True)
+    folder.save(state(10), 10, best=True)
+    folder.retry()
+    folder.wait()
+    assert not written, "not before its time"
+    full.clear()
+    folder.retry(now=True)
+    folder.wait()
+    assert folder.failure is None
+    assert written == [("step-000000010.pt", 10)]
+    assert (tmp_path / "best.pt").samefile(tmp_path / "step-000000010.pt")
+    assert (tmp_path / "latest.pt").samefile(tmp_path / "step-000000010.pt")
+
+
+def test_two_saves_after_one_step_are_two_states(tmp_path: Path) -> None:
+    """As at an epoch's end where a save is due by steps as well."""
+    folder = CheckpointFolder(tmp_path, keep=2)
+    folder.save({**state(8), "epoch": 0}, 8)
+    folder.save({**state(8), "epoch": 1}, 8, best=True)
+    assert [read(tmp_path / f"{name}.pt")["epoch"] for name in ("step-000000008", "latest", "best")] == [1, 1, 1]
+
+
+def test_the_guard_is_asked_before_each_change(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The partial file, of a name of its own, aside. Nothing changes once the guard has said that the storage is gone,
+    at whichever of its calls."""
+    asked: list[int] = []
+    fails_at: list[int] = []
+
+    def guard() -> None:
+        asked.append(0)
+        if len(asked) in fails_at:
+            raise OSError("gone")
+
+    def watched(act: Callable[..., Any]) -> Callable[..., Any]:
+        def call(path: Path, *others: Any, **options: Any) -> Any:
+            if act is not os_unlink or not str(path).endswith(".partial"):
+                assert asked.pop() == 0
+                asked.append(1)
+            return act(path, *others, **options)
+
+        return call
+
+    os_unlink = Path.unlink
+    for owner, name in ((os, "link"), (os, "replace"), (Path, "unlink")):
+        monkeypatch.setattr(owner, name, watched(getattr(owner, name)))
+    folder = CheckpointFolder(tmp_path, keep=1, guard=guard)
+    folder.save(state(5), 5, best=True)
+    asked.clear()
+    folder.save(state(10), 10, best=True)
+    assert len(asked) == 8, "two starts, a new file, two names of two changes each, an old file removed"
+    before = {path.name: path.stat().st_ino for path in tmp_path.iterdir()}
+    for calls in ([1, 2], [2, 4]):  # Of the newest and the best: before anything, and before the file has its name.
+        fails_at[:] = calls
+        asked.clear()
+        folder.save(state(15), 15, best=True)
+        assert folder.failure is not None
+        assert {path.name: path.stat().st_ino for path in tmp_path.iterdir()} == before
+
+
+THINGS: dict[str, Callable[[Path], object]] = {
+    "folder": lambda path: (path / "full").mkdir(parents=True),
+    "pipe": lambda path: os.mkfifo(path),
+    "link": lambda path: path.symlink_to(path.parent.parent / "target"),
+}
+
+
+@pytest.mark.parametrize("thing", THINGS)
+def test_things_in_the_way_are_moved_aside(tmp_path: Path, thing: str, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "target").write_text("not ours")
+    place = tmp_path / "checkpoints"
+    place.mkdir()
+    names = ("step-000000005.pt", "latest.pt", "best.pt", "initial.pt", "step-000000001.pt", "step-000000009.pt")
+    for name in (*names, "latest.partial", "step-000000005.pt.partial"):
+        THINGS[thing](place / name)
+    folder = CheckpointFolder(place, keep=2)
+    folder.save(state(5), 5, best=True, initial=True)
+    folder.save(state(10), 10)
+    assert folder.failure is None
+    steps = {name: read(place / f"{name}.pt")["progress"]["step"] for name in ("initial", "best", "latest")}
+    assert steps == {"initial": 5, "best": 5, "latest": 10}
+    assert "latest.pt is a " in caplog.text
+    assert "moved to latest.pt.aside" in caplog.text
+    assert (tmp_path / "target").read_text() == "not ours"
 
 
 def test_a_file_reaches_the_disk_before_it_gets_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -280,7 +397,7 @@ def test_names_lead_to_whole_files_all_the_time(
 
     if not hard_links:
         monkeypatch.setattr(os, "link", no_links)
-    for owner, names in ((os, ("link", "replace", "fsync")), (Path, ("unlink",)), (shutil, ("copyfile",))):
+    for owner, names in ((os, ("link", "replace", "fsync")), (Path, ("unlink",)), (shutil, ("copyfileobj",))):
         for name in names:
             monkeypatch.setattr(owner, name, watched(getattr(owner, name)))
     folder.save(state(10), 10, best=True)

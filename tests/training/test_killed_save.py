@@ -14,6 +14,7 @@ import torch
 from dynsparse.errors import UserError
 from dynsparse.training import checkpoint
 from dynsparse.training.checkpoint import CheckpointFolder, read
+from dynsparse.training.checkpoint import file as checkpoint_file
 
 _CONTEXT = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload(["dynsparse.training.checkpoint"])
@@ -58,14 +59,14 @@ class Mortal:
         save_deflated(content, file)
 
 
-save_deflated = checkpoint.save_deflated
+save_deflated = checkpoint_file.save_deflated
 
 
 def save_until_killed(folder: Path, n: int) -> None:
     """Saves after steps 10 and 15, each the best so far, in the background, to a folder that has step 5."""
     CheckpointFolder(folder, keep=2).save(state(5), 5, best=True)
     mortal = Mortal(n)
-    checkpoint.save_deflated = mortal.save_deflated
+    checkpoint_file.save_deflated = mortal.save_deflated
     for name in ("replace", "link", "fsync"):
         setattr(os, name, mortal.before(getattr(os, name)))
     Path.unlink = mortal.before(Path.unlink)  # type: ignore[method-assign]
@@ -111,7 +112,7 @@ def test_killed_before_each_thing_that_a_save_does(tmp_path: Path) -> None:
 
 def test_what_a_killed_save_left_goes_when_the_run_is_resumed(tmp_path: Path) -> None:
     CheckpointFolder(tmp_path, keep=2).save(state(5), 5)
-    (tmp_path / "step-000000010.partial").write_bytes(b"half a file")
+    (tmp_path / "step-000000010.pt.0123abcd.partial").write_bytes(b"half a file")
     checkpoint.set_aside_after(tmp_path, 5)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["latest.pt", "step-000000005.pt"]
 

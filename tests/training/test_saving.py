@@ -16,8 +16,8 @@ from dynsparse.errors import UserError
 from dynsparse.runtime import Worker
 from dynsparse.training import checkpoint
 from dynsparse.training.callbacks import Callback, StepReport
-from dynsparse.training.checkpoint import CheckpointFolder, checksum, read
-from dynsparse.training.saving import InBackground, SaveTimer
+from dynsparse.training.checkpoint import CheckpointFolder, InBackground, SaveTimer, checksum, read
+from dynsparse.training.checkpoint import folder as checkpoint_folder
 from tests.ranks import run_distributed
 from tests.training import runs
 
@@ -105,13 +105,13 @@ def test_a_disk_that_is_too_slow_is_told_once(
         clock.now += 7
         return clock.now
 
-    def slow(path: Path, content: Any) -> None:
+    def slow(path: Path, content: Any, before: Callable[[], None]) -> None:
         assert gate.wait(60)
         gate.clear()
-        write(path, content)
+        write(path, content, before)
 
-    monkeypatch.setattr(checkpoint.time, "monotonic", look_at_the_clock)
-    monkeypatch.setattr(checkpoint, "write", slow)
+    monkeypatch.setattr(checkpoint_folder.time, "monotonic", look_at_the_clock)
+    monkeypatch.setattr(checkpoint_folder, "write", slow)
     for step in (1, 2, 3):
         assert folder.has_written(within=60)
         folder.begin(lambda step=step: state(step), step)  # type: ignore[misc]
@@ -310,9 +310,9 @@ def test_a_run_whose_last_save_failed_ends_with_the_error(tmp_path: Path, caplog
 
 
 def test_what_no_disk_is_to_blame_for_ends_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(path: Path, content: Any) -> None:
+    def broken(path: Path, content: Any, before: Callable[[], None]) -> None:
         raise ZeroDivisionError
 
-    monkeypatch.setattr(checkpoint, "write", broken)
+    monkeypatch.setattr(checkpoint_folder, "write", broken)
     with pytest.raises(ZeroDivisionError):
         runs.trainer(runs.config(), checkpoints=CheckpointFolder(tmp_path, keep=2)).fit()

@@ -12,9 +12,9 @@ from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
 
-from dynsparse.errors import UserError, nearest
+from dynsparse.errors import UserError, nearest, one_line
 from dynsparse.runtime import print_to_reader
-from dynsparse.tools.command_line import Parser, one_line
+from dynsparse.tools.command_line import Parser
 from dynsparse.tools.export.network import ExportedNetwork, source_of, take_network
 
 FORMATS = {

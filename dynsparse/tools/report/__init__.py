@@ -7,8 +7,8 @@ import os
 import sys
 from pathlib import Path
 
-from dynsparse.errors import UserError
-from dynsparse.tools.command_line import Parser, one_line
+from dynsparse.errors import UserError, one_line
+from dynsparse.tools.command_line import Parser
 
 LIBRARIES = {"matplotlib": "draws the charts", "jinja2": "fills the page"}
 EPILOG = (

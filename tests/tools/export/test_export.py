@@ -180,7 +180,10 @@ def test_bad_input(run: RunConfig, tmp_path: Path, capsys: pytest.CaptureFixture
     assert_one_line(call(capsys, "export", "no.pt", "--format", "torch"), "checkpoint no.pt: does not exist")
     assert_one_line(call(capsys, "export", tmp_path, "--format", "torch"), "does not exist")
     Path("cut.pt").write_bytes(best.read_bytes()[:3000])
-    assert_one_line(call(capsys, "export", "cut.pt", "--format", "torch"), "checkpoint cut.pt: is no archive")
+    assert_one_line(
+        call(capsys, "export", "cut.pt", "--format", "torch"),
+        "checkpoint cut.pt: damaged or no checkpoint (is no archive: cut short",
+    )
     path = changed(best, tmp_path / "budget.pt", lambda state: state["masks"].update(budget=1))
     assert_one_line(call(capsys, "export", path, "--format", "torch"), "budget.pt: masks:", "the budget is 1")
     assert_one_line(
