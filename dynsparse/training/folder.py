@@ -5,26 +5,35 @@ from __future__ import annotations
 import json
 import logging
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from dynsparse import files
 from dynsparse.config import RunConfig
-from dynsparse.errors import UserError
+from dynsparse.errors import StorageError, UserError
 from dynsparse.training import lock
-from dynsparse.training.checkpoint import CheckpointFolder, link, read, set_aside_after
+from dynsparse.training.checkpoint import CheckpointFolder, link, set_aside_after
+from dynsparse.training.saved import read_run
 from dynsparse.training.start import checkpoint_of
-from dynsparse.training.state import RunState
 
 log = logging.getLogger(__name__)
 
 _MARK = "# The resolved config of a dynsparse run.\n"
 _LAUNCH = "launch.json"
+_WRITTEN = (_LAUNCH, "config.yaml", "metrics.jsonl", "summary.json")
+"""In one step each: a kill may leave a partial file beside."""
 
 
-def checkpoints_of(config: RunConfig, launch: str | None = None) -> CheckpointFolder:
-    """Its folder, should it vanish while the run goes on, comes back with the next save as the run's own."""
+def checkpoints_of(
+    config: RunConfig, launch: str | None = None, guard: Callable[[], None] = lambda: None
+) -> CheckpointFolder:
+    """Its folder, should it vanish while the run goes on, comes back with the next save as the run's own.
+
+    `guard` is asked before each change: see `RunLock.require`.
+    """
     folder = config.folder / "checkpoints"
-    return CheckpointFolder(folder, config.checkpoint.keep, when_gone=lambda: _mark(config, launch))
+    return CheckpointFolder(folder, config.checkpoint.keep, when_gone=lambda: _mark(config, launch), guard=guard)
 
 
 class Start(NamedTuple):
@@ -37,8 +46,12 @@ class Start(NamedTuple):
 def begun_by(launch: str | None, folder: Path) -> bool:
     """Whether an earlier attempt of this launch (`torchrun.launch_id`) took the folder."""
     try:
-        return launch is not None and json.loads((folder / _LAUNCH).read_text())["id"] == launch
-    except (OSError, ValueError, KeyError, TypeError):
+        return launch is not None and files.json_object(files.read_bytes(folder / _LAUNCH)).get("id") == launch
+    except (FileNotFoundError, NotADirectoryError, ValueError):
+        return False
+    except OSError as error:
+        if files.may_pass(error):
+            raise StorageError(f"{folder}: cannot be read ({error.strerror}); set name= or runs=") from None
         return False
 
 
@@ -62,11 +75,11 @@ def find_start(
     if launch is None and retry and resume != "auto" and _occupied(folder):
         raise UserError(f"{folder}: another attempt cannot tell whose it is; give torchrun an --rdzv-id")
     if resume == "auto":
-        found = checkpoints_of(config).newest()
+        found = _newest(config)
         foreign = [name for name in ("config.yaml", "metrics.jsonl", "summary.json") if (folder / name).exists()]
         if found is None and foreign and not _holds_run(folder):
             raise UserError(f"{folder} holds a {foreign[0]} that is not of a dynsparse run; set name= or runs=")
-        return None if found is None else Start(*found)
+        return found
     if resume is not None:
         path = checkpoint_of(resume)
         state = read_run(path)
@@ -84,10 +97,9 @@ def find_start(
 
 def _go_on(config: RunConfig, *, resume: str | None, launch: str | None, retry: bool) -> Start | None:
     """Where a later attempt of a launch goes on. It may have ended before its first checkpoint."""
-    found = checkpoints_of(config).newest()
-    if found is None:
+    start = _newest(config)
+    if start is None:
         return None if resume in (None, "auto") else Start(path := checkpoint_of(resume), read_run(path))
-    start = Start(*found)
     if resume != "auto":
         if is_finished(config, start) and not retry:  # Most likely a new launch, under the id of an old one.
             raise UserError(
@@ -98,18 +110,39 @@ def _go_on(config: RunConfig, *, resume: str | None, launch: str | None, retry: 
     return start
 
 
+def _newest(config: RunConfig) -> Start | None:
+    """The newest whole checkpoint; None where nothing has been trained. UserError for a run that has lost all of them:
+
+    to begin anew would write over what is left of it.
+    """
+    found = checkpoints_of(config).newest(read_run)
+    if found is not None and found[0].name != "initial.pt":
+        return Start(*found)
+    if trace := _trained(config.folder):
+        raise UserError(
+            f"{config.folder} holds a run that has trained ({trace}), and no checkpoint of it to go on from; bring its "
+            f"checkpoints/ back, begin anew with --overwrite, or set name="
+        )
+    return found and Start(*found)
+
+
+def _trained(folder: Path) -> str | None:
+    """What tells that a run has trained there for an epoch or to its end; None if nothing does."""
+    if (folder / "summary.json").exists():
+        return "summary.json"
+    if left := sorted((folder / "checkpoints").glob("*.pt.stale*")):
+        return f"checkpoints/{left[0].name}"
+    try:
+        if any(b'"kind": "epoch"' in line for line in files.lines(folder / "metrics.jsonl")):
+            return "metrics.jsonl"
+    except OSError:
+        pass
+    return None
+
+
 def is_finished(config: RunConfig, start: Start) -> bool:
     """Whether nothing is left to do: all epochs are behind `start`, and the summary stands."""
     return start.state["progress"]["epoch"] >= config.train.epochs and (config.folder / "summary.json").exists()
-
-
-def read_run(path: Path) -> dict[str, Any]:
-    """`checkpoint.read`, and UserError unless the file holds a run."""
-    saved = read(path)
-    missing = [part for part in RunState.PARTS if part not in saved]
-    if missing:
-        raise UserError(f"checkpoint {path}: lacks {', '.join(missing)}; give a file from a run's checkpoints/ folder")
-    return saved
 
 
 def require_writable(folder: Path) -> None:
@@ -121,47 +154,57 @@ def require_writable(folder: Path) -> None:
         raise UserError(f"{folder}: cannot be written (in {there}: permission denied); set runs= to a folder that can")
 
 
-def take_folder(config: RunConfig, start: Start | None, *, overwrite: bool, launch: str | None = None) -> None:
+def take_folder(
+    config: RunConfig,
+    start: Start | None,
+    *,
+    overwrite: bool,
+    launch: str | None = None,
+    guard: Callable[[], None] = lambda: None,
+) -> None:
     """Make the folder this run's, once all else has proved to be in order.
 
     `overwrite` removes the run that `find_start` found there, and nothing but
     what a run writes; a resumed run says what has changed, and sets later
     checkpoints aside. Killed at any point, another attempt of the launch finds
     what it can go on from: that the folder is its own is noted when all that
-    went before is out of the way, and before anything is added.
+    went before is out of the way, and before anything is added. `guard` is
+    asked before each change: see `RunLock.require`.
     """
     folder = config.folder
     try:
+        guard()
+        if not (folder / "checkpoints").is_dir() and os.path.lexists(folder / "checkpoints"):
+            raise UserError(f"{folder / 'checkpoints'}: is no folder; move it away, or set name=")
         if overwrite and start is None and _holds_run(folder):
-            _remove_run(folder)
+            _remove_run(folder, guard)
         if start is not None:
             step = start.state["progress"]["step"]
             log.info("resuming from %s (step %d)", start.path, step)
             for line in differences(start.state["config"], config.as_dict()):
                 log.warning("resuming with %s", line)
-            set_aside_after(folder / "checkpoints", step)
+            set_aside_after(folder / "checkpoints", step, read_run)
             _name_anew(start, folder / "checkpoints")
+        guard()
         _mark(config, launch)
     except OSError as error:
-        raise UserError(f"{folder}: cannot be written ({error.strerror}); set runs= to a folder that can") from None
+        kind = StorageError if files.may_pass(error) else UserError
+        raise kind(f"{folder}: cannot be written ({error.strerror}); set runs= to a folder that can") from None
 
 
 def _mark(config: RunConfig, launch: str | None) -> None:
     folder = config.folder
     folder.mkdir(parents=True, exist_ok=True)
-    if launch is None:
+    for name in _WRITTEN:
+        for left in files.left_by_writers(folder / name):
+            if not files.is_folder(left):
+                left.unlink(missing_ok=True)
+    if launch is not None:
+        files.write_whole(folder / _LAUNCH, f"{json.dumps({'id': launch})}\n".encode())
+    elif not files.is_folder(folder / _LAUNCH):
         (folder / _LAUNCH).unlink(missing_ok=True)
-    else:
-        _write(folder / _LAUNCH, json.dumps({"id": launch}) + "\n")
-    _write(folder / "config.yaml", _MARK + config.as_yaml())
+    files.write_whole(folder / "config.yaml", (_MARK + config.as_yaml()).encode())
     (folder / "checkpoints").mkdir(exist_ok=True)
-
-
-def _write(path: Path, text: str) -> None:
-    """In one step, so that a kill leaves the old content or the new."""
-    partial = path.with_suffix(".partial")
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, path)
 
 
 def _name_anew(start: Start, folder: Path) -> None:
@@ -189,7 +232,7 @@ def _occupied(folder: Path) -> bool:
         if not folder.is_dir():
             return folder.exists()
         # These alone are of an attempt that holds the folder, or was killed as it took it.
-        left = (lock.NAME, lock.CLAIMS, "launch.partial")
+        left = (lock.NAME, lock.OWNER, f"{lock.OWNER}.*.partial", lock.CLAIMS, "launch.json.*.partial")
         return any(not any(path.match(name) for name in left) for path in folder.iterdir())
     except OSError as error:
         raise UserError(f"{folder}: cannot be read ({error.strerror}); set name= or runs=") from None
@@ -197,27 +240,29 @@ def _occupied(folder: Path) -> bool:
 
 def _holds_run(folder: Path) -> bool:
     try:
-        return (folder / "config.yaml").read_text(encoding="utf-8").startswith(_MARK)
-    except (OSError, UnicodeDecodeError):
+        with files.open_regular(folder / "config.yaml") as file:
+            return file.read(len(_MARK)) == _MARK.encode()
+    except OSError:
         return False
 
 
-def _remove_run(folder: Path) -> None:
+def _remove_run(folder: Path, guard: Callable[[], None]) -> None:
     """Remove what a run writes, but for the mark, which is replaced; whatever else lies in the folder stays."""
     for pattern in (
         _LAUNCH,
-        "launch.partial",
-        "config.partial",
+        *(f"{name}.*.partial" for name in _WRITTEN),
         "checkpoints/*.pt",
         "checkpoints/*.pt.stale*",
         "checkpoints/*.partial",
         "history.jsonl",
+        "history.jsonl.damaged",
         "report.html",
         "metrics.jsonl",
-        "metrics.partial",
+        "metrics.jsonl.damaged",
         "summary.json",
-        "summary.partial",
         "events.out.tfevents.*",
     ):
         for path in folder.glob(pattern):
-            path.unlink()
+            if not files.is_folder(path):  # Of somebody else.
+                guard()
+                path.unlink(missing_ok=True)

@@ -10,7 +10,11 @@ from datetime import datetime, timezone
 from pathlib import Path
 from uuid import uuid4
 
+from dynsparse.files import json_object
+
 _MOST_PROCESSES = 2**22
+_LONGEST = 1000
+"""Characters of a name that we wrote: a host's, a launch's."""
 
 
 @dataclass(frozen=True)
@@ -42,9 +46,9 @@ class Holder:
     def decode(cls, content: bytes) -> Holder | None:
         """None for what is no holder, such as a file that was just made and is empty."""
         try:
-            found = json.loads(content)
+            found = json_object(content)
             holder = cls(**{field.name: found[field.name] for field in fields(cls)})
-        except (ValueError, TypeError, KeyError):
+        except (ValueError, KeyError):
             return None
         return holder if holder._is_sound() else None
 
@@ -52,7 +56,7 @@ class Holder:
         texts = (self.host, self.since, self.mark, self.space or "", self.launch or "")
         numbers = (self.process, self.started or 0)
         return (
-            all(isinstance(text, str) for text in texts)
+            all(isinstance(text, str) and text.isprintable() and len(text) <= _LONGEST for text in texts)
             and all(type(number) is int for number in numbers)
             and 0 < self.process <= _MOST_PROCESSES
         )

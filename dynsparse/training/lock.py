@@ -7,55 +7,86 @@ machine that sees the same storage, a start watches the file: a sign of life
 within `STALE_SECONDS` and it is refused; none, and the holder has died. Locks
 of the operating system would need no watching, but network file systems leave
 them out or keep them to one machine. Nobody's clock is compared with another's.
+
+Who stood still for so long may wake again, long after the other has finished
+and given its lock back. So a second file, owner.json, names the holder for good:
+only the next one that takes the lock changes it. It is asked before every write.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
 import os
+import secrets
+import stat
 import time
 from collections.abc import Callable, Iterator
 from hashlib import sha256
 from pathlib import Path
 from threading import Event, Thread
+from typing import TypeVar
 
+from dynsparse import files
 from dynsparse.distributed import sync
-from dynsparse.errors import UserError
+from dynsparse.errors import StorageError, StorageFaultError, UserError
+from dynsparse.training.ground import Ground
 from dynsparse.training.holder import Holder, now
 
 log = logging.getLogger(__name__)
+T = TypeVar("T")
 
 NAME = "lock.json"
+OWNER = "owner.json"
 CLAIMS = "lock-*.partial"
 BEAT_SECONDS = 5.0
 STALE_SECONDS = 30.0
 """Without a sign of life. Six beats: storage that others use too may stand still for a while."""
 _POLL_SECONDS = 0.2
+_MOST_BYTES = 1 << 16
+
+
+class LostError(OSError):
+    """The folder is another run's now."""
 
 
 class RunLock:
     """The lock of a run's folder. For rank 0, which alone writes there."""
 
     def __init__(
-        self, folder: Path, launch: str | None = None, *, grace: float = 0.0, on_loss: Callable[[str], None] = log.error
+        self,
+        folder: Path,
+        launch: str | None = None,
+        *,
+        grace: float = 0.0,
+        again: bool = False,
+        on_loss: Callable[[str, bool], None] = lambda reason, same_launch: log.error("%s", reason),
     ) -> None:
         """
         `grace`: for how many seconds to wait for an earlier attempt of the same
         launch on another machine to end, before it is a reason to refuse.
-        `on_loss` is called, by another thread, with a sentence, should another
-        run have taken the lock: this process stood still for too long.
+        `again`: whether the folder has been this launch's before, so that one
+        that is missing is no reason to make it: its storage is away.
+        `on_loss` is called, by any thread, with a sentence, should another run
+        have taken the lock: this process stood still for too long. And with
+        whether that other run is an attempt of the same launch.
         """
         self.path = folder / NAME
         self.launch = launch
         self.grace = grace
+        self.again = again
         self.on_loss = on_loss
+        self._owner = folder / OWNER
         self._me = Holder.myself(launch)
         self._began = time.monotonic()
         self._watch = Watch()
         self._claimed: tuple[Path, float] | None = None
         self._made: list[Path] = []
         self._file = -1
+        self._odd = False
+        self._lost: str | None = None
+        self._ground = Ground(folder)
         self._released = Event()
         self._thread: Thread | None = None
 
@@ -67,14 +98,36 @@ class RunLock:
         """
         deadline = time.monotonic() + within
         with self._said("written"):
+            if self.again and not self.path.parent.is_dir():
+                raise OSError(errno.ENODEV, "it is gone, or its storage is away")
             while not self._create():
                 if not self._free() and time.monotonic() >= deadline:
                     return False
-        for claim in self.path.parent.glob(CLAIMS):  # Of starts that died as they took over.
-            claim.unlink(missing_ok=True)
+            for left in (*self.path.parent.glob(CLAIMS), *files.left_by_writers(self._owner)):
+                if not files.is_folder(left):
+                    left.unlink(missing_ok=True)  # Of starts that died as they took over.
+        self._ground.stand()
         self._thread = Thread(target=self._beat, name="lock", daemon=True)
         self._thread.start()
         return True
+
+    def require(self) -> None:
+        """Return if the folder is this process's to write to: to be called before every write, by any thread.
+
+        `LostError`, after `on_loss`, if another run has taken it. OSError while nobody can tell: the storage is
+        away. A folder that its user has removed comes back, with the lock.
+        """
+        if self._lost is not None:
+            raise LostError(errno.EPERM, self._lost)
+        owner = self._owner_there()
+        if owner == self._me:
+            return
+        if self._released.is_set():  # A save may still be written after a fault.
+            raise LostError(errno.EPERM, "the folder was given back")
+        if owner is None and (self._is_locked_by_me() or self._is_left_empty()):
+            self._own(self._require_nobodys)
+            return
+        self._lose(owner)
 
     def require_free(self, within: float) -> None:
         """Raise UserError if a holder of another launch is seen to live. Changes nothing; looks for so many seconds."""
@@ -101,8 +154,7 @@ class RunLock:
                 return
             self._thread = None
             with contextlib.suppress(OSError):
-                if self._is_mine():
-                    self.path.unlink()
+                self._unlock(lambda path: Holder.decode(_content(path) or b"") == self._me)
             os.close(self._file)
         for folder in reversed(self._made):
             with contextlib.suppress(OSError):
@@ -114,17 +166,55 @@ class RunLock:
         self._made += [one for one in (*reversed(folder.parents), folder) if not one.exists()]
         folder.mkdir(parents=True, exist_ok=True)
         try:
-            file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o644)
+            file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
         except FileExistsError:
             return False
         try:
+            self._own(lambda: self._require_same(file))
+            self._require_same(file)
             self._write(file)
+        except LostError:  # This process stood still for so long that its lock was taken for a dead one's.
+            os.close(file)
+            return False
         except OSError:
-            self.path.unlink()
+            with contextlib.suppress(OSError):
+                self._unlock(lambda path: _is_same(path, file))
             os.close(file)
             raise
         self._file = file
         return True
+
+    def _require_nobodys(self) -> None:
+        if self._owner_there() is not None:
+            raise LostError(errno.EPERM, "the folder is another's")
+
+    def _require_same(self, file: int) -> None:
+        if not _is_same(self.path, file):
+            raise LostError(errno.EPERM, "the lock is another's")
+
+    def _own(self, check: Callable[[], None]) -> None:
+        """Write owner.json. `check` may raise at the last moment."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with files.whole(self._owner, check) as file:
+            file.write(self._me.encode(self._me.since))
+
+    def _unlock(self, is_mine: Callable[[Path], bool]) -> None:
+        if self._take_away(is_mine) and os.listdir(self.path.parent) == [OWNER] and self._owner_there() == self._me:
+            self._owner.unlink()  # There is nothing to own.
+
+    def _take_away(self, is_meant: Callable[[Path], bool]) -> bool:
+        """Remove the lock. One that has come in its place since it was looked at goes back."""
+        aside = self.path.with_name(f"lock-{secrets.token_hex(8)}.partial")
+        try:
+            os.rename(self.path, aside)
+        except FileNotFoundError:
+            return False
+        meant = is_meant(aside)
+        if not meant:
+            with contextlib.suppress(OSError):  # Where there are no hard links its holder makes it anew.
+                os.link(aside, self.path, follow_symlinks=False)
+        files.remove(aside)
+        return meant
 
     def _free(self) -> bool:
         """Whether the lock may be gone now: it is removed if its holder has died. Waits a little if nobody knows."""
@@ -168,10 +258,11 @@ class RunLock:
             self._wait_for(claim)
             return
         try:
-            if self._read() == content:
-                self.path.unlink(missing_ok=True)
+            if self._take_away(lambda path: _content(path) == content):
                 holder = Holder.decode(content)
-                log.warning("%s: left by %s, which is gone; taken over", self.path, holder or "a start that died")
+                is_gone = holder is None or holder.lives() is False
+                why = "which is gone" if is_gone else f"which has shown no sign of life for {STALE_SECONDS:g} s"
+                log.warning("%s: left by %s, %s; taken over", self.path, holder or "a start that died", why)
         finally:
             claim.unlink(missing_ok=True)
 
@@ -180,7 +271,7 @@ class RunLock:
         if self._claimed is None or self._claimed[0] != claim:
             self._claimed = claim, time.monotonic()
         if time.monotonic() - self._claimed[1] > STALE_SECONDS:
-            claim.unlink(missing_ok=True)
+            files.remove(claim)
         time.sleep(_POLL_SECONDS)
 
     def _refusal(self, holder: Holder | None) -> UserError:
@@ -189,44 +280,69 @@ class RunLock:
         )
 
     def _read(self) -> bytes | None:
-        """The content anew, past any cache of a network file system; None if there is no lock."""
-        try:
-            return self.path.read_bytes()
-        except (FileNotFoundError, NotADirectoryError):
+        return _content(self.path)
+
+    def _owner_there(self) -> Holder | None:
+        """Who is named in owner.json; None if nobody is. OSError while the storage is away."""
+        content = _content(self._owner)
+        if content is None:
+            self._ground.require(STALE_SECONDS)
             return None
+        return Holder.decode(content)
+
+    def _is_left_empty(self) -> bool:
+        """The folder was removed: it is not there, or was made anew and holds nothing."""
+        folder = self.path.parent
+        return not folder.exists() or not any(folder.iterdir())
+
+    def _lose(self, owner: Holder | None) -> None:
+        reason = (
+            f"{self.path.parent} was taken over by {owner or 'another start'}: this process had stood still for more "
+            f"than {STALE_SECONDS:g} s, or the folder was removed; it ends, and leaves the folder to it"
+        )
+        self._lost = reason
+        self._released.set()
+        self.on_loss(reason, self._is_of_my_launch(owner))
+        raise LostError(errno.EPERM, reason)
 
     def _beat(self) -> None:
         while not self._released.wait(BEAT_SECONDS):
             try:
+                self.require()
                 self._show_life()
             except OSError:  # Storage that is full or away for the moment: the next beat may reach it.
                 continue
 
     def _show_life(self) -> None:
-        if not self.path.exists():
-            # Somebody has removed the folder, which the next checkpoint brings back. Not this beat.
-            if self.path.parent.exists():
-                old = self._file
-                if self._create():
-                    os.close(old)
-            return
-        if self._is_mine():
+        """Write the time into the lock. One that is missing or spoilt is made anew, if it is so at two beats in a row:
+        at one of them somebody may be about to take over."""
+        content = self._read()
+        holder = None if content is None else Holder.decode(content)
+        if holder == self._me and self._is_my_file():
+            self._odd = False
             self._write(self._file)
-            return
-        self._released.set()
-        holder = Holder.decode(self._read() or b"")
-        self.on_loss(
-            f"{self.path.parent} was taken over by {holder or 'another start'}: this process had stood still for more "
-            f"than {STALE_SECONDS:g} s, or the folder was removed; it ends, and leaves the folder to it"
-        )
+        elif holder is not None and holder != self._me:
+            self._lose(holder)
+        elif not self._odd:
+            self._odd = True
+        else:
+            self._odd = False
+            self._take_away(lambda path: Holder.decode(_content(path) or b"") in (None, self._me))
+            old = self._file
+            if self._create():
+                os.close(old)
 
-    def _is_mine(self) -> bool:
-        """By what stands there: the number of a file may be given again, and a handle of one that is gone be stale."""
+    def _is_my_file(self) -> bool:
+        return _is_same(self.path, self._file)
+
+    def _is_locked_by_me(self) -> bool:
         return Holder.decode(self._read() or b"") == self._me
 
     def _write(self, file: int) -> None:
         """All the way to the storage, for others to see: a network file system may keep it for half a minute."""
-        os.pwrite(file, self._me.encode(now()), 0)
+        content = self._me.encode(now())
+        os.pwrite(file, content, 0)
+        os.ftruncate(file, len(content))
         os.fsync(file)
 
     @contextlib.contextmanager
@@ -237,10 +353,39 @@ class RunLock:
             yield
         except (FileExistsError, NotADirectoryError):
             raise UserError(f"{folder}: not a folder; set name= or runs=") from None
-        except IsADirectoryError:
-            raise UserError(f"{self.path}: is a folder; remove it, or set name=") from None
+        except IsADirectoryError as error:
+            raise UserError(f"{error.filename}: is a folder; remove it, or set name=") from None
         except OSError as error:
-            raise UserError(f"{folder}: cannot be {what} ({error.strerror}); set runs= to a folder that can") from None
+            if error.errno == errno.ENOTEMPTY:
+                raise UserError(f"{error.filename}: is a folder; remove it, or set name=") from None
+            kind = StorageError if files.may_pass(error) else UserError
+            raise kind(f"{folder}: cannot be {what} ({error.strerror}); set runs= to a folder that can") from None
+
+
+def _content(path: Path) -> bytes | None:
+    """Of a small file anew, past any cache of a network file system; None if there is none.
+
+    A link, a pipe or a device in its place is a file that says nothing.
+    """
+    try:
+        status = os.lstat(path)
+        if stat.S_ISDIR(status.st_mode):
+            raise IsADirectoryError(errno.EISDIR, "is a folder", os.fspath(path))
+        if not stat.S_ISREG(status.st_mode):
+            return b"no file"
+        with files.open_regular(path) as file:
+            return file.read(_MOST_BYTES)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+
+
+def _is_same(path: Path, file: int) -> bool:
+    """Whether what stands at `path` is the open file."""
+    try:
+        there, ours = os.lstat(path), os.fstat(file)
+    except FileNotFoundError:
+        return False
+    return (there.st_dev, there.st_ino) == (ours.st_dev, ours.st_ino)
 
 
 class Watch:
@@ -269,8 +414,28 @@ def holding(lock: RunLock, patience: float) -> Iterator[None]:
     `patience`: after how many seconds the others, which wait, hear that it goes on.
     """
     try:
-        while not sync.from_rank_0(lambda: lock.acquire(patience)):
+        while not sync.from_rank_0(lambda: waiting(lambda: lock.acquire(patience), patience, again=lock.again)):
             pass
         yield
     finally:
         lock.release()
+
+
+def waiting(act: Callable[[], T], patience: float, *, again: bool) -> T:
+    """Run `act`. In a launch that had the folder before (`again`), try for so many seconds while its storage is away.
+
+    After that it is a fault, which torchrun answers with another attempt: no bad input, as it was well before.
+    """
+    deadline, said = time.monotonic() + patience, False
+    while True:
+        try:
+            return act()
+        except StorageError as error:
+            if not again:
+                raise
+            if time.monotonic() > deadline:
+                raise StorageFaultError(str(error)) from None
+            if not said:
+                log.warning("%s: waiting for %g s for it to come back", error, patience)
+            said = True
+            time.sleep(1)

@@ -11,7 +11,6 @@ as long as its process is there: once that ends, so does the container.
 
 from __future__ import annotations
 
-import json
 import re
 import sys
 from collections.abc import Iterator
@@ -20,6 +19,7 @@ from pathlib import Path
 from urllib.error import HTTPError
 from urllib.request import urlopen
 
+from dynsparse.files import json_object, read_bytes
 from dynsparse.training.holder import Holder
 
 SILENT_SECONDS = 60.0
@@ -30,8 +30,8 @@ def silent_workers(runs: Path) -> Iterator[str]:
     """Of this container: what holds a folder elsewhere is told by another process's life."""
     for path in runs.glob("*/lock.json"):
         try:
-            content = path.read_bytes()
-            alive = datetime.fromisoformat(json.loads(content)["alive"])
+            content = read_bytes(path)
+            alive = datetime.fromisoformat(json_object(content)["alive"])
         except (OSError, ValueError, KeyError, TypeError):  # A run ends, or begins, just now.
             continue
         holder = Holder.decode(content)

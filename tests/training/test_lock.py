@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import os
@@ -21,8 +22,9 @@ import pytest
 
 from dynsparse.errors import UserError
 from dynsparse.training import lock
+from dynsparse.training.ground import Ground
 from dynsparse.training.holder import Holder
-from dynsparse.training.lock import RunLock, Watch, holding
+from dynsparse.training.lock import LostError, RunLock, Watch, holding
 from tests.training import runs
 
 OTHER = """
@@ -32,7 +34,11 @@ lock.BEAT_SECONDS = 0.05
 held = lock.RunLock(__import__("pathlib").Path(sys.argv[1]), launch=sys.argv[2] or None)
 held.acquire()
 print("held", flush=True)
-sys.stdin.read()
+sys.stdin.readline()
+try:
+    held.require()
+except lock.LostError as error:
+    print(error.strerror, flush=True)
 held.release()
 """
 CONTAINER = ("unshare", "--pid", "--fork", "--kill-child", "--mount-proc")
@@ -93,6 +99,10 @@ def of_another_machine(**changes: Any) -> bytes:
     """A lock whose holder can only be watched."""
     holder = {**json.loads(Holder.myself("a launch").encode("")), "host": "elsewhere", "space": "its own", **changes}
     return json.dumps(holder).encode()
+
+
+def names_in(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
 
 
 MINE = {"host": Holder.myself(None).host, "space": Holder.myself(None).space}
@@ -212,7 +222,7 @@ def test_silent_locks_are_taken_over_whatever_they_hold(folder: Path, mine: RunL
     mine.require_free(within=0.5)  # Silence is no reason to refuse, before it is long enough to take over.
     assert mine.acquire(within=0) is False
     assert mine.acquire()
-    assert list(folder.iterdir()) == [folder / "lock.json"]
+    assert names_in(folder) == ["lock.json", "owner.json"]
 
 
 def test_of_many_that_find_a_dead_holder_one_takes_over(folder: Path) -> None:
@@ -249,7 +259,7 @@ def test_a_start_that_died_as_it_took_over_is_no_hindrance(folder: Path, mine: R
     (folder / "lock.json").write_bytes(dead)
     (folder / f"lock-{sha256(dead).hexdigest()[:16]}.partial").touch()
     assert mine.acquire(within=20)
-    assert [path.name for path in folder.iterdir()] == ["lock.json"]
+    assert names_in(folder) == ["lock.json", "owner.json"]
 
 
 def test_a_start_that_is_taking_over_is_given_its_time(folder: Path, mine: RunLock) -> None:
@@ -355,7 +365,7 @@ def test_a_holder_that_stood_still_ends(folder: Path, monkeypatch: pytest.Monkey
     monkeypatch.setattr(lock, "BEAT_SECONDS", 0.02)
     lost = threading.Event()
     said: list[str] = []
-    first = RunLock(folder, on_loss=lambda reason: (said.append(reason), lost.set()))
+    first = RunLock(folder, on_loss=lambda reason, same: (said.append(reason), lost.set()))
     first.acquire()
     others = of_another_machine(process=77)
     os.replace(write(folder / "other", others), folder / "lock.json")
@@ -365,10 +375,116 @@ def test_a_holder_that_stood_still_ends(folder: Path, monkeypatch: pytest.Monkey
     assert (folder / "lock.json").read_bytes() == others
 
 
+@in_a_container
+@pytest.mark.usefixtures("impatient")
+def test_a_suspended_holder_learns_that_another_has_been_there(folder: Path, held: Start, mine: RunLock) -> None:
+    """And is gone again: there is no lock any more when the first wakes, and the folder is not its own."""
+    container = held(*CONTAINER)
+    inside = runs.children(container.pid)[0]
+    os.kill(inside, signal.SIGSTOP)
+    assert mine.acquire()
+    (folder / "summary.json").touch()
+    mine.release()
+    assert names_in(folder) == ["owner.json", "summary.json"]
+    os.kill(inside, signal.SIGCONT)
+    out, _ = container.communicate("\n")
+    assert f"was taken over by process {os.getpid()} on" in out
+    assert names_in(folder) == ["owner.json", "summary.json"]
+
+
+@pytest.mark.parametrize("kind", ["missing", "garbled", "link", "pipe", "copy", "owner missing", "owner garbled"])
+def test_a_spoilt_lock_is_mended_by_its_holder(folder: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+    """It does not take its own for another's."""
+    monkeypatch.setattr(lock, "BEAT_SECONDS", 0.02)
+    one = RunLock(folder, on_loss=lambda reason, same: pytest.fail(reason))
+    one.acquire()
+    path = folder / ("owner.json" if "owner" in kind else "lock.json")
+    content = path.read_bytes()
+    path.unlink()
+    if "garbled" in kind:
+        path.write_bytes(b"{" * 100_000)
+    elif kind == "link":
+        path.symlink_to("nowhere")
+    elif kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "copy":
+        path.write_bytes(content)
+    until(lambda: not path.is_symlink() and path.is_file() and Holder.decode(path.read_bytes()) == one._me)
+
+    def is_held_open() -> bool:
+        with contextlib.suppress(OSError):  # It may be between two files.
+            return one._is_my_file()
+        return False
+
+    until(is_held_open)
+    one.require()
+    one.release()
+    assert not folder.exists()
+
+
+@pytest.mark.usefixtures("impatient")
+@pytest.mark.parametrize("kind", ["dangling link", "link", "pipe", "device", "gigabytes", "claim"])
+def test_things_that_are_no_lock_are_no_hindrance(folder: Path, mine: RunLock, tmp_path: Path, kind: str) -> None:
+    """Nothing spins, waits for ever, fills the memory, or is written through a link."""
+    folder.mkdir(parents=True)
+    (tmp_path / "others").write_text("kept")
+    path = folder / "lock.json"
+    if "link" in kind or kind == "device":
+        path.symlink_to({"link": tmp_path / "others", "device": "/dev/zero"}.get(kind, "nowhere"))
+    elif kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "gigabytes":
+        path.touch()
+        os.truncate(path, 1 << 40)
+    else:
+        path.write_bytes(of_another_machine(**MINE, process=NOBODYS))
+        (folder / f"lock-{sha256(path.read_bytes()).hexdigest()[:16]}.partial").mkdir()
+    mine.require_free(within=0.5)
+    assert mine.acquire()
+    assert names_in(folder) == ["lock.json", "owner.json"]
+    assert (tmp_path / "others").read_text() == "kept"
+
+
+def test_a_full_folder_under_a_claims_name_is_said(
+    folder: Path, mine: RunLock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lock, "STALE_SECONDS", 0.3)
+    folder.mkdir(parents=True)
+    dead = of_another_machine(**MINE, process=NOBODYS)
+    (folder / "lock.json").write_bytes(dead)
+    (folder / f"lock-{sha256(dead).hexdigest()[:16]}.partial" / "notes").mkdir(parents=True)
+    with pytest.raises(UserError, match=r"lock-\w+\.partial: is a folder; remove it, or set name="):
+        mine.acquire()
+
+
+def test_storage_that_is_away_is_waited_for(tmp_path: Path) -> None:
+    """A folder that is missing may come back: it is made anew after a while, if it was not a file system of its own."""
+    (tmp_path / "runs" / "a").mkdir(parents=True)
+    now = [0.0]
+    ground = Ground(tmp_path / "runs" / "a", clock=lambda: now[0])
+    ground.stand()
+    ground.require(30)
+    (tmp_path / "runs").rename(tmp_path / "away")
+    for seconds in (0, 20, 30):
+        now[0] = seconds
+        with pytest.raises(OSError, match="is gone, or its storage is away"):
+            ground.require(30)
+    now[0] = 31
+    ground.require(30)
+    (tmp_path / "away").rename(tmp_path / "runs")
+    ground.require(30)
+    ground._device = -1
+    (tmp_path / "runs").rename(tmp_path / "away")
+    for seconds in (100, 1000):
+        now[0] = seconds
+        with pytest.raises(OSError, match="is gone"):
+            ground.require(30)
+
+
 def test_a_removed_folder_comes_back_with_its_lock(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A user has removed it while the run goes on: its next checkpoint makes it anew."""
     monkeypatch.setattr(lock, "BEAT_SECONDS", 0.02)
-    one = RunLock(folder, on_loss=pytest.fail)
+    one = RunLock(folder, on_loss=lambda reason, same: pytest.fail(reason))
     one.acquire()
     shutil.rmtree(folder)
     folder.mkdir(parents=True)
@@ -410,13 +526,17 @@ def test_no_folder_can_be_made(tmp_path: Path) -> None:
             act()
 
 
-def test_a_release_leaves_what_is_there(folder: Path) -> None:
+def test_a_release_leaves_what_is_there(folder: Path, mine: RunLock) -> None:
     one = RunLock(folder)
     one.acquire()
     (folder / "metrics.jsonl").touch()
     one.release()
     one.release()
-    assert [path.name for path in folder.iterdir()] == ["metrics.jsonl"]
+    one.require()  # A save that is still being written is the last owner's.
+    assert names_in(folder) == ["metrics.jsonl", "owner.json"], "and who had it last"
+    assert mine.acquire()
+    with pytest.raises(LostError):
+        one.require()
 
 
 def test_a_second_start_is_refused_and_the_first_goes_on(tmp_path: Path) -> None:
@@ -457,6 +577,79 @@ def test_a_run_whose_folder_is_taken_ends_and_writes_nothing(tmp_path: Path) -> 
     assert f"error: {settings.folder} was taken over by process 77 on elsewhere" in said
     assert not (settings.folder / "summary.json").exists()
     assert (settings.folder / "lock.json").exists()
+
+
+@pytest.mark.parametrize("moment", ["it makes the lock", "it removes a dead one's", "it gives the lock back"])
+def test_another_comes_while_it_stands_still_as(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, moment: str, mine: RunLock
+) -> None:
+    """Between a look and the act that follows it. The other keeps its lock and its folder."""
+    monkeypatch.setattr(lock, "STALE_SECONDS", 0.5)
+    first = RunLock(folder)
+    first._me = replace(first._me, host="elsewhere", space="its own")  # Seen from there it can only be watched.
+    name = {"it makes the lock": "_own", "it removes a dead one's": "_take_away", "it gives the lock back": "_unlock"}
+
+    def stand_still(self: RunLock, *arguments: Any) -> Any:
+        monkeypatch.undo()
+        monkeypatch.setattr(lock, "STALE_SECONDS", 0.5)
+        assert mine.acquire()
+        return getattr(self, name[moment])(*arguments)
+
+    folder.mkdir(parents=True)
+    if moment == "it gives the lock back":
+        first.acquire()
+        monkeypatch.setattr(RunLock, name[moment], stand_still)
+        first.release()
+    else:
+        if moment == "it removes a dead one's":
+            (folder / "lock.json").write_bytes(of_another_machine(**MINE, process=NOBODYS))
+        monkeypatch.setattr(RunLock, name[moment], stand_still)
+        with pytest.raises(UserError, match=f"in use by process {os.getpid()}"):
+            first.acquire()
+    for path in folder.iterdir():
+        assert Holder.decode(path.read_bytes()) == mine._me, path
+    assert names_in(folder) == ["lock.json", "owner.json"]
+    mine.require()
+
+
+IMPATIENT = """
+import sys
+from dynsparse.training import lock
+lock.BEAT_SECONDS, lock.STALE_SECONDS = 0.1, 1.0
+sys.argv[0] = "dist_train.py"
+import dist_train
+dist_train.main()
+"""
+
+
+@in_a_container
+def test_a_suspended_run_leaves_the_one_that_took_its_place_alone(tmp_path: Path) -> None:
+    """And that has finished since: no checkpoint, no summary and no line of the logs is written over."""
+    settings = runs.config(runs=str(tmp_path), name="a", train={"epochs": 100_000}, log={"progress": "lines"})
+    command = [sys.executable, "-c", IMPATIENT, "--config", runs.write_config(tmp_path, settings), "--resume", "auto"]
+    first = runs.start([*CONTAINER, *command])
+    try:
+        assert first.stderr is not None
+        until(lambda: first.stderr.readline().startswith("epoch 1/"))
+        inside = runs.children(first.pid)[0]
+        os.kill(inside, signal.SIGSTOP)
+        epochs = len([line for line in runs.metrics(settings.folder) if line["kind"] == "epoch"]) + 3
+        second = runs.start([*command, f"train.epochs={epochs}"])
+        try:
+            _, said = second.communicate(timeout=100)
+        finally:
+            runs.kill(second)
+        assert second.returncode == 0, said
+        assert runs.summary(settings.folder)["status"] == "done"
+        before = {path: path.read_bytes() for path in settings.folder.rglob("*") if path.is_file()}
+        os.kill(inside, signal.SIGCONT)
+        _, said = first.communicate(timeout=100)
+    finally:
+        runs.kill(first)
+    assert first.returncode == 1
+    assert f"error: {settings.folder} was taken over by process {second.pid} on" in said
+    assert "Traceback" not in said
+    assert {path: path.read_bytes() for path in settings.folder.rglob("*") if path.is_file()} == before
 
 
 def write(path: Path, content: bytes) -> Path:
