@@ -20,16 +20,16 @@ from dynsparse.runtime import Worker
 from dynsparse.sparse_training import SparseTraining
 from dynsparse.training import packing, penalties
 from dynsparse.training.callbacks import Callback, Observers, SamplesReport, Summary
-from dynsparse.training.checkpoint import CheckpointFolder
+from dynsparse.training.checkpoint import CheckpointFolder, SaveTimer
 from dynsparse.training.checks import check_batch, samples_at_once
 from dynsparse.training.evaluate import Evaluation, Evaluations, evaluate, hits
 from dynsparse.training.network import Network, method_settings
 from dynsparse.training.parallel import Parallel
 from dynsparse.training.precision import Precision
 from dynsparse.training.reports import Reporter
-from dynsparse.training.saving import SaveTimer
 from dynsparse.training.state import Progress, RunState
 from dynsparse.training.undo import Undo
+from dynsparse.training.waiting import wait_for_storage
 from pipelines.base import Batch, Data, EvaluationPipeline
 from pipelines.config import DataError
 
@@ -49,14 +49,16 @@ class Trainer:
         observers: Sequence[Callback] = (),
         checkpoints: CheckpointFolder | None = None,
         stop_requested: Callable[[], bool] = lambda: False,
+        guard: Callable[[], None] = lambda: None,
     ) -> None:
+        """`guard` is called before an observer writes. It may raise OSError, as where the run's folder is gone."""
         self.config = config
         self.network = network
         self.model, self.masks = network.model, network.masks
         self.data = data
         self.worker = worker
         self.device = next(self.model.parameters()).device
-        self.observers = Observers(observers if worker.is_main else ())
+        self.observers = Observers(observers if worker.is_main else (), guard)
         self.checkpoints = checkpoints
         self.stop_requested = stop_requested
         self.save_timer = SaveTimer(config.checkpoint.every_minutes if worker.is_main else None)
@@ -117,6 +119,10 @@ class Trainer:
         if not self.resumed:
             self._begin()
         sync.together(lambda: self.observers.on_start(self.reporter.run_report(resumed=self.resumed)))
+        wait_for_storage(self._behind, self._write_again)
+        failures = sync.from_rank_0(lambda: self.observers.failures("start"))
+        if failures and not self.resumed:
+            raise UserError(*failures)  # Nothing is lost yet: better to stop here than to train unseen.
         self._say_if_uneven()
         if not self.resumed:
             self._save(initial=True)
@@ -157,6 +163,8 @@ class Trainer:
             self.reporter.step_done(self.config.train.global_batch_size, self.parallel.take_bytes_sent())
             if self.worker.is_main and self.progress.step % self.config.log.every_steps == 0:
                 self.observers.on_step(self.reporter.step_report(loss))
+                if self.checkpoints is not None:
+                    self.checkpoints.retry()
             if self._save_is_due():
                 self._save()
         self.reporter.epoch_trained()
@@ -344,6 +352,7 @@ class Trainer:
         self.save_timer.saved()
         ranks = sync.gather(self.run.of_this_rank())
         self._await_writer()
+        self.observers.write()  # A resume from this checkpoint finds all lines of before it.
         if ranks is not None and self.checkpoints is not None:
             self.progress.seconds = self.reporter.seconds
             content = self.run.snapshot(ranks)
@@ -360,9 +369,20 @@ class Trainer:
         summary = self.reporter.summary(status)
         self._await_writer()  # What the summary tells of is on disk by then, or known to be missing.
         self.observers.on_end(summary)
+        wait_for_storage(self._behind, self._write_again)
         if lost := sync.from_rank_0(self._not_saved):
             raise UserError(*(cause.lines if cause else ()), *lost)
         return summary
+
+    def _behind(self) -> list[str]:
+        return [*(self.checkpoints.behind if self.checkpoints is not None else ()), *self.observers.behind]
+
+    def _write_again(self) -> None:
+        """A collective, as `_await_writer` is."""
+        if self.checkpoints is not None:
+            self.checkpoints.retry(now=True)
+        self._await_writer()
+        self.observers.write(sync=True)
 
     def _await_writer(self) -> None:
         """Until rank 0 has written what it is writing: together, lest a slow disk be taken for a rank that hangs."""
@@ -371,8 +391,8 @@ class Trainer:
             pass
 
     def _not_saved(self) -> list[str]:
-        failures = (self.checkpoints.failure if self.checkpoints is not None else None, self.observers.failure)
-        return [failure for failure in failures if failure is not None]
+        failures = self.checkpoints.failures if self.checkpoints is not None else []
+        return [*failures, *self.observers.failures("end")]
 
     def _settle(self) -> None:
         """One throw-away forward and backward pass, after which everything is as before.

@@ -25,6 +25,7 @@ from dynsparse.training.callbacks.summary_file import SummaryFile
 from dynsparse.training.callbacks.tensorboard import LAYOUT
 from dynsparse.training.checkpoint import read
 from dynsparse.training.folder import checkpoints_of
+from dynsparse.training.log_lines import last_step
 from tests.training import runs
 from tests.training.test_folder import open_folder
 
@@ -43,7 +44,8 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
     stopped = runs.summary(settings.folder)
     assert (stopped["status"], stopped["steps"]) == ("stopped", 11)
     # As if it had been killed after step 10's save: what it wrote of step 11 must not stay.
-    (settings.folder / "checkpoints" / "step-000000011.pt").unlink()
+    for name in ("step-000000011", "latest"):
+        (settings.folder / "checkpoints" / f"{name}.pt").unlink()
     saved = open_folder(settings, resume="auto", overwrite=False)
     assert saved is not None
     path = settings.folder / "checkpoints" / "step-000000010.pt"
@@ -142,17 +144,19 @@ def test_history(finished: tuple[Path, Any]) -> None:
 
 
 def test_how_far_it_went_is_known_beside_half_a_line(tmp_path: Path) -> None:
-    history = HistoryFile(tmp_path / "history.jsonl")
-    assert history._reached() is None
-    (tmp_path / "metrics.jsonl").write_text('{"kind": "epoch", "step": 110}\n{"kind": "epo')
-    assert history._reached() == 110
+    path = tmp_path / "metrics.jsonl"
+    assert last_step(path) is None
+    path.write_text('{"kind": "reallocation", "step": 110, "layers": {}}\n{"kind": "epo')
+    assert last_step(path) == 110
 
 
 def test_half_a_line_of_history_spoils_no_other(tmp_path: Path, finished: tuple[Path, Any]) -> None:
     """As a disk that was full leaves it."""
     path = tmp_path / "history.jsonl"
     path.write_text('{"kind": "start"}\n{"kind": "en')
-    HistoryFile(path).on_end(finished[1])
+    history = HistoryFile(path)
+    history.on_end(finished[1])
+    history.write()
     first, half, whole = path.read_text().splitlines()
     assert (json.loads(first), half) == ({"kind": "start"}, '{"kind": "en')
     assert json.loads(whole)["kind"] == "end"

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
-from dynsparse.tools.report.checked import whole_number, word
-
-Record = Mapping[str, Any]
+from dynsparse.training import log_lines
+from dynsparse.training.log_lines import Damaged, Record
 
 
 @dataclass(frozen=True)
@@ -41,8 +38,8 @@ class Session:
 @dataclass(frozen=True)
 class History:
     sessions: tuple[Session, ...] = ()
-    damaged: tuple[int, ...] = ()
-    """Numbers of lines, from 1."""
+    damaged: Damaged = field(default_factory=Damaged)
+    """The lines that are not what training writes; they are passed over."""
 
     @property
     def resumes(self) -> int:
@@ -65,37 +62,18 @@ class History:
 
 def read_history(path: Path) -> History | None:
     """None where there is no such file: runs of before it was written."""
+    records, damaged = [], Damaged()
     try:
-        lines = path.read_bytes().splitlines(keepends=True)
+        for line in log_lines.read(path, log_lines.history_line):
+            if line.unfinished:  # It is being written.
+                continue
+            if line.record is None:
+                damaged.add(line.number)
+            else:
+                records.append(line.record)
     except FileNotFoundError:
         return None
-    records, damaged = [], []
-    for number, line in enumerate(lines, 1):
-        try:
-            if line.endswith(b"\n"):  # Else it is being written.
-                records.append(_checked(json.loads(line)))
-        except (ValueError, RecursionError):
-            damaged.append(number)
-    return History(_sessions(records), tuple(damaged))
-
-
-def _checked(record: Any) -> Record:
-    if not isinstance(record, dict) or record.get("kind") not in ("start", "end"):
-        raise ValueError("neither a start nor an end")
-    word(record.get("time"))
-    for key in ("step", "epoch"):
-        whole_number(record.get(key))
-    if record["kind"] == "start":
-        _check_start(record)
-    return record
-
-
-def _check_start(record: Record) -> None:
-    whole_number(record.get("world_size"))
-    if record.get("reached") is not None:  # Runs of before it was written lack it.
-        whole_number(record["reached"])
-    if not isinstance(record.get("resumed"), bool):
-        raise ValueError("it does not say whether it resumed")
+    return History(_sessions(records), damaged)
 
 
 def _sessions(records: Sequence[Record]) -> tuple[Session, ...]:

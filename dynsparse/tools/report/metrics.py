@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from dynsparse.tools.report.binned import Binned, latest
-from dynsparse.tools.report.checked import BadLineError, Row, counts, number, numbers, shares, weights_of, whole_number
-
-#: Of a line that tells of a reallocation: what is no number of the method's.
-_KNOWN = {"kind", "step", "epoch", "dropped", "grown", "layers", "repaired", "timing"}
+from dynsparse.tools.report.checked import Row, counts, shares, weights_of
+from dynsparse.training import log_lines
+from dynsparse.training.log_lines import KNOWN, BadLineError, Damaged, number, numbers, whole_number
 
 
 @dataclass(frozen=True)
@@ -73,8 +71,8 @@ class Metrics:
     """Active weights of each layer before the first reallocation that is known, or at the first reading."""
     repaired: dict[str, int] = field(default_factory=dict)
     """How often each layer differed between workers and was mended."""
-    damaged: list[int] = field(default_factory=list)
-    """Numbers of lines, from 1, that are not what training writes; they are passed over."""
+    damaged: Damaged = field(default_factory=Damaged)
+    """The lines that are not what training writes; they are passed over."""
     unfinished: bool = False
     """Whether the last line was still being written."""
 
@@ -86,15 +84,12 @@ class Metrics:
     def last_step(self) -> int:
         return max(self.epochs[-1].step if len(self.epochs) else 0, self.layers[-1].step if len(self.layers) else 0)
 
-    def take(self, line: Any) -> None:
-        """Add what a line tells, or nothing of it and raise BadLineError."""
-        try:
-            if line["kind"] == "epoch":
-                self._take_epoch(line)
-            elif line["kind"] == "reallocation":
-                self._take_reallocation(line)
-        except (KeyError, TypeError, AttributeError) as error:
-            raise BadLineError(str(error)) from error
+    def take(self, line: Mapping[str, Any]) -> None:
+        """Add what a line tells (`log_lines.metrics_line`), or nothing of it and raise BadLineError."""
+        if line["kind"] == "epoch":
+            self._take_epoch(line)
+        elif line["kind"] == "reallocation":
+            self._take_reallocation(line)
 
     def _take_epoch(self, line: Mapping[str, Any]) -> None:
         whole = {"epoch": whole_number(line["epoch"]), "step": whole_number(line["step"])}
@@ -107,7 +102,7 @@ class Metrics:
     def _take_reallocation(self, line: Mapping[str, Any]) -> None:
         step, layers = whole_number(line["step"]), line["layers"]
         dropped, grown = counts(layers, "dropped"), counts(layers, "grown")
-        scalars = numbers({key: value for key, value in line.items() if key not in _KNOWN})
+        scalars = numbers({key: value for key, value in line.items() if key not in KNOWN})
         seconds = number(line.get("timing", {}).get("seconds"))
         repaired = [str(name) for name in line.get("repaired", [])]
         self._take_layers(line, step, undo=dropped - grown)
@@ -133,13 +128,14 @@ class Metrics:
 def read_metrics(path: Path) -> Metrics:
     """The whole file, however long, in little memory. What lies after the last line's end is being written."""
     metrics = Metrics()
-    with path.open("rb") as file:
-        for line_number, line in enumerate(file, 1):
-            if not line.endswith(b"\n"):
-                metrics.unfinished = True
-                break
+    for line in log_lines.read(path, log_lines.metrics_line):
+        if line.unfinished:
+            metrics.unfinished = True
+        elif line.record is None:
+            metrics.damaged.add(line.number)
+        else:
             try:
-                metrics.take(json.loads(line))
-            except (ValueError, RecursionError):
-                metrics.damaged.append(line_number)
+                metrics.take(line.record)
+            except BadLineError:
+                metrics.damaged.add(line.number)
     return metrics

@@ -12,12 +12,13 @@ from typing import Any
 
 import yaml
 
+from dynsparse import files
 from dynsparse.errors import UserError
-from dynsparse.tools.report.checked import BadLineError
 from dynsparse.tools.report.history import History, read_history
 from dynsparse.tools.report.metrics import Metrics, read_metrics
 from dynsparse.tools.report.summary import checked_summary
 from dynsparse.training.holder import Holder
+from dynsparse.training.log_lines import BadLineError
 
 
 @dataclass(frozen=True)
@@ -101,12 +102,12 @@ def _read(folder: Path, label: str) -> Run:
     path = folder / "metrics.jsonl"
     try:
         metrics = read_metrics(path) if path.exists() else Metrics()
-        history = read_history(folder / "history.jsonl")
     except OSError as error:
-        raise UserError(f"{error.filename}: cannot be read ({error.strerror}); allow it, or copy the run") from None
-    for name, lines in (("metrics.jsonl", metrics.damaged), ("history.jsonl", history.damaged if history else ())):
+        raise UserError(f"{path}: cannot be read ({error.strerror}); allow it, or copy the run") from None
+    history = _history(folder / "history.jsonl", notes)
+    for name, lines in (("metrics.jsonl", metrics.damaged), ("history.jsonl", history and history.damaged)):
         if lines:
-            notes.append(f"{name}: {_lines(lines)} damaged and left out")
+            notes.append(f"{name}: {lines} damaged and left out")
     if metrics.is_empty:
         because = f"; {notes[0]}" if notes else ""
         raise UserError(f"{folder}: no epoch or reallocation is in its metrics.jsonl yet{because}; wait for the first")
@@ -120,16 +121,19 @@ def _read(folder: Path, label: str) -> Run:
     return Run(folder, label, config or {}, metrics, history, summary, _holder(folder), tuple(notes))
 
 
-def _lines(numbers: Sequence[int]) -> str:
-    shown = ", ".join(str(number) for number in numbers[:5])
-    more = f" and {len(numbers) - 5:,} more" if len(numbers) > 5 else ""
-    return f"line {shown} is" if len(numbers) == 1 else f"lines {shown}{more} are"
+def _history(path: Path, notes: list[str]) -> History | None:
+    """None, and a note, if it cannot be had."""
+    try:
+        return read_history(path)
+    except OSError as error:
+        notes.append(f"{path.name}: cannot be read ({error.strerror}), and is left out")
+        return None
 
 
 def _mapping(path: Path, notes: list[str]) -> dict[str, Any] | None:
     """The content of a YAML or JSON file; None, and a note, if it cannot be had."""
     try:
-        text = path.read_text(encoding="utf-8")
+        text = files.read_text(path)
         found = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
         json.dumps(found, default=str)  # As the page will: YAML may refer to itself, and have dates for keys.
     except FileNotFoundError:
@@ -149,6 +153,6 @@ def _mapping(path: Path, notes: list[str]) -> dict[str, Any] | None:
 
 def _holder(folder: Path) -> Holder | None:
     try:
-        return Holder.decode((folder / "lock.json").read_bytes())
+        return Holder.decode(files.read_bytes(folder / "lock.json"))
     except OSError:
         return None

@@ -2,19 +2,29 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from dynsparse.config import RunConfig
-from dynsparse.errors import UserError
 from dynsparse.reallocation import ReallocationReport
-from dynsparse.training.callbacks.base import Callback, EpochReport, RunReport, SamplesReport, StepReport, Summary
+from dynsparse.training.callbacks.base import (
+    Callback,
+    Display,
+    EpochReport,
+    RunReport,
+    SamplesReport,
+    StepReport,
+    Summary,
+    Writer,
+)
 
 log = logging.getLogger(__name__)
 
 __all__ = [
     "Callback",
+    "Display",
     "EpochReport",
     "Observers",
     "ReallocationReport",
@@ -22,25 +32,28 @@ __all__ = [
     "SamplesReport",
     "StepReport",
     "Summary",
+    "Writer",
     "standard_observers",
 ]
 
 
 class Observers(Callback):
-    """Several observers as one. A full disk must not end the training that they watch."""
+    """Several observers as one. None of them ends the training that they watch, if all that fails is to write or show.
 
-    def __init__(self, members: Sequence[Callback]) -> None:
+    A writer whose file cannot be written tries again after each later report, and whenever `write` is called.
+    """
+
+    def __init__(self, members: Sequence[Callback], guard: Callable[[], None] = lambda: None) -> None:
+        """`guard` is called before anything is written. It may raise OSError, as where the storage is gone."""
         self.members = members
+        self._guard = guard
+        self._behind: dict[Callback, OSError] = {}
         self._failed: set[Callback] = set()
-        #: What could not be written at the end, when no later report can make up for it.
-        self.failure: str | None = None
+        self._lost: dict[Callback, OSError] = {}
+        """Those that could not take the start or the end of the run, and do not remember it."""
 
     def on_start(self, run: RunReport) -> None:
-        for member in self.members:
-            try:
-                member.on_start(run)
-            except OSError as error:  # Nothing is lost yet: better to stop here than to train unseen.
-                raise UserError(f"{type(member).__name__}: cannot write ({error}); free space, or set runs=") from None
+        self._tell(lambda member: member.on_start(run), matters=True)
 
     def on_samples(self, report: SamplesReport) -> None:
         self._tell(lambda member: member.on_samples(report))
@@ -55,23 +68,79 @@ class Observers(Callback):
         self._tell(lambda member: member.on_epoch(report))
 
     def on_end(self, summary: Summary) -> None:
-        for member in self.members:
-            try:
-                member.on_end(summary)
-            except OSError as error:
-                self.failure = (
-                    f"{type(member).__name__}: cannot write the end of the run ({error}); free space or restore the "
-                    f"folder, then --resume auto: the checkpoints are whole"
-                )
+        self._tell(lambda member: member.on_end(summary), matters=True)
+        self.write(sync=True)
 
-    def _tell(self, send: Callable[[Callback], None]) -> None:
+    def write(self, *, sync: bool = False) -> None:
+        """Let all writers write what they could not before. `sync`: down to the disk itself."""
         for member in self.members:
-            try:
+            if isinstance(member, Writer):
+                self._write(member, sync=sync)
+
+    @property
+    def behind(self) -> list[str]:
+        """The files for which something waits that could not be written."""
+        return [str(member.path) for member in self.members if isinstance(member, Writer) and member in self._behind]
+
+    def failures(self, part: str) -> list[str]:
+        """A line for each observer that could not write this part of the run: its start, its end."""
+        failed = {**self._lost, **self._behind}
+        return [
+            f"{type(member).__name__}: cannot write the {part} of the run ({failed[member]}); free space or restore "
+            f"the folder, then --resume auto: the checkpoints are whole"
+            for member in self.members
+            if member in failed
+        ]
+
+    def _tell(self, send: Callable[[Callback], None], *, matters: bool = False) -> None:
+        for member in self.members:
+            if isinstance(member, Display):
+                self._show(member, send)
+            elif isinstance(member, Writer):
                 send(member)
-            except OSError as error:
-                if member not in self._failed:
-                    log.warning("%s cannot write (%s); training goes on", type(member).__name__, error)
-                self._failed.add(member)
+                self._write(member)
+            else:
+                self._try(member, send, matters=matters)
+
+    def _show(self, member: Display, send: Callable[[Callback], None]) -> None:
+        try:
+            send(member)
+        except Exception as error:  # noqa: BLE001 - a stream that is closed shows as any error at all
+            self._say_once(member, f"cannot show how it goes ({error}); training goes on")
+
+    def _write(self, member: Writer, *, sync: bool = False) -> None:
+        try:
+            if member.pending:
+                self._guard()
+                member.write()
+            if sync:
+                member.sync()
+        except OSError as error:
+            if member not in self._behind:
+                _say(logging.WARNING, member, f"cannot write ({error}); training goes on, and it tries again")
+            self._behind[member] = error
+        else:
+            if self._behind.pop(member, None) is not None:
+                _say(logging.INFO, member, f"has written to {member.path} what had to wait")
+
+    def _try(self, member: Callback, send: Callable[[Callback], None], *, matters: bool) -> None:
+        try:
+            self._guard()
+            send(member)
+        except OSError as error:
+            self._say_once(member, f"cannot write ({error}); training goes on")
+            if matters:
+                self._lost[member] = error
+
+    def _say_once(self, member: Callback, what: str) -> None:
+        if member not in self._failed:
+            self._failed.add(member)
+            _say(logging.WARNING, member, what)
+
+
+def _say(level: int, member: Callback, what: str) -> None:
+    with contextlib.suppress(ValueError):  # Of a stream that is closed.
+        log.log(level, "%s %s", type(member).__name__, what)
 
 
 def standard_observers(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor
@@ -152,3 +153,28 @@ class Callback:
     def on_epoch(self, report: EpochReport) -> None: ...
 
     def on_end(self, summary: Summary) -> None: ...
+
+
+class Writer(Callback):
+    """An observer that writes to a file. Its `on_...` remember; `write` writes.
+
+    So nothing is lost while the storage is full, read-only or gone.
+    """
+
+    path: Path
+
+    @property
+    def pending(self) -> bool:
+        """Whether something is not written yet."""
+        raise NotImplementedError
+
+    def write(self) -> None:
+        """Write what is not written yet, in order. OSError if some of it still is not: it stays remembered."""
+        raise NotImplementedError
+
+    def sync(self) -> None:
+        """Flush the end of the run to the disk itself. OSError if that fails."""
+
+
+class Display(Callback):
+    """An observer that shows something to people. Whatever happens to its stream, training goes on."""

@@ -6,11 +6,11 @@ import os
 import sys
 from pathlib import Path
 
-from dynsparse.training.callbacks.base import Callback, Summary
+from dynsparse.training.callbacks.base import Display, Summary
 from dynsparse.training.network import align
 
 
-class ClosingTable(Callback):
+class ClosingTable(Display):
     """Prints to standard output at the end."""
 
     def __init__(self, folder: Path, *, tensorboard: bool) -> None:

@@ -8,11 +8,13 @@ import socket
 from pathlib import Path
 from typing import Any
 
-from dynsparse.training.callbacks.base import Callback, RunReport, Summary
+from dynsparse import files
+from dynsparse.training import log_lines
+from dynsparse.training.callbacks.base import RunReport, Summary, Writer
 from dynsparse.training.holder import now
 
 
-class HistoryFile(Callback):
+class HistoryFile(Writer):
     """Appends a line at each start and each end. A start that follows a start is of a run that died in between.
 
     Never cut by a resume, unlike metrics.jsonl: a start at fewer steps than
@@ -23,6 +25,17 @@ class HistoryFile(Callback):
         self.path = path
         self.launch = launch
         self.resumed_from = resumed_from
+        self._lines = files.Appender(path)
+
+    @property
+    def pending(self) -> bool:
+        return self._lines.pending
+
+    def write(self) -> None:
+        self._lines.write()
+
+    def sync(self) -> None:
+        self._lines.sync()
 
     def on_start(self, run: RunReport) -> None:
         self._append(
@@ -31,7 +44,8 @@ class HistoryFile(Callback):
                 "time": now(),
                 "step": run.start_step,
                 "epoch": run.start_epoch,
-                "reached": self._reached(),
+                # As long as the resume has not cut it.
+                "reached": log_lines.last_step(self.path.with_name("metrics.jsonl")),
                 "resumed": run.resumed,
                 "from": None if self.resumed_from is None else str(self.resumed_from),
                 "world_size": run.world_size,
@@ -42,19 +56,6 @@ class HistoryFile(Callback):
                 "versions": dict(run.versions),
             }
         )
-
-    def _reached(self) -> int | None:
-        """The last step that metrics.jsonl tells of, as long as the resume has not cut it."""
-        try:
-            lines = self.path.with_name("metrics.jsonl").read_bytes().splitlines()
-        except OSError:
-            return None
-        for line in reversed(lines):
-            try:
-                return int(json.loads(line)["step"])
-            except (ValueError, KeyError, TypeError):
-                continue  # Half a line, such as a kill leaves it.
-        return None
 
     def on_end(self, summary: Summary) -> None:
         self._append(
@@ -71,9 +72,4 @@ class HistoryFile(Callback):
         )
 
     def _append(self, line: dict[str, Any]) -> None:
-        text = json.dumps(line) + "\n"
-        with self.path.open("a+b") as file:
-            # A start that died as it wrote, or found the disk full, has left half a line.
-            if file.tell() and (file.seek(-1, os.SEEK_END), file.read())[1] != b"\n":
-                text = "\n" + text
-            file.write(text.encode())
+        self._lines.add((json.dumps(line) + "\n").encode())

@@ -11,7 +11,7 @@ from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from dynsparse.reallocation import ReallocationReport
-from dynsparse.training.callbacks.base import Callback, EpochReport, RunReport, StepReport, Summary
+from dynsparse.training.callbacks.base import Callback, Display, EpochReport, RunReport, StepReport, Summary
 
 log = logging.getLogger(__name__)
 
@@ -23,7 +23,7 @@ def progress(style: Literal["auto", "bar", "lines", "none"]) -> list[Callback]:
     return [ProgressBar() if style == "bar" or (style == "auto" and sys.stderr.isatty()) else ProgressLines()]
 
 
-class ProgressLines(Callback):
+class ProgressLines(Display):
     """A line an epoch through `logging`, with the time that is left."""
 
     def on_start(self, run: RunReport) -> None:
@@ -48,7 +48,7 @@ class ProgressLines(Callback):
         )
 
 
-class ProgressBar(Callback):
+class ProgressBar(Display):
     """A bar over all steps with ETA; log lines are printed above it."""
 
     def on_start(self, run: RunReport) -> None:
@@ -68,9 +68,11 @@ class ProgressBar(Callback):
         self._show(report.step, epoch=str(report.epoch + 1), test=f"{report.results.test.top1:.2f} %")
 
     def on_end(self, summary: Summary) -> None:
-        self._show(summary.steps)
-        self._bar.close()
-        self._redirect.__exit__(None, None, None)
+        try:
+            self._show(summary.steps)
+            self._bar.close()
+        finally:
+            self._redirect.__exit__(None, None, None)
 
     def _show(self, step: int, **values: str) -> None:
         self._shown.update(values)

@@ -8,7 +8,8 @@ from pathlib import Path
 from torch.utils.tensorboard import SummaryWriter
 
 from dynsparse.reallocation import ReallocationReport
-from dynsparse.training.callbacks.base import Callback, EpochReport, RunReport, SamplesReport, StepReport, Summary
+from dynsparse.training.callbacks.base import EpochReport, RunReport, SamplesReport, StepReport, Writer
+from dynsparse.training.callbacks.event_file import EventFile
 
 # One chart with a line a layer, in TensorBoard's "Custom Scalars" tab.
 LAYOUT = {
@@ -39,14 +40,42 @@ LAYOUT = {
 _DRAWABLE = 1e20  # TensorBoard's histograms reach no further, and fail if all values lie beyond.
 
 
-class TensorBoard(Callback):
+class _SummaryWriter(SummaryWriter):
+    """torch's, which makes events of values, with a file of ours for them: its own takes a thread, which dies for good
+    when it cannot write."""
+
+    def __init__(self, events: EventFile, purge_step: int | None) -> None:
+        self._events = events
+        super().__init__(str(events.path.parent), purge_step=purge_step)
+
+    def _get_file_writer(self) -> EventFile:
+        if self.file_writer is None:
+            self.file_writer = self._events  # type: ignore[assignment]
+            self.all_writers = {self.log_dir: self._events}  # type: ignore[assignment]
+            if self.purge_step is not None:
+                self._events.begin_anew(self.purge_step)
+        return self._events
+
+
+class TensorBoard(Writer):
     """Writes events to the run's folder, by step; a resume hides what was written after its checkpoint."""
 
     def __init__(self, folder: Path) -> None:
-        self.folder = folder
+        self._events = EventFile(folder)
+        self.path = self._events.path
+
+    @property
+    def pending(self) -> bool:
+        return self._events.records.pending
+
+    def write(self) -> None:
+        self._events.records.write()
+
+    def sync(self) -> None:
+        self._events.records.sync()
 
     def on_start(self, run: RunReport) -> None:
-        self._writer = SummaryWriter(str(self.folder), purge_step=run.start_step + 1 if run.resumed else None)
+        self._writer = _SummaryWriter(self._events, purge_step=run.start_step + 1 if run.resumed else None)
         self._weights = {layer.name: layer.weights for layer in run.layers}
         self._writer.add_scalar("run/workers", run.world_size, run.start_step)
         # At each start: a run may go on in another folder, or with a config that has changed.
@@ -103,10 +132,6 @@ class TensorBoard(Callback):
             drawable = values[values.abs() < _DRAWABLE]
             if drawable.numel():
                 self._writer.add_histogram(f"active_weights/{name}", drawable, report.step)
-        self._writer.flush()
-
-    def on_end(self, summary: Summary) -> None:
-        self._writer.close()
 
     def _layers(self, active: Mapping[str, int], step: int) -> None:
         for name, weights in self._weights.items():
