@@ -7,23 +7,29 @@ python dist_train.py --config configs/digits_dsr.yaml          (one worker)
 
 from __future__ import annotations
 
+import signal
 import sys
 
-from dynsparse import torchrun
+from dynsparse import streams, torchrun
 
+if __name__ == "__main__":
+    streams.make_safe()  # Before anything opens a file.
+    if INTERRUPTIBLE := signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # No traceback if it comes while torch is imported.
 if (code := torchrun.over()) is not None:
     sys.exit(code)  # An earlier attempt of this launch has said why. Before torch, which takes seconds to import.
 
 import argparse
 import logging
 import os
+import platform
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from itertools import islice
 from math import ceil
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
 import torch
 
@@ -39,26 +45,35 @@ from dynsparse.errors import (
     EXIT_STOPPED,
     DesyncError,
     StopRequested,
+    StorageFaultError,
     UserError,
 )
+from dynsparse.files import open_regular
 from dynsparse.paper_cli import Invocation, any_given, read_resume, translate
 from dynsparse.paper_flags import Parser, add_flags
-from dynsparse.runtime import Worker, print_to_reader, process_group
+from dynsparse.runtime import Worker, lost_peer, print_to_reader, process_group
 from dynsparse.training.callbacks import standard_observers
-from dynsparse.training.checks import check_checkpoint, check_resume, check_sources, check_split, idle_warning
+from dynsparse.training.checks import (
+    check_checkpoint,
+    check_model,
+    check_resume,
+    check_sources,
+    check_split,
+    idle_warning,
+)
 from dynsparse.training.folder import (
     Start,
     begun_by,
     checkpoints_of,
     find_start,
     is_finished,
-    read_run,
     require_writable,
     take_folder,
 )
-from dynsparse.training.lock import BEAT_SECONDS, RunLock, holding
+from dynsparse.training.lock import BEAT_SECONDS, RunLock, holding, waiting
 from dynsparse.training.loop import Trainer
 from dynsparse.training.network import Network, build_method, build_network, check_layers
+from dynsparse.training.saved import read_run
 from dynsparse.training.start import NOTHING, Sources, checkpoint_of, missing_sources, read_sources, require_sources
 from dynsparse.training.stopping import StopFlag
 from pipelines.base import Data, Request, TrainPipeline
@@ -129,11 +144,16 @@ def config_of(checkpoint: str) -> Mapping[str, Any]:
     path = checkpoint_of(checkpoint)
     folder = path.absolute().parent.parent
     if not path.exists() and begun_by(torchrun.launch_id(), folder):
+        try:
+            open_regular(folder / "config.yaml").close()
+        except OSError as error:
+            raise UserError(f"{folder / 'config.yaml'}: {error.strerror}; bring it back, or set name=") from None
         return schema.read_mapping(folder / "config.yaml")
     config: Mapping[str, Any] = read_run(path)["config"]
     return config
 
 
+T = TypeVar("T")
 Rule = Callable[[], object]
 """Raises UserError or DataError."""
 
@@ -267,27 +287,47 @@ def dry_run(config: RunConfig) -> None:
 def train(config: RunConfig, worker: Worker, stop: StopFlag, resume: str | None, *, overwrite: bool) -> None:
     """Train in the run's folder, which nobody else may do meanwhile."""
     launch, patience = torchrun.launch_id(), config.distributed.timeout_seconds
-    lock = RunLock(config.folder, launch, grace=patience, on_loss=end_at_once)
+    again = worker.is_main and torchrun.has_taken()
+    lock = RunLock(config.folder, launch, grace=patience, again=again, on_loss=end_at_once)
     with holding(lock, patience / 4):
-        train_in_folder(config, worker, stop, resume, overwrite=overwrite, launch=launch)
+        train_in_folder(config, worker, stop, resume, overwrite=overwrite, launch=launch, lock=lock)
 
 
-def end_at_once(reason: str) -> None:
-    """From any thread, and without a further word to the run's folder. The launch's next attempt is refused."""
+def end_at_once(reason: str, same_launch: bool) -> None:
+    """From any thread, and without a further word to the run's folder.
+
+    Nor from a later attempt on this machine: the folder is another launch's. Of the same one it is where rank 0 is now.
+    """
     print(f"error: {reason}", file=sys.stderr, flush=True)
+    if not same_launch:
+        torchrun.end_launch(EXIT_FAULT)
+    torchrun.note_exit_code(EXIT_FAULT)
     os._exit(EXIT_FAULT)
 
 
 def train_in_folder(
-    config: RunConfig, worker: Worker, stop: StopFlag, resume: str | None, *, overwrite: bool, launch: str | None
+    config: RunConfig,
+    worker: Worker,
+    stop: StopFlag,
+    resume: str | None,
+    *,
+    overwrite: bool,
+    launch: str | None,
+    lock: RunLock,
 ) -> None:
     """Build everything, then touch the run's folder: an error before leaves it as it was."""
     retry = sync.any_rank(torchrun.is_retry())
-    start = sync.from_rank_0(lambda: find_start(config, resume=resume, overwrite=overwrite, launch=launch, retry=retry))
+
+    def on_disk(act: Callable[[], T]) -> T:
+        return sync.from_rank_0(lambda: waiting(act, config.distributed.timeout_seconds / 4, again=lock.again))
+
+    start = on_disk(lambda: find_start(config, resume=resume, overwrite=overwrite, launch=launch, retry=retry))
     if start is not None and sync.from_rank_0(lambda: is_finished(config, start)):
         if worker.is_main:
             print(f"{start.path} has all {config.train.epochs} epochs behind it; set train.epochs= to train on")
         return
+    if start is not None:  # Before a network is built as large as its config says.
+        sync.from_rank_0(lambda: check_model(config, start.state))
     network, data = build(config, worker, fresh=start is None)
     trainer = Trainer(
         config,
@@ -297,13 +337,15 @@ def train_in_folder(
         observers=standard_observers(config, launch=launch, resumed_from=start and start.path)
         if worker.is_main
         else (),
-        checkpoints=checkpoints_of(config, launch) if worker.is_main else None,
+        checkpoints=checkpoints_of(config, launch, lock.require) if worker.is_main else None,
         stop_requested=stop,
+        guard=lock.require,
     )
     if start is not None:
         sync.together(lambda: trainer.load(start.state))
-    sync.from_rank_0(lambda: take_folder(config, start, overwrite=overwrite, launch=launch))
+    on_disk(lambda: take_folder(config, start, overwrite=overwrite, launch=launch, guard=lock.require))
     if worker.is_main:
+        torchrun.note_taken()
         print(config.as_yaml(), flush=True)
     with closing(data):
         trainer.fit()
@@ -327,6 +369,7 @@ def preview(config: RunConfig, worker: Worker, count: int) -> None:
 
 def evaluate(config: RunConfig, worker: Worker, checkpoint: Path) -> None:
     saved = sync.from_rank_0(lambda: read_run(checkpoint))
+    check_model(config, saved)
     network, data = build(config, worker)
     trainer = Trainer(config, network, data, worker)
     sync.together(lambda: trainer.run.load_network(saved))
@@ -381,21 +424,24 @@ def require_same_data(data: Data) -> None:
         )
 
 
-class LogLine(logging.Formatter):
-    """A bare line for what goes on, `warning: ` before what goes wrong while training goes on."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        line = super().format(record)
-        return f"{record.levelname.lower()}: {line}" if record.levelno >= logging.WARNING else line
-
-
-def say(error: Exception) -> None:
+def say(error: object) -> None:
     if torchrun.speaks_first():
         print("".join(f"error: {line}\n" for line in str(error).splitlines()), end="", file=sys.stderr, flush=True)
 
 
+def say_fault(error: Exception, worker: Worker) -> None:
+    lost = lost_peer(error)
+    if lost is None:
+        traceback.print_exc()
+    elif torchrun.over() is None:  # Else another worker of this launch has said why it ends.
+        say(f"worker {worker.rank} on {platform.node()} has lost another worker ({lost})")
+
+
 def leave(code: int, worker: Worker) -> NoReturn:
     """Exit. Bad input ends the launch: torchrun would try it again, and say the same again."""
+    if code == EXIT_DONE and (problem := streams.lost_output()):
+        say(problem)
+        code = EXIT_BAD_INPUT
     if code == EXIT_BAD_INPUT:
         torchrun.end_launch(code)
     if worker.local_rank == 0 or code == EXIT_BAD_INPUT:
@@ -410,35 +456,45 @@ def leave(code: int, worker: Worker) -> NoReturn:
     sys.exit(code)
 
 
+def trains(arguments: argparse.Namespace) -> bool:
+    """Whether a run is asked for, and not what is printed."""
+    looks = ("evaluate", "dry_run", "preview", "print_schema", "check")
+    return not any(getattr(arguments, name) for name in looks)
+
+
 def main() -> NoReturn:
     worker = Worker()
     torchrun.forget_exit_code()
     try:
         worker = Worker.from_environment()
         arguments = parse_arguments()
+        if trains(arguments):
+            streams.go_on_without()
         if arguments.print_schema:
             print_to_reader(schema.json_schema().rstrip("\n"))
             leave(EXIT_DONE, worker)
         speaks = worker.is_main and not arguments.check
-        lines = logging.StreamHandler()
-        lines.setFormatter(LogLine())
-        logging.basicConfig(level=logging.INFO if speaks else logging.ERROR, handlers=[lines])
+        streams.log_in_lines(logging.INFO if speaks else logging.ERROR)
         run(arguments, worker)
+    except SystemExit as ended:  # argparse's: 0 after --help, 2 for what it cannot read.
+        leave(int(ended.code or EXIT_DONE), worker)
     except StopRequested:
         leave(EXIT_STOPPED, worker)
     except (UserError, DataError) as error:
         say(error)
         leave(EXIT_BAD_INPUT, worker)
-    except DesyncError as error:
+    except (DesyncError, StorageFaultError) as error:
         say(error)
         leave(EXIT_FAULT, worker)
     except KeyboardInterrupt:
         leave(EXIT_INTERRUPTED, worker)
-    except Exception:  # noqa: BLE001 - whatever it is, the other ranks must not wait for this one
-        traceback.print_exc()
+    except Exception as error:  # noqa: BLE001 - whatever it is, the other ranks must not wait for this one
+        say_fault(error, worker)
         leave(EXIT_FAULT, worker)
     leave(EXIT_DONE, worker)
 
 
 if __name__ == "__main__":
+    if INTERRUPTIBLE:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     main()

@@ -5,11 +5,12 @@ Training itself is dist_train.py's.
 
 from __future__ import annotations
 
+import logging
 import sys
 from importlib import import_module
 
-from dynsparse.errors import EXIT_BAD_INPUT, EXIT_DONE, UserError, nearest
-from dynsparse.tools.command_line import one_line
+from dynsparse import streams
+from dynsparse.errors import EXIT_BAD_INPUT, EXIT_DONE, EXIT_INTERRUPTED, UserError, nearest, one_line
 
 # Each is a module with `main(arguments)`; only the one that is asked for is imported, as torch takes seconds.
 COMMANDS = {
@@ -46,5 +47,21 @@ def main(arguments: list[str]) -> int:
     return EXIT_DONE
 
 
+def run(arguments: list[str]) -> int:
+    """The same as a program: exit code 2 as well if what was printed could not be written."""
+    streams.make_safe()
+    streams.log_in_lines(logging.WARNING)
+    try:
+        code = main(arguments)
+    except SystemExit as ended:  # argparse's: 0 after --help, 2 for what it cannot read.
+        code = int(ended.code or EXIT_DONE)
+    except KeyboardInterrupt:
+        return EXIT_INTERRUPTED
+    if code == EXIT_DONE and (problem := streams.lost_output()):
+        print(f"error: {problem}", file=sys.stderr)
+        return EXIT_BAD_INPUT
+    return code
+
+
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(run(sys.argv[1:]))

@@ -19,6 +19,7 @@ from types import FrameType
 from typing import Any
 
 from dynsparse import config as schema
+from dynsparse import streams
 from dynsparse.config import RunConfig
 from dynsparse.errors import EXIT_BAD_INPUT, EXIT_DONE, EXIT_STOPPED, UserError, nearest
 from dynsparse.paper_cli import MODES, look, overlap, translate
@@ -27,7 +28,7 @@ from dynsparse.reading import plain, text_of
 from dynsparse.runtime import print_to_reader
 
 LAUNCHER = Path(__file__).parents[1] / "launch" / "local.sh"
-FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
 
 _SOURCES = ("--resume", "--copy-mask-from")
 _KEYS = ["group", "resume", *(name[2:] for flag in FLAGS for name in (flag.name, *flag.also) if name[:2] == "--")]
@@ -309,7 +310,10 @@ def launch(command: Sequence[str]) -> int:
         if process is not None:
             process.send_signal(number)
 
-    before = {number: signal.signal(number, forward) for number in FORWARDED}
+    # Under nohup SIGHUP is ignored, and stays so.
+    hangup_ignored = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    wanted = [number for number in FORWARDED if not (number == signal.SIGHUP and hangup_ignored)]
+    before = {number: signal.signal(number, forward) for number in wanted}
     try:
         process = subprocess.Popen(command, start_new_session=True)  # noqa: S603 - our own launcher
         for number in tuple(asked):
@@ -377,4 +381,6 @@ def _main(arguments: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
+    streams.make_safe()
+    streams.go_on_without()
     sys.exit(main(sys.argv[1:]))

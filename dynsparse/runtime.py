@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 import time
 from collections.abc import Iterator
@@ -14,7 +15,7 @@ from uuid import uuid4
 
 import torch
 import torch.distributed as dist
-from torch.distributed import PrefixStore, Store, TCPStore  # type: ignore[attr-defined]
+from torch.distributed import FileStore, PrefixStore, Store, TCPStore  # type: ignore[attr-defined]
 
 from dynsparse.errors import UserError
 
@@ -84,7 +85,7 @@ def process_group(worker: Worker, backend: Backend, timeout: timedelta) -> Itera
     dist.init_process_group(
         "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo",
         timeout=timeout,
-        store=_meet(worker, timeout) if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True" else None,
+        store=_meet(worker, timeout),
         rank=worker.rank,
         world_size=worker.world_size,
     )
@@ -92,10 +93,12 @@ def process_group(worker: Worker, backend: Backend, timeout: timedelta) -> Itera
     dist.destroy_process_group()
 
 
-def _meet(worker: Worker, timeout: timedelta) -> Store:
-    """The part of torchrun's store in which nothing stands yet, the same for every worker.
+def _meet(worker: Worker, timeout: timedelta) -> Store | None:
+    """The part of the store in which nothing stands yet, the same for every worker. None: torch makes a store.
 
-    torchrun keeps its store for all attempts of a launch, so that one could
+    On one machine it is a file, which launch/agent.py names anew for each
+    attempt and no other user can read: no port is opened. Else it is
+    torchrun's, which it keeps for all attempts of a launch, so that one could
     read the addresses of the one before, fail to connect, or hang. No number
     that torchrun gives its workers tells attempts apart on every machine. So
     each worker says hello by a name that it has just made up, and takes the
@@ -103,8 +106,15 @@ def _meet(worker: Worker, timeout: timedelta) -> Store:
     there now. What rank 0 reads first may be of an earlier attempt; answering
     it does no harm.
     """
-    address = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-    store = TCPStore(*address, is_master=False, timeout=timeout, wait_for_workers=False)
+    store: Store
+    if file := os.environ.get("DYNSPARSE_MEETING"):
+        store = FileStore(file)
+        store.set_timeout(timeout)
+    elif os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+        address = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+        store = TCPStore(*address, is_master=False, timeout=timeout, wait_for_workers=False)
+    else:
+        return None
     name = uuid4().hex
     if worker.is_main:
         _welcome(store, name, set(range(1, worker.world_size)), timeout)
@@ -130,6 +140,18 @@ def _welcome(store: Store, part: str, absent: set[int], timeout: timedelta) -> N
         if time.monotonic() > deadline:
             raise RuntimeError(f"workers {sorted(absent)} have not come within {timeout.total_seconds():g} s")
         time.sleep(0.005)
+
+
+def lost_peer(error: BaseException) -> str | None:
+    """What the connection to the other workers reported; None for an error of another kind.
+
+    Then another worker, its machine or the network is at fault, and a traceback of this one would mislead.
+    """
+    text = str(error)
+    if not isinstance(error, dist.DistError) and "/gloo/" not in text:
+        return None
+    first = next(iter(text.splitlines()), "")
+    return re.sub(r"^(\[[^]]*:\d+\] *)+", "", first).split(". ")[0].rstrip(".")
 
 
 def print_to_reader(text: str) -> None:

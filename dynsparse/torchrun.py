@@ -13,7 +13,11 @@ import contextlib
 import os
 from pathlib import Path
 
+PARENT = os.getppid()
+"""The process that started this one, as it was when this module was imported: torchrun, under torchrun."""
+
 _OVER = "dynsparse-is-over"
+_TAKEN = "dynsparse-has-taken"
 
 
 def launch_id() -> str | None:
@@ -30,6 +34,11 @@ def launch_id() -> str | None:
     return None if folder is None else str(folder)
 
 
+def is_parent() -> bool:
+    """Whether torchrun started this process."""
+    return "TORCHELASTIC_RUN_ID" in os.environ
+
+
 def is_retry() -> bool:
     """Whether a fault on this machine made this attempt. Not so if machines joined or left, or another had a fault."""
     return os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"
@@ -41,6 +50,9 @@ def end_launch(code: int) -> None:
     if folder is not None:
         with contextlib.suppress(OSError):
             (folder / _OVER).write_text(f"{code}\n")
+    if path := os.environ.get("DYNSPARSE_EXIT_FILE"):
+        with contextlib.suppress(OSError):
+            Path(f"{path}.over").touch()  # For launch/agent.py: no further attempt is of use.
 
 
 def over() -> int | None:
@@ -63,18 +75,25 @@ def speaks_first() -> bool:
     return _is_first("dynsparse-has-spoken")
 
 
+def notices_first() -> bool:
+    """The same for torchrun's own end, after which there may still be an error to speak of."""
+    return _is_first("dynsparse-has-noticed")
+
+
 def forget_exit_code() -> None:
     """Empty the file of `note_exit_code`: an attempt that is killed must not be taken for the one before it."""
     path = os.environ.get("DYNSPARSE_EXIT_FILE")
     if path and _is_first("dynsparse-has-begun"):
-        Path(path).write_text("")
+        with contextlib.suppress(OSError):
+            Path(path).write_text("")
 
 
 def note_exit_code(code: int) -> None:
     """Leave the code in DYNSPARSE_EXIT_FILE if set: torchrun returns 1 for whatever a worker did."""
     path = os.environ.get("DYNSPARSE_EXIT_FILE")
     if path:
-        Path(path).write_text(f"{code}\n")
+        with contextlib.suppress(OSError):  # The launcher may be gone, and its folder with it.
+            Path(path).write_text(f"{code}\n")
 
 
 def _is_first(mark: str) -> bool:
@@ -94,3 +113,17 @@ def _folder(*, of_attempt: bool) -> Path | None:
     """The folder of this attempt or of the launch; None without torchrun, or if it was told to keep none."""
     file = os.environ.get("TORCHELASTIC_ERROR_FILE")
     return Path(file).parents[1 if of_attempt else 2] if file else None
+
+
+def note_taken() -> None:
+    """Let later attempts on this machine know that this launch has taken the run's folder: see `has_taken`."""
+    folder = _folder(of_attempt=False)
+    if folder is not None:
+        with contextlib.suppress(OSError):
+            (folder / _TAKEN).touch()
+
+
+def has_taken() -> bool:
+    """Whether an earlier attempt of this launch, or this one, has taken the run's folder on this machine."""
+    folder = _folder(of_attempt=False)
+    return folder is not None and (folder / _TAKEN).exists()

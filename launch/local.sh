@@ -14,7 +14,8 @@ usage: launch/local.sh [--workers N|auto|demo] [--restarts N] [--logs DIR] [--] 
   --restarts N    after a fault, such as a worker that was killed or one that no longer answers, start all
                   workers anew up to N times (default 3); they go on from the newest checkpoint. Bad input and a
                   stop on request are no faults
-  --logs DIR      what each worker writes also goes to files of its own: DIR/HOST/LAUNCH/attempt_K/LOCAL_RANK/
+  --logs DIR      what each worker writes also goes to files of its own: DIR/HOST/LAUNCH/attempt_K/LOCAL_RANK/,
+                  what torchrun logs to DIR/HOST/torchrun.log
   --check         say what a start would refuse, and end
 
 The rest goes to dist_train.py: --config FILE [section.key=value ...].
@@ -38,5 +39,7 @@ check_options "auto demo"
 find_python
 count_workers
 check_input 1 "" "$@"
-# Workers need not find each other by this machine's name, which nobody may know: a container without a network.
-train --standalone --local-addr localhost -- "$@"
+# Nothing listens beyond this machine, and nobody need know its name: workers meet in a file and connect over loopback.
+export GLOO_SOCKET_IFNAME=${GLOO_SOCKET_IFNAME:-lo} NCCL_SOCKET_IFNAME=${NCCL_SOCKET_IFNAME:-=lo}
+train --rdzv-backend alone --rdzv-endpoint "$scratch/meeting" --rdzv-id "$(cat /proc/sys/kernel/random/uuid)" \
+    --local-addr localhost -- "$@"

@@ -1,6 +1,7 @@
 """Where the nodes of a launch meet, as seen from this one: for launch/node.sh, which runs it before torchrun.
 
-meeting.py check HEAD NODES IS_HEAD    prints IS_HOST HOST:PORT LOCAL_ADDRESS INTERFACE
+meeting.py check HEAD NODES IS_HEAD    prints IS_HOST HOST:PORT LOCAL_ADDRESS INTERFACE; on the head HOST is its own
+                                       address, on which it listens
 meeting.py wait HEAD SECONDS           until the head answers; where this is the head, until its name is known
 meeting.py wait HEAD SECONDS no        the same where this is not the head
 
@@ -34,20 +35,29 @@ def main(arguments: list[str]) -> None:
     print(*check(host, port, several=int(nodes) > 1, is_head=is_head))
 
 
-def check(host: str, port: int, *, several: bool, is_head: str) -> tuple[str, str, str, str]:
-    """The four values that are printed, the interface "-" where gloo finds one by itself."""
-    found = resolve(host)
+def check(asked: str, port: int, *, several: bool, is_head: str) -> tuple[str, str, str, str]:
+    """The four values that are printed, the interface "-" where gloo and NCCL choose one themselves."""
+    host, found = asked, resolve(asked)
     if several and is_head == "auto" and is_loopback(found[0]) and not is_own_name(host):
         fail(
             f"--head {host} is {found[0]}, on each node the node itself; give the head's name or address in their "
             "network (with all nodes on one machine: --is-head yes on one, no on the others)"
         )
     hosts = is_head == "yes" or (is_head == "auto" and any(map(is_here, found)))
+    alone = not several or (is_head != "auto" and is_loopback(found[0]))  # On one machine.
     if hosts:
-        require_free(host, port)
-    local = own_address(host, found) if hosts else source_address(host, port, found)
-    on_one_machine = is_head != "auto" and is_loopback(found[0])
-    interface = interface_for_gloo(local) if several and not on_one_machine else "-"
+        local, host = own_address(host, found), listening_address(host, found, alone=alone)
+        require_free(host, port, asked)
+        here = host
+    else:
+        local = here = source_address(host, port, found)
+    interface = interface_of(here) or ("-" if alone else interface_for_gloo(here))
+    if interface != "-" and not alone and not knows_itself() and not os.environ.get("GLOO_SOCKET_IFNAME"):
+        print(
+            f"note: {socket.gethostname()} knows itself by no address that others can reach; "
+            f"GLOO_SOCKET_IFNAME is {interface}",
+            file=sys.stderr,
+        )
     return str(hosts).lower(), f"[{host}]:{port}" if ":" in host else f"{host}:{port}", local, interface
 
 
@@ -99,20 +109,40 @@ def family(address: str) -> socket.AddressFamily:
     return socket.AF_INET6 if ":" in address else socket.AF_INET
 
 
-def require_free(host: str, port: int) -> None:
+def require_free(address: str, port: int, head: str) -> None:
     try:
-        socket.create_server(("", port)).close()
+        socket.create_server((address, port), family=family(address)).close()
     except OSError as error:
         reason, another = os.strerror(error.errno or 0), port - 1 if port == 2**16 - 1 else port + 1
         fail(
             f"port {port} of {socket.gethostname()}, the head, cannot be had ({reason}); end what uses it, "
-            f"or give all nodes another: --head {host}:{another}"
+            f"or give all nodes another: --head {head}:{another}"
         )
 
 
 def own_address(host: str, found: list[str]) -> str:
     """The head's. Its name as the others know it, where that leads itself to loopback or to an address from outside."""
     return next((address for address in found if is_here(address) and not is_loopback(address)), host)
+
+
+def listening_address(host: str, found: list[str], *, alone: bool) -> str:
+    """The head's own address on which nodes meet: that which was given, else that of its interface.
+
+    Its name may lead the head itself to loopback, or to an address from outside, as behind NAT.
+    """
+    own = [address for address in found if is_here(address)]
+    fitting = [address for address in own if alone or not is_loopback(address)]
+    if fitting:
+        return min(fitting, key=lambda address: ":" in address)  # IPv4, if it has both: not every node has the other.
+    known = interfaces()
+    named = os.environ.get("GLOO_SOCKET_IFNAME", "").split(",")
+    chosen = [known[name] for name in named if name in known] or list(known.values())
+    if len(chosen) != 1:
+        fail(
+            f"--head {host} is {' or '.join(found)}, no address of {socket.gethostname()} that others can reach; "
+            f"set GLOO_SOCKET_IFNAME to its interface in the nodes' network ({', '.join(known) or 'it has none'})"
+        )
+    return chosen[0]
 
 
 def source_address(host: str, port: int, found: list[str]) -> str:
@@ -127,30 +157,38 @@ def source_address(host: str, port: int, found: list[str]) -> str:
     )
 
 
-def interface_for_gloo(local: str) -> str:
-    """The interface with this node's address `local`, or the only one, if gloo needs to be told; "-" if not.
+def interface_of(address: str) -> str | None:
+    """The interface with this address; None where it is IPv6, or not the interface's first."""
+    if is_loopback(address):
+        return "lo"
+    return next((name for name, known in interfaces().items() if known == address), None)
 
-    gloo binds to the first address of this machine's own name that it can.
-    Where that is none, or loopback as in Debian's /etc/hosts, it takes
-    loopback, and no other node can connect.
+
+def knows_itself() -> bool:
+    """Whether this machine's own name leads to an address that others can reach.
+
+    gloo binds to the first address of that name that it can. Where that is
+    none, or loopback as in Debian's /etc/hosts, it takes loopback, and no other
+    node can connect.
     """
-    name = socket.gethostname()
-    if os.environ.get("GLOO_SOCKET_IFNAME"):
-        return "-"
     try:
-        own = next(filter(is_here, addresses(name)), None)
+        own = next(filter(is_here, addresses(socket.gethostname())), None)
     except OSError:
         own = None
-    if own is not None and not is_loopback(own):
+    return own is not None and not is_loopback(own)
+
+
+def interface_for_gloo(local: str) -> str:
+    """The only interface, if gloo needs to be told; "-" if not. For an address whose interface is not known."""
+    if os.environ.get("GLOO_SOCKET_IFNAME") or knows_itself():
         return "-"
-    known = interfaces()
-    fitting = [name for name, address in known.items() if address == local] or list(known)
-    if len(fitting) != 1:
+    known = list(interfaces())
+    if len(known) != 1:
         fail(
-            f"{name} does not know itself by an address that others can reach ({own or 'none'}); "
-            f"set GLOO_SOCKET_IFNAME to its interface in the nodes' network ({', '.join(fitting) or 'it has none'})"
+            f"{socket.gethostname()} does not know itself by an address that others can reach; "
+            f"set GLOO_SOCKET_IFNAME to the interface of {local} ({', '.join(known) or 'it has none'})"
         )
-    return fitting[0]
+    return known[0]
 
 
 def interfaces() -> dict[str, str]:

@@ -25,17 +25,20 @@ Run it on each of N machines ("nodes") with the same arguments; they train toget
                      (default 600)
   --is-head WORD     whether this node is the head. auto, the default, looks whether the head's address is one of its
                      own; say yes or no where that misleads: several nodes on one machine, addresses behind NAT
-  --logs DIR         what each worker writes also goes to files of its own: DIR/HOST/LAUNCH/attempt_K/LOCAL_RANK/
+  --logs DIR         what each worker writes also goes to files of its own: DIR/HOST/LAUNCH/attempt_K/LOCAL_RANK/,
+                     what torchrun logs to DIR/HOST/torchrun.log
   --check            say what a start would refuse, and end
 
 The rest goes to dist_train.py: --config FILE [section.key=value ...]. The run's folder must be on storage that all
 nodes share, and each needs the data.
 
-SIGINT or SIGUSR1 to one node stops all of them. SIGTERM says that this node goes away: send it to all to stop the
-run, else the others save, and wait for it to come back, or go on without it if they are MIN.
+SIGINT, SIGUSR1 or SIGHUP (a terminal that is closed, but not under nohup) to one node stops all of them. SIGTERM says
+that this node goes away: send it to all to stop the run, else the others save, and wait for it to come back, or go on
+without it if they are MIN.
 
-Nodes connect to each other on ports of the system's choice, without authentication: private networks only. To choose
-the network, set GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME to an interface such as eth0, on each node.
+Private networks only: whoever reaches the head's port runs code as you (docs/operations.md). The head listens there on
+its own address alone. Workers connect to each other on ports of the system's choice, at the node's address in the
+head's network. For another network, set GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME to an interface such as eth0, on each.
 
 Exits with dist_train.py's own code: 0 done, 2 bad input, 75 stopped and resumable.
 PYTHON is the interpreter to use; by default that of .venv if make has set it up, else python3.
@@ -72,14 +75,11 @@ find_python
 first "$python" "$root/launch/meeting.py" check "$head" "$most" "$is_head" >"$scratch/meeting"
 read -r is_host endpoint local_address interface <"$scratch/meeting"
 if [ "$interface" != - ]; then
-    echo "note: $(uname -n) knows itself by no address that others can reach; GLOO_SOCKET_IFNAME is $interface" >&2
-    export GLOO_SOCKET_IFNAME=$interface
+    export GLOO_SOCKET_IFNAME=${GLOO_SOCKET_IFNAME:-$interface} NCCL_SOCKET_IFNAME=${NCCL_SOCKET_IFNAME:-=$interface}
 fi
 count_workers
 check_input "$most" "$id" "$@"
 [ "$is_host" = true ] || first "$python" "$root/launch/meeting.py" wait "$endpoint" "$wait" no
 
-# Else, in torch 2.13, a node that comes back or joins later waits in vain for the workers' meeting place.
-export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1
-train --nnodes "$nodes" --rdzv-backend c10d --rdzv-endpoint "$endpoint" --rdzv-id "$id" \
+train --nnodes "$nodes" --rdzv-backend meeting --rdzv-endpoint "$endpoint" --rdzv-id "$id" \
     --rdzv-conf "is_host=$is_host,join_timeout=$wait" --local-addr "$local_address" -- "$@"

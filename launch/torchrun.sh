@@ -2,8 +2,17 @@
 # They source it: it is bash, under set -euo pipefail.
 # shellcheck shell=bash
 
+# A closed stream stays open for nothing to be written to: a file that is opened later would get its number.
+{ true >&1; } 2>/dev/null || exec 1</dev/null
+{ true >&2; } 2>/dev/null || exec 2</dev/null
+
+# On stderr, which may be closed, full or a terminal that is gone: that ends nothing.
+say() {
+    echo "$*" >&2 || true
+}
+
 fail() {
-    echo "error: $1" >&2
+    say "error: $1"
     exit 2
 }
 
@@ -16,7 +25,7 @@ stop() {
     [ "${!:-}" != "$ended" ] || exit 75
     kill -s "$1" "$!" 2>/dev/null || true
 }
-for signal in TERM INT USR1; do
+for signal in TERM INT USR1 HUP; do # bash leaves HUP ignored if it was so from the start, as under nohup
     # shellcheck disable=SC2064 # each signal its own
     trap "stop $signal" "$signal"
 done
@@ -85,7 +94,7 @@ supervise() {
     set +m
     while :; do
         code=0
-        wait "$!" || code=$?
+        { wait "$!" || code=$?; } 2>/dev/null # If it was killed: train says so, not bash.
         # A trapped signal ends `wait` before the command has ended.
         kill -0 "$!" 2>/dev/null || break
     done
@@ -113,14 +122,18 @@ check_input() {
 
 # `train TORCHRUN_OPTIONS... -- ARGUMENTS...`: run dist_train.py under torchrun, and exit with the workers' own code.
 train() {
-    local options=() status=0
+    local options=() status=0 log=$scratch/torchrun.log
     while [ "$1" != -- ]; do
         options+=("$1")
         shift
     done
     shift
     # What each worker writes, also in a file of its own: LOGS/HOST/LAUNCH/attempt_K/LOCAL_RANK/stderr.log.
-    if [ -n "$logs" ]; then options+=(--log-dir "$logs/$(uname -n)" --tee 3); fi
+    if [ -n "$logs" ]; then
+        options+=(--log-dir "$logs/$(uname -n)" --tee 3)
+        log=$logs/$(uname -n)/torchrun.log
+        mkdir -p "$logs/$(uname -n)" 2>/dev/null || fail "--logs $logs: no folder can be made there"
+    fi
     # torchrun gives each worker one thread if this is not set, and warns about it.
     export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
     # torchrun returns 1 for whatever a worker did, so the workers leave their code in a file.
@@ -129,22 +142,41 @@ train() {
     # is too short for large states and slow disks. Not its option --shutdown-timeout, which not every torch that we run
     # with has. What follows a fault is not affected.
     export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=${TORCH_ELASTIC_SHUTDOWN_TIMEOUT:-600}
-    supervise "$python" -m torch.distributed.run "${options[@]}" --nproc-per-node "$workers" \
-        --max-restarts "$restarts" --signals-to-handle SIGTERM,SIGINT,SIGUSR1 "$root/dist_train.py" "$@" || status=$?
-    if [ -n "$asked_to_stop" ]; then wait_for_workers; fi
-    if [ -s "$DYNSPARSE_EXIT_FILE" ]; then status=$(cat "$DYNSPARSE_EXIT_FILE"); fi
+    supervise "$python" "$root/launch/agent.py" "$log" "${options[@]}" --nproc-per-node "$workers" \
+        --max-restarts "$restarts" "$root/dist_train.py" "$@" || status=$?
+    # Asked to stop, or killed: then the workers notice, and save.
+    if [ -n "$asked_to_stop" ] || [ "$status" -gt 128 ]; then wait_for_workers; fi
+    if [ -s "$DYNSPARSE_EXIT_FILE" ]; then
+        status=$(cat "$DYNSPARSE_EXIT_FILE")
+    elif [ "$status" -gt 128 ] && [ -z "$asked_to_stop" ]; then
+        say "error: torchrun on $(uname -n) was killed by signal $((status - 128))"
+    fi
     # Workers that had no time to say so, such as those that were about to start again after a fault, were stopped too.
     if [ -n "$asked_to_stop" ]; then
         case $status in
             0 | 2 | 75) ;;
             *)
-                echo "warning: the workers were ended before they had saved; the run goes on from the checkpoint" \
-                    "before" >&2
+                say "warning: the workers were ended before they had saved; the run goes on from the checkpoint" \
+                    "before"
                 status=75
                 ;;
         esac
     fi
+    case $status in
+        0 | 2 | 75) ;;
+        *) keep_log "$log" ;;
+    esac
     exit "$status"
+}
+
+# Say where torchrun's log is after a fault. Without --logs it moves out of the folder that is removed at the end.
+keep_log() {
+    local log=$1
+    [ -s "$log" ] || return 0
+    if [ -z "$logs" ]; then
+        log=$(mktemp "${TMPDIR:-/tmp}/dynsparse-torchrun-XXXXXX.log") && cp "$1" "$log" || return 0
+    fi
+    say "note: torchrun's own log is $log"
 }
 
 # torchrun leaves its workers behind when a third signal reaches it while it waits for them. Schedulers send several,

@@ -357,7 +357,7 @@ def test_damaged_and_absent_checkpoints(call: Any, config: Path, checkpoint: Pat
     assert_one_line(call("--config", config, "--resume", checkpoint), "damaged or no checkpoint", "use an earlier one")
     code, _, err = call("--config", config, "--resume", "auto")
     assert code == 2
-    assert "no whole checkpoint" in err.splitlines()[-1]
+    assert "holds a run that has trained (summary.json), and no checkpoint of it" in err.splitlines()[-1]
 
 
 def test_a_damaged_newest_checkpoint_is_named_and_passed_over(

@@ -4,13 +4,14 @@ import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
+from pathlib import Path
 
 import pytest
 import torch
-from torch.distributed import TCPStore
+from torch.distributed import FileStore, Store, TCPStore
 
 from dynsparse.errors import UserError
-from dynsparse.runtime import Worker, _meet
+from dynsparse.runtime import Worker, _meet, lost_peer
 
 
 def test_alone_without_torchrun(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -66,18 +67,29 @@ def test_a_reader_that_has_seen_enough_is_no_error() -> None:
     assert process.wait() == 0
 
 
-def test_workers_meet_where_no_earlier_attempt_has_written(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Three workers, after an attempt that left its hellos and addresses behind."""
-    timeout = timedelta(seconds=60)
+@pytest.fixture(params=["file", "torchrun's store"])
+def server(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
+    """Where workers meet."""
+    if request.param == "file":
+        monkeypatch.setenv("DYNSPARSE_MEETING", str(tmp_path / "meeting"))
+        return FileStore(str(tmp_path / "meeting"))
     server = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", "True")
     monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
     monkeypatch.setenv("MASTER_PORT", str(server.port))
+    return server
+
+
+def test_workers_meet_where_no_earlier_attempt_has_written(server: Store) -> None:
+    """Three workers, after an attempt that left its hellos and addresses behind."""
+    timeout = timedelta(seconds=60)
     parts = set()
     for attempt in range(2):
         server.set("dynsparse/hello/1", f"left behind {attempt}")
         with ThreadPoolExecutor(3) as pool:
             workers = [Worker(rank, 3, rank, 3, under_torchrun=True) for rank in range(3)]
-            stores = list(pool.map(lambda worker: _meet(worker, timeout), workers))
+            stores = [store for store in pool.map(lambda worker: _meet(worker, timeout), workers) if store]
+        assert len(stores) == 3
         assert not any(store.check(["address"]) for store in stores)
         stores[1].set("address", str(attempt))
         assert [store.get("address").decode() for store in stores] == [str(attempt)] * 3
@@ -85,10 +97,13 @@ def test_workers_meet_where_no_earlier_attempt_has_written(monkeypatch: pytest.M
     assert len(parts) == 2
 
 
-def test_a_worker_that_does_not_come_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    server = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
-    monkeypatch.setenv("MASTER_PORT", str(server.port))
+def test_a_worker_that_does_not_come_is_named(server: Store) -> None:
     server.set("dynsparse/hello/1", "left behind")
     with pytest.raises(RuntimeError, match=r"workers \[1\] have not come within 0\.1 s"):
         _meet(Worker(0, 2, 0, 2, under_torchrun=True), timedelta(seconds=0.1))
+
+
+def test_a_lost_peer_is_told_from_other_errors() -> None:
+    gloo = "[/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:553] Connection closed by peer [10.0.0.2]:1. More."
+    assert lost_peer(RuntimeError(gloo)) == "Connection closed by peer [10.0.0.2]:1"
+    assert lost_peer(RuntimeError("mat1 and mat2 shapes cannot be multiplied")) is None

@@ -2,20 +2,32 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import sys
+import threading
 from types import FrameType
+
+from dynsparse import torchrun
+
+_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
+_SECONDS = 0.5
 
 
 class StopFlag:
-    """Set by SIGTERM, SIGINT or SIGUSR1; a second SIGINT interrupts at once."""
+    """Set by SIGTERM, SIGINT, SIGUSR1 or SIGHUP, and by the end of torchrun; a second SIGINT interrupts at once."""
 
     def __init__(self) -> None:
         self.is_set = False
         self.ends_launch = False
 
     def install(self) -> None:
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
-            signal.signal(number, self._handle)
+        for number in _SIGNALS:
+            # Ignored from the start, as nohup has it for SIGHUP: it stays so.
+            if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:
+                signal.signal(number, self._handle)
+        if torchrun.is_parent():
+            threading.Thread(target=self._watch_torchrun, name="torchrun watch", daemon=True).start()
 
     def __call__(self) -> bool:
         return self.is_set
@@ -28,3 +40,12 @@ class StopFlag:
         # join or leave. Told to stop, it passes the signal on and starts nothing more. So SIGTERM to a worker alone
         # means "save, and start again"; the others were sent by somebody who wants an end.
         self.ends_launch = self.ends_launch or number != signal.SIGTERM
+
+    def _watch_torchrun(self) -> None:
+        """Killed, torchrun cannot end its workers. They would train on, and nobody could stop or restart them."""
+        never = threading.Event()
+        while os.getppid() == torchrun.PARENT:
+            never.wait(_SECONDS)
+        if torchrun.notices_first():
+            print("warning: torchrun is gone; the workers save and end", file=sys.stderr, flush=True)
+        self.is_set = True

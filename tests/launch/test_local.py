@@ -2,16 +2,20 @@ from __future__ import annotations
 
 import contextlib
 import os
+import select
 import shutil
 import signal
+import socket
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from dynsparse.config import RunConfig
+from tests.launch import ports
 from tests.training import runs
 
 SCRIPT = runs.ROOT / "launch/local.sh"
@@ -63,6 +67,21 @@ def test_trains_from_anywhere_and_returns_the_workers_code(tmp_path: Path) -> No
     assert refused.stderr.count("exists; go on with --resume auto") == 1, "not once an attempt"
 
 
+def test_bad_input_that_workers_find_is_one_line(tmp_path: Path) -> None:
+    """Without the launcher's own check, as for data that differ from machine to machine; restarts do not repeat it."""
+    settings = runs.config(runs=str(tmp_path), name="a")
+    path = runs.write_config(tmp_path, settings)
+    python = tmp_path / "python"
+    python.write_text(f'#!/bin/bash\ncase $* in *--check*) exit ;; esac\nexec {sys.executable} "$@"\n')
+    python.chmod(0o755)
+    wrong = ("--config", path, "--resume", tmp_path / "nowhere.pt")
+    refused = local("--workers", "2", "--", *wrong, PYTHON=str(python), TMPDIR=str(tmp_path))
+    assert refused.returncode == 2
+    assert refused.stderr.startswith("error: ")
+    assert refused.stderr.count("\n") == 1, refused.stderr
+    assert not list(tmp_path.glob("dynsparse-torchrun-*")), "the log is for faults"
+
+
 NAMELESS = ("unshare", "--net", "--uts", "sh", "-ec", 'echo nobody > /proc/sys/kernel/hostname; exec "$@"', "sh")
 
 
@@ -92,7 +111,7 @@ def test_shellcheck() -> None:
         subprocess.run(["shellcheck", "--external-sources", f"--source-path={runs.ROOT}", str(script)], check=True)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=lambda number: number.name)
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP], ids=lambda number: number.name)
 def test_a_signal_stops_the_workers_and_leaves_a_checkpoint(tmp_path: Path, number: signal.Signals) -> None:
     """A signal to the script alone, as a supervisor sends it: torchrun and the workers end too, with code 75."""
     settings = runs.config(runs=str(tmp_path), name="a", train={"epochs": 100_000}, log={"progress": "lines"})
@@ -110,9 +129,12 @@ def test_a_signal_stops_the_workers_and_leaves_a_checkpoint(tmp_path: Path, numb
         for line in process.stderr:
             if line.startswith("epoch 1/"):
                 break
+        (agent,) = runs.children(process.pid)
+        assert set(ports.of([process.pid, agent, *runs.children(agent)])) == {"127.0.0.1"}
         process.send_signal(number)
         _, rest = process.communicate(timeout=100)
         assert process.returncode == 75, rest
+        assert not [line for line in rest.splitlines() if not line.startswith("epoch ")], "nothing of torchrun's"
         assert runs.summary(settings.folder)["status"] == "stopped"
         with pytest.raises(ProcessLookupError):
             os.killpg(process.pid, 0)
@@ -121,20 +143,26 @@ def test_a_signal_stops_the_workers_and_leaves_a_checkpoint(tmp_path: Path, numb
             os.killpg(process.pid, signal.SIGKILL)
 
 
-def started(tmp_path: Path, *arguments: str) -> tuple[subprocess.Popen[str], RunConfig]:
+def started(
+    tmp_path: Path, *arguments: str, prefix: Sequence[str] = (), **environment: str
+) -> tuple[subprocess.Popen[str], RunConfig]:
     """A run without end, in its second epoch."""
     settings = runs.config(runs=str(tmp_path), name="a", train={"epochs": 100_000}, log={"progress": "lines"})
     path = runs.write_config(tmp_path, settings)
-    process = runs.start(["bash", SCRIPT, "--workers", "2", *arguments, "--", "--config", path], PYTHON=sys.executable)
+    command = [*prefix, "bash", SCRIPT, "--workers", "2", *arguments, "--", "--config", path]
+    process = runs.start(command, PYTHON=sys.executable, **environment)
     wait_for(process, "epoch 1/")
     return process, settings
 
 
-def wait_for(process: subprocess.Popen[str], beginning: str) -> None:
+def wait_for(process: subprocess.Popen[str], beginning: str) -> str:
+    """What the process says up to a line that begins so."""
     assert process.stderr is not None
+    said = ""
     for line in process.stderr:
+        said += line
         if line.startswith(beginning):
-            return
+            return said
     raise AssertionError(f"ended without a line of {beginning}")
 
 
@@ -143,18 +171,66 @@ def workers_of(process: subprocess.Popen[str]) -> list[int]:
 
 
 def test_after_a_fault_the_workers_are_started_anew(tmp_path: Path) -> None:
-    """Twice: killed, they go on from their newest checkpoint; after the last restart it is a fault."""
-    process, settings = started(tmp_path, "--restarts", "1")
+    """Twice: killed, they go on from their newest checkpoint; after the last restart it is a fault.
+
+    A worker that was killed cannot say so: the launcher names it. The other may say that it has lost a peer.
+    """
+    process, settings = started(tmp_path, "--restarts", "1", TMPDIR=str(tmp_path))
+    killed = "worker {} on {} was killed by SIGKILL (out of memory, or by hand)"
     try:
         os.kill(workers_of(process)[0], signal.SIGKILL)
-        wait_for(process, "resuming from")
-        wait_for(process, "epoch ")
+        said = wait_for(process, "resuming from")
+        warning = f"warning: {killed.format(0, socket.gethostname())}; all workers start anew (restart 1 of 1)"
+        assert said.splitlines().count(warning) == 1
+        said += wait_for(process, "epoch ")
         os.kill(workers_of(process)[1], signal.SIGKILL)
-        process.communicate(timeout=100)
+        said += process.communicate(timeout=100)[1]
         assert process.returncode == 1
         assert not (settings.folder / "summary.json").exists()
     finally:
         end(process)
+    (log,) = tmp_path.glob("dynsparse-torchrun-*.log")
+    assert "Traceback" in log.read_text()
+    assert said.splitlines()[-2:] == [
+        f"error: {killed.format(1, socket.gethostname())}",
+        f"note: torchrun's own log is {log}",
+    ]
+    ours = ("epoch ", "error: worker ", "warning: ", "launch ", "resuming ", "error: ", "note: ")
+    assert not [line for line in said.splitlines() if not line.startswith(ours)]
+
+
+@pytest.mark.parametrize("victim", ["torchrun", "the launcher"])
+def test_workers_do_not_train_on_without_who_started_them(tmp_path: Path, victim: str) -> None:
+    """Killed, it can stop nobody any more: they save where they are, and a later start goes on from there.
+
+    Under nohup, where a terminal that is closed stops nobody.
+    """
+    process, settings = started(tmp_path, prefix=["env", "--ignore-signal=HUP"])
+    (agent,) = runs.children(process.pid)
+    workers = [os.pidfd_open(pid) for pid in workers_of(process)]
+    try:
+        for pid in (process.pid, agent, *workers_of(process)):
+            os.kill(pid, signal.SIGHUP)
+        for _ in range(2):
+            wait_for(process, "epoch ")
+        os.kill(agent if victim == "torchrun" else process.pid, signal.SIGKILL)
+        said = process.communicate(timeout=100)[1]
+        assert process.returncode == (75 if victim == "torchrun" else -signal.SIGKILL)
+        for worker in workers:
+            assert select.select([worker], [], [], 60)[0], "a worker is still there"
+        if victim == "torchrun":
+            assert said.count("warning: torchrun is gone; the workers save and end\n") == 1
+            assert "Traceback" not in said
+        summary = runs.summary(settings.folder)
+        assert summary["status"] == "stopped"
+    finally:
+        for worker in workers:
+            os.close(worker)
+        end(process)
+    if victim == "torchrun":
+        more = summary["epochs"] + 1
+        assert runs.dist_train("--config", tmp_path / "config.yaml", f"train.epochs={more}", "--resume", "auto")
+        assert runs.summary(settings.folder)["epochs"] == more
 
 
 def test_a_stop_asked_of_one_worker_ends_the_run(tmp_path: Path) -> None:

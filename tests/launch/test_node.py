@@ -16,6 +16,7 @@ import pytest
 
 from dynsparse.config import RunConfig
 from tests.hosts import Host, Hosts, why_not
+from tests.launch import ports
 from tests.training import runs
 
 SCRIPT = runs.ROOT / "launch/node.sh"
@@ -179,7 +180,10 @@ def test_two_hosts_are_stopped_and_go_on_as_if_not(tmp_path: Path, hosts: Hosts)
     for each in nodes:
         each.until("note: ")
         assert "knows itself by no address that others can reach; GLOO_SOCKET_IFNAME is net0" in each.said
-    nodes[1].until("epoch 1/")  # torchrun orders nodes by name or address, as text: "10.77.0.2" before "host0".
+    nodes[1].until("epoch 1/")
+    for number in range(2):
+        assert set(ports.listening(hosts[number].first).values()) == {hosts[number].address}
+    # torchrun orders nodes by name or address, as text: "10.77.0.2" before "host0".
     for each in nodes:
         each.signal(signal.SIGTERM)
     assert [each.code() for each in nodes] == [75, 75], "".join(each.said for each in nodes)

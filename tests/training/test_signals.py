@@ -1,10 +1,11 @@
-"""SIGTERM, SIGINT and SIGUSR1 at any moment: all ranks leave at the same step, and a resume goes on as if not."""
+"""A signal that asks to stop, at any moment: all ranks leave at the same step, and a resume goes on as if not."""
 
 from __future__ import annotations
 
 import math
 import os
 import signal
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -81,7 +82,7 @@ def evaluation_batches(world_size: int) -> int:
         pytest.param(signal.SIGTERM, 2, "train", 1, 0, id="in the throw-away pass before step 0"),
         pytest.param(signal.SIGINT, 1, "train", 2, 1, id="in the first batch"),
         pytest.param(signal.SIGUSR1, 2, "train", 2, 1, id="in the first batch of two ranks", marks=pytest.mark.slow),
-        pytest.param(signal.SIGINT, 3, "train", 7, 6, id="in a later batch"),
+        pytest.param(signal.SIGHUP, 3, "train", 7, 6, id="in a later batch"),
         pytest.param(
             signal.SIGTERM, 1, "test", 2, STEPS_PER_EPOCH, id="in the first evaluation, alone", marks=pytest.mark.slow
         ),
@@ -107,3 +108,17 @@ def evaluated(worker: Worker) -> int:
     config = runs.config(train={"evaluation_batch_size": BATCH}, data={"test_samples": TEST_SAMPLES})
     trainer = runs.trainer(config, worker)
     return trainer.evaluate().test.samples
+
+
+def test_interrupted_while_torch_is_imported(tmp_path: Path) -> None:
+    """Before anything listens to signals: it ends without a traceback."""
+    process = runs.start([sys.executable, "dist_train.py", "--config", runs.write_config(tmp_path, runs.config())])
+    try:
+        while "libtorch" not in Path(f"/proc/{process.pid}/maps").read_text():
+            assert process.poll() is None
+        process.send_signal(signal.SIGINT)
+        _, said = process.communicate(timeout=100)
+    finally:
+        runs.kill(process)
+    assert process.returncode != 0
+    assert said == ""
