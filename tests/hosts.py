@@ -169,6 +169,11 @@ class Hosts:
     def link_up(self, number: int) -> None:
         self._set(_port(number), state="up")
 
+    def limit_inside(self, number: int) -> None:
+        """Let its processes talk to each other no faster than the link to the others allows."""
+        with IPRoute(netns=self._hosts[number].network) as inside:
+            self._limit(inside, "lo")
+
     def vanish(self, number: int) -> None:
         """As if its power failed: none of its processes can say goodbye to anybody."""
         self._switch.link("del", index=_index(self._switch, _port(number)))
