@@ -235,8 +235,8 @@ def _of_values(
     stored = {"weights": weights, **{k: v for k, v in moments.items() if isinstance(v, Tensor)}}
     for what, value in stored.items():
         if what == "step":
-            if value.dim() != 0:
-                yield f"step: is {list(value.shape)}, not a number"
+            if value.dim() != 0 or value.dtype not in (torch.float32, torch.float64):
+                yield f"step: is {value.dtype} {list(value.shape)}, not a number of steps"
         elif value.shape != expected and size is not None:
             yield f"{what}: {value.numel():,} values are stored, its mask has {math.prod(size):,} active"
         elif value.shape != expected:

@@ -184,6 +184,15 @@ def less(*keys: Any) -> Callable[[State], None]:
     return change
 
 
+def counted_in_bytes(state: State) -> None:
+    """As by AdamW, whose kernels take no such count."""
+    state["config"]["train"]["optimizer"] = {"name": "adamw"}
+    for name, moments in state["optimizer"].items():
+        mean = moments["momentum_buffer"]
+        step = torch.tensor(3, dtype=torch.int8)
+        state["optimizer"][name] = {"step": step, "exp_avg": mean, "exp_avg_sq": mean.clone()}
+
+
 LAYER = ("masks", "layers", "fc1.weight")
 CHANGES: dict[str, Callable[[State], None]] = {
     "lacks masks": less("masks"),
@@ -199,6 +208,7 @@ CHANGES: dict[str, Callable[[State], None]] = {
     "its weights are torch.int64": put("weights", "bn1.bias", value=torch.ones(24, dtype=torch.int64)),
     "momentum_buffer: [24, 1] is stored": put("optimizer", "bn1.bias", "momentum_buffer", value=torch.ones(24, 1)),
     "its optimizer state has exp_avg": put("optimizer", "bn1.bias", value={"exp_avg": torch.ones(24)}),
+    "fc1.weight: step: is torch.int8 [], not a number of steps": counted_in_bytes,
     "masks.budget is -1": put("masks", "budget", value=-1),
     "the budget is 7": put("masks", "budget", value=7),
     "progress.epoch is -1": put("progress", "epoch", value=-1),
