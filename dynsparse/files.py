@@ -121,12 +121,12 @@ def whole(path: Path, before: Callable[[], None] = lambda: None) -> Iterator[Bin
     finally:
         with contextlib.suppress(OSError):
             partial.unlink()
-    flush_folder(path.parent)
+    _flush_folder(path.parent)
 
 
-def write_whole(path: Path, content: bytes) -> None:
-    """Give `path` this content in one step: a reader, or a start after a kill, finds the old or the new."""
-    with whole(path) as file:
+def write_whole(path: Path, content: bytes, before: Callable[[], None] = lambda: None) -> None:
+    """Give `path` this content in one step, as `whole` does: a reader, or a start after a kill, finds old or new."""
+    with whole(path, before) as file:
         file.write(content)
 
 
@@ -280,7 +280,7 @@ def remove(path: Path) -> None:
         path.rmdir()
 
 
-def flush_folder(folder: Path) -> None:
+def _flush_folder(folder: Path) -> None:
     """Make a rename survive a power cut, where the file system allows to ask for it."""
     try:
         descriptor = os.open(folder, os.O_RDONLY)

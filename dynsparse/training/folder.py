@@ -33,7 +33,7 @@ def checkpoints_of(
     `guard` is asked before each change: see `RunLock.require`.
     """
     folder = config.folder / "checkpoints"
-    return CheckpointFolder(folder, config.checkpoint.keep, when_gone=lambda: _mark(config, launch), guard=guard)
+    return CheckpointFolder(folder, config.checkpoint.keep, when_gone=lambda: _mark(config, launch, guard), guard=guard)
 
 
 class Start(NamedTuple):
@@ -183,40 +183,40 @@ def take_folder(
             log.info("resuming from %s (step %d)", start.path, step)
             for line in differences(start.state["config"], config.as_dict()):
                 log.warning("resuming with %s", line)
-            set_aside_after(folder / "checkpoints", step, read_run)
-            _name_anew(start, folder / "checkpoints")
-        guard()
-        _mark(config, launch)
+            set_aside_after(folder / "checkpoints", step, read_run, guard)
+            _name_anew(start, folder / "checkpoints", guard)
+        _mark(config, launch, guard)
     except OSError as error:
         kind = StorageError if files.may_pass(error) else UserError
         raise kind(f"{folder}: cannot be written ({error.strerror}); set runs= to a folder that can") from None
 
 
-def _mark(config: RunConfig, launch: str | None) -> None:
+def _mark(config: RunConfig, launch: str | None, guard: Callable[[], None]) -> None:
     folder = config.folder
+    guard()
     folder.mkdir(parents=True, exist_ok=True)
     for name in _WRITTEN:
         for left in files.left_by_writers(folder / name):
             if not files.is_folder(left):
                 left.unlink(missing_ok=True)
     if launch is not None:
-        files.write_whole(folder / _LAUNCH, f"{json.dumps({'id': launch})}\n".encode())
+        files.write_whole(folder / _LAUNCH, f"{json.dumps({'id': launch})}\n".encode(), guard)
     elif not files.is_folder(folder / _LAUNCH):
         (folder / _LAUNCH).unlink(missing_ok=True)
-    files.write_whole(folder / "config.yaml", (_MARK + config.as_yaml()).encode())
+    files.write_whole(folder / "config.yaml", (_MARK + config.as_yaml()).encode(), guard)
     (folder / "checkpoints").mkdir(exist_ok=True)
 
 
-def _name_anew(start: Start, folder: Path) -> None:
+def _name_anew(start: Start, folder: Path, guard: Callable[[], None]) -> None:
     """Let latest.pt, and best.pt if it was set aside, be what they are where the run goes on."""
     if start.path.parent.resolve() != folder.resolve() or start.path.name == "latest.pt":
         return
-    link(start.path, folder / "latest.pt")
+    link(start.path, folder / "latest.pt", guard)
     progress, at_epoch_end = start.state["progress"], start.state["data"]["batch"] == 0
     selecting = progress["test_top1"] if progress["validation_top1"] is None else progress["validation_top1"]
     is_best = progress["best_top1"] is not None and progress["best_top1"] == selecting
     if at_epoch_end and is_best and not (folder / "best.pt").exists():
-        link(start.path, folder / "best.pt")
+        link(start.path, folder / "best.pt", guard)
 
 
 def differences(old: Any, new: Any, key: str = "") -> list[str]:

@@ -195,8 +195,7 @@ class RunLock:
     def _own(self, check: Callable[[], None]) -> None:
         """Write owner.json. `check` may raise at the last moment."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        with files.whole(self._owner, check) as file:
-            file.write(self._me.encode(self._me.since))
+        files.write_whole(self._owner, self._me.encode(self._me.since), check)
 
     def _unlock(self, is_mine: Callable[[Path], bool]) -> None:
         if self._take_away(is_mine) and os.listdir(self.path.parent) == [OWNER] and self._owner_there() == self._me:

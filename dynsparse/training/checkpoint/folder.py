@@ -298,28 +298,32 @@ def link(source: Path, name: Path, before: Callable[[], None] = lambda: None) ->
             partial.unlink()  # It is still there where `name` was the same file already.
 
 
-def set_aside_after(folder: Path, step: int, read: Callable[[Path], State] = read) -> None:
+def set_aside_after(
+    folder: Path, step: int, read: Callable[[Path], State] = read, before: Callable[[], None] = lambda: None
+) -> None:
     """Rename the checkpoints of later steps to `*.stale`: a run that goes on from `step` has another history.
 
     Left under their names they would pass for its newest and best. Nothing whole is deleted.
+    `before` is called before each is renamed, and may raise.
     """
     remove_partial(folder)
     for path in folder.glob("step-*.pt"):
         match = _STEP_FILE.fullmatch(path.name)
         if match and int(match[1]) > step:
-            _set_aside(path)
+            _set_aside(path, before)
     best = folder / "best.pt"
     if best.exists():
         try:
             if read(best)["progress"]["step"] > step:
-                _set_aside(best)
+                _set_aside(best, before)
         except UserError as error:
             log.warning("%s", error)
-            _set_aside(best)
+            _set_aside(best, before)
 
 
-def _set_aside(path: Path) -> None:
+def _set_aside(path: Path, before: Callable[[], None]) -> None:
     name, number = path.with_suffix(".pt.stale"), 1
     while name.exists():
         name, number = path.with_suffix(f".pt.stale{number}"), number + 1
+    before()
     os.replace(path, name)
