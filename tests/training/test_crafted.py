@@ -275,6 +275,16 @@ def test_the_newest_under_any_name_is_taken(whole_run: Path, tmp_path: Path, lef
     assert (start.path, start.state["progress"]["step"]) == (folder / f"{left}.pt", step)
 
 
+def test_going_back_leaves_the_only_file_of_a_later_step(whole_run: Path, tmp_path: Path) -> None:
+    """Its step's own file is gone, and `latest.pt` will be another."""
+    folder = Path(shutil.copytree(whole_run, tmp_path / "a")) / "checkpoints"
+    config = runs.config(runs=str(tmp_path), name="a")
+    (folder / "step-000000016.pt").unlink()
+    take_folder(config, find_start(config, resume=str(folder / "step-000000008.pt"), overwrite=False), overwrite=False)
+    assert read(folder / "latest.pt")["progress"]["step"] == 8
+    assert read(folder / "latest.pt.stale")["progress"]["step"] == 16
+
+
 def test_a_trained_run_without_any_checkpoint_is_not_begun_anew(whole_run: Path, tmp_path: Path) -> None:
     """Neither by `--resume auto` nor by a later attempt of the launch that began it; `--overwrite` may."""
     copied = Path(shutil.copytree(whole_run, tmp_path / "a"))

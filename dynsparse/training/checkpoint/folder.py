@@ -308,17 +308,17 @@ def set_aside_after(
     """
     remove_partial(folder)
     for path in folder.glob("step-*.pt"):
-        match = _STEP_FILE.fullmatch(path.name)
-        if match and int(match[1]) > step:
+        if (step_in_name(path) or 0) > step:
             _set_aside(path, before)
-    best = folder / "best.pt"
-    if best.exists():
-        try:
-            if read(best)["progress"]["step"] > step:
-                _set_aside(best, before)
-        except UserError as error:
-            log.warning("%s", error)
-            _set_aside(best, before)
+    for path in (folder / "best.pt", folder / "latest.pt"):
+        # The latest is another name of a step's file, but where that was removed.
+        if path.is_file() and (path.name == "best.pt" or path.stat().st_nlink == 1):
+            try:
+                if read(path)["progress"]["step"] > step:
+                    _set_aside(path, before)
+            except UserError as error:
+                log.warning("%s", error)
+                _set_aside(path, before)
 
 
 def _set_aside(path: Path, before: Callable[[], None]) -> None:
