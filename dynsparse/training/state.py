@@ -214,25 +214,18 @@ def check_shapes(state: Mapping[str, Any], model: nn.Module) -> None:
     """Raise UserError if the state is of another model. Of `model` its shapes matter, not its weights."""
     sparse = {name: tuple(layer["shape"]) for name, layer in state["masks"]["layers"].items()}
     theirs = {name: sparse.get(name, tuple(value.shape)) for name, value in state["weights"].items()}
-    ours = {name: tuple(value.shape) for name, value in model.named_parameters()}
+    _require_same({name: tuple(value.shape) for name, value in model.named_parameters()}, theirs)
+    buffers = {name: tuple(value.shape) for name, value in packing.buffers(model).items()}
+    for number, rank in enumerate(state["ranks"]):
+        theirs = {name: tuple(value.shape) for name, value in rank["buffers"].items()}
+        _require_same(buffers, theirs, f" of rank {number}")
+
+
+def _require_same(ours: Mapping[str, tuple[int, ...]], theirs: Mapping[str, tuple[int, ...]], where: str = "") -> None:
     for name in [*ours, *theirs]:
         if ours.get(name) != theirs.get(name):
             raise UserError(
-                f"the checkpoint is of another model: {name} is {_shape(theirs.get(name))} there, "
-                f"{_shape(ours.get(name))} here; use the config that it was made with"
-            )
-    for number, rank in enumerate(state["ranks"]):
-        _check_buffers(rank["buffers"], model, f"rank {number}")
-
-
-def _check_buffers(theirs: Mapping[str, Tensor], model: nn.Module, where: str) -> None:
-    """Raise UserError unless they are those of the model, such as BatchNorm's statistics."""
-    ours = {name: tuple(value.shape) for name, value in packing.buffers(model).items()}
-    saved = {name: tuple(value.shape) for name, value in theirs.items()}
-    for name in [*ours, *saved]:
-        if ours.get(name) != saved.get(name):
-            raise UserError(
-                f"the checkpoint is of another model: {name} of {where} is {_shape(saved.get(name))} there, "
+                f"the checkpoint is of another model: {name}{where} is {_shape(theirs.get(name))} there, "
                 f"{_shape(ours.get(name))} here; use the config that it was made with"
             )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import io
 import os
 import pickle
@@ -21,6 +22,8 @@ from dynsparse.errors import UserError
 from dynsparse.training.checkpoint import checksum, read, write
 from dynsparse.training.checkpoint.archive import MOST_TIMES, SPARE_BYTES
 from dynsparse.training.folder import checkpoints_of, find_start, take_folder
+from dynsparse.training.saved import SavedProgress
+from dynsparse.training.state import Progress
 from tests.training import runs
 
 State = dict[str, Any]
@@ -306,6 +309,10 @@ def test_a_trained_run_without_any_checkpoint_is_not_begun_anew(whole_run: Path,
     assert start.path.name == "initial.pt", "killed in its first epoch"
     start.path.unlink()
     assert find_start(config, resume="auto", overwrite=False) is None, "killed before its first checkpoint"
+
+
+def test_the_schema_knows_all_of_the_progress() -> None:
+    assert SavedProgress.model_fields.keys() == {field.name for field in dataclasses.fields(Progress)}
 
 
 def test_tensors_of_every_kind_that_we_write(tmp_path: Path) -> None:

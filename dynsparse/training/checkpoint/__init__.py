@@ -1,6 +1,6 @@
 """Checkpoints: files that are whole or not there, and that know when they are damaged."""
 
-from dynsparse.training.checkpoint.file import FORMAT, State, checksum, is_whole, read, write
+from dynsparse.training.checkpoint.file import FORMAT, State, checksum, read, write
 from dynsparse.training.checkpoint.folder import CheckpointFolder, link, set_aside_after, step_in_name
 from dynsparse.training.checkpoint.timing import InBackground, SaveTimer
 
@@ -11,7 +11,6 @@ __all__ = [
     "SaveTimer",
     "State",
     "checksum",
-    "is_whole",
     "link",
     "read",
     "set_aside_after",

@@ -70,15 +70,6 @@ def _state_in(path: Path, content: Any) -> State:
     return state
 
 
-def is_whole(path: Path) -> bool:
-    """Whether `read` succeeds."""
-    try:
-        read(path)
-    except UserError:
-        return False
-    return True
-
-
 def checksum(state: Any) -> str:
     """SHA-256 over plain data and tensors: keys, types, shapes, values, in order."""
     digest = hashlib.sha256()
