@@ -22,10 +22,27 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from pipelines.regular_files import KINDS, open_regular, read_bytes, read_text, require_regular
+
+__all__ = [
+    "Appender",
+    "is_folder",
+    "json_object",
+    "left_by_writers",
+    "lines",
+    "make_way",
+    "may_pass",
+    "open_regular",
+    "read_bytes",
+    "read_text",
+    "remove",
+    "set_aside",
+    "whole",
+    "write_whole",
+]
+
 log = logging.getLogger(__name__)
 
-SMALL = 64 << 20
-"""Bytes. No config, summary or lock is as large."""
 LONGEST_LINE = 16 << 20
 _MOST_WAITING = 256 << 20
 _PIECE = 1 << 20
@@ -46,39 +63,7 @@ _PASSING = {
     errno.EBUSY,
     errno.EREMOTEIO,
 }
-_KINDS = {
-    stat.S_IFDIR: "a folder",
-    stat.S_IFIFO: "a pipe",
-    stat.S_IFSOCK: "a socket",
-    stat.S_IFCHR: "a device",
-    stat.S_IFBLK: "a device",
-    stat.S_IFLNK: "a link",
-}
 _SAFE = os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY | os.O_NOFOLLOW
-
-
-def open_regular(path: str | os.PathLike[str], most: int | None = None) -> BinaryIO:
-    """Open for reading in binary. OSError for what is no regular file, or takes more than `most` bytes."""
-    _require_regular(path, os.stat(path), most)  # Before it is opened: opening a device may do something.
-    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY)
-    file = os.fdopen(descriptor, "rb")
-    try:
-        _require_regular(path, os.fstat(descriptor), most)
-    except OSError:
-        file.close()
-        raise
-    return file
-
-
-def read_bytes(path: str | os.PathLike[str], most: int = SMALL) -> bytes:
-    """The whole content. OSError as in `open_regular`."""
-    with open_regular(path, most) as file:
-        return file.read(most + 1)
-
-
-def read_text(path: str | os.PathLike[str], most: int = SMALL) -> str:
-    """The same as UTF-8. UnicodeDecodeError, a ValueError, for what is not."""
-    return read_bytes(path, most).decode("utf-8")
 
 
 def json_object(content: bytes | str) -> dict[str, Any]:
@@ -147,7 +132,7 @@ def make_way(path: Path) -> None:
     except FileNotFoundError:
         return
     if kind != stat.S_IFREG:
-        set_aside(path, f"is {_KINDS.get(kind, 'no regular file')}")
+        set_aside(path, f"is {KINDS.get(kind, 'no regular file')}")
 
 
 def set_aside(path: Path, because: str) -> Path:
@@ -227,7 +212,7 @@ class Appender:
             set_aside(self.path, "may not be written")
             descriptor = os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT | _SAFE, 0o644)
         try:
-            _require_regular(self.path, os.fstat(descriptor), None)
+            require_regular(self.path, os.fstat(descriptor), None)
         except OSError:
             os.close(descriptor)
             raise
@@ -297,13 +282,3 @@ def _flush_folder(folder: Path) -> None:
 def may_pass(error: OSError) -> bool:
     """Whether the storage may be full or away for the moment, rather than the file be of no use."""
     return error.errno in _PASSING
-
-
-def _require_regular(path: str | os.PathLike[str], status: os.stat_result, most: int | None) -> None:
-    kind = stat.S_IFMT(status.st_mode)
-    if kind == stat.S_IFDIR:
-        raise IsADirectoryError(errno.EISDIR, "is a folder", os.fspath(path))
-    if kind != stat.S_IFREG:
-        raise OSError(errno.EINVAL, f"is {_KINDS.get(kind, 'no regular file')}, not a file", os.fspath(path))
-    if most is not None and status.st_size > most:
-        raise OSError(errno.EFBIG, f"has {status.st_size:,} bytes, more than {most:,}", os.fspath(path))

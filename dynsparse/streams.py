@@ -15,6 +15,8 @@ import select
 import sys
 from typing import TYPE_CHECKING
 
+from pipelines.words import one_line
+
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
 
@@ -55,6 +57,11 @@ def make_safe() -> None:
 
 class LogLine(logging.Formatter):
     """A bare line for what goes on, `warning: ` before what goes wrong while it goes on."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - logging's name
+        """On one line, whatever the names in it hold."""
+        record.message = one_line(record.message)
+        return super().formatMessage(record)
 
     def format(self, record: logging.LogRecord) -> str:
         line = super().format(record)

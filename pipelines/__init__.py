@@ -7,12 +7,13 @@ settings into pipelines.
 from __future__ import annotations
 
 from importlib import import_module
+from typing import TYPE_CHECKING
 
-from pipelines.base import Data, Request, TrainPipeline
-from pipelines.config import DataSetSettings
-from pipelines.position import Position
-from pipelines.sources import Numbered
-from pipelines.split import stratified
+if TYPE_CHECKING:  # Light to import: what only checks a file must not wait for torch.
+    from pipelines.base import Data, Request, TrainPipeline
+    from pipelines.config import DataSetSettings
+    from pipelines.position import Position
+    from pipelines.sources import Numbered
 
 
 def build(settings: DataSetSettings, request: Request) -> Data:
@@ -24,7 +25,7 @@ def build(settings: DataSetSettings, request: Request) -> Data:
     return data
 
 
-def position(settings: DataSetSettings, request: Request) -> Position | TrainPipeline:
+def position_of(settings: DataSetSettings, request: Request) -> Position | TrainPipeline:
     """Where training begins, as `build` would have it: what an epoch is, and whether a saved position fits.
 
     Raises DataError where `build` would. Reads no more than labels where the data set's module says how (`listed`),
@@ -33,6 +34,9 @@ def position(settings: DataSetSettings, request: Request) -> Position | TrainPip
     module = import_module(f"pipelines.{settings.name}")
     if not hasattr(module, "listed"):
         return build(settings, request).train
+    from pipelines.position import Position
+    from pipelines.split import stratified
+
     source: Numbered = module.listed(settings)
     trained_on, _ = stratified(source.labels, settings.validation_samples, settings.split_seed)
     return Position(source, trained_on, request.seed, request.global_batch)

@@ -1,0 +1,71 @@
+"""Files that anybody may have put there, opened with care: regular files of bounded size, and nothing else.
+
+A pipe would wait for ever, a device never end, a file of many gigabytes fill
+the memory. All errors are OSError, with words for `strerror`.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from typing import BinaryIO
+
+SMALL = 64 << 20
+"""Bytes. No config, summary, list or lock is as large."""
+KINDS = {
+    stat.S_IFDIR: "a folder",
+    stat.S_IFIFO: "a pipe",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+    stat.S_IFLNK: "a link",
+}
+
+Path = str | bytes | os.PathLike[str]
+
+
+def open_descriptor(path: Path, most: int | None = None) -> int:
+    """Open for reading; the caller closes it. OSError for what is no regular file, or takes more than `most` bytes."""
+    require_regular(path, os.stat(path), most)  # Before it is opened: opening a device may do something.
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY)
+    try:
+        require_regular(path, os.fstat(descriptor), most)
+    except OSError:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
+def open_regular(path: Path, most: int | None = None) -> BinaryIO:
+    """The same, as a file to read in binary."""
+    return os.fdopen(open_descriptor(path, most), "rb")
+
+
+def read_bytes(path: Path, most: int = SMALL) -> bytes:
+    """The whole content. OSError as in `open_descriptor`."""
+    with open_regular(path, most) as file:
+        content = file.read(most + 1) or b""  # None: nothing to read at the moment.
+        if len(content) > most:  # Of a file of the kernel, the size is not known; any file may have grown.
+            raise _too_large(path, f"more than {most:,} bytes")
+        return content
+
+
+def read_text(path: Path, most: int = SMALL) -> str:
+    """The same as UTF-8. UnicodeDecodeError, a ValueError, for what is not."""
+    return read_bytes(path, most).decode("utf-8")
+
+
+def require_regular(path: Path, status: os.stat_result, most: int | None) -> None:
+    """Raise OSError unless `status` is a regular file's of at most `most` bytes."""
+    kind = stat.S_IFMT(status.st_mode)
+    if kind == stat.S_IFDIR:
+        raise IsADirectoryError(errno.EISDIR, "is a folder", os.fsdecode(path))
+    if kind != stat.S_IFREG:
+        raise OSError(errno.EINVAL, f"is {KINDS.get(kind, 'no regular file')}, not a file", os.fsdecode(path))
+    if most is not None and status.st_size > most:
+        raise _too_large(path, f"{status.st_size:,} bytes, more than {most:,}")
+
+
+def _too_large(path: Path, size: str) -> OSError:
+    return OSError(errno.EFBIG, f"has {size}", os.fsdecode(path))
