@@ -32,11 +32,12 @@ from dynsparse.training.evaluate import evaluate
 from dynsparse.training.loop import Trainer
 from pipelines import augment, dali_views, sample_images, shard_tools, torch_views
 from pipelines.base import Data, Request
-from pipelines.config import ImagenetSettings, WebdatasetSettings
-from pipelines.dali_loader import contents
+from pipelines.config import MOST_PIXELS, ImagenetSettings, WebdatasetSettings
+from pipelines.dali_images import given
 from pipelines.image_folder import check_folders, list_images
 from pipelines.imagenet import MEAN, NORMALISATION, STD
 from pipelines.order import SampleOrder, Share
+from pipelines.reference import decoded
 from pipelines.views import RandomResizedCrop
 
 Result = dict[str, Any]
@@ -285,7 +286,8 @@ def _graph_ms(folder: Path, amount: Amount, stage: str) -> float:
         for epoch in range(1_000_000):
             for batch in range(order.batches_per_epoch):
                 uniforms = order.randoms(epoch, batch, 0, Share(), view.uniforms)
-                yield [source.path(index) for index in order.batch(epoch, batch)], *view.numbers(uniforms)
+                images = [given(source.encoded(index), MOST_PIXELS) for index in order.batch(epoch, batch)]
+                yield images, *view.numbers(uniforms)
 
     graph = _partial_graph(
         batches(), amount.image_size, stage, batch_size=order.global_batch, num_threads=1, device_id=None
@@ -304,20 +306,19 @@ def _graph_ms(folder: Path, amount: Amount, stage: str) -> float:
 @pipeline_def(exec_dynamic=True)  # type: ignore[untyped-decorator]
 def _partial_graph(batches: Iterator[Any], size: int, stage: str) -> Any:
     """The graph of pipelines/dali_loader.py as far as one stage."""
-    path, factors, place, mirror = fn.external_source(
+    encoded, factors, place, mirror = fn.external_source(
         source=batches,
         num_outputs=4,
         batch=True,
         dtype=[types.UINT8, types.FLOAT64, types.FLOAT64, types.INT32],
         ndim=[1, 2, 1, 0],
     )
-    encoded = contents(path)
     image = dali_views.Encoded(encoded)
     window = dali_views.random_window(image.shape(), factors, place)
-    decoded = image.window(*window)
-    resized = dali_views.resized(decoded, size=(size, size))
+    pixels = image.window(*window)
+    resized = dali_views.resized(pixels, size=(size, size))
     normalised = dali_views.Normaliser(NORMALISATION, half=False, channels_last=False)(resized, mirror=mirror)
-    ends = dict(zip(DALI_STAGES, ((encoded,), window, (decoded,), (resized,), (normalised,)), strict=True))
+    ends = dict(zip(DALI_STAGES, ((encoded,), window, (pixels,), (resized,), (normalised,)), strict=True))
     return ends[stage]
 
 
@@ -336,7 +337,7 @@ def torch_stages(folder: Path, amount: Amount) -> Result:
         times = [time.process_time()]
         encoded = source.encoded(index)
         times.append(time.process_time())
-        image = torch_views.decoded(encoded)
+        image = decoded(encoded, MOST_PIXELS)
         image.load()
         times.append(time.process_time())
         top, left, height, width = augment.random_window(image.height, image.width, factors, place)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from torch import Tensor
@@ -100,19 +100,37 @@ class Request:
 
 
 @dataclass(frozen=True)
+class SplitSize:
+    """How much there is to train or to evaluate on."""
+
+    samples: int
+    classes: int
+    """Of which there is a sample."""
+
+
+@dataclass(frozen=True)
 class Data:
     """The pipelines of a run."""
 
     train: TrainPipeline
-    test: EvaluationPipeline
+    test: EvaluationPipeline | None
+    """None if the data set has no test data; there is a validation then."""
     validation: EvaluationPipeline | None = None
-    """The training samples held out, as evaluation sees them; None if the settings hold none out."""
+    """What chooses the best epoch: the data set's own, or the training samples held out. None if there is neither."""
     train_evaluation: EvaluationPipeline | None = None
     """The samples trained on, each once, as evaluation sees them; None unless asked for."""
     class_names: tuple[str, ...] = ()
     """By label; empty if the classes have no names."""
     normalisation: Normalisation | None = None
     """What was done to the grey levels."""
+    sizes: Mapping[str, SplitSize] = field(default_factory=dict)
+    """Of train, validation and test, as far as they are there, by these names."""
+
+    @property
+    def evaluated_on(self) -> dict[str, str]:
+        """The listings of validation and test, as far as they are there."""
+        both = {"validation": self.validation, "test": self.test}
+        return {name: pipeline.listing for name, pipeline in both.items() if pipeline is not None}
 
     def close(self) -> None:
         """Let go of all threads and processes."""

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from importlib import import_module
 
 from pipelines.base import Batch, Request
-from pipelines.config import DataSetSettings
+from pipelines.config import DataError, DataSetSettings
 from pipelines.order import Indices, Uniforms
+from pipelines.reference import fault
 from pipelines.sources import Encoded
 from pipelines.views import Recipe
 
@@ -43,28 +44,37 @@ class Loader(ABC):
 
     `threads` of each feed; `device_id`: index of the GPU that batches are to
     be on, None for the CPU; images in `half` precision, and in memory channels
-    last, or else float32 and contiguous.
+    last, or else float32 and contiguous. Images of more than `most_pixels` are
+    bad samples.
     """
 
     threads: int
     device_id: int | None
     half: bool
     channels_last: bool
+    most_pixels: int
 
     @abstractmethod
     def feed(self, recipe: Recipe, stream: Stream, batch: int) -> Feed:
         """`batch`: the samples in the largest batch of the stream."""
 
-    @abstractmethod
     def fault(self, source: Encoded, index: int) -> str | None:
-        """Why a sample cannot be had, or None: reads it and decodes all of it."""
+        """Why a sample cannot be had, or None: the same words whoever loads. Reads it and decodes all of it."""
+        try:
+            return fault(source, index, self.most_pixels)
+        except MemoryError:
+            raise no_memory(source, index) from None
+
+
+def no_memory(source: Encoded, index: int) -> DataError:
+    """It is not the image's fault: those that are too large are bad samples."""
+    return DataError(
+        f"{source.name(index)}: no memory is left to decode it; lower data.threads, data.most_pixels or the batch"
+    )
 
 
 def loader(settings: DataSetSettings, request: Request) -> Loader:
     """As `data.loader` says. Imported only now: DALI is not there on every platform."""
     kind: type[Loader] = import_module(f"pipelines.{settings.loader}_loader").THE_LOADER
-    return kind(settings.threads, request.device_id, settings.dtype == "float16", request.channels_last)
-
-
-def read_fault(error: OSError) -> str:
-    return f"cannot be read ({error.strerror or error})"
+    half = settings.dtype == "float16"
+    return kind(settings.threads, request.device_id, half, request.channels_last, settings.pixel_limit)

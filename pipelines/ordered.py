@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from pipelines.bad_files import BadFiles
-from pipelines.base import Batch, Data, Request
+from pipelines.base import Batch, Data, Request, SplitSize
 from pipelines.config import DataSetSettings
 from pipelines.loaders import BadSamples, Feed, Loader, Stream, loader
 from pipelines.order import Indices, SampleOrder, Share, evaluation_batches
@@ -142,9 +142,21 @@ def _passes(batches: list[Indices], start: int) -> Stream:
         start = 0
 
 
-def assemble(train: Recipe, plain: Recipe, test: Recipe, settings: DataSetSettings, request: Request) -> Data:
-    """The pipelines of a data set. `train` and `plain` are of the same samples, as training and evaluation see them."""
+def assemble(
+    train: Recipe,
+    plain: Recipe,
+    test: Recipe | None,
+    settings: DataSetSettings,
+    request: Request,
+    validation: Recipe | None = None,
+) -> Data:
+    """The pipelines of a data set. `train` and `plain` are of the same samples, as training and evaluation see them.
+
+    `validation` is the data set's own; a data set without test data holds training samples out.
+    """
     trained_on, held_out = stratified(plain.source.labels, settings.validation_samples, settings.split_seed)
+    assert validation is None or len(held_out) == 0, "two things to choose the best epoch by"
+    assert test is not None or len(held_out), "nothing to evaluate on"
     made_by = loader(settings, request)
 
     def bad_files(recipe: Recipe) -> BadFiles:
@@ -153,11 +165,28 @@ def assemble(train: Recipe, plain: Recipe, test: Recipe, settings: DataSetSettin
     def evaluation(recipe: Recipe, samples: Indices) -> OrderedEvaluation:
         return OrderedEvaluation(recipe, samples, made_by, bad_files(recipe), request)
 
+    evaluated: dict[str, tuple[Recipe, Indices]] = {}
+    if len(held_out):
+        evaluated["validation"] = plain, held_out
+    elif validation is not None:
+        evaluated["validation"] = validation, every(validation)
+    if test is not None:
+        evaluated["test"] = test, every(test)
+    made = {name: evaluation(*on) for name, on in evaluated.items()}
     return Data(
         train=OrderedTraining(train, trained_on, made_by, bad_files(train), request),
-        test=evaluation(test, np.arange(len(test.source.labels), dtype=np.int64)),
-        validation=evaluation(plain, held_out) if len(held_out) else None,
+        test=made.get("test"),
+        validation=made.get("validation"),
         train_evaluation=evaluation(plain, trained_on) if request.evaluate_train else None,
         class_names=plain.source.class_names,
         normalisation=plain.normalisation,
+        sizes={name: _size(*on) for name, on in {"train": (plain, trained_on), **evaluated}.items()},
     )
+
+
+def every(recipe: Recipe) -> Indices:
+    return np.arange(len(recipe.source.labels), dtype=np.int64)
+
+
+def _size(recipe: Recipe, samples: Indices) -> SplitSize:
+    return SplitSize(len(samples), len(np.unique(recipe.source.labels[samples])))

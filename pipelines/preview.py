@@ -11,6 +11,7 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 from pipelines.views import Normalisation
+from pipelines.words import one_line
 
 SHORTEST = 96
 """Pixels of a shown image's shorter side, at least: smaller ones are enlarged."""
@@ -54,7 +55,7 @@ def grey_levels(images: Tensor, normalisation: Normalisation | None) -> np.ndarr
 
 def _caption(label: int, class_names: tuple[str, ...], width: int, draw: ImageDraw.ImageDraw) -> str:
     """The class's name, or its number; shortened to fit."""
-    text = class_names[label] if label < len(class_names) else str(label)
+    text = one_line(class_names[label]) if label < len(class_names) else str(label)
     if draw.textlength(text) > width:
         while text and draw.textlength(text + "..") > width:
             text = text[:-1]

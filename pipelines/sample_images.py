@@ -33,6 +33,7 @@ from tqdm import tqdm
 
 from pipelines.config import DataError
 from pipelines.order import generator, shuffled
+from pipelines.paths import path_argument
 
 Size = tuple[int, int]
 PHOTOGRAPHS = ("china", "flower")
@@ -193,7 +194,7 @@ def share(text: str) -> float:
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Raises DataError for arguments that cannot be."""
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
-    parser.add_argument("folder", metavar="DIR", type=Path, help="folder to write; it must be new or empty")
+    parser.add_argument("folder", metavar="DIR", type=path_argument, help="folder to write; it must be new or empty")
     parser.add_argument("--train", metavar="N", type=at_least_1, default=100, help="training images a class (100)")
     parser.add_argument("--val", metavar="N", type=at_least_1, default=25, help="validation images a class (25)")
     least_most = ("MIN", "MAX")

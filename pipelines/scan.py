@@ -2,8 +2,8 @@
 
     python -m pipelines.scan data/imagenet
 
-DIR holds train/CLASS/* and val/CLASS/*, or WebDataset's shards train/*.tar and val/*.tar. Writes DIR/exclude.txt, which
-is for data.exclude, and DIR/scan.json: counts, formats, sizes, duplicates and whatever else is remarkable.
+DIR holds train/CLASS/* and val/CLASS/* (or valid, validation, test), or WebDataset's shards in such folders. Writes
+DIR/exclude.txt, which is for data.exclude, and DIR/scan.json: counts, formats, sizes, duplicates and what is odd.
 """
 
 from __future__ import annotations
@@ -17,21 +17,22 @@ import signal
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import closing
-from importlib.util import find_spec
 from pathlib import Path
 
 from tqdm import tqdm
 
-from pipelines.config import DataError
-from pipelines.image_folder import class_folders, list_images
+from pipelines.class_list import read_names
+from pipelines.config import MOST_PIXELS, DataError
+from pipelines.image_folder import class_folders, list_images, parts_of
+from pipelines.parts import TRAIN
+from pipelines.paths import path_argument
 from pipelines.sample_images import Parser, at_least_1
 from pipelines.scan_facts import Check, Decodes
 from pipelines.scan_processes import examined, preload
 from pipelines.scan_report import Part, Report, Tally, listable, shown, summary
-from pipelines.shards import CLASSES, list_shards
+from pipelines.shards import list_shards, shard_parts
 
 PARTS = ("train", "val")
-SHARDS = "*.tar"
 MOST_CLASSES = 1 << 16
 """In shards that no list of classes goes with."""
 
@@ -50,7 +51,7 @@ def scan(parts: Sequence[Part], workers: int, check: Check) -> Report:
 def folder_parts(root: Path) -> list[Part]:
     """Of a folder of images, whatever is amiss with it. Raises DataError if it cannot be read."""
     found = []
-    for name in PARTS:
+    for name in parts_of(root).there:
         if (root / name).is_dir():
             classes = class_folders(root / name)
             filled = [folder for folder, (images, _) in classes.items() if images]
@@ -59,21 +60,18 @@ def folder_parts(root: Path) -> list[Part]:
     return found
 
 
-def shard_parts(root: Path, patterns: Mapping[str, str]) -> list[Part]:
+def scanned_shards(root: Path, patterns: Mapping[str, str]) -> list[Part]:
     """Of shards, by part. Raises DataError if a shard cannot be read."""
     found = {
         name: list_shards(root, pattern, MOST_CLASSES, setting="--shards", every_class=False)
         for name, pattern in patterns.items()
     }
     classes = 1 + max(int(shards.labels.max()) for shards in found.values())
-    try:
-        named = tuple(os.fsdecode(line) for line in (root / CLASSES).read_bytes().splitlines())
-    except OSError:
-        named = ()
+    named = read_names(root)
     names = named if len(named) >= classes else tuple(map(str, range(classes)))
     parts = []
     for name, shards in found.items():
-        there = range(len(names)) if name == "train" else sorted(set(shards.labels.tolist()))
+        there = range(len(names)) if name == TRAIN else sorted(set(shards.labels.tolist()))
         parts.append(Part(name, dataclasses.replace(shards, class_names=names), tuple(names[i] for i in there)))
     return parts
 
@@ -83,15 +81,16 @@ def listed(root: Path, patterns: Sequence[str] | None) -> list[Part]:
     if not root.is_dir():
         raise DataError(f"DIR is {root}, which is no folder; give the folder that holds train and val")
     if patterns is not None:
-        return shard_parts(root, dict(zip(PARTS, patterns, strict=True)))
+        return scanned_shards(root, dict(zip(PARTS, patterns, strict=True)))
     parts = folder_parts(root)
     if not any(len(part.source.labels) for part in parts):
-        if not (shards := {part: f"{part}/{SHARDS}" for part in PARTS if any(root.glob(f"{part}/{SHARDS}"))}):
+        patterns = shard_parts(root).there
+        if not (shards := {pattern.partition("/")[0]: pattern for pattern in patterns if any(root.glob(pattern))}):
             raise DataError(
                 f"DIR is {root}, which holds no images (train/CLASS/* and val/CLASS/*) and no shards "
-                f"(train/{SHARDS} and val/{SHARDS}); give the folder that does, or patterns of shards by --shards"
+                "(train/*.tar and val/*.tar); give the folder that does, or patterns of shards by --shards"
             )
-        return shard_parts(root, shards)
+        return scanned_shards(root, shards)
     return parts
 
 
@@ -122,7 +121,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Raises DataError for arguments that cannot be, places to write among them: a scan may take hours."""
     form = argparse.RawDescriptionHelpFormatter
     parser = Parser(prog="python -m pipelines.scan", description=__doc__, formatter_class=form, allow_abbrev=False)
-    parser.add_argument("folder", metavar="DIR", type=Path, help="folder that holds train and val")
+    parser.add_argument("folder", metavar="DIR", type=path_argument, help="folder that holds train and val")
     parser.add_argument(
         "--shards",
         metavar=("TRAIN", "VAL"),
@@ -130,16 +129,12 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         help="patterns of shards, relative to DIR (train/*.tar val/*.tar)",
     )
     parser.add_argument(
-        "--loader", choices=("dali", "torch"), help="which decoder to try: that of data.loader (dali, where it is)"
+        "--most-pixels", metavar="N", type=at_least_1, default=MOST_PIXELS, help="as data.most_pixels (60,000,000)"
     )
-    parser.add_argument("--exclude", metavar="FILE", type=Path, help="list of bad images to write (DIR/exclude.txt)")
-    parser.add_argument("--report", metavar="FILE", type=Path, help="report to write (DIR/scan.json)")
+    parser.add_argument("--exclude", metavar="FILE", type=path_argument, help="list of bad images (DIR/exclude.txt)")
+    parser.add_argument("--report", metavar="FILE", type=path_argument, help="report to write (DIR/scan.json)")
     parser.add_argument("--workers", metavar="N", type=at_least_1, default=_cpus(), help="processes (one a CPU)")
     asked = parser.parse_args(arguments)
-    dali = find_spec("nvidia") is not None and find_spec("nvidia.dali") is not None
-    asked.loader = asked.loader or ("dali" if dali else "torch")
-    if asked.loader == "dali" and not dali:
-        parser.error("argument --loader: is dali, which is not installed here; install it, or give torch")
     asked.exclude = asked.exclude or asked.folder / "exclude.txt"
     asked.report = asked.report or asked.folder / "scan.json"
     if asked.exclude.absolute() == asked.report.absolute():
@@ -162,18 +157,21 @@ def run(arguments: Sequence[str] | None) -> None:
     parts = listed(asked.folder, asked.shards)
     require_place("--exclude", asked.exclude)
     require_place("--report", asked.report)
-    preload(asked.loader)
-    report = scan(parts, asked.workers, Decodes(asked.loader))
+    preload()
+    report = scan(parts, asked.workers, Decodes(asked.most_pixels))
     if len(report.bad) == sum(report.images.values()):
         name, reason = next(iter(report.bad.items()))
         raise DataError(
-            f"all {len(report.bad)} images are bad, such as {shown(name)}: {reason}; "
-            f"nothing is written: check DIR, and --loader {asked.loader} on other images"
+            f"all {len(report.bad)} images are bad, such as {shown(name)}: {reason}; nothing is written: check DIR"
         )
     written = bool(report.bad) or asked.exclude.exists()
     if written:
         write(asked.exclude, exclude_list(report))
-    about = {"folder": str(asked.folder), "loader": asked.loader, "exclude": str(asked.exclude) if written else None}
+    about = {
+        "folder": str(asked.folder),
+        "most_pixels": asked.most_pixels,
+        "exclude": str(asked.exclude) if written else None,
+    }
     write(asked.report, json.dumps({**about, **dataclasses.asdict(report)}, indent=2) + "\n")
     print("\n".join(summary(report)))
     print(f"report: {asked.report}")

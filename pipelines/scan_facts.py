@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import io
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
-from importlib import import_module
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import ExifTags, Image
+from PIL import Image
 
-from pipelines.loaders import Loader, read_fault
-from pipelines.sources import Bytes, Encoded, digest
+from pipelines.config import MOST_PIXELS
+from pipelines.image_headers import format_of
+from pipelines.reference import fault, orientation, read_fault
+from pipelines.sources import MOST_BYTES, Bytes, Encoded, digest, most_bytes
 
 HUGE = 100_000_000
 """Pixels."""
@@ -22,14 +21,6 @@ HUGE = 100_000_000
 Check = Callable[[Encoded, int], str | None]
 """Why a sample cannot be had, or None. It must be possible to pickle it."""
 
-_MAGIC = {
-    "jpeg": rb"\xff\xd8\xff",
-    "png": rb"\x89PNG\r\n\x1a\n",
-    "webp": rb"RIFF....WEBP",
-    "bmp": rb"BM",
-    "tiff": rb"II\*\0|MM\0\*",
-}
-"""How files begin."""
 _FORMATS = {"jpg": "jpeg", "tif": "tiff"}
 """Of extensions that are not the format's name."""
 
@@ -71,42 +62,33 @@ class InMemory:
     def name(self, index: int) -> str:
         return self.source.name(index)
 
-    def encoded(self, index: int) -> Bytes:
+    def encoded(self, index: int, most: int = MOST_BYTES) -> Bytes:
         return self.content
 
 
 @dataclass(frozen=True)
 class Decodes:
-    """The check that decodes as training will."""
+    """The check that decodes as training will, whichever loader it has."""
 
-    loader: str
+    most_pixels: int = MOST_PIXELS
 
     def __call__(self, source: Encoded, index: int) -> str | None:
-        return _loader(self.loader).fault(source, index)
-
-
-@cache
-def _loader(name: str) -> Loader:
-    kind: type[Loader] = import_module(module_of(name)).THE_LOADER
-    return kind(threads=1, device_id=None, half=False, channels_last=False)
-
-
-def module_of(loader: str) -> str:
-    return f"pipelines.{loader}_loader"
+        return fault(source, index, self.most_pixels)
 
 
 def examine(source: Encoded, index: int, check: Check) -> Facts:
+    most = most_bytes(check.most_pixels) if isinstance(check, Decodes) else MOST_BYTES
     try:
-        content = source.encoded(index)
+        content = source.encoded(index, most)
     except OSError as error:
         return Facts(read_fault(error))
     try:
-        fault = check(InMemory(source, content), index)
+        reason = check(InMemory(source, content), index)
     except Exception as error:  # noqa: BLE001 - one file must not end the scan of a million
-        fault = f"cannot be checked ({type(error).__name__}: {' '.join(str(error).split())[:200]})"
-    if fault is not None:
-        return Facts(fault)
-    found = _format(content[:16].tobytes())
+        reason = f"cannot be checked ({type(error).__name__}: {' '.join(str(error).split())[:200]})"
+    if reason is not None:
+        return Facts(reason)
+    found = (format_of(content) or "other").lower()
     extension = source.name(index).rpartition(".")[2].lower()
     odd = ("misnamed",) if _FORMATS.get(extension, extension) != found else ()
     try:
@@ -116,23 +98,17 @@ def examine(source: Encoded, index: int, check: Check) -> Facts:
     return Facts(None, int(digest(content.tobytes()), 16), found, size, odd + more)
 
 
-def _format(head: bytes) -> str:
-    return next((name for name, start in _MAGIC.items() if re.match(start, head, re.DOTALL)), "other")
-
-
 def _header(content: Bytes) -> tuple[tuple[int, int], tuple[str, ...]]:
     """Width and height, and what is odd, without decoding."""
     with Image.open(io.BytesIO(content.data)) as image:
         # For EXIF data that may stand behind its pixels, PIL would decode a PNG.
-        turned = (
-            image.getexif().get(ExifTags.Base.Orientation, 1) if image.format != "PNG" or "exif" in image.info else 1
-        )
+        turned = orientation(image) if image.format != "PNG" or "exif" in image.info else 1
         width, height = image.size
         odd = {
             "greyscale": image.mode in ("1", "L", "LA", "La", "I", "F") or image.mode.startswith("I;"),
             "cmyk": image.mode == "CMYK",
             "transparent": image.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in image.info,
-            "turned": turned in range(2, 9),
+            "turned": turned != 1,
             "huge": width * height > HUGE,
         }
     return (width, height), tuple(name for name, is_so in odd.items() if is_so)

@@ -12,10 +12,8 @@ from itertools import islice
 from multiprocessing.connection import wait
 from typing import Any
 
-from PIL import Image
-
 from pipelines.config import DataError
-from pipelines.scan_facts import Check, Facts, examine, module_of
+from pipelines.scan_facts import Check, Facts, examine
 from pipelines.signals import undisturbed
 from pipelines.sources import Encoded
 
@@ -129,7 +127,6 @@ def _work(connection: Any, parts: Mapping[str, Encoded], check: Check) -> None:
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
     # Decoders, in C, write there what they think of an image.
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
-    Image.MAX_IMAGE_PIXELS = None  # As in training: large photographs are no attack.
     connection.send(None)
     with suppress(EOFError, OSError):
         while True:
@@ -137,11 +134,11 @@ def _work(connection: Any, parts: Mapping[str, Encoded], check: Check) -> None:
                 connection.send(examine(parts[part], index, check))
 
 
-def preload(loader: str) -> None:
+def preload() -> None:
     """Import it once for all processes to come. It starts no thread, which a copied process would lack."""
     context = _context()
     if context.get_start_method() == "forkserver":
-        context.set_forkserver_preload([__name__, module_of(loader)])
+        context.set_forkserver_preload([__name__])
 
 
 def _context() -> Any:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pipelines.reference import LACKS_END
 from pipelines.scan_facts import Facts
 from pipelines.sources import Encoded
 
@@ -104,7 +105,7 @@ class Tally:
             largest=sized(self.largest),
             over_100_megapixels=sorted(self.huge),
             duplicates_within_train=_within(self.parts["train"]) if "train" in self.parts else Duplicates(),
-            duplicates_of_train_in_val=_between(self.parts) if len(self.parts) == 2 else Duplicates(),
+            duplicates_of_train_in_val=_between(self.parts) if "train" in self.parts else Duplicates(),
         )
 
 
@@ -128,6 +129,8 @@ class Report:
     other_files: dict[str, int]
     bad: dict[str, str]
     """Why, by name."""
+    bad_for_their_end_alone: int = field(init=False)
+    """JPEG files that lack their end mark, and none of their pixels."""
     formats: dict[str, int]
     """By content, of the good ones; so are all that follow."""
     odd: dict[str, int]
@@ -143,11 +146,13 @@ class Report:
 
     def __post_init__(self) -> None:
         every = [(f"{part}/{name}", n) for part, classes in self.classes.items() for name, n in classes.items()]
-        train, val = (self.classes.get(part, {}) for part in ("train", "val"))
-        found = {
+        train = self.classes.get("train", {})
+        others = [name for part, classes in self.classes.items() if part != "train" for name in classes]
+        found: dict[str, Any] = {
+            "bad_for_their_end_alone": sum(reason == LACKS_END for reason in self.bad.values()),
             "empty_classes": [name for name, n in every if n["images"] == 0],
             "classes_all_bad": [name for name, n in every if 0 < n["images"] == n["bad"]],
-            "classes_only_in_val": sorted(set(val) - set(train)) if train else [],
+            "classes_only_in_val": sorted(set(others) - set(train)) if train else [],
             "classes_of_one_image": [name for name, n in every if n["images"] == 1],
         }
         for name, value in found.items():
@@ -164,13 +169,20 @@ def _within(part: Part) -> Duplicates:
 
 
 def _between(parts: dict[str, Part]) -> Duplicates:
-    train, val = parts["train"], parts["val"]
-    known, tested = train.good, val.good
+    """Of train in what is evaluated on, whatever its name."""
+    train = parts["train"]
+    known = train.good
     digests, first = np.unique(train.digests[known], return_index=True)
-    again = np.flatnonzero(np.isin(val.digests[tested], digests))
-    like = first[np.searchsorted(digests, val.digests[tested[again[:NAMED]]])]
-    pairs = zip(map(val.source.name, tested[again[:NAMED]]), map(train.source.name, known[like]), strict=True)
-    return Duplicates(len(again), tuple(pairs))
+    count = 0
+    pairs: list[tuple[str, str]] = []
+    for part in parts.values():
+        if part is not train:
+            tested = part.good
+            again = np.flatnonzero(np.isin(part.digests[tested], digests))
+            like = first[np.searchsorted(digests, part.digests[tested[again[:NAMED]]])]
+            pairs += zip(map(part.source.name, tested[again[:NAMED]]), map(train.source.name, known[like]), strict=True)
+            count += len(again)
+    return Duplicates(count, tuple(pairs[:NAMED]))
 
 
 def summary(report: Report) -> list[str]:
@@ -179,12 +191,14 @@ def summary(report: Report) -> list[str]:
     parts = ", ".join(f"{n:,} in {part}" for part, n in report.images.items())
     bad = [f"  {shown(name)}: {reason}" for name, reason in list(report.bad.items())[:SAID]]
     more = [f"  ... and {len(report.bad) - SAID:,} more"] * (len(report.bad) > SAID)
+    ends = report.bad_for_their_end_alone
     odd = [f"{report.odd[kind]:,} {words}" for kind, words in ODD.items() if report.odd[kind]]
     return [
         f"checked {total:,} images: {parts}, {len(set().union(*report.classes.values())):,} classes",
         f"bad: {len(report.bad):,}" if report.bad else "bad: none",
         *bad,
         *more,
+        *[f"  of these, {ends:,} lack only a JPEG file's end mark, bytes FF D9: with it they are whole"] * bool(ends),
         f"formats: {', '.join(f'{n:,} {name}' for name, n in report.formats.items())}",
         *(
             [f"sizes: {_size(report.smallest)} to {_size(report.largest)}"]
@@ -204,16 +218,19 @@ def warnings(report: Report) -> list[str]:
     """What training refuses, or what makes its figures worthless."""
     train, val = report.duplicates_within_train, report.duplicates_of_train_in_val
     found = [
-        *(f"there is no {part}; training needs it" for part in ("train", "val") if part not in report.images),
+        *["there is no train; training needs it"] * ("train" not in report.images),
+        *["there is no val; training needs it, or data.validation_samples"] * (not report.images.keys() - {"train"}),
         *_classes(report.empty_classes, "without an image", "training refuses them: fill or remove them"),
         *_classes(report.classes_all_bad, "of bad images alone", "training refuses them: mend or remove them"),
         *_classes(
-            report.classes_only_in_val, "in val alone", "training refuses them: add them to train or remove them"
+            report.classes_only_in_val, "that train lacks", "training refuses them: add them to train or remove them"
         ),
         *_classes(report.classes_of_one_image, "of one image", "that is little to learn from"),
     ]
     if val.count:
-        found.append(f"{val.count:,} images of val are in train too, {_pair(val)}; the test would flatter: remove them")
+        found.append(
+            f"{val.count:,} images to evaluate on are in train too, {_pair(val)}; the test would flatter: remove them"
+        )
     if train.count:
         found.append(f"{train.count:,} images of train are copies of others in train, {_pair(train)}")
     if others := sum(report.other_files.values()):

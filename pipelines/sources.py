@@ -9,6 +9,8 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
+from pipelines.config import MOST_PIXELS
+
 Bytes = NDArray[np.uint8]
 """uint8 [bytes]."""
 
@@ -43,12 +45,23 @@ class Source(Numbered, Protocol):
         ...
 
 
+def most_bytes(pixels: int) -> int:
+    """Bytes that are read of an image of so many pixels at most: with 8 bits a channel none takes more."""
+    return 4 * pixels + (1 << 20)
+
+
+MOST_BYTES = most_bytes(MOST_PIXELS)
+
+
 @runtime_checkable
 class Encoded(Source, Protocol):
     """Images as files hold them, still to be decoded."""
 
-    def encoded(self, index: int) -> Bytes:
-        """The file's content. Raises OSError if it cannot be read. Any thread or process may call."""
+    def encoded(self, index: int, most: int = ...) -> Bytes:
+        """The file's content. OSError if it cannot be read or takes more than `most` bytes; a pipe is not waited for.
+
+        Any thread or process may call.
+        """
         ...
 
 
@@ -89,9 +102,10 @@ def listing_of_arrays(shape: tuple[int, ...], labels: NDArray[np.int64]) -> str:
     return digest(str(tuple(shape)).encode(), labels.tobytes())
 
 
-def digest(*parts: bytes) -> str:
+def digest(*parts: bytes | memoryview) -> str:
     """16 hexadecimal digits."""
     found = hashlib.blake2b(digest_size=8)
     for part in parts:
-        found.update(len(part).to_bytes(8, "little") + part)
+        found.update(len(part).to_bytes(8, "little"))
+        found.update(part)
     return found.hexdigest()

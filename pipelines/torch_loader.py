@@ -12,16 +12,17 @@ from threading import Thread, Timer
 from typing import Any
 
 import torch
-from PIL import UnidentifiedImageError
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from pipelines.base import Batch
-from pipelines.loaders import BadSamples, Feed, Loader, Stream, read_fault
+from pipelines.config import DataError
+from pipelines.loaders import BadSamples, Feed, Loader, Stream, no_memory
 from pipelines.order import Indices, Uniforms
+from pipelines.reference import decoded
 from pipelines.signals import undisturbed
-from pipelines.sources import Arrays, Encoded
-from pipelines.torch_views import decoded, made, pixels
+from pipelines.sources import Arrays, Encoded, most_bytes
+from pipelines.torch_views import made
 from pipelines.views import Recipe
 
 Key = tuple[Indices, Uniforms]
@@ -34,19 +35,6 @@ class TorchLoader(Loader):
 
     def feed(self, recipe: Recipe, stream: Stream, batch: int) -> Feed:
         return TorchFeed(self, recipe, stream)
-
-    def fault(self, source: Encoded, index: int) -> str | None:
-        try:
-            encoded = source.encoded(index)
-        except OSError as error:
-            return read_fault(error)
-        try:
-            pixels(decoded(encoded))
-        except MemoryError:
-            raise  # Not the image's fault.
-        except Exception as error:  # noqa: BLE001 - PIL raises about anything at damaged files
-            return decoding_fault(encoded, error)
-        return None
 
 
 class TorchFeed(Feed):
@@ -81,7 +69,9 @@ class TorchFeed(Feed):
         return torch.device("cpu") if index is None else torch.device("cuda", index)
 
     def next(self) -> Batch:
-        images, labels, faults = next(self._batches)
+        images, labels, faults, error = next(self._batches)
+        if error is not None:
+            raise error
         if faults:
             raise BadSamples(faults)
         images, labels = (tensor.to(self._device, non_blocking=True) for tensor in (images, labels))
@@ -151,12 +141,23 @@ class _Stream:
 
 
 class _Batches(Dataset[Any]):
-    """Whole batches, by their keys: images [batch, channels, height, width], labels, what is wrong by sample."""
+    """Whole batches, by their keys.
+
+    Images [batch, channels, height, width], labels, what is wrong by sample,
+    and what ends the run.
+    """
 
     def __init__(self, loader: TorchLoader, recipe: Recipe) -> None:
         self._loader, self._recipe = loader, recipe
 
-    def __getitem__(self, key: Key) -> tuple[Tensor, Tensor, dict[int, str]]:
+    def __getitem__(self, key: Key) -> tuple[Tensor, Tensor, dict[int, str], DataError | None]:
+        try:
+            return (*self._batch(key), None)
+        except DataError as error:  # From another process it would come with its traceback in its words.
+            # Without the old one's context, which holds the image: there may be no memory left.
+            return torch.empty(0), torch.empty(0), {}, DataError(str(error))
+
+    def _batch(self, key: Key) -> tuple[Tensor, Tensor, dict[int, str]]:
         indices, uniforms = key
         source, view = self._recipe.source, self._recipe.view
         rows = zip(indices.tolist(), *view.numbers(uniforms), strict=True) if view.uniforms else zip(indices.tolist())
@@ -165,6 +166,10 @@ class _Batches(Dataset[Any]):
         for index, *numbers in rows:
             try:
                 images.append(self._image(index, numbers))
+            except MemoryError:
+                if not isinstance(source, Encoded):
+                    raise
+                raise no_memory(source, index) from None
             except Exception:
                 fault = self._loader.fault(source, index) if isinstance(source, Encoded) else None
                 if fault is None:
@@ -178,16 +183,8 @@ class _Batches(Dataset[Any]):
         if isinstance(source, Arrays):
             return made(self._recipe.view, source.images[index], *numbers)
         assert isinstance(source, Encoded)
-        return made(self._recipe.view, decoded(source.encoded(index)), *numbers)
-
-
-def decoding_fault(encoded: Any, error: Exception) -> str:
-    if not len(encoded):
-        return "is empty"
-    if isinstance(error, UnidentifiedImageError):
-        return "is no image of a known format, or its header is damaged"
-    said = " ".join(str(error).split())[:100]
-    return f"cannot be decoded: it is truncated or damaged ({type(error).__name__}: {said})"
+        most = self._loader.most_pixels
+        return made(self._recipe.view, decoded(source.encoded(index, most_bytes(most)), most), *numbers)
 
 
 THE_LOADER = TorchLoader

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -43,6 +44,20 @@ def damage(file: Path, kind: str) -> None:
         file.symlink_to("nowhere.png")
     elif kind == "folder":
         file.mkdir()
+
+
+def put(path: Path, kind: str) -> None:
+    """What is no file of ordinary size, in place of one."""
+    path.unlink(missing_ok=True)
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "device":
+        path.symlink_to("/dev/zero")
+    elif kind == "folder":
+        path.mkdir()
+    elif kind == "huge":
+        path.touch()
+        os.truncate(path, 5 << 30)
 
 
 def settings(folder: Path, **options: object) -> ImagenetSettings:

@@ -102,12 +102,12 @@ def assert_known_beforehand(settings: DataSetSettings, samples: int) -> None:
     settings = settings.model_copy(update={"validation_samples": 5})
     asked = request(batch=12)
     expected = pipelines.build(settings, asked).train
-    found = pipelines.position(settings, asked)
+    found = pipelines.position_of(settings, asked)
     assert isinstance(found, Position) and found.state_dict() == expected.state_dict()
     assert found.steps_per_epoch == expected.steps_per_epoch == (samples - 5) // 12
     with pytest.raises(DataError, match=rf"global_batch_size is {samples}, the data set has {samples - 5} samples"):
-        pipelines.position(settings, request(batch=samples))
+        pipelines.position_of(settings, request(batch=samples))
     with pytest.raises(DataError, match="validation_samples is 99999"):
-        pipelines.position(settings.model_copy(update={"validation_samples": 99999}), asked)
+        pipelines.position_of(settings.model_copy(update={"validation_samples": 99999}), asked)
     with pytest.raises(DataError, match="made with seed 8, this run has 7"):
         found.load_state_dict({**expected.state_dict(), "seed": 8})

@@ -62,11 +62,11 @@ def test_the_first_bad_file_is_named(folder: Path, kind: str, loader: str) -> No
     steps = build(folder, loader).train.epoch()
     next(steps)
     reason = {
-        "truncated": r"(cannot be decoded: it is truncated|is no image of a known format, or its header is) .*",
+        "truncated": r"cannot be decoded: it is truncated or damaged \(OSError: .*\)",
         "junk": r"is no image of a known format, or its header is damaged",
         "empty": r"is empty",
         "absent": r"cannot be read \(No such file or directory\)",
-        "folder": r"cannot be read \(Is a directory\)",
+        "folder": r"cannot be read \(is a folder\)",
     }[kind]
     match = (
         rf"^data\.path: .*images: train/{file.parent.name}/{file.name} \(class {file.parent.name}, "

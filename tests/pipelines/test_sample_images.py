@@ -60,7 +60,7 @@ def test_layout_and_sizes(written: Written, capsys: pytest.CaptureFixture[str]) 
     assert names(folder) == sorted(
         f"{part}/{c}/{i:04}.jpg" for part, n in each.items() for c in CLASSES for i in range(n)
     )
-    assert check_folders(str(folder), 12) == sorted(CLASSES)
+    assert check_folders(folder, 12, 0)[0] == sorted(CLASSES)
     images = [Image.open(folder / name) for name in names(folder)]
     assert {image.format for image in images} == {"JPEG"}
     sides = np.array([image.size for image in images])

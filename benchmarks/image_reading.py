@@ -1,0 +1,110 @@
+"""CPU time of a training image through DALI, of this commit and of another, in turns.
+
+    python -m benchmarks.image_reading --before ce83a8e        (about 5 minutes; writes results/image_reading.json)
+
+That other commit had DALI read and decode all files itself. Images are of 500x375 pixels, the view is training's. Time
+is that of all threads of the process, which other programs on the machine disturb less than the time by the clock.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from benchmarks.record import keep
+from tests.pipelines.pictures import picture
+
+ROOT = Path(__file__).parents[1]
+IMAGES, BATCH = 128, 64
+KINDS = {"JPEG": {"quality": 90}, "PNG": {}, "WEBP": {"quality": 90}}
+
+MEASURE = """
+import sys, time
+from pathlib import Path
+from pipelines import loaders
+from pipelines.base import Request
+from pipelines.config import ImagenetSettings
+from pipelines.image_folder import list_images
+from pipelines.imagenet import NORMALISATION
+from pipelines.order import SampleOrder, Share
+from pipelines.views import RandomResizedCrop, Recipe
+
+source = list_images(Path(sys.argv[1]), "train", ["ape"])
+batch, runs = int(sys.argv[2]), int(sys.argv[3])
+order, view = SampleOrder(7, len(source.labels), batch), RandomResizedCrop(224)
+
+def stream():
+    for epoch in range(1_000_000):
+        for number in range(order.batches_per_epoch):
+            place = epoch, number, 0, Share()
+            yield order.micro_batch(*place), order.randoms(*place, view.uniforms)
+
+settings = ImagenetSettings(name="imagenet", path=sys.argv[1], threads=2)
+feed = loaders.loader(settings, Request(7, batch, Share(), batch, None)).feed(
+    Recipe(source, view, NORMALISATION), stream(), batch
+)
+for _ in range(4):
+    feed.next()
+began = time.process_time()
+for _ in range(runs):
+    feed.next()
+print(1000 * (time.process_time() - began) / (runs * batch))
+"""
+
+
+def milliseconds(checkout: Path, folder: Path, runs: int) -> float:
+    environment = {**os.environ, "PYTHONPATH": str(checkout)}
+    command = [sys.executable, "-c", MEASURE, str(folder), str(BATCH), str(runs)]
+    done = subprocess.run(command, cwd=checkout, env=environment, capture_output=True, text=True, check=True)
+    return float(done.stdout.split()[-1])
+
+
+def measured(before: Path, folder: Path, rounds: int, runs: int) -> dict[str, list[float]]:
+    times: dict[str, list[float]] = {"before": [], "now": []}
+    for number in range(rounds):
+        for way, checkout in sorted({"before": before, "now": ROOT}.items(), reverse=number % 2 == 1):
+            times[way].append(milliseconds(checkout, folder, runs))
+    return times
+
+
+def write(folder: Path, kind: str) -> Path:
+    place = folder / kind / "train" / "ape"
+    place.mkdir(parents=True)
+    for number in range(IMAGES):
+        image = picture(500, 375, seed=number).effect_spread(2)  # Noise, as photographs have.
+        image.save(place / f"{number:03}.{kind.lower()}", kind, **KINDS[kind])
+    return folder / kind
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--before", required=True, help="the commit to compare with")
+    parser.add_argument("--kinds", default=",".join(KINDS), help=f"of files ({','.join(KINDS)})")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--runs", type=int, default=10, help="batches measured in a round (10)")
+    parser.add_argument("--output", metavar="DIR", type=Path, help="write there, instead of to the kept figures")
+    asked = parser.parse_args()
+    result = {}
+    with TemporaryDirectory() as folder:
+        before = Path(folder) / "before"
+        subprocess.run(["git", "worktree", "add", "--detach", before, asked.before], cwd=ROOT, check=True)
+        try:
+            for kind in asked.kinds.split(","):
+                times = measured(before, write(Path(folder), kind), asked.rounds, asked.runs)
+                ratios = [now / then for then, now in zip(times["before"], times["now"], strict=True)]
+                result[kind] = {**times, "ratio": statistics.median(ratios)}
+                print(
+                    f"{kind}: {statistics.median(times['now']):.2f} ms, {result[kind]['ratio']:.2f} times", flush=True
+                )
+        finally:
+            subprocess.run(["git", "worktree", "remove", "--force", before], cwd=ROOT, check=True)
+    print(keep("image_reading", f"python -m benchmarks.image_reading --before {asked.before}", result, asked.output))
+
+
+if __name__ == "__main__":
+    main()
