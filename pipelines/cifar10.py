@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from pipelines.base import Data, Request
 from pipelines.config import Cifar10Settings, DataError
+from pipelines.official_files import require_files, require_md5, require_no_others
 from pipelines.ordered import assemble
 from pipelines.sources import Arrays, Listed, listing_of_arrays
 from pipelines.views import AsItIs, Normalisation, RandomCrop, Recipe
@@ -18,7 +20,7 @@ MEAN, STD = (125.3, 123.0, 113.9), (63.0, 62.1, 66.7)
 NORMALISATION = Normalisation(MEAN, STD)
 PADDING = 4
 
-_FOLDER = "cifar-10-batches-py"
+_FOLDER, _ARCHIVE = "cifar-10-batches-py", "cifar-10-python.tar.gz"
 _FILES = [*(f"data_batch_{i}" for i in range(1, 6)), "test_batch", "batches.meta"]
 
 
@@ -26,15 +28,35 @@ SAMPLES = 5000
 """Of each class in the training set."""
 
 
-def check_files(path: str) -> None:
-    """Raise DataError unless the unpacked files of the Python version are there."""
-    folder = Path(path) / _FOLDER
-    missing = [name for name in _FILES if not (folder / name).is_file()]
-    if missing:
-        raise DataError(
-            f"data.path: {folder} lacks {', '.join(missing)}; "
-            "unpack CIFAR-10's Python version there, or set data.download=true where there is internet"
-        )
+def check_files(settings: Cifar10Settings) -> None:
+    """Raise DataError unless the unpacked files of the Python version are there, or can be fetched.
+
+    They are pickles, which only those of the official archive are safe to open.
+    """
+    _require_files(settings)
+    if not settings.download:
+        official = _reader()
+        known = [*official.train_list, *official.test_list, (official.meta["filename"], official.meta["md5"])]
+        for name, md5 in known:
+            require_md5(Path(settings.path) / _FOLDER / name, md5, "CIFAR-10's")
+
+
+def _require_files(settings: Cifar10Settings) -> None:
+    folder = Path(settings.path) / _FOLDER
+    if settings.download:
+        require_no_others([Path(settings.path) / _ARCHIVE, *(folder / name for name in _FILES)])
+    else:
+        require_files(folder, _FILES, "unpack CIFAR-10's Python version there")
+
+
+def _reader() -> Any:
+    """Torchvision's."""
+    from pipelines.torchvision_ops import import_torchvision
+
+    import_torchvision()
+    from torchvision.datasets import CIFAR10
+
+    return CIFAR10
 
 
 def prepare(settings: Cifar10Settings) -> None:
@@ -42,7 +64,7 @@ def prepare(settings: Cifar10Settings) -> None:
     if settings.download:
         load(settings)
     else:
-        check_files(settings.path)
+        _require_files(settings)
 
 
 def load(settings: Cifar10Settings) -> tuple[Arrays, Arrays]:
@@ -50,13 +72,10 @@ def load(settings: Cifar10Settings) -> tuple[Arrays, Arrays]:
 
     The files are pickles: torchvision opens none whose MD5 is not that of the official archive.
     """
-    from pipelines.torchvision_ops import import_torchvision
-
-    import_torchvision()
-    from torchvision.datasets import CIFAR10
-
+    _require_files(settings)
+    official = _reader()
     try:
-        parts = [CIFAR10(settings.path, train=train, download=settings.download) for train in (True, False)]
+        parts = [official(settings.path, train=train, download=settings.download) for train in (True, False)]
     except (OSError, RuntimeError, ValueError) as error:
         remedy = "put its files there by hand" if settings.download else "remove it and fetch it anew"
         reason = " ".join(str(error).split())

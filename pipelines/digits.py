@@ -24,7 +24,8 @@ def load() -> tuple[Arrays, Arrays]:
     train, test = train_test_split(
         np.arange(len(labels)), test_size=TEST_SHARE, stratify=labels, random_state=SPLIT_SEED
     )
-    return Arrays(images[train], labels[train]), Arrays(images[test], labels[test])
+    names = tuple(map(str, range(10)))
+    return Arrays(images[train], labels[train], names), Arrays(images[test], labels[test], names)
 
 
 def listed(settings: DigitsSettings) -> Arrays:

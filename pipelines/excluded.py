@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
 from pipelines.config import DataError
+from pipelines.regular_files import read_bytes
+
+MOST = 4_000_000
+"""Names. With the bound on the file's size, one on memory."""
 
 
 @dataclass(frozen=True)
@@ -23,17 +28,27 @@ class Excluded:
         if file is None:
             return cls()
         try:
-            lines = Path(file).read_text(encoding="utf-8", errors="surrogateescape").split("\n")
-        except OSError as error:
+            content = read_bytes(file)
+        except (OSError, ValueError) as error:
             raise DataError(
-                f"data.exclude: {file} cannot be read ({error.strerror}); "
+                f"data.exclude: {file} cannot be read ({getattr(error, 'strerror', error)}); "
                 "give the list that `python -m pipelines.scan` wrote"
             ) from None
+        if content.count(b"\n") > MOST:
+            raise DataError(f"data.exclude: {file} has more than {MOST:,} lines; remove the files instead")
+        # Editors of Windows put a mark in front and \r behind; no name on a list ends so.
+        text = io.TextIOWrapper(io.BytesIO(content), "utf-8-sig", errors="surrogateescape", newline="\n")
+        lines = (line.rstrip("\r\n") for line in text)
         return cls(frozenset(line for line in lines if line.strip() and not line.startswith("#")), file)
 
     def under(self, part: str) -> set[str]:
         """The names that begin with a folder's."""
         return {name for name in self.names if name.startswith(f"{part}/")}
+
+    def require_under(self, parts: Collection[str], root: Path) -> None:
+        """Raise DataError if there are names in none of these folders, which would have no effect."""
+        known = tuple(f"{part}/" for part in parts)
+        self.require_none([name for name in self.names if not name.startswith(known)], root)
 
     def require_none(self, missing: Collection[str], root: Path) -> None:
         """Raise DataError if there are names that stand for nothing: the list is of other data."""

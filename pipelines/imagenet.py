@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Generic, TypeVar
 
 from pipelines.base import Data, Request
 from pipelines.config import ImagenetSettings, PhotographSettings
 from pipelines.excluded import Excluded
 from pipelines.image_folder import ImageFiles, check_folders, list_images
 from pipelines.ordered import assemble
+from pipelines.parts import Parts
 from pipelines.sources import Encoded
 from pipelines.views import CentralCrop, Normalisation, RandomResizedCrop, Recipe
 
@@ -17,25 +21,50 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 NORMALISATION = Normalisation(tuple(255 * x for x in MEAN), tuple(255 * x for x in STD))
 
 
-def photographs(train: Encoded, val: Encoded, settings: PhotographSettings, request: Request) -> Data:
+S = TypeVar("S", bound=Encoded, covariant=True)
+
+
+@dataclass(frozen=True)
+class Photographs(Generic[S]):
+    """The sources of a data set, by what they are for (parts.py)."""
+
+    train: S
+    test: S | None
+    validation: S | None
+
+
+def sources_of(parts: Parts, source: Callable[[str], S]) -> Photographs[S]:
+    """One for each part that is there."""
+    test, validation = (None if part is None else source(part) for part in (parts.test, parts.validation))
+    return Photographs(source(parts.train), test, validation)
+
+
+def photographs(sources: Photographs[Encoded], settings: PhotographSettings, request: Request) -> Data:
     """The pipelines of photographs, wherever they lie."""
+
     central = CentralCrop(settings.image_size, settings.evaluation_resize)
-    plain, test = (Recipe(source, central, NORMALISATION) for source in (train, val))
-    augmented = Recipe(train, RandomResizedCrop(settings.image_size), NORMALISATION) if settings.augment else plain
-    return assemble(augmented, plain, test, settings, request)
+    plain = Recipe(sources.train, central, NORMALISATION)
+    window = RandomResizedCrop(settings.image_size)
+    augmented = Recipe(sources.train, window, NORMALISATION) if settings.augment else plain
+    test, validation = (
+        None if source is None else Recipe(source, central, NORMALISATION)
+        for source in (sources.test, sources.validation)
+    )
+    return assemble(augmented, plain, test, settings, request, validation)
 
 
 def listed(settings: ImagenetSettings) -> ImageFiles:
-    return _images(settings)[0]
+    return _images(settings).train
 
 
 def build(settings: ImagenetSettings, request: Request) -> Data:
-    return photographs(*_images(settings), settings, request)
+    return photographs(_images(settings), settings, request)
 
 
-def _images(settings: ImagenetSettings) -> tuple[ImageFiles, ImageFiles]:
-    """Those of train and of val."""
-    classes = check_folders(settings.path, settings.number_of_classes)
-    excluded = Excluded.read(settings.exclude)
+def _images(settings: ImagenetSettings) -> Photographs[ImageFiles]:
     root = Path(settings.path)
-    return list_images(root, "train", classes, excluded), list_images(root, "val", classes, excluded)
+    classes, parts = check_folders(root, settings.classes, settings.validation_samples)
+    excluded = Excluded.read(settings.exclude)
+    excluded.require_under(parts.there, root)
+
+    return sources_of(parts, lambda part: list_images(root, part, classes, excluded))

@@ -1,6 +1,6 @@
 """WebDataset shards as a source: samples are read by their place in uncompressed tar files, in any order.
 
-What a sample is: shard_index.py. To write and to index shards: `python -m pipelines.shards`, in shard_tools.py.
+What a sample is: shard_samples.py. To write and to index shards: `python -m pipelines.shards`, in shard_tools.py.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ import dataclasses
 import logging
 import os
 import re
+import signal
 import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -18,11 +19,16 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from pipelines.class_list import read_names
 from pipelines.config import DataError
-from pipelines.shard_index import INDEX_SUFFIX, Members, UnusableError, decoded, read_index, read_tar
-from pipelines.sources import Bytes, digest
+from pipelines.image_bytes import read_range
+from pipelines.parts import Parts, find_parts
+from pipelines.regular_files import open_descriptor
+from pipelines.shard_index import INDEX_SUFFIX, Members, decoded, read_index, read_tar
+from pipelines.sources import MOST_BYTES, Bytes, digest
+from pipelines.tar_headers import UnusableError
 
-CLASSES = "classes.txt"
+SHARDS = "*.tar"
 DESCRIPTORS = 256
 """Shards that a process keeps open, of each source; often it may have 1,024 files open in all."""
 
@@ -40,7 +46,7 @@ class _Descriptor:
 
 
 def _open(path: str) -> _Descriptor:
-    return _Descriptor(os.open(path, os.O_RDONLY))
+    return _Descriptor(open_descriptor(path))
 
 
 class _Descriptors:
@@ -84,17 +90,13 @@ class Shards:
         member = decoded(self.names[self.ends[index] : self.ends[index + 1]])
         return f"{self.paths[self.shards[index]]}/{member}"
 
-    def encoded(self, index: int) -> Bytes:
+    def encoded(self, index: int, most: int = MOST_BYTES) -> Bytes:
         path = os.path.join(self.root, self.paths[self.shards[index]])
         offset, size = int(self.offsets[index]), int(self.sizes[index])
-        content = np.empty(size, dtype=np.uint8)
         descriptor = self._opened.get(path)
-        done = 0
-        while done < size:
-            read = os.preadv(descriptor.number, [content.data[done:]], offset + done)
-            if read == 0:
-                raise OSError(f"{path} ends at byte {offset + done}, within {self.name(index)}: it has changed")
-            done += read
+        content = read_range(descriptor.number, offset, size, most)
+        if len(content) < size:
+            raise OSError(f"{path} ends at byte {offset + len(content)}, within {self.name(index)}: it has changed")
         return content
 
 
@@ -131,7 +133,7 @@ def matching(root: Path, pattern: str, setting: str) -> tuple[str, ...]:
     """The shards, sorted, relative to the root. Less hidden files, which are the system's, and less indexes."""
     try:
         found = sorted(path.relative_to(root).as_posix() for path in root.glob(pattern))
-    except (ValueError, NotImplementedError):  # an empty or an absolute pattern
+    except (ValueError, NotImplementedError, OSError, RecursionError):  # Empty, absolute, too long, too deep.
         found = []
     shards = (path for path in found if not path.endswith(INDEX_SUFFIX) and not os.path.basename(path).startswith("."))
     if not (paths := tuple(shards)):
@@ -179,11 +181,23 @@ def _without(parts: list[Members], paths: tuple[str, ...], excluded: frozenset[s
     return parts
 
 
+def shard_parts(root: Path, train: str = "train/*.tar") -> Parts:
+    """Patterns of the shards in the folders that are for evaluation. Raises DataError."""
+    parts = find_parts(root, holds_samples=lambda folder: any(folder.glob(SHARDS)))
+    test, validation = (None if name is None else f"{name}/{SHARDS}" for name in (parts.test, parts.validation))
+    return Parts(test, validation, train)
+
+
+def count_classes(root: Path, pattern: str, setting: str = "data.train_shards") -> int:
+    """As many as `classes.txt` names; or else the labels in the shards show, from 0 on. Raises DataError."""
+    if names := read_names(root):
+        return len(names)
+    parts = _all_members(root, matching(root, pattern, setting), setting)
+    return 1 + max((int(part.labels.max()) for part in parts if len(part.labels)), default=-1)
+
+
 def _class_names(root: Path, number_of_classes: int) -> tuple[str, ...]:
-    try:
-        names = tuple(os.fsdecode(line) for line in (root / CLASSES).read_bytes().splitlines())
-    except OSError:
-        names = ()
+    names = read_names(root)
     return names if len(names) == number_of_classes else tuple(map(str, range(number_of_classes)))
 
 
@@ -209,4 +223,5 @@ def _check_labels(found: Shards, pattern: str, setting: str, every_class: bool) 
 if __name__ == "__main__":
     from pipelines.shard_tools import main
 
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # Tidies up then, too.
     sys.exit(main())

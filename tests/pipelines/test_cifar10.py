@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import pickle
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from pipelines.order import SampleOrder, Share
 from pipelines.sources import Arrays
 from pipelines.torchvision_ops import import_torchvision
 from pipelines.views import Normalisation, RandomCrop, Recipe
+from tests.pipelines.pictures import put
 from tests.pipelines.streams import (
     LOADERS,
     SEED,
@@ -185,6 +187,37 @@ def test_absent_files_are_refused_before_anything_starts(folder: Path) -> None:
     settings(folder, download=True).check()
 
 
+def test_the_check_refuses_what_a_start_refuses(folder: Path) -> None:
+    """Other files may be in the right format: but they are pickles, which may run anything."""
+    file = folder / "cifar-10-batches-py" / "data_batch_3"
+    file.write_bytes(pickle.dumps(pickle.loads(file.read_bytes()), protocol=4))
+    match = r"data\.path: .*data_batch_3 is not CIFAR-10's \(its MD5 is \w{32}, .* one \w{32}\); remove it and fetch"
+    with pytest.raises(DataError, match=match):
+        settings(folder).check()
+    with pytest.raises(DataError, match="cannot be read"):
+        cifar10.load(settings(folder))
+
+
+@pytest.mark.parametrize("download", [False, True])
+@pytest.mark.parametrize(("kind", "reason"), [("pipe", "is a pipe, not a file"), ("folder", "is a folder"),
+                                              ("huge", "has 5,368,709,120 bytes, more than")])  # fmt: skip
+def test_what_is_no_file_of_cifar_is_refused(folder: Path, kind: str, reason: str, download: bool) -> None:
+    """By the check and by a start, which would wait for a pipe for ever."""
+    file = folder / "cifar-10-batches-py" / "data_batch_3"
+    put(file, kind)
+    asked = settings(folder, download=download)
+    for act in (asked.check, lambda: pipelines.prepare(asked), lambda: cifar10.load(asked)):
+        with pytest.raises(DataError, match=rf"data\.path: .*data_batch_3 cannot be read \({reason}"):
+            act()
+
+
+def test_an_archive_that_is_a_pipe_is_refused(folder: Path) -> None:
+    os.mkfifo(folder / "cifar-10-python.tar.gz")
+    (folder / "cifar-10-batches-py/test_batch").unlink()
+    with pytest.raises(DataError, match=r"cifar-10-python\.tar\.gz cannot be read \(is a pipe"):
+        settings(folder, download=True).check()
+
+
 def test_damaged_files_are_named_and_not_unpickled(folder: Path) -> None:
     (folder / "cifar-10-batches-py" / "test_batch").write_bytes(b"cposix\nsystem\n(S'false'\ntR.")
     with pytest.raises(DataError, match=r"data\.path: CIFAR-10 in .* cannot be read .*remove it and fetch it anew"):
@@ -197,6 +230,6 @@ def test_the_order_of_training_is_known_beforehand(folder: Path, augment: bool) 
     assert_known_beforehand(settings(folder, augment=augment, download=True), 5 * EACH)
     (folder / "cifar-10-batches-py" / "test_batch").write_bytes(b"damaged")
     with pytest.raises(DataError, match="cannot be read"):
-        pipelines.position(settings(folder), request())
-    fetched_anew = pipelines.position(settings(folder, download=True), request(batch=100))
+        pipelines.position_of(settings(folder), request())
+    fetched_anew = pipelines.position_of(settings(folder, download=True), request(batch=100))
     assert fetched_anew.steps_per_epoch == 500

@@ -271,12 +271,11 @@ def test_labels_are_those_of_train_where_val_lacks_a_class(folder: Path) -> None
     assert labels.tolist() == [0] * 4 + [2] * 4
 
 
-@pytest.mark.parametrize("part", ["train", "val"])
-def test_absent_folders_are_refused(folder: Path, part: str) -> None:
-    shutil.rmtree(folder / part)
-    with pytest.raises(DataError, match=rf"data\.path: .*/{part} cannot be read \(No such file.*train/CLASS/"):
+def test_absent_folders_are_refused(folder: Path) -> None:
+    shutil.rmtree(folder / "train")
+    with pytest.raises(DataError, match=r"data\.path: .*/train cannot be read \(No such file.*train/CLASS/"):
         settings(folder).check()
-    with pytest.raises(DataError, match=rf"data\.path: .*/{part} cannot be read"):
+    with pytest.raises(DataError, match=r"data\.path: .*/train cannot be read"):
         pipelines.build(settings(folder), request())
 
 
@@ -322,4 +321,4 @@ def test_the_order_of_training_is_known_beforehand(folder: Path) -> None:
     listed = folder / "bad.txt"
     listed.write_text(f"val/{CLASSES[0]}/999.JPEG\n")
     with pytest.raises(DataError, match=r"data\.exclude: .* names 1 files that .* does not have"):
-        pipelines.position(settings(folder, exclude=str(listed)), request())
+        pipelines.position_of(settings(folder, exclude=str(listed)), request())

@@ -272,10 +272,10 @@ def test_the_order_of_training_is_known_beforehand(mnist_folder: Path) -> None:
 )
 def test_nothing_is_fetched_to_know_it(kind: type[DataSetSettings], samples: int, tmp_path: Path) -> None:
     asked = kind.model_validate({"name": kind.__name__[:-8].lower(), "path": str(tmp_path / "data"), "download": True})
-    found = pipelines.position(asked, request(batch=100))
+    found = pipelines.position_of(asked, request(batch=100))
     assert found.steps_per_epoch == samples // 100
     with pytest.raises(DataError, match=f"the data set has {samples} samples"):
-        pipelines.position(asked, request(batch=samples + 1))
+        pipelines.position_of(asked, request(batch=samples + 1))
     saved = {"seed": 7, "samples": samples, "global_batch": 100, "listing": "a", "split": "b", "epoch": 3, "batch": 2}
     found.load_state_dict(saved)
     with pytest.raises(DataError, match="made with seed 8"):

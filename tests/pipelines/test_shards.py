@@ -274,7 +274,7 @@ def test_files_that_are_no_shards(shard: Path, tmp_path: Path) -> None:
     original = shard.read_bytes()
     for content, message in [
         (gzip.compress(original), "is compressed (gzip), samples are read by their place; decompress it"),
-        (b"", "is no tar, or damaged after byte 0 (empty file)"),
+        (b"", "is no tar, or damaged after byte 0 (no bytes)"),
         (b"something else" * 100, "is no tar, or damaged after byte 0"),
         (original + original, "is damaged, or several tars in one"),
     ]:
@@ -282,7 +282,7 @@ def test_files_that_are_no_shards(shard: Path, tmp_path: Path) -> None:
         assert f"{shard} {message}" in refusal(tmp_path)
     shard.unlink()
     shard.mkdir()
-    assert f"{shard} cannot be read (Is a directory)" in refusal(tmp_path)
+    assert f"{shard} cannot be read (is a folder)" in refusal(tmp_path)
 
 
 def test_every_truncation_is_found(tmp_path: Path) -> None:

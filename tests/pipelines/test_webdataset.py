@@ -99,4 +99,4 @@ def test_the_order_of_training_is_known_beforehand(tmp_path: Path) -> None:
     for path in shards.glob("val/*.index"):
         path.unlink()
     with pytest.raises(DataError, match=r"data\.val_shards: .* is no tar"):
-        pipelines.position(settings(shards), request())
+        pipelines.position_of(settings(shards), request())
