@@ -8,30 +8,34 @@ and the remedy.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from dynsparse.distributed.allreduce import Gradients
-from dynsparse.errors import UserError
-from dynsparse.explain import explain, kind_of
+from dynsparse.documents import MOST_LEVELS
+from dynsparse.errors import UserError, cut
+from dynsparse.explain import explain_all, kind_of, place
 from dynsparse.masks.granularity import Granularity
 from dynsparse.methods import AnyMethod
-from dynsparse.models import AnyModel
+from dynsparse.models import AnyModel, more_names
 from dynsparse.optimizers import OptimizerSettings, SgdSettings
-from dynsparse.reading import plain, read, under
+from dynsparse.reading import plain, problems, read, read_file, under
 from dynsparse.reallocation import OnDesync
 from dynsparse.runtime import Backend
 from dynsparse.schedules import LrSettings, StepLr
-from dynsparse.settings import Settings
+from dynsparse.settings import AtLeast1, Count, Settings
 from pipelines.config import DataSettings
+from pipelines.paths import PathText
 
 Sparsity = Annotated[float, Field(ge=0, lt=1)]
-AtLeast1 = Annotated[int, Field(ge=1)]
+Patterns = Annotated[list[Annotated[str, Field(max_length=1000)]], Field(max_length=1000)]
+MOST_IN_A_BATCH = 1 << 20
 
 
 class SparsitySettings(Settings):
@@ -45,9 +49,9 @@ class SparsitySettings(Settings):
     """uniform: each layer as above; erk: as many weights in all, but small layers are denser (Evci et al. 2020)."""
     granularity: Granularity = 4
     """Unit of a convolution: 4 an element, 3 a kernel row, 2 a kernel slice, 1 a filter."""
-    include: Annotated[list[str], Field(min_length=1)] | None = None
+    include: Annotated[Patterns, Field(min_length=1)] | None = None
     """Shell patterns of parameter names to make sparse (`layer3.*`), instead of the model's own choice."""
-    exclude: list[str] = []
+    exclude: Patterns = []
     """Shell patterns of parameter names to keep dense."""
 
 
@@ -63,9 +67,9 @@ class PenaltySettings(Settings):
 class StartSettings(Settings):
     """What to take over from another run: its folder (the latest state), FOLDER_initial, or a checkpoint."""
 
-    weights_from: Annotated[str, Field(min_length=1)] | None = None
+    weights_from: Annotated[PathText, Field(min_length=1)] | None = None
     """Weights to begin with."""
-    masks_from: Annotated[str, Field(min_length=1)] | None = None
+    masks_from: Annotated[PathText, Field(min_length=1)] | None = None
     """Masks to begin with, instead of random ones; they decide the sparsity."""
 
 
@@ -73,13 +77,13 @@ class TrainSettings(Settings):
     """Epochs, batches, optimizer, precision."""
 
     epochs: AtLeast1 = 10
-    start_epoch: Annotated[int, Field(ge=0)] = 0
+    start_epoch: Count = 0
     """Epoch that a new run begins with, for schedules; a resumed one goes on where it was."""
-    global_batch_size: AtLeast1 = 100
+    global_batch_size: Annotated[int, Field(ge=1, le=MOST_IN_A_BATCH)] = 100
     """Samples in one optimizer step, over all workers and micro-batches."""
-    micro_batches: AtLeast1 = 1
+    micro_batches: Annotated[int, Field(ge=1, le=MOST_IN_A_BATCH)] = 1
     """Gradient accumulation: parts in which each worker takes its share of a batch."""
-    evaluation_batch_size: AtLeast1 = 256
+    evaluation_batch_size: Annotated[int, Field(ge=1, le=MOST_IN_A_BATCH)] = 256
     """Samples that one worker evaluates at once."""
     optimizer: OptimizerSettings = SgdSettings()
     lr: LrSettings = StepLr()
@@ -95,6 +99,14 @@ class TrainSettings(Settings):
     """Steps in a row to skip because the loss or a gradient is no finite number; then training stops."""
     evaluate_train: bool = False
     """After each epoch, evaluate on the training samples too."""
+
+    @field_validator("optimizer", "lr", mode="before")
+    @classmethod
+    def _named(cls, section: Any, info: ValidationInfo) -> Any:
+        """A section without a name is the one that the default is, so that train.lr.table=0.1 says enough."""
+        if not isinstance(section, Mapping) or "name" in section:
+            return section
+        return {"name": {"optimizer": "sgd", "lr": "steps"}[str(info.field_name)], **section}
 
 
 class DistributedSettings(Settings):
@@ -149,9 +161,9 @@ class RunConfig(Settings):
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.=+-]{0,199}$")] | None = None
     """Name of the run's folder, one plain word; default {model}_{job_idx}."""
-    job_idx: Annotated[int, Field(ge=0)] = 0
+    job_idx: Count = 0
     """Number of the run, for lists of experiments."""
-    runs: str = "runs"
+    runs: PathText = "runs"
     """Folder of all runs."""
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     model: AnyModel
@@ -244,18 +256,6 @@ def read_mapping(path: str | Path) -> dict[Any, Any]:
     return raw
 
 
-def read_file(path: str | Path, option: str, examples: str) -> Any:
-    """What a YAML file holds (`reading.read`). UserError, naming the option it came from, if it cannot be read."""
-    try:
-        text = Path(path).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
-        raise UserError(
-            f"{option} {path}: cannot be read ({reason}); give a YAML file such as those in {examples}"
-        ) from None
-    return read(text, str(path))
-
-
 def parse(
     raw: Mapping[str, Any],
     overrides: Sequence[str] = (),
@@ -267,10 +267,12 @@ def parse(
     `flags` are options of the command line by the keys that they have set, so that an error names the option.
     """
     merged, overridden, wrong = merge(raw, overrides)
+    if unfit := [f"{place(keys, '', source, overridden, flags or {})}: {what}" for keys, what in problems(merged)]:
+        raise UserError(*wrong, *unfit)
     try:
         config = RunConfig.model_validate(merged)
     except ValidationError as error:
-        wrong += [explain(details, RunConfig, source, overridden, flags or {}) for details in error.errors()]
+        wrong += explain_all(error, RunConfig, source, overridden, flags, {"model": more_names})
     if wrong:
         raise UserError(*wrong)
     return config
@@ -295,8 +297,11 @@ def json_schema() -> str:
     return json.dumps({"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}, indent=2) + "\n"
 
 
-def _copy(raw: Any) -> Any:
-    return {key: _copy(value) for key, value in raw.items()} if isinstance(raw, Mapping) else raw
+def _copy(raw: Any, level: int = 0) -> Any:
+    """With its mappings copied, as far down as a config can go."""
+    if level > MOST_LEVELS or not isinstance(raw, Mapping):
+        return raw
+    return {key: _copy(value, level + 1) for key, value in raw.items()}
 
 
 def _override(config: dict[str, Any], text: str) -> tuple[str, ...]:
@@ -304,11 +309,15 @@ def _override(config: dict[str, Any], text: str) -> tuple[str, ...]:
     path, equals, value = text.partition("=")
     keys = tuple(path.strip().split("."))
     if not equals or not all(keys):
-        raise UserError(f"'{text}' is no override; write section.key=value, such as train.epochs=20")
+        raise UserError(f"'{cut(text)}' is no override; write section.key=value, such as train.epochs=20")
+    if re.search(r"^#|\s#", value) and not re.search("[\"']", value):
+        raise UserError(
+            f"'{cut(text)}': what follows # would be a comment; put the value in quotes of its own, '\"...\"'"
+        )
     types: list[Any] = [RunConfig]
     for key in keys:
         types = under(types, key)
-    put(config, keys, plain(read(value, f"'{text}'"), types), f"'{text}'")
+    put(config, keys, plain(read(value, f"'{cut(text)}'"), types), f"'{cut(text)}'")
     return keys
 
 

@@ -7,7 +7,7 @@ the paper's code, with a number, `job-idx`, and a `group`. launch/experiment.sh 
 from __future__ import annotations
 
 import argparse
-import json
+import re
 import shlex
 import signal
 import subprocess
@@ -19,13 +19,15 @@ from types import FrameType
 from typing import Any
 
 from dynsparse import config as schema
-from dynsparse import streams
+from dynsparse import files, streams
 from dynsparse.config import RunConfig
-from dynsparse.errors import EXIT_BAD_INPUT, EXIT_DONE, EXIT_STOPPED, UserError, nearest
+from dynsparse.errors import EXIT_BAD_INPUT, EXIT_DONE, EXIT_STOPPED, UserError, cut, nearest
 from dynsparse.paper_cli import MODES, look, overlap, translate
 from dynsparse.paper_flags import BOOLEAN, FLAGS, MLP, MODEL, TEXT, WRN, Parser, add_flags, flag_named
-from dynsparse.reading import plain, text_of
+from dynsparse.reading import plain, read_file, text_of
 from dynsparse.runtime import print_to_reader
+from dynsparse.settings import MOST
+from pipelines.paths import argument, expanded
 
 LAUNCHER = Path(__file__).parents[1] / "launch" / "local.sh"
 FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
@@ -69,12 +71,16 @@ class Options:
     @property
     def runs(self) -> Path:
         """Where the runs are."""
-        return Path(str(look(schema.merge({}, self.overrides)[0], "runs") or "runs"))
+        return _path(self._runs)
+
+    @property
+    def _runs(self) -> str:
+        return str(look(schema.merge({}, self.overrides)[0], "runs") or "runs")
 
     def path(self, source: str) -> str:
-        """A run that a list names, where the runs are."""
+        """A run that a list names, where the runs are, as a config has it."""
         path = Path(source)
-        return str(self.runs / path.relative_to("runs")) if path.parts[:1] == ("runs",) else source
+        return str(Path(self._runs) / path.relative_to("runs")) if path.parts[:1] == ("runs",) else source
 
 
 @dataclass
@@ -130,7 +136,7 @@ class Experiments:
         """What has to be there first, jobs of the list or other runs, and whether it is."""
         by_name = {other.run_name: other for other in self.jobs.values()}
         needs: dict[str, bool] = {}
-        for path in (Path(self.options.path(job.flags[name] or "")) for name in _SOURCES if name in job.flags):
+        for path in (_path(self.options.path(job.flags[name] or "")) for name in _SOURCES if name in job.flags):
             run = path.with_name(path.name.removesuffix("_initial"))
             other = by_name.get(run.name) if run.parent == self.options.runs else None
             if other is None:
@@ -180,6 +186,14 @@ class Experiments:
         return "\n".join(lines)
 
 
+def _path(text: str) -> Path:
+    """UserError for a variable that is not set, and the like."""
+    try:
+        return Path(expanded(text))
+    except ValueError as error:
+        raise UserError(f"command line: runs: {error}") from None
+
+
 def _lacking(needs: Mapping[str, bool]) -> str:
     return " and ".join(name for name, there in needs.items() if not there)
 
@@ -214,8 +228,8 @@ def sparsity(config: RunConfig) -> str:
 
 def _status(summary: Path) -> str | None:
     try:
-        return str(json.loads(summary.read_text(encoding="utf-8"))["status"])
-    except (OSError, ValueError, KeyError, TypeError):
+        return str(files.json_object(files.read_bytes(summary))["status"])
+    except (OSError, ValueError, KeyError):
         return None
 
 
@@ -224,7 +238,7 @@ def _status(summary: Path) -> str | None:
 
 def read_jobs(path: str) -> dict[int, Job]:
     """The jobs of a list by number. UserError lists all that is wrong."""
-    entries = schema.read_file(path, "list", "configs/experiments/")
+    entries = read_file(path, "list", "configs/experiments/")
     if not isinstance(entries, list) or not entries:
         raise UserError(f"{path}: holds no list of jobs; write '- {{job-idx: 0, model: ..., FLAG: VALUE}}' for each")
     jobs: dict[int, Job] = {}
@@ -254,8 +268,8 @@ def _read_job(entry: Any, where: str) -> Job:
         raise UserError(f"{where}: is no mapping; write '- {{job-idx: 0, model: ..., FLAG: VALUE}}'")
     entry = {text_of(key): plain(value, [str | None] if _is_text(text_of(key)) else ()) for key, value in entry.items()}
     number = entry.get("job-idx")
-    if not isinstance(number, int) or isinstance(number, bool) or number < 0:
-        raise UserError(f"{where}: job-idx is {number!r}; it must be a whole number of at least 0")
+    if not isinstance(number, int) or isinstance(number, bool) or not 0 <= number <= MOST:
+        raise UserError(f"{where}: job-idx is {cut(repr(number))}; it must be a whole number from 0 to {MOST}")
     flags: dict[str, str | None] = {}
     wrong: list[str] = []
     for key, value in entry.items():
@@ -264,15 +278,15 @@ def _read_job(entry: Any, where: str) -> Job:
         if key == "group" or (flag is not None and flag.kind is None and value is False):
             continue
         if flag is None and key != "resume":
-            wrong.append(f"{where}: '{key}' is no flag{nearest(str(key), _KEYS)}")
+            wrong.append(f"{where}: '{cut(key)}' is no flag{nearest(str(key), _KEYS)}")
         elif flag is not None and flag.kind is None:
             flags[name] = None
             if value is not True:
-                wrong.append(f"{where}: {key} is {value!r}; it is a switch: write yes, or leave it out")
+                wrong.append(f"{where}: {key} is {cut(repr(value))}; it is a switch: write yes, or leave it out")
         elif isinstance(value, (str, int, float)) and (not isinstance(value, bool) or (flag and flag.kind is BOOLEAN)):
             flags[name] = str(value)
         else:
-            wrong.append(f"{where}: {key} is {value!r}; it needs one value")
+            wrong.append(f"{where}: {key} is {cut(repr(value))}; it needs one value")
     if wrong:
         raise UserError(*wrong)
     return Job(number, str(entry.get("group", "")), flags)
@@ -282,15 +296,16 @@ def read_numbers(words: Sequence[str], jobs: Mapping[int, Job], path: str) -> li
     """Job numbers from words such as 3 and 5-8, in this order. UserError for one that is not in the list."""
     numbers: list[int] = []
     for word in words:
-        first, dash, last = word.partition("-")
-        if not first.isdecimal() or (dash and not last.isdecimal()):
-            raise UserError(f"'{word}' is no job; give numbers and ranges, such as 3 5-8, or --list")
-        numbers += range(int(first), int(last or first) + 1)
-        if dash and int(last) < int(first):
+        found = re.fullmatch(r"([0-9]{1,10})(?:-([0-9]{1,10}))?", word)
+        if found is None:
+            raise UserError(f"'{cut(word)}' is no job; give numbers and ranges, such as 3 5-8, or --list")
+        first, last = int(found[1]), int(found[2] or found[1])
+        if last < first:
             raise UserError(f"'{word}' holds no job; the first number of a range is the lower one")
-    for number in numbers:
-        if number not in jobs:
-            raise UserError(f"{path} has no job {number}; it has {min(jobs)} to {max(jobs)}, see --list")
+        for number in range(first, last + 1):
+            if number not in jobs:
+                raise UserError(f"{path} has no job {number}; it has {min(jobs)} to {max(jobs)}, see --list")
+            numbers.append(number)
     return numbers
 
 
@@ -348,7 +363,7 @@ def _main(arguments: Sequence[str]) -> int:
         epilog="What follows -- goes to dist_train.py with every job: section.key=value, flags of the paper's code, "
         "--overwrite. For instance: -- data.path=/data runs=/results",
     )
-    parser.add_argument("list", metavar="LIST", help="YAML file")
+    parser.add_argument("list", metavar="LIST", type=argument, help="YAML file")
     parser.add_argument("numbers", metavar="N", nargs="*", help="jobs by number, also ranges: 3 5-8")
     parser.add_argument("--list", action="store_true", dest="show", help="show all jobs, and end")
     parser.add_argument(
@@ -371,13 +386,24 @@ def _main(arguments: Sequence[str]) -> int:
     for place, job in enumerate(chosen):
         code = experiments.run(job, ["bash", str(LAUNCHER), "--workers", asked.workers])
         if code != EXIT_DONE:
-            left = "".join(f" {other.number}" for other in chosen[place + 1 :])
-            ended = "is done, then a signal came" if experiments.is_done(job) else f"ended with code {code}"
-            more = f"; not run:{left}" if left else ""
-            again = "; the same command goes on" if code == EXIT_STOPPED else ""
-            print(f"job {job.number} {ended}{more}{again}", file=sys.stderr, flush=True)
+            print(_ending(experiments, chosen, place, code), file=sys.stderr, flush=True)
             return code
     return EXIT_DONE
+
+
+def _ending(experiments: Experiments, chosen: Sequence[Job], place: int, code: int) -> str:
+    """Why the list ends with a job, and what was not run.
+
+    It ends with bad input too, which the job has said: most of it, such as a data set that is not there, is every
+    job's. What is wrong in the list itself was said before the first job started.
+    """
+    job, left = chosen[place], [f" {other.number}" for other in chosen[place + 1 :]]
+    why = {EXIT_BAD_INPUT: "has bad input", EXIT_STOPPED: "was stopped"}.get(code, f"ended with code {code}")
+    if code == EXIT_STOPPED and experiments.is_done(job):
+        why = "is done, then a signal came"
+    more = f"; not run:{''.join(left)}" if left else ""
+    again = {EXIT_BAD_INPUT: "; mend it: the same command goes on", EXIT_STOPPED: "; the same command goes on"}
+    return f"job {job.number} {why}{more}{again.get(code, '')}"
 
 
 if __name__ == "__main__":

@@ -5,57 +5,89 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from typing import Any
 
-from pydantic import BaseModel, Tag, ValidationError
+from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from dynsparse.errors import nearest
+from dynsparse import hints
+from dynsparse.documents import LONGEST_NUMBER
+from dynsparse.errors import cut, nearest
+from dynsparse.hints import Names
+
+MOST_EXPLAINED = 20
 
 
-def explain_all(error: ValidationError, root: type[BaseModel], source: str) -> list[str]:
-    """A line for each thing that is wrong with the input of a model of class `root`."""
-    return [explain(details, root, source) for details in error.errors()]
-
-
-def explain(
-    details: ErrorDetails,
+def explain_all(
+    error: ValidationError,
     root: type[BaseModel],
     source: str,
     overridden: Sequence[tuple[str, ...]] = (),
     flags: Mapping[tuple[str, ...], str] | None = None,
-) -> str:
-    """One line for one of pydantic's errors on a `root`: where, the value, the rule, the remedy.
+    names: Names | None = None,
+) -> list[str]:
+    """A line for each thing that is wrong with the input of a model of class `root`, but for those after very many.
 
     `overridden` are the keys that command line overrides set, `flags` says which option has set a key.
     """
+    details = error.errors()
+    lines = [_explain(one, root, source, overridden, flags or {}, names or {}) for one in details[:MOST_EXPLAINED]]
+    if len(details) > MOST_EXPLAINED:
+        lines.append(f"{source}: {len(details) - MOST_EXPLAINED:,} more values are wrong; mend these first")
+    return lines
+
+
+def _explain(
+    details: ErrorDetails,
+    root: type[BaseModel],
+    source: str,
+    overridden: Sequence[tuple[str, ...]],
+    flags: Mapping[tuple[str, ...], str],
+    names: Names,
+) -> str:
+    """One line for one of pydantic's errors: where, the value, the rule, the remedy."""
     location, model = _resolve(details["loc"], root)
-    where = _where(location, details["msg"], source, overridden, flags or {})
+    where = place(location, details["msg"], source, overridden, flags)
     value = details["input"]
     match details["type"]:
         case "extra_forbidden":
-            return f"{where}: unknown key{_hint(location, model, overridden)}"
+            return f"{where}: unknown key{_hint(location, model, root, overridden)}"
         case "missing":
-            return f"{where}: missing; it has no default"
+            field = None if model is None else model.model_fields.get(location[-1])
+            choices = [] if field is None else list(hints.models_of(field.annotation))
+            choice = f"; give {{name: ...}}, one of {', '.join(choices)}" if len(choices) > 1 else ""
+            return f"{where}: missing; it has no default{choice}"
         case "union_tag_not_found" if isinstance(value, Mapping):
             return f"{where}: lacks 'name', which says which one it is"
         case "union_tag_invalid":
-            room = {"method": "methods", "model": "models"}.get(location[-1])
-            home = f"; yours goes in dynsparse/{room}/" if room else ""
-            tags = details["ctx"]["expected_tags"].replace("'", "")
-            return f"{where}.name: unknown {location[-1]} '{details['ctx']['tag']}'; there are {tags}{home}"
+            return f"{where}.name: {_unknown_name(location[-1], details['ctx'], names)}"
         case "value_error":
             return f"{where}: {details['ctx']['error']}"
         case "invalid_key":
             return f"{where}: keys are words; this one {kind_of(value)}"
         case _:
-            return f"{where}: {kind_of(value)}; {_rule(details)}"
+            return f"{where}: {kind_of(value)}; {_rule(details, location, root, names)}"
 
 
 def kind_of(value: Any) -> str:
     """What a value is, for a message: `is "x"`."""
-    shown = json.dumps(value, default=str)
-    return f"is {shown if len(shown) < 60 else shown[:57] + '...'}" if not isinstance(value, dict) else "is a section"
+    if isinstance(value, dict):
+        return "is a section"
+    if isinstance(value, int) and value.bit_length() > 200:
+        return f"is a whole number of {value.bit_length()} bits"
+    if isinstance(value, str):
+        value = cut(value)
+    elif isinstance(value, list) and len(value) > 9:
+        return f"is a list of {len(value):,}"
+    return f"is {cut(json.dumps(value, default=str))}"
+
+
+def _unknown_name(section: str, context: Mapping[str, Any], names: Names) -> str:
+    tag, known = str(context["tag"]), re.findall(r"'([^']*)'", context["expected_tags"])
+    room = {"method": "methods", "model": "models"}.get(section)
+    home = f"; yours goes in dynsparse/{room}/" if room else ""
+    hint = hints.for_name(tag, hints.with_more(section, known, names))
+    return f"unknown {section} '{cut(tag)}'; there are {', '.join(known)}{home}{hint}"
 
 
 def _overlap(a: Sequence[str], b: Sequence[str]) -> bool:
@@ -63,15 +95,15 @@ def _overlap(a: Sequence[str], b: Sequence[str]) -> bool:
     return all(x == y for x, y in zip(a, b, strict=False))
 
 
-def _where(
+def place(
     location: Sequence[str],
     message: str,
     source: str,
     overridden: Sequence[tuple[str, ...]],
     flags: Mapping[tuple[str, ...], str],
 ) -> str:
-    """Who is to blame: options by name, `section.key=value`, else the source."""
-    key = ".".join(location)
+    """Who is to blame for a key: options by name, `section.key=value`, else the source."""
+    key = ".".join(map(cut, location))
     if location:
         named = [flag for keys, flag in flags.items() if _overlap(keys, location)]
     else:  # Sections that do not fit together: the message names their keys.
@@ -82,20 +114,30 @@ def _where(
     return f"{'command line' if from_override else source}: {key}" if key else source
 
 
-def _hint(location: Sequence[str], model: type[BaseModel] | None, overridden: Sequence[tuple[str, ...]]) -> str:
+def _hint(
+    location: Sequence[str],
+    model: type[BaseModel] | None,
+    root: type[BaseModel],
+    overridden: Sequence[tuple[str, ...]],
+) -> str:
     """What an unknown key may have been meant to be."""
-    hint = nearest(location[-1], model.model_fields if model is not None else {})
     section = tuple(location[:-1])
-    if (*section, "name") in overridden:
+    if section and (*section, "name") in overridden:
+        hint = nearest(location[-1], model.model_fields if model is not None else {})
         return f" of this name{hint}; for another name replace the section: '{'.'.join(section)}={{name: ...}}'"
-    return hint
+    return hints.for_key(location, model, root)
 
 
-def _rule(details: ErrorDetails) -> str:
+def _rule(details: ErrorDetails, location: Sequence[str], root: type[BaseModel], names: Names) -> str:
     """What a value must be: ours where pydantic's words speak of Python."""
     match details["type"]:
         case "model_type" | "model_attributes_type" | "union_tag_not_found":
-            return "it must be a section, with keys of its own"
+            hint = hints.for_section(location, details["input"], root, names)
+            return f"it must be a section, with keys of its own{hint}"
+        case "int_type" if isinstance(details["input"], str) and len(details["input"]) > LONGEST_NUMBER:
+            return f"numbers have at most {LONGEST_NUMBER} characters"
+        case "too_long":
+            return f"it must have at most {details['ctx']['max_length']:,} entries"
         case "too_short":
             return f"it must have at least {details['ctx']['min_length']} entries"
         case "literal_error" if isinstance(details["input"], str):
@@ -114,7 +156,7 @@ def _resolve(loc: Sequence[int | str], root: type[BaseModel]) -> tuple[list[str]
     current: Any = root
     holder: type[BaseModel] | None = root
     for step in loc:
-        members = _models_of(current)
+        members = hints.models_of(current)
         if len(members) > 1 and step in members:  # A union's tag: no key of the user's.
             current = members[str(step)]
             continue
@@ -123,19 +165,3 @@ def _resolve(loc: Sequence[int | str], root: type[BaseModel]) -> tuple[list[str]
         field = holder.model_fields.get(str(step)) if holder is not None else None
         current = field.annotation if field is not None else None
     return keys, holder
-
-
-def _models_of(annotation: Any) -> dict[str, type[BaseModel]]:
-    """The classes that a value of this type can be, by the tags that tell them apart."""
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        name = annotation.model_fields.get("name")
-        literal = get_args(name.annotation) if name is not None and get_origin(name.annotation) is Literal else ()
-        return {str(next(iter(literal), annotation.__name__)): annotation}
-    if get_origin(annotation) is Annotated:
-        inner, *metadata = get_args(annotation)
-        tags = [item.tag for item in metadata if isinstance(item, Tag)]
-        members = _models_of(inner)
-        return dict(zip(tags, members.values(), strict=True)) if tags else members
-    if get_origin(annotation) is Union or type(annotation).__name__ == "UnionType":
-        return {tag: model for member in get_args(annotation) for tag, model in _models_of(member).items()}
-    return {}

@@ -19,8 +19,9 @@ from dynsparse.config import RunConfig
 from dynsparse.errors import UserError, nearest
 from dynsparse.methods.pruning import PruningSettings
 from dynsparse.paper_flags import DATA, FLAGS, MLP, MODEL, POST_PRUNE_EPOCHS, WRN, Flag
-from dynsparse.reading import plain
+from dynsparse.reading import plain, read_file
 from dynsparse.schedules import NotNegative, Period, StepTable
+from pipelines.paths import argument
 
 SCHEDULES = Path(__file__).parents[1] / "configs" / "schedules"
 
@@ -56,7 +57,15 @@ def read_resume(arguments: argparse.Namespace) -> Resume:
     starts = auto or {"--prune", "--copy-mask-from"} & vars(arguments).keys()
     if paths and starts:
         return Resume(auto, paths[0])
-    return Resume(paths[0] if paths else auto)
+    return Resume(path_given("--resume", paths[0]) if paths else auto)
+
+
+def path_given(option: str, text: str) -> str:
+    """The path that an option's text stands for. UserError for a variable that is not set, and the like."""
+    try:
+        return argument(text)
+    except argparse.ArgumentTypeError as error:
+        raise UserError(f"{option}: {error}") from None
 
 
 @dataclass(frozen=True)
@@ -262,8 +271,9 @@ def _read_schedules(draft: Draft) -> None:
 
 def read_tables(name: str) -> dict[str, StepTable]:
     """The tables of a schedule file, looked for as given and in configs/schedules/. UserError lists what is wrong."""
+    name = path_given("--schedule-file", name)
     path = Path(name) if Path(name).exists() or not (SCHEDULES / name).exists() else SCHEDULES / name
-    raw = plain(schema.read_file(path, "--schedule-file", "configs/schedules/"))
+    raw = plain(read_file(path, "--schedule-file", "configs/schedules/"))
     if not isinstance(raw, dict):
         raise UserError(f"{path}: holds no tables; write {', '.join(TABLES)}, each a list of '- epoch : value'")
     tables, wrong = {}, []
@@ -284,6 +294,8 @@ def _finish_data_and_optimizer(draft: Draft) -> None:
     """What one flag means for a second key."""
     if "data" in draft.fresh and "--data" not in draft.given and draft.named("data") in ("cifar10", "mnist"):
         draft.put("data.download", True)
+    if "data" in draft.fresh and draft.named("data") == "imagenet":
+        draft.put("data.number_of_classes", 1000)  # The paper's, with or without the data at hand.
     if (
         draft.given.get("--momentum") == 0
         and "--nesterov" not in draft.given

@@ -286,15 +286,17 @@ class Parser(argparse.ArgumentParser):
         raise UserError(f"{message}; see --help")
 
 
-def add_flags(parser: argparse.ArgumentParser) -> None:
-    """Add all flags, in a group of their own. `parser` also has `--resume`, which may be repeated, and overrides."""
-    group = parser.add_argument_group(
-        "the command line of the paper's code",
-        "Without --config they say the whole run. With it, those given change it. More in docs/from-the-paper-code.md.",
-    )
+def add_flags(parser: argparse.ArgumentParser, *, shown: bool = False) -> None:
+    """Add all flags, in a group of their own. `parser` also has `--resume`, which may be repeated, and overrides.
+
+    They are many: a page of their own shows them, --help names it.
+    """
+    about = "--model, --rewire, --threshold-prune and the others work too, alone or with --config: see --help-paper"
+    group = parser.add_argument_group("the flags of the paper's code", None if shown else about)
     for flag in FLAGS:
         names = [*flag.also, flag.name] if flag.also and len(flag.also[0]) == 2 else [flag.name, *flag.also]
-        options: dict[str, Any] = {"dest": flag.name, "default": argparse.SUPPRESS, "help": flag.with_default()}
+        text = flag.with_default() if shown else argparse.SUPPRESS
+        options: dict[str, Any] = {"dest": flag.name, "default": argparse.SUPPRESS, "help": text}
         if flag.kind is None:
             group.add_argument(*names, action="store_true", **options)
         else:

@@ -6,33 +6,56 @@ the schema to say, which a reader of YAML does not know. So `read` keeps both, a
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from os import PathLike
 from types import UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
-import yaml
 from pydantic import BaseModel
 
-from dynsparse.errors import UserError
+from dynsparse.documents import MOST_BYTES, MOST_LEVELS, DocumentError, Written, load
+from dynsparse.errors import UserError, cut
+from dynsparse.explain import kind_of
+from pipelines.regular_files import read_text
+from pipelines.words import unfit
 
 
-@dataclass(frozen=True)
-class Written:
-    """A word that YAML reads as something else than text."""
-
-    value: Any
-    """A number, a boolean, None, or the text itself where it is none of these, such as a date."""
-    text: str
+def read_file(path: str | PathLike[str], option: str, examples: str) -> Any:
+    """What a YAML file holds (`read`). UserError, naming the option it came from, if it cannot be read."""
+    try:
+        text = read_text(path, MOST_BYTES)
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
+        raise UserError(
+            f"{option} {path}: cannot be read ({reason}); give a YAML file such as those in {examples}"
+        ) from None
+    return read(text, str(path))
 
 
 def read(text: str, source: str) -> Any:
     """The mappings, lists, texts and `Written` of a YAML document. UserError, naming `source`, if it is none."""
     try:
-        return yaml.load(text, _Loader)  # noqa: S506 - a SafeLoader
-    except (yaml.YAMLError, ValueError) as error:  # ValueError: a number that Python cannot read
-        raise UserError(f"{source}: no valid YAML ({' '.join(str(error).split())})") from None
+        return load(text)
+    except DocumentError as error:
+        raise UserError(f"{source}: no valid YAML ({error})") from None
+
+
+def problems(tree: Any, keys: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], str]]:
+    """The values of plain data that no key could have, from wherever they came: where, and what is wrong."""
+    if len(keys) > MOST_LEVELS:
+        yield keys, f"has more than {MOST_LEVELS} levels, one in another"
+    elif isinstance(tree, Mapping):
+        for key, value in tree.items():
+            if isinstance(key, str) and (problem := unfit(key)) is not None:
+                yield keys, f"has the key '{cut(key)}', which {problem}"
+            yield from problems(value, (*keys, str(key)))
+    elif isinstance(tree, list):
+        for item in tree:
+            yield from problems(item, keys)
+    elif isinstance(tree, str) and (problem := unfit(tree)) is not None:
+        yield keys, f"is '{cut(tree)}', which {problem}"
+    elif isinstance(tree, int) and tree.bit_length() > 63:
+        yield keys, f"{kind_of(tree)}; the largest whole number is 2^63 - 1"
 
 
 def plain(tree: Any, types: Sequence[Any] = ()) -> Any:
@@ -100,48 +123,3 @@ def _is_section(type_: Any) -> bool:
 
 def _has_words_as_keys(type_: Any) -> bool:
     return _is_section(type_) or (get_origin(type_) is dict and _is_text(get_args(type_)[0]))
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML 1.1 with two repairs: 1e-3 is a number, and a key given twice is an error."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen: set[Any] = set()
-        for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)
-            word = key.value if isinstance(key, Written) else key
-            if not isinstance(word, (str, int, float, bool)):
-                raise yaml.constructor.ConstructorError(None, None, f"key {word!r} is no word", key_node.start_mark)
-            names = {text_of(key), (isinstance(word, bool), word)}  # As text, and as a value: 1 is 1.0, but not true.
-            if names & seen:
-                raise yaml.constructor.ConstructorError(None, None, f"key '{word}' is given twice", key_node.start_mark)
-            seen |= names
-        return super().construct_mapping(node, deep)
-
-
-_NUMBER = r"^[-+]?([0-9][0-9_]*\.?[0-9_]*|\.[0-9][0-9_]*)[eE][-+]?[0-9]+$"
-_Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(_NUMBER), list("-+0123456789."))
-
-
-def _keeping_text(construct: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Written]:
-    """A constructor of the value and the text. Text is all that there is of a number or a date that is none."""
-
-    def written(loader: _Loader, node: yaml.ScalarNode) -> Written:
-        text = str(loader.construct_scalar(node))
-        try:
-            return Written(construct(loader, node), text)
-        except ValueError:
-            return Written(text, text)
-
-    return written
-
-
-for _kind, _construct in {
-    "bool": _Loader.construct_yaml_bool,
-    "float": _Loader.construct_yaml_float,
-    "int": _Loader.construct_yaml_int,
-    "null": _Loader.construct_yaml_null,
-    "timestamp": _Loader.construct_scalar,  # No field takes a date.
-    "value": _Loader.construct_scalar,  # The word `=`.
-}.items():
-    _Loader.add_constructor(f"tag:yaml.org,2002:{_kind}", _keeping_text(_construct))

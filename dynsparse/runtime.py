@@ -7,9 +7,10 @@ import re
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
+from pathlib import Path
 from typing import Literal
 from uuid import uuid4
 
@@ -152,6 +153,21 @@ def lost_peer(error: BaseException) -> str | None:
         return None
     first = next(iter(text.splitlines()), "")
     return re.sub(r"^(\[[^]]*:\d+\] *)+", "", first).split(". ")[0].rstrip(".")
+
+
+def memory() -> int | None:
+    """Bytes that this machine or its container gives a process, as far as the system says."""
+    try:
+        found = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
+    except (ValueError, OSError):
+        return None
+    for limit in _CONTAINER_LIMITS:
+        with suppress(OSError, ValueError):  # `max`, or another version of control groups.
+            found.append(int(limit.read_text()))
+    return min(found)
+
+
+_CONTAINER_LIMITS = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes")
 
 
 def print_to_reader(text: str) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import reprlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
@@ -15,7 +16,8 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, Field, GetCoreSchemaHandler, GetJsonSchemaHandler, PlainSerializer
 from pydantic_core import CoreSchema, core_schema
 
-from dynsparse.settings import Settings
+from dynsparse.errors import cut
+from dynsparse.settings import MOST, Settings
 
 
 @dataclass(frozen=True)
@@ -38,10 +40,14 @@ class StepTable:
         if epochs[0] != 0:
             raise ValueError(f"a step table starts at epoch {epochs[0]}; its first entry must be for epoch 0")
         if any(a >= b for a, b in itertools.pairwise(epochs)):
-            raise ValueError(f"a step table's epochs are {epochs}; they must rise from entry to entry")
+            raise ValueError(f"a step table's epochs are {_shown(epochs)}; they must rise from entry to entry")
+        if epochs[-1] > MOST:
+            raise ValueError(f"a step table has the epoch {epochs[-1]}; {MOST:,} is the last that there can be")
         for epoch, value in self.points:
             if not math.isfinite(value):
                 raise ValueError(f"a step table gives {value} for epoch {epoch}; values must be finite")
+            if abs(value) > 2**53:
+                raise ValueError(f"a step table gives {value:g} for epoch {epoch}; 2^53 is the largest value")
 
     @classmethod
     def parse(cls, raw: Any) -> StepTable:
@@ -57,11 +63,11 @@ class StepTable:
             pairs = [pair for item in raw for pair in item.items()]
         else:
             raise ValueError(
-                f"{raw!r} is no step table; write one number, or epoch: number pairs such as {{0: 100, 30: 200}}"
+                f"{_shown(raw)} is no step table; write one number, or epoch: number pairs such as {{0: 100, 30: 200}}"
             )
         for epoch, value in pairs:
-            if not isinstance(epoch, int) or isinstance(epoch, bool) or not _is_number(value):
-                raise ValueError(f"a step table has the entry {epoch!r}: {value!r}; write epoch: number")
+            if not isinstance(epoch, int) or not _is_number(epoch) or not _is_number(value):
+                raise ValueError(f"a step table has the entry {_shown(epoch)}: {_shown(value)}; write epoch: number")
         return cls(tuple(pairs))
 
     def at(self, epoch: int) -> float:
@@ -84,7 +90,17 @@ class StepTable:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
+    if isinstance(value, int):
+        return not isinstance(value, bool) and value.bit_length() < 64
+    return isinstance(value, float)
+
+
+def _shown(value: Any) -> str:
+    """A value for a message, of which a part is enough."""
+    try:
+        return cut(reprlib.repr(value))
+    except ValueError:  # Python writes no more than 4,300 digits.
+        return "a huge number"
 
 
 def _whole_and_positive(table: StepTable) -> StepTable:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from benchmarks import __main__ as every
-from benchmarks import allreduce, passes, record, reproduce, soak
+from benchmarks import allreduce, hostile_configs, hostile_shards, passes, record, reproduce, soak
 from tests.hosts import why_not
 from tests.pipelines.test_cifar10 import folder as folder  # fixtures
 from tests.pipelines.test_pipelines import mnist_folder as mnist_folder
@@ -86,10 +86,12 @@ def test_passes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_every_benchmark_is_run_or_looked_at() -> None:
-    """`make bench` leaves out what needs a GPU, trains to accuracy, kills processes, or compares two trees."""
+    """`make bench` leaves out what needs a GPU, trains to accuracy, kills processes, attacks, or compares two trees."""
     scripts = {path.stem for path in (ROOT / "benchmarks").glob("*.py") if "def main()" in path.read_text()}
     parts = {"__main__", "plots", "readme", "allreduce_worker", "scaling_worker", "startup_worker"}
-    assert scripts - parts == {*every.FULL, *every.SHORT, "digests", "gpu", "reproduce", "soak"}
+    attacks = {"hostile_configs", "hostile_images", "hostile_shards"}
+    looked_at = {"digests", "gpu", "image_reading", "reproduce", "soak", *attacks}
+    assert scripts - parts == {*every.FULL, *every.SHORT, *looked_at}
 
 
 @pytest.mark.slow
@@ -174,3 +176,19 @@ def test_checkpoints(tmp_path: Path) -> None:
     page = (tmp_path / "checkpoints.md").read_text()
     assert page.count("\n| 0.") == 16
     assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoints.json", "checkpoints.md"]
+
+
+@pytest.mark.slow
+def test_hostile_configs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run(hostile_configs, monkeypatch, "--only", "a thousand laughs", "--output", str(tmp_path))
+    content = json.loads((tmp_path / "hostile_configs.json").read_text())
+    assert [case["exit_code"] for case in content["cases"].values()] == [0, 2]
+    assert content["above"]["processor_seconds"] < 10 and content["above"]["peak_mb"] < 1000
+
+
+@pytest.mark.slow
+def test_hostile_shards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run(hostile_shards, monkeypatch, "--only", "a name of 100 GB", "--output", str(tmp_path))
+    content = json.loads((tmp_path / "hostile_shards.json").read_text())
+    assert [case["exit_code"] for case in content["cases"].values()] == [0, 2]
+    assert content["above"]["seconds"] < 60 and content["above"]["peak_mb"] < 1000

@@ -179,7 +179,7 @@ def test_all_flags_are_there_and_tested(read: Any, capsys: pytest.CaptureFixture
     assert set(DOCUMENTED.split()) - tested == set()
     assert {name for flag in FLAGS for name in (flag.name, *flag.also)} | {"--resume"} == set(DOCUMENTED.split())
     with pytest.raises(SystemExit):
-        read("--help")
+        read("--help-paper")
     out = capsys.readouterr().out
     for name in DOCUMENTED.split():
         assert re.search(rf"^  .*{name}\b", out, re.MULTILINE), name
@@ -230,7 +230,7 @@ def test_the_defaults_of_each_model_are_this_config(read: Any) -> None:
         RESNET: {
             "model": {"name": RESNET, "widen_factor": 1.0},
             "sparsity": {"conv": 0.5, "fc": 0.98, "granularity": 2},
-            "data": {"name": "imagenet", "path": "data/imagenet", "threads": 8},
+            "data": {"name": "imagenet", "path": "data/imagenet", "threads": 8, "number_of_classes": 1000},
         },
     }
     for model, sections in expected.items():
@@ -632,7 +632,7 @@ def test_unreadable_schedule_files(refused: Any, tmp_path: Path) -> None:
     assert line.startswith("--schedule-file nowhere.yaml: cannot be read (No such file or directory); give a YAML file")
     assert line.endswith("such as those in configs/schedules/")
     (line,) = refused("--schedule-file", tmp_path)
-    assert "cannot be read (Is a directory)" in line
+    assert "cannot be read (is a folder)" in line
 
 
 def test_the_shipped_schedules() -> None:
@@ -689,5 +689,5 @@ def test_the_shipped_yaml_files_are_the_papers_runs(read: Any) -> None:
     for invocation, name in ((wrnet, "cifar10_dsr"), (resnet, "imagenet_dsr")):
         file = runs.ROOT / f"configs/{name}.yaml"
         keys = {line.split("=")[0] for line in changed(file, invocation)}
-        assert keys - {"data.download"} == {"name", "job_idx", "data.threads"}
+        assert keys - {"data.download", "data.number_of_classes"} == {"name", "job_idx", "data.threads"}
         assert not invocation.warnings

@@ -10,7 +10,7 @@ from typing import Literal
 
 from torch import nn
 
-from dynsparse.errors import UserError, nearest
+from dynsparse.errors import UserError, alike, cut
 from dynsparse.masks import naming
 from dynsparse.masks.obstacles import obstacle, refuse
 
@@ -172,6 +172,6 @@ def matching(model: nn.Module, patterns: Iterable[str], key: str) -> set[str]:
     for pattern in patterns:
         matches = fnmatch.filter(names, pattern)
         if not matches:
-            raise UserError(f"{key}: '{pattern}' matches no weight that can be sparse{nearest(pattern, names)}")
+            raise UserError(f"{key}: '{cut(pattern)}' matches no weight that can be sparse{alike(pattern, names)}")
         found.update(names[match] for match in matches)
     return found

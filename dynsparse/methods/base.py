@@ -24,7 +24,7 @@ from dynsparse.masks.granularity import Kind
 from dynsparse.masks.initial import initial_weights
 from dynsparse.masks.selection import Cut
 from dynsparse.schedules import Period, StepTable
-from dynsparse.settings import Settings
+from dynsparse.settings import Count, Settings
 
 Share = Annotated[float, Field(ge=0, le=1)]
 SomeShare = Annotated[float, Field(gt=0, le=1)]
@@ -257,7 +257,7 @@ class DynamicSettings(MethodSettings):
 
     period: Period = StepTable(((0, 1000),))
     """Steps between reallocations, by epoch."""
-    stop_epoch: Annotated[int, Field(ge=0)] = 1000
+    stop_epoch: Count = 1000
     """Reallocate only before this epoch."""
     new_weights: Literal["zero", "initial"] = "zero"
     """What grown weights begin with: 0, or a draw from the initial distribution (paper's `--big-new-weights`)."""

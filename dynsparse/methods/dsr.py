@@ -13,6 +13,7 @@ from dynsparse.errors import UserError
 from dynsparse.masks import LayerSpec
 from dynsparse.masks.selection import Cut, cuts_below
 from dynsparse.methods.base import Clock, Dynamic, DynamicSettings, LayerChange
+from dynsparse.settings import AtLeast1
 
 
 class DsrSettings(DynamicSettings):
@@ -23,7 +24,7 @@ class DsrSettings(DynamicSettings):
     """Layers that keep more get more; if false, each gets back what it lost."""
     initial_threshold: Annotated[float, Field(gt=0)] = 1e-3
     """Magnitude under which a unit is dropped, at the start; it adapts."""
-    target_moves: Annotated[int, Field(ge=1)] = 600
+    target_moves: AtLeast1 = 600
     """Units (weights, where granularity is 4) to move in one reallocation; the threshold adapts to come near it
     (paper: N_p)."""
 

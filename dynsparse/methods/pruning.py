@@ -11,12 +11,13 @@ from typing import Annotated, Literal
 from pydantic import Field
 from torch import Tensor
 
-from dynsparse.errors import UserError, nearest
+from dynsparse.errors import UserError, alike, cut
 from dynsparse.masks import LayerSpec, MaskSet, SparseLayer
 from dynsparse.masks.allocation import share_out
 from dynsparse.masks.granularity import Kind
 from dynsparse.masks.selection import Cut, cuts_smallest
 from dynsparse.methods.base import Clock, Method, MethodSettings
+from dynsparse.settings import AtLeast1, Count
 
 Target = Annotated[float, Field(ge=0, lt=1)]
 
@@ -25,11 +26,11 @@ class PruningSettings(MethodSettings):
     """Iterative pruning by magnitude, from the dense network `start.weights_from`; nothing grows back."""
 
     name: Literal["pruning"]
-    after_epoch: Annotated[int, Field(ge=0)] = 20
+    after_epoch: Count = 20
     """The first prune comes at the end of this epoch, counted from 0 (paper's `--start-pruning-after-epoch`)."""
-    every_epochs: Annotated[int, Field(ge=1)] = 2
+    every_epochs: AtLeast1 = 2
     """Epochs between prunes."""
-    iterations: Annotated[int, Field(ge=1)] = 1
+    iterations: AtLeast1 = 1
     """Number of prunes."""
     schedule: Literal["exponential", "cubic"] = "exponential"
     """exponential: the same share of what is left each time; cubic: Zhu & Gupta 2018."""
@@ -82,7 +83,7 @@ class Pruning(Method):
         known = [layer.name for layer in layers]
         for pattern in self.settings.max_sparsity or {}:
             if not fnmatch.filter(known, pattern):
-                raise UserError(f"method.max_sparsity: '{pattern}' matches no sparse layer{nearest(pattern, known)}")
+                raise UserError(f"method.max_sparsity: '{cut(pattern)}' matches no sparse layer{alike(pattern, known)}")
         #: Units that each layer keeps after the last prune.
         self.final = {**self._final(layers, "conv"), **self._final(layers, "fc")}
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from importlib.util import find_spec
 from typing import Annotated, Any
 
 from pydantic import Discriminator, Tag
@@ -11,7 +12,7 @@ from dynsparse.models.base import ModelSettings
 from dynsparse.models.mnist_mlp import MnistMlpSettings
 from dynsparse.models.resnet50 import ResNet50Settings
 from dynsparse.models.small_cnn import SmallCnnSettings
-from dynsparse.models.torchvision_models import PREFIX, TorchvisionSettings
+from dynsparse.models.torchvision_models import PREFIX, TorchvisionSettings, names
 from dynsparse.models.wide_resnet import WideResNetSettings
 
 ANY_OF_TORCHVISION = f"{PREFIX}..."
@@ -34,4 +35,10 @@ AnyModel = Annotated[
     Discriminator(_tag),
 ]
 
-__all__ = ["AnyModel", "ModelSettings"]
+
+def more_names() -> list[str]:
+    """The names that stand for `torchvision/...`, where it is installed. It takes a second to import."""
+    return names() if find_spec("torchvision") is not None else []
+
+
+__all__ = ["AnyModel", "ModelSettings", "more_names"]

@@ -8,6 +8,9 @@ from torch import nn
 
 from dynsparse.settings import Settings
 
+MOST_LAYERS = 1000
+"""Of a network that a config describes by a list or a depth."""
+
 
 class ModelSettings(Settings):
     """Base of each model's settings; `name` selects the model in a config."""

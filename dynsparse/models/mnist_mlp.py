@@ -11,14 +11,15 @@ from typing import Annotated, Literal
 from pydantic import Field
 from torch import nn
 
-from dynsparse.models.base import ModelSettings
+from dynsparse.models.base import MOST_LAYERS, ModelSettings
+from dynsparse.settings import Width
 
 
 class MnistMlpSettings(ModelSettings):
     """Linear layers with BatchNorm after each and ReLU between; 784-300-100-10 on MNIST."""
 
     name: Literal["mnist_mlp"]
-    hidden: list[Annotated[int, Field(ge=1)]] = [300, 100]
+    hidden: Annotated[list[Width], Field(max_length=MOST_LAYERS)] = [300, 100]
     """Widths of the hidden layers."""
     batch_norm: bool = True
     """BatchNorm after each linear layer; without it the linear layers have biases."""

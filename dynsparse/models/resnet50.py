@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, Literal
+from typing import Literal
 
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 
 from dynsparse.models.base import ModelSettings
 from dynsparse.models.initialisation import init_convolutions
+from dynsparse.settings import Widening
 
 EXPANSION = 4  # Output channels of a bottleneck over its planes.
 
@@ -19,7 +19,7 @@ class ResNet50Settings(ModelSettings):
     """ResNet-50 (He et al. 2016) with the stride in the 3x3 convolutions; at widen factor 1 it is torchvision's."""
 
     name: Literal["imagenet_resnet50"]
-    widen_factor: Annotated[float, Field(gt=0)] = 1.0
+    widen_factor: Widening = 1.0
     """Scales the planes of all layers, the first convolution too; may be fractional, they are rounded."""
     sparse_downsample: bool = False
     """Make the shortcut convolutions sparse too."""

@@ -9,14 +9,15 @@ from typing import Annotated, Literal
 from pydantic import Field
 from torch import nn
 
-from dynsparse.models.base import ModelSettings
+from dynsparse.models.base import MOST_LAYERS, ModelSettings
+from dynsparse.settings import Width
 
 
 class SmallCnnSettings(ModelSettings):
     """3x3 convolutions with BatchNorm and ReLU, each but the first halving the size; mean; a linear layer."""
 
     name: Literal["small_cnn"]
-    channels: Annotated[list[Annotated[int, Field(ge=1)]], Field(min_length=1)] = [16, 32, 64]
+    channels: Annotated[list[Width], Field(min_length=1, max_length=MOST_LAYERS)] = [16, 32, 64]
     """Output channels of the convolutions."""
 
     def build(self, image_shape: tuple[int, int, int], classes: int) -> nn.Module:

@@ -13,7 +13,7 @@ from torch import nn
 from torch.func import functional_call
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
-from dynsparse.errors import UserError, nearest
+from dynsparse.errors import UserError, cut, nearest
 from dynsparse.models.base import ModelSettings
 from pipelines.torchvision_ops import import_torchvision
 
@@ -32,11 +32,10 @@ class TorchvisionSettings(ModelSettings):
     @field_validator("name")
     @classmethod
     def _is_known(cls, name: str) -> str:
-        models = _torchvision_models()
-        known = models.list_models(module=models)
-        word = name.removeprefix(PREFIX)
-        if word not in known:
-            raise ValueError(f"torchvision has no classifier '{word}'{nearest(word, known)}")
+        known = names()
+        if name not in known:
+            word, words = name.removeprefix(PREFIX), [one.removeprefix(PREFIX) for one in known]
+            raise ValueError(f"torchvision has no classifier '{cut(word)}'{nearest(word, words)}")
         return name
 
     def build(self, image_shape: tuple[int, int, int], classes: int) -> nn.Module:
@@ -60,6 +59,12 @@ class TorchvisionSettings(ModelSettings):
                 "choose another image size or model"
             ) from error
         return model
+
+
+def names() -> list[str]:
+    """The names that a config can have, such as torchvision/resnet18."""
+    models = _torchvision_models()
+    return [f"{PREFIX}{word}" for word in models.list_models(module=models)]
 
 
 def _torchvision_models() -> Any:

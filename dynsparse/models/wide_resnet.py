@@ -9,17 +9,18 @@ from pydantic import Field, field_validator
 from torch import Tensor, nn
 from torch.nn import functional
 
-from dynsparse.models.base import ModelSettings
+from dynsparse.models.base import MOST_LAYERS, ModelSettings
 from dynsparse.models.initialisation import init_convolutions
+from dynsparse.settings import Widening
 
 
 class WideResNetSettings(ModelSettings):
     """Pre-activation wide ResNet (Zagoruyko & Komodakis 2016): three groups of 3x3 blocks; any image size."""
 
     name: Literal["cifar10_WideResNet"]
-    depth: int = 28
+    depth: Annotated[int, Field(le=MOST_LAYERS)] = 28
     """Layers of weights, 6n + 4 for n blocks in each group."""
-    widen_factor: Annotated[float, Field(gt=0)] = 10.0
+    widen_factor: Widening = 10.0
     """k in the channels 16k, 32k, 64k of the groups; may be fractional, they are rounded."""
 
     @field_validator("depth")

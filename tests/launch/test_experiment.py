@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 import yaml
+from PIL import Image
 
 import dist_train
 from dynsparse import experiments
@@ -344,6 +345,12 @@ BAD_CALLS: list[tuple[list[str], str]] = [
     (["SMALL", "3-1"], "'3-1' holds no job; the first number of a range is the lower one"),
     (["SMALL", "all"], "'all' is no job; give numbers and ranges, such as 3 5-8, or --list"),
     (["SMALL", "-1"], "'-1' is no job"),
+    (["SMALL", "0-9999999999"], "SMALL has no job 4; it has 0 to 5, see --list"),
+    (["SMALL", "0-99999999999"], "'0-99999999999' is no job"),
+    (["SMALL", "9" * 5000], "'9999"),
+    (["$NOT_SET/a.yaml", "1"], "argument LIST: is '$NOT_SET/a.yaml'; the variable NOT_SET is not set"),
+    (["SMALL", "0", "--", "runs=$NOT_SET"], "SMALL: job 0: command line: runs: is '$NOT_SET'; the variable NOT_SET is"),
+    (["SMALL", "--list", "--", "runs=$NOT_SET"], "SMALL: job 0: command line: runs: is '$NOT_SET'; the variable"),
     (["SMALL", "1", "--", "name=x"], "job 1 would be x; it must be mnist_mlp_1: set runs= instead"),
     (["SMALL", "1", "--", "--resume", "x"], "unrecognized arguments: --resume"),
     (["SMALL", "1", "--", "--config", "x"], "unrecognized arguments: --config"),
@@ -354,7 +361,7 @@ BAD_CALLS: list[tuple[list[str], str]] = [
 ]
 
 
-@pytest.mark.parametrize(("words", "message"), BAD_CALLS, ids=[" ".join(words) for words, _ in BAD_CALLS])
+@pytest.mark.parametrize(("words", "message"), BAD_CALLS, ids=[" ".join(words)[:60] for words, _ in BAD_CALLS])
 def test_bad_calls(small: Path, words: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert experiments.main([word.replace("SMALL", str(small)) for word in words]) == 2
     err = capsys.readouterr().err
@@ -366,8 +373,12 @@ BAD_LISTS: list[tuple[Any, list[str]]] = [
     ({"job-idx": 0}, ["FILE: holds no list of jobs; write '- {job-idx: 0, model: ..., FLAG: VALUE}' for each"]),
     ([], ["FILE: holds no list of jobs"]),
     (["text"], ["FILE: entry 1: is no mapping"]),
-    ([{"model": "mnist_mlp"}], ["FILE: entry 1: job-idx is None; it must be a whole number of at least 0"]),
+    ([{"model": "mnist_mlp"}], ["FILE: entry 1: job-idx is None; it must be a whole number from 0 to 2147483647"]),
     ([{"job-idx": "1"}], ["FILE: entry 1: job-idx is '1'"]),
+    ([{"job-idx": 2**31}], ["FILE: entry 1: job-idx is 2147483648; it must be a whole number from 0 to 2147483647"]),
+    ([{"job-idx": 10**90}], ["FILE: entry 1: job-idx is 1000000"]),
+    ([{"job-idx": 1, "epochs": [1] * 9999}], ["FILE: entry 1: epochs is [1, 1, 1, 1, 1, 1"]),
+    ([{"job-idx": 1, "a" * 900: 1}], ["FILE: entry 1: 'aaaaaaaaaa"]),
     ([{"job-idx": 1}, {"job-idx": 1}], ["FILE: entry 2: job-idx 1 is given twice"]),
     ([{"job-idx": 1, "rewirre": True}], ["FILE: entry 1: 'rewirre' is no flag; did you mean 'rewire'?"]),
     ([{"job-idx": 1, "rewire": "sometimes"}], ["FILE: entry 1: rewire is 'sometimes'; it is a switch: write yes"]),
@@ -378,7 +389,7 @@ BAD_LISTS: list[tuple[Any, list[str]]] = [
 ]
 
 
-@pytest.mark.parametrize(("content", "expected"), BAD_LISTS, ids=[str(content) for content, _ in BAD_LISTS])
+@pytest.mark.parametrize(("content", "expected"), BAD_LISTS, ids=[str(content)[:60] for content, _ in BAD_LISTS])
 def test_bad_lists(tmp_path: Path, content: Any, expected: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "bad.yaml"
     path.write_text(json.dumps(content))
@@ -430,6 +441,59 @@ def test_the_script_trains_from_anywhere(small: Path, tmp_path: Path) -> None:
     assert refused.returncode == 2
     assert refused.stdout == "job 0: done already, see runs/mnist_mlp_0; -- --overwrite runs it anew\n"
     assert refused.stderr == "error: job 3 needs job 2 to be done; run that first\n"
+
+
+def pictures(folder: Path) -> Path:
+    """Two classes; one training image is damaged, which only the workers find."""
+    for part in ("train", "val"):
+        for number in range(8):
+            path = folder / part / f"class{number % 2}" / f"{number}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (16, 16), (30 * number, 0, 0)).save(path)
+    (folder / "train/class0/0.png").write_bytes(b"no image")
+    return folder
+
+
+def test_bad_input_is_said_once_and_ends_the_list(tmp_path: Path) -> None:
+    """Not tried again, as a fault would be: the second job is not begun."""
+    path = tmp_path / "list.yaml"
+    path.write_text(yaml.safe_dump([{"job-idx": number, "epochs": 1, "batch-size": 4} for number in range(2)]))
+    data = f"path: {pictures(tmp_path / 'images')}, image_size: 16, evaluation_resize: 16, number_of_classes: 2"
+    rest = [
+        "--",
+        f"data={{name: imagenet, loader: torch, threads: 1, {data}}}",
+        "log.progress=none",
+        f"runs={tmp_path}",
+    ]
+    ended = script(path, "0-1", "--workers", 1, *rest)
+    assert ended.returncode == 2, ended.stderr
+    *_, error, last = ended.stderr.splitlines()
+    assert error.startswith("error: data.path: ")
+    assert ended.stderr.count("error: ") == 1
+    assert last == "job 0 has bad input; not run: 1; mend it: the same command goes on"
+    assert not (tmp_path / "mnist_mlp_1").exists()
+    history = (tmp_path / "mnist_mlp_0/history.jsonl").read_text().splitlines()
+    assert [json.loads(line)["kind"] for line in history] == ["start", "end"]
+
+
+@pytest.mark.slow
+def test_a_request_to_stop_ends_the_list(tmp_path: Path) -> None:
+    """The job saves, the next one is not begun, and the same command goes on."""
+    path = tmp_path / "list.yaml"
+    path.write_text(yaml.safe_dump([{"job-idx": number, "epochs": 500} for number in range(2)]))
+    rest = ["--", "data={name: digits, threads: 1}", "log.progress=lines", f"runs={tmp_path}"]
+    process = runs.start(["bash", SCRIPT, path, "0-1", "--workers", "1", *rest], PYTHON=sys.executable)
+    try:
+        assert process.stderr is not None
+        assert any("epoch 2/500" in line for line in process.stderr)
+        process.send_signal(signal.SIGTERM)
+        _, err = process.communicate(timeout=200)
+    finally:
+        runs.kill(process)
+    assert process.returncode == 75, err
+    assert err.splitlines()[-1] == "job 0 was stopped; not run: 1; the same command goes on"
+    assert runs.summary(tmp_path / "mnist_mlp_0")["status"] == "stopped"
+    assert not (tmp_path / "mnist_mlp_1").exists()
 
 
 def test_help() -> None:

@@ -1,0 +1,61 @@
+"""What the command line says of itself."""
+
+from __future__ import annotations
+
+import platform
+import re
+import sys
+from collections.abc import Callable
+
+import pytest
+import torch
+
+import dist_train
+from dynsparse import __version__
+from dynsparse.config import RunConfig
+from dynsparse.hints import models_of
+
+
+@pytest.fixture
+def page(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[[str], str]:
+    def printed(option: str) -> str:
+        monkeypatch.setattr(sys, "argv", ["dist_train.py", option])
+        with pytest.raises(SystemExit) as ended:
+            dist_train.parse_arguments()
+        assert ended.value.code in (0, None)
+        return capsys.readouterr().out
+
+    return printed
+
+
+def test_help_begins_with_examples_and_names_what_a_config_can_choose(page: Callable[[str], str]) -> None:
+    text = page("--help")
+    places = [text.index(words) for words in ("examples:", "methods (", "models (", "data sets (", "options:")]
+    assert places == sorted(places)
+    for section in ("method", "model", "data"):
+        for name in models_of(RunConfig.model_fields[section].annotation):
+            assert re.search(rf"^  {re.escape(name)} +\S", text, re.MULTILINE), name
+    for option in ("--config", "--resume", "--evaluate", "--check", "--help-paper", "--version", "--dry-run"):
+        assert re.search(rf"^  .*{option}\b", text, re.MULTILINE), option
+    assert "--big-new-weights" not in text
+    assert "--big-new-weights" in page("--help-paper")
+
+
+def test_examples_of_the_help_are_command_lines(page: Callable[[str], str], monkeypatch: pytest.MonkeyPatch) -> None:
+    lines = re.findall(
+        r"^  (?:\S+ )*?(?:dist_train.py|--) (--.*?)(?:   .*)?$", page("--help") + page("--help-paper"), re.MULTILINE
+    )
+    assert len(lines) == 9
+    for words in lines:
+        monkeypatch.setattr(sys, "argv", ["dist_train.py", *words.split()])
+        arguments = dist_train.parse_arguments()
+        if arguments.evaluate is None:
+            dist_train.load_config(arguments)
+
+
+def test_version_names_what_decides_a_run(page: Callable[[str], str]) -> None:
+    lines = page("--version").splitlines()
+    assert lines[0] == f"dynsparse {__version__}"
+    assert f"torch {torch.__version__}" in lines
+    assert f"Python {platform.python_version()}" in lines
+    assert any(re.fullmatch(r"DALI (none|\d+\.\d+.*)", line) for line in lines)
