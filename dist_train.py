@@ -35,6 +35,7 @@ import torch
 
 import pipelines
 from dynsparse import config as schema
+from dynsparse import help_pages
 from dynsparse.config import RunConfig
 from dynsparse.distributed import sync
 from dynsparse.errors import (
@@ -74,22 +75,35 @@ from dynsparse.training.lock import BEAT_SECONDS, RunLock, holding, waiting
 from dynsparse.training.loop import Trainer
 from dynsparse.training.network import Network, build_method, build_network, check_layers
 from dynsparse.training.saved import read_run
-from dynsparse.training.start import NOTHING, Sources, checkpoint_of, missing_sources, read_sources, require_sources
+from dynsparse.training.start import (
+    NOTHING,
+    Sources,
+    checkpoint_of,
+    how_chosen,
+    missing_sources,
+    read_sources,
+    require_sources,
+    result_of,
+)
+from dynsparse.training.start_lines import start_lines
+from dynsparse.training.state import check_evaluated_on
 from dynsparse.training.stopping import StopFlag
 from pipelines.base import Data, Request, TrainPipeline
 from pipelines.config import DataError
 from pipelines.order import Share
+from pipelines.paths import argument
 from pipelines.position import Position
 from pipelines.preview import write_png
 
 
 def parse_arguments() -> argparse.Namespace:
     parser = Parser(
-        description=__doc__,
+        usage="%(prog)s --config FILE [OPTIONS] [section.key=value ...]",
+        description=help_pages.description(),
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog="exit codes: 0 done, 2 bad input, 75 stopped on request (resume with --resume auto), else a fault",
+        epilog=help_pages.EXIT_CODES,
     )
-    parser.add_argument("--config", metavar="FILE", help="YAML file; those in configs/ are examples")
+    parser.add_argument("--config", metavar="FILE", type=argument, help="YAML file; those in configs/ are examples")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="change the config, such as seed=3")
     parser.add_argument(
         "--resume",
@@ -100,7 +114,9 @@ def parse_arguments() -> argparse.Namespace:
     )
     one = parser.add_mutually_exclusive_group()
     one.add_argument("--overwrite", action="store_true", help="replace a run of the same name")
-    one.add_argument("--evaluate", metavar="CKPT", help="evaluate a checkpoint on the test data, and end")
+    one.add_argument(
+        "--evaluate", metavar="CKPT", type=argument, help="evaluate a checkpoint, or a run's best, and end"
+    )
     one.add_argument("--dry-run", action="store_true", help="print the resolved config and the layers, and end")
     one.add_argument(
         "--preview", metavar="N", type=_count, help="write a picture of N training samples with their labels, and end"
@@ -109,6 +125,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--check", action="store_true", help="with the options of a start: say what it would refuse, and end"
     )
+    help_pages.add_help_options(parser)
     add_flags(parser)
     return parser.parse_intermixed_args()
 
@@ -125,23 +142,26 @@ def load_config(arguments: argparse.Namespace) -> Invocation:
     for option in ("--overwrite", "--evaluate"):
         if resume.go_on is not None and getattr(arguments, option[2:]):
             raise UserError(f"argument {option}: not allowed with argument --resume; see --help")
-    checkpoint = arguments.evaluate or (resume.go_on if resume.go_on != "auto" else None)
+    named = arguments.evaluate or (resume.go_on if resume.go_on != "auto" else None)
     if arguments.config is not None:
         return translate(arguments, schema.read_mapping(arguments.config), arguments.config)
-    if checkpoint is not None:
-        return translate(arguments, config_of(checkpoint), checkpoint)
+    if named is not None:
+        checkpoint = result_of(named) if arguments.evaluate else checkpoint_of(named)
+        return translate(arguments, config_of(checkpoint), named)
     if any_given(arguments):
         return translate(arguments, None, "command line")
+    for text in arguments.overrides:
+        if text.endswith((".yaml", ".yml")):
+            raise UserError(f"{text} is no section.key=value; a config is given by --config {text}")
     raise UserError("--config is missing; give a YAML file such as configs/digits_dsr.yaml, or --model and other flags")
 
 
-def config_of(checkpoint: str) -> Mapping[str, Any]:
+def config_of(path: Path) -> Mapping[str, Any]:
     """What the checkpoint's run was made with.
 
     An earlier attempt of this launch that went on from it may have saved so often since that it is not kept any more
     (`checkpoint.keep`): then the config which that attempt has left in the run's folder.
     """
-    path = checkpoint_of(checkpoint)
     folder = path.absolute().parent.parent
     if not path.exists() and begun_by(torchrun.launch_id(), folder):
         try:
@@ -151,6 +171,16 @@ def config_of(checkpoint: str) -> Mapping[str, Any]:
         return schema.read_mapping(folder / "config.yaml")
     config: Mapping[str, Any] = read_run(path)["config"]
     return config
+
+
+def resolved(config: RunConfig, *, without_data: bool) -> RunConfig:
+    """With what the data alone know, such as their number of classes. DataError if it cannot be had."""
+    try:
+        data = config.data.resolved()
+    except DataError as error:
+        hint = "; without the data, set data.number_of_classes" if without_data else ""
+        raise DataError(f"{error}{hint}") from None
+    return config if data is config.data else config.model_copy(update={"data": data})
 
 
 T = TypeVar("T")
@@ -185,27 +215,39 @@ def check(config: RunConfig, worker: Worker, arguments: argparse.Namespace, resu
     require(rules)
 
 
-def check_more(config: RunConfig, worker: Worker, arguments: argparse.Namespace, resume: str | None) -> None:
-    """What a start would refuse later, as it reads, builds and takes its folder. Nothing is fetched or changed."""
+def check_more(config: RunConfig, worker: Worker, arguments: argparse.Namespace, resume: str | None) -> str:
+    """What a start would refuse later, as it reads, builds and takes its folder. Nothing is fetched or changed.
+
+    Returns what would be done, in words.
+    """
     if arguments.dry_run:
         if not missing_sources(config):
             check_sources(config)
-    elif arguments.preview:
+        return "the config and its layers fit"
+    if arguments.preview:
         check_data(config, worker)
-    elif arguments.evaluate:
-        path = checkpoint_of(arguments.evaluate)
+        return "a preview can be made"
+    if arguments.evaluate:
+        path = result_of(arguments.evaluate)
         require([lambda: check_checkpoint(config, read_run(path)), lambda: check_data(config, worker)])
-    else:
-        check_start(config, worker, resume, overwrite=arguments.overwrite)
+        return f"can be evaluated: {how_chosen(path, read_run(path))}"
+    return check_start(config, worker, resume, overwrite=arguments.overwrite)
 
 
-def check_start(config: RunConfig, worker: Worker, resume: str | None, *, overwrite: bool) -> None:
+def check_start(config: RunConfig, worker: Worker, resume: str | None, *, overwrite: bool) -> str:
     start = check_folder(config, resume, overwrite=overwrite)
     if start is None:
         require([lambda: check_sources(config), lambda: check_training(config, worker)])
-    elif not is_finished(config, start):
-        state = start.state
-        require([lambda: check_resume(config, state), lambda: check_training(config, worker, state)])
+        return f"a start would begin in {config.folder}"
+    if is_finished(config, start):
+        return finished(config, start)
+    state = start.state
+    require([lambda: check_resume(config, state), lambda: check_training(config, worker, state)])
+    return f"a start would go on from {how_chosen(start.path, state)}"
+
+
+def finished(config: RunConfig, start: Start) -> str:
+    return f"{start.path} has all {config.train.epochs} epochs behind it; set train.epochs= to train on"
 
 
 def check_training(config: RunConfig, worker: Worker, saved: Mapping[str, Any] | None = None) -> None:
@@ -213,6 +255,9 @@ def check_training(config: RunConfig, worker: Worker, saved: Mapping[str, Any] |
     data = check_data(config, worker)
     if saved is not None:
         data.load_state_dict(saved["data"])
+        if "evaluated_on" in saved and not getattr(config.data, "download", False):
+            with closing(pipelines.build(config.data, data_request(config, worker))) as whole:
+                check_evaluated_on(saved, whole.evaluated_on)
     done = config.train.start_epoch * data.steps_per_epoch if saved is None else saved["progress"]["step"]
     if warning := idle_warning(config, data.steps_per_epoch, done):
         print(f"warning: {warning}", file=sys.stderr, flush=True)
@@ -220,7 +265,7 @@ def check_training(config: RunConfig, worker: Worker, saved: Mapping[str, Any] |
 
 def check_data(config: RunConfig, worker: Worker) -> Position | TrainPipeline:
     """Where training on the data begins. Raises DataError where building it would."""
-    return pipelines.position(config.data, data_request(config, worker))
+    return pipelines.position_of(config.data, data_request(config, worker))
 
 
 def check_folder(config: RunConfig, resume: str | None, *, overwrite: bool) -> Start | None:
@@ -239,7 +284,7 @@ def is_later_attempt(config: RunConfig) -> bool:
 
 def run(arguments: argparse.Namespace, worker: Worker) -> None:
     invocation = load_config(arguments)
-    config = invocation.config
+    config = resolved(invocation.config, without_data=arguments.dry_run)
     if worker.is_main and not arguments.check:
         print("".join(f"warning: {line}\n" for line in invocation.warnings), end="", file=sys.stderr, flush=True)
     check(config, worker, arguments, invocation.resume)
@@ -252,7 +297,7 @@ def run(arguments: argparse.Namespace, worker: Worker) -> None:
         stop.install()  # From here on a signal is remembered, however long the start takes.
     with process_group(worker, config.distributed.backend, config.distributed.timeout):
         if arguments.evaluate:
-            evaluate(config, worker, checkpoint_of(arguments.evaluate))
+            evaluate(config, worker, result_of(arguments.evaluate))
             return
         try:
             train(config, worker, stop, invocation.resume, overwrite=arguments.overwrite)
@@ -267,7 +312,7 @@ def run(arguments: argparse.Namespace, worker: Worker) -> None:
 def look(config: RunConfig, worker: Worker, arguments: argparse.Namespace, resume: str | None) -> None:
     """What is asked for in place of a run."""
     if arguments.check:
-        check_more(config, worker, arguments, resume)
+        print_to_reader(f"check passed: {check_more(config, worker, arguments, resume)}")
     elif arguments.preview:
         preview(config, worker, arguments.preview)
     else:
@@ -324,7 +369,7 @@ def train_in_folder(
     start = on_disk(lambda: find_start(config, resume=resume, overwrite=overwrite, launch=launch, retry=retry))
     if start is not None and sync.from_rank_0(lambda: is_finished(config, start)):
         if worker.is_main:
-            print(f"{start.path} has all {config.train.epochs} epochs behind it; set train.epochs= to train on")
+            print(finished(config, start))
         return
     if start is not None:  # Before a network is built as large as its config says.
         sync.from_rank_0(lambda: check_model(config, start.state))
@@ -346,7 +391,7 @@ def train_in_folder(
     on_disk(lambda: take_folder(config, start, overwrite=overwrite, launch=launch, guard=lock.require))
     if worker.is_main:
         torchrun.note_taken()
-        print(config.as_yaml(), flush=True)
+        print("\n".join(start_lines(config, network, data, worker)), flush=True)
     with closing(data):
         trainer.fit()
 
@@ -373,6 +418,10 @@ def evaluate(config: RunConfig, worker: Worker, checkpoint: Path) -> None:
     network, data = build(config, worker)
     trainer = Trainer(config, network, data, worker)
     sync.together(lambda: trainer.run.load_network(saved))
+    require_same_classes(saved, data)
+    if worker.is_main:
+        print("\n".join(start_lines(config, network, data, worker)))
+        print(how_chosen(checkpoint, saved), flush=True)
     with closing(data):
         result = trainer.evaluate()
     if worker.is_main:
@@ -415,13 +464,24 @@ def data_request(config: RunConfig, worker: Worker) -> Request:
 
 def require_same_data(data: Data) -> None:
     """A collective. Raise UserError where workers see other data than rank 0, such as another copy of them."""
-    states = sync.all_of((data.train.state_dict(), data.test.listing))
+    states = sync.all_of((data.train.state_dict(), data.test and data.test.listing))
     differing = [str(rank) for rank, state in enumerate(states) if state != states[0]]
     if differing:
         raise UserError(
             f"data: worker {', '.join(differing)} has other training or test samples than worker 0; "
             "give all machines the same files, of the same names"
         )
+
+
+def require_same_classes(saved: Mapping[str, Any], data: Data) -> None:
+    """Raise UserError if the network's outputs are other classes than the data's, as far as both have names."""
+    trained = saved.get("input", {}).get("class_names", [])
+    for ours, theirs in zip(data.class_names, trained, strict=False):
+        if ours != theirs:
+            raise UserError(
+                f"data: class {data.class_names.index(ours)} is {ours}, and {theirs} where the checkpoint was trained; "
+                "give data of the same classes"
+            )
 
 
 def say(error: object) -> None:

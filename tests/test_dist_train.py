@@ -76,18 +76,26 @@ def test_dry_run(call: Any, config: Path, settings: RunConfig) -> None:
     assert "fc: 0.9" in out
     table = [line.split() for line in out.splitlines()[-6:]]
     assert table == [
-        ["layer", "shape", "unit", "density", "active", "weights"],
-        ["fc1.weight", "24x36", "1", "0.0995", "86", "864"],
-        ["fc2.weight", "12x24", "1", "0.1007", "29", "288"],
-        ["fc3.weight", "10x12", "1", "0.1000", "12", "120"],
-        ["sparse", "layers", "0.0998", "127", "1,272"],
-        ["whole", "model", "0.1606", "219", "1,364"],
+        ["layer", "shape", "unit", "sparsity", "active", "weights"],
+        ["fc1.weight", "24x36", "1", "90.05", "%", "86", "864"],
+        ["fc2.weight", "12x24", "1", "89.93", "%", "29", "288"],
+        ["fc3.weight", "10x12", "1", "90.00", "%", "12", "120"],
+        ["sparse", "layers", "90.02", "%", "127", "1,272"],
+        ["whole", "model", "83.94", "%", "219", "1,364"],
     ]
     assert not settings.folder.exists()
 
 
+def passed(result: tuple[int, str, str], warning: str = "") -> str:
+    """What --check says of a start that it would not refuse."""
+    code, out, err = result
+    assert (code, err) == (0, warning), result
+    assert out.startswith("check passed: ") and out.count("\n") == 1
+    return out.removeprefix("check passed: ").rstrip("\n")
+
+
 def test_check_says_what_a_start_would_refuse(call: Any, config: Path, settings: RunConfig, tmp_path: Path) -> None:
-    assert call("--config", config, "--check") == (0, "", "")
+    assert passed(call("--config", config, "--check")) == f"a start would begin in {settings.folder}"
     assert not settings.folder.exists()
     code, out, err = call("--config", config, "--check", "sparsity.fc=2", "data={name: mnist, path: /nowhere}")
     assert (code, out) == (2, "")
@@ -103,7 +111,7 @@ def test_check_says_what_a_start_would_refuse(call: Any, config: Path, settings:
     assert "exists; go on with --resume auto" in err
     code, _, err = call("--config", config, "--check", "--overwrite")
     assert "holds no run of dynsparse and is not replaced" in err
-    assert call("--config", config, "--check", "--dry-run") == (0, "", "")
+    assert passed(call("--config", config, "--check", "--dry-run"))
     assert [path.name for path in settings.folder.iterdir()] == ["notes.txt"], "nothing is changed"
 
 
@@ -246,7 +254,7 @@ def test_check_refuses_files_that_a_start_refuses(call: Any, config: Path, tmp_p
     (tmp_path / "bad.txt").write_text("train/ape/absent.png\n")
     size = "image_size: 16, evaluation_resize: 16, number_of_classes: 3, threads: 1"
     asked = ("--config", config, f"data={{name: imagenet, path: {images}, {size}}}")
-    assert call(*asked, "--check") == (0, "", "")
+    assert passed(call(*asked, "--check"))
     for overrides, parts in (
         (["train.global_batch_size=31"], ["global_batch_size is 31, the data set has 30 samples"]),
         (["data.validation_samples=30"], ["validation_samples is 30, the training set has 30 samples"]),
@@ -259,10 +267,10 @@ def test_check_refuses_files_that_a_start_refuses(call: Any, config: Path, tmp_p
 
 def test_check_refuses_what_a_dry_run_refuses(call: Any, config: Path, checkpoint: Path, tmp_path: Path) -> None:
     asked = ("--config", config, "--dry-run", f"start.weights_from={checkpoint}")
-    assert call(*asked, "--check") == (0, "", "")
+    assert passed(call(*asked, "--check"))
     parts = ["of another network: fc2.weight"]
     assert_refused_beforehand(call, tmp_path, *asked, "model.hidden=[24, 13]", parts=parts)
-    assert call("--config", config, "--dry-run", "start.weights_from=nowhere", "--check") == (0, "", "")
+    assert passed(call("--config", config, "--dry-run", "start.weights_from=nowhere", "--check"))
 
 
 def test_check_counts_the_workers(config: Path) -> None:
@@ -310,10 +318,10 @@ def test_checkpoints_that_do_not_fit(call: Any, config: Path, checkpoint: Path, 
 def test_check_of_a_finished_run_is_as_a_start_of_it(call: Any, config: Path, checkpoint: Path) -> None:
     """Which has nothing to do, so that nothing need fit."""
     asked = ("--config", config, "--resume", "auto", "data.samples=99", "model.hidden=[24, 13]")
-    assert call(*asked, "--check") == (0, "", "")
+    assert passed(call(*asked, "--check"))
     assert call(*asked)[0] == 0
-    assert call("--config", config, "--resume", "auto", "train.epochs=3", "--check") == (0, "", "")
-    assert call("--evaluate", checkpoint, "--check") == (0, "", "")
+    assert passed(call("--config", config, "--resume", "auto", "train.epochs=3", "--check"))
+    assert passed(call("--evaluate", checkpoint, "--check"))
 
 
 @pytest.mark.parametrize(
@@ -333,19 +341,16 @@ def test_a_method_that_will_move_nothing_is_warned_of(
         f"method {name} will move nothing in the {steps} steps to come (8 an epoch): see its period and stop_epoch"
     )
     asked = ("--config", config, f"method={method}")
-    assert call(*asked, "--check") == (0, "", f"warning: {expected}\n")
+    assert passed(call(*asked, "--check"), f"warning: {expected}\n").startswith("a start would begin in ")
     assert call(*asked)[0] == 0
     assert expected in caplog.messages
-    assert call(*asked, "train.epochs=3", "--resume", "auto", "--check") == (
-        0,
-        "",
-        f"warning: {expected.replace(str(steps), '8')}\n",
-    )
+    longer = call(*asked, "train.epochs=3", "--resume", "auto", "--check")
+    assert "go on from" in passed(longer, f"warning: {expected.replace(str(steps), '8')}\n")
 
 
 def test_a_method_that_will_move_weights_is_not_warned_of(call: Any, config: Path) -> None:
     for method in ("{name: rigl, period: 8, until: 1.0}", "{name: static}", "{name: set, period: 8, stop_epoch: 2}"):
-        assert call("--config", config, f"method={method}", "--check") == (0, "", "")
+        assert passed(call("--config", config, f"method={method}", "--check"))
 
 
 def test_damaged_and_absent_checkpoints(call: Any, config: Path, checkpoint: Path, settings: RunConfig) -> None:

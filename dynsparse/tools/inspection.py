@@ -14,9 +14,10 @@ from torch import Tensor
 from dynsparse.errors import one_line
 from dynsparse.runtime import print_to_reader
 from dynsparse.tools.command_line import Parser
-from dynsparse.tools.opening import Opened, looking_up, open_checkpoint, run_of
+from dynsparse.tools.opening import Opened, looking_up, open_checkpoint
 from dynsparse.training.network import align
 from dynsparse.training.start import checkpoint_of
+from pipelines.paths import argument
 
 PARTS = ("weights", "masks", "explored", "optimizer state", "initial weights", "rest")
 HELD = (
@@ -33,11 +34,11 @@ def main(arguments: list[str]) -> None:
         description="Check a checkpoint and print what it is, what it takes of the disk and its table of layers. "
         "Needs no data.",
     )
-    parser.add_argument("checkpoint", metavar="CKPT", help="a checkpoint, or a run's folder: its latest")
+    parser.add_argument("checkpoint", metavar="CKPT", type=argument, help="a checkpoint, or a run's folder: its latest")
     parser.add_argument("--json", action="store_true", help="for programs")
     parsed = parser.parse_args(arguments)
     with looking_up(parsed.checkpoint):
-        path = checkpoint_of(run_of(parsed.checkpoint))
+        path = checkpoint_of(parsed.checkpoint)
     found = describe(open_checkpoint(path))
     print_to_reader(json.dumps(found, indent=2) if parsed.json else text(found))
 
@@ -55,7 +56,7 @@ def describe(opened: Opened) -> dict[str, Any]:
         "step": opened.step,
         "epoch": progress["epoch"],
         "epochs": config.train.epochs,
-        **{key: progress[key] for key in ("test_top1", "best_top1", "reallocations")},
+        **{key: progress[key] for key in ("test_top1", "validation_top1", "best_top1", "reallocations")},
         "world_size": len(opened.saved["ranks"]),
         "versions": dict(opened.saved["versions"]),
         "bytes": {"file": opened.path.stat().st_size, **bytes_by_part(opened.path, opened.saved)},
@@ -138,7 +139,7 @@ def text(found: Mapping[str, Any]) -> str:
     facts: list[tuple[str, ...]] = [
         ("run", f"{found['run']}: {found['model']} by {found['method']} on {found['data']}, seed {found['seed']}"),
         ("progress", f"step {found['step']:,}, {found['epoch']} of {found['epochs']} epochs"),
-        ("test accuracy", f"{_percent(found['test_top1'])}, best so far {_percent(found['best_top1'])}"),
+        ("accuracy", accuracies(found)),
         ("reallocations", f"{found['reallocations']:,}"),
         ("workers", f"{found['world_size']}"),
         ("written by", versions),
@@ -152,13 +153,21 @@ def text(found: Mapping[str, Any]) -> str:
     return "\n".join(line.rstrip() for line in whole.splitlines())
 
 
+def accuracies(progress: Mapping[str, Any]) -> str:
+    """Of a checkpoint's progress, in words that say what has chosen the best epoch."""
+    test, validation, best = (_percent(progress[key]) for key in ("test_top1", "validation_top1", "best_top1"))
+    if progress["validation_top1"] is None:
+        return f"test {test}; highest so far {best}, chosen on the test data"
+    return f"test {test}, validation {validation}; best validation so far {best}"
+
+
 def _sizes(taken: Mapping[str, int]) -> str:
     parts = ", ".join(f"{part} {size:,}" for part, size in taken.items() if part != "file" and size)
     return f"{taken['file']:,} bytes" + (f": {parts}" if parts else "")
 
 
 def _table(found: Mapping[str, Any]) -> str:
-    head = "layer", "shape", "unit", "weights", "active", "density", "sparsity", "|w| min", "mean", "max", "at 0"
+    head = "layer", "shape", "unit", "weights", "active", "sparsity", "|w| min", "mean", "max", "at 0"
     rows: list[tuple[str, ...]] = [(*head, "explored")]
     for name, row in found["layers"].items():
         shape, unit = "x".join(map(str, row["shape"])), "x".join(map(str, row["unit"])) or "1"
@@ -175,9 +184,8 @@ def _table(found: Mapping[str, Any]) -> str:
     return align(rows)
 
 
-def _counts(weights: int, active: int) -> tuple[str, str, str, str]:
-    density = active / max(1, weights)
-    return f"{weights:,}", f"{active:,}", f"{density:.4f}", f"{100 * (1 - density):.2f} %"
+def _counts(weights: int, active: int) -> tuple[str, str, str]:
+    return f"{weights:,}", f"{active:,}", f"{100 * (1 - active / max(1, weights)):.2f} %"
 
 
 def _percent(value: float | None) -> str:

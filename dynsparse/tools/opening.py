@@ -39,20 +39,16 @@ class Opened:
     def step(self) -> int:
         return int(self.saved["progress"]["step"])
 
+    @property
+    def input(self) -> Mapping[str, Any]:
+        """What the network takes and gives (`network_input`); of older checkpoints only as much as the config says."""
+        found: Mapping[str, Any] | None = self.saved.get("input")
+        return found or {"shape": list(self.config.data.image_shape), "number_of_classes": self.config.data.classes}
+
     def summary(self) -> Mapping[str, Any] | None:
         """The run's summary.json, if it tells of this very state: of the step at which the run ended."""
         content = _summary(self.path)
         return content if content is not None and content.get("steps") == self.step else None
-
-
-def run_of(source: str) -> str:
-    """`source` as `checkpoint_of` takes it: of a run's checkpoints/ folder the run. UserError if it is empty."""
-    if not source:
-        raise UserError("CKPT is empty; name a checkpoint, or a run's folder, such as runs/digits_dsr")
-    path = Path(source)
-    if path.is_dir() and path.absolute().name == "checkpoints" and not (path / "checkpoints").is_dir():
-        return str(path.parent if path.name else path.absolute().parent)  # "." has no name.
-    return source
 
 
 @contextmanager

@@ -32,16 +32,23 @@ class Evaluation:
 class Evaluations:
     """What was evaluated after an epoch."""
 
-    test: Evaluation
+    test: Evaluation | None
     validation: Evaluation | None = None
-    """On the samples held out of training, if there are any."""
+    """On samples that are neither trained nor tested on, if there are any. There is one of the two at least."""
     train: Evaluation | None = None
     """On the training samples, with evaluation transforms, if asked for."""
 
     @property
     def selecting(self) -> Evaluation:
-        """What the best epoch is chosen by: the held-out samples where there are any, else the test samples."""
-        return self.validation or self.test
+        """What the best epoch is chosen by: the validation samples where there are any, else the test samples."""
+        chosen = self.validation or self.test
+        assert chosen is not None
+        return chosen
+
+    @property
+    def selected_on(self) -> str:
+        """ "validation" or "test"."""
+        return "validation" if self.validation else "test"
 
 
 def hits(logits: Tensor, labels: Tensor, k: int) -> Tensor:

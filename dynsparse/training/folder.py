@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 
 _MARK = "# The resolved config of a dynsparse run.\n"
 _LAUNCH = "launch.json"
-_WRITTEN = (_LAUNCH, "config.yaml", "metrics.jsonl", "summary.json")
+_WRITTEN = (_LAUNCH, "config.yaml", "metrics.jsonl", "summary.json", "input.json")
 """In one step each: a kill may leave a partial file beside."""
 
 
@@ -260,6 +260,7 @@ def _remove_run(folder: Path, guard: Callable[[], None]) -> None:
         "metrics.jsonl",
         "metrics.jsonl.damaged",
         "summary.json",
+        "input.json",
         "events.out.tfevents.*",
     ):
         for path in folder.glob(pattern):

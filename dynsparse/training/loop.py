@@ -24,6 +24,7 @@ from dynsparse.training.checkpoint import CheckpointFolder, SaveTimer
 from dynsparse.training.checks import check_batch, samples_at_once
 from dynsparse.training.evaluate import Evaluation, Evaluations, evaluate, hits
 from dynsparse.training.network import Network, method_settings
+from dynsparse.training.network_input import network_input
 from dynsparse.training.parallel import Parallel
 from dynsparse.training.precision import Precision
 from dynsparse.training.reports import Reporter
@@ -93,6 +94,8 @@ class Trainer:
             method=self.sparse.method,
             precision=self.precision,
             train_data=data.train,
+            input=network_input(config, data),
+            evaluated_on=data.evaluated_on,
             sums=torch.zeros(3, dtype=torch.float64, device=self.device),
             progress=Progress(initial_active={layer.name: layer.active_weights for layer in network.layers}),
         )
@@ -333,7 +336,7 @@ class Trainer:
 
         data = self.data
         return Evaluations(
-            test=on(data.test),
+            test=on(data.test) if data.test else None,
             validation=on(data.validation) if data.validation else None,
             train=on(data.train_evaluation) if data.train_evaluation else None,
         )

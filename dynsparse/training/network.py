@@ -16,6 +16,7 @@ from dynsparse.masks.granularity import Kind
 from dynsparse.masks.selection import seed_for
 from dynsparse.masks.tying import TiedLayer, tie
 from dynsparse.methods import Method, MethodSettings
+from dynsparse.runtime import memory
 from dynsparse.training.start import NOTHING, Sources
 
 
@@ -61,20 +62,24 @@ class Network:
         return (self.sparse_layer_weights - self.active_weights) / self.total_parameters
 
     def table(self) -> str:
-        """The sparse layers with shape, unit, density and active weights, and both totals."""
-        rows: list[tuple[str, ...]] = [("layer", "shape", "unit", "density", "active", "weights")]
+        """The sparse layers with shape, unit, sparsity and active weights, and both totals."""
+        rows: list[tuple[str, ...]] = [("layer", "shape", "unit", "sparsity", "active", "weights")]
         for layer in self.layers:
             spec = layer.spec
             shape, unit = "x".join(map(str, spec.shape)), "x".join(map(str, spec.shape[spec.mask_dims :])) or "1"
-            share = layer.active_weights / spec.weights
-            rows.append((spec.name, shape, unit, f"{share:.4f}", f"{layer.active_weights:,}", f"{spec.weights:,}"))
+            rows.append((spec.name, shape, unit, *_counts(layer.active_weights, spec.weights)))
         active, weights, total = self.active_weights, self.sparse_layer_weights, self.total_parameters
         for name, left, of in (
             ("tied layers" if self.tied else "sparse layers", active, weights),
             ("whole model", total - weights + active, total),
         ):
-            rows.append((name, "", "", f"{left / max(1, of):.4f}", f"{left:,}", f"{of:,}"))
+            rows.append((name, "", "", *_counts(left, of)))
         return align(rows)
+
+
+def _counts(active: int, weights: int) -> tuple[str, str, str]:
+    """Sparsity, active and all weights."""
+    return f"{100 * (1 - active / max(1, weights)):.2f} %", f"{active:,}", f"{weights:,}"
 
 
 def align(rows: Sequence[tuple[str, ...]]) -> str:
@@ -151,11 +156,22 @@ def check_layers(config: RunConfig) -> None:
     Takes no memory: the model is built without weights.
     """
     model = build_without_weights(config)
+    _require_memory(config, model)
     with torch.device("meta"):
         specs = layer_specs(config, model)
         counts = _active_units(config, specs)
     if config.start.masks_from is None:  # Those decide how much is active: see `checks.check_sources`.
         build_method(config, specs).check(specs, counts)
+
+
+def _require_memory(config: RunConfig, model: nn.Module) -> None:
+    """Raise UserError for a model whose weights and gradients alone are more than all the memory there is."""
+    parameters, most = sum(parameter.numel() for parameter in model.parameters()), memory()
+    if most is not None and 8 * parameters > most:
+        raise UserError(
+            f"model {config.model.name} would have {parameters:,} parameters, {8 * parameters / 1e9:,.0f} GB with "
+            f"their gradients; this machine has {most / 1e9:,.1f} GB: make it smaller, or its images or classes fewer"
+        )
 
 
 def build_method(config: RunConfig, specs: Sequence[LayerSpec]) -> Method:

@@ -86,6 +86,7 @@ class Reporter:
             start_step=run.progress.step,
             start_epoch=run.progress.epoch,
             resumed=resumed,
+            input=run.input,
             versions=versions(),
         )
 
@@ -146,6 +147,7 @@ class Reporter:
             test_top5=progress.test_top5,
             validation_top1=progress.validation_top1,
             best_top1=progress.best_top1,
+            best_top1_on=progress.best_top1_on,
             test_top1_at_best=progress.test_top1_at_best,
             active_weights=self.network.active_weights,
             sparse_layer_weights=self.network.sparse_layer_weights,

@@ -117,6 +117,17 @@ class SavedScale(Part):
     growth_tracker: Annotated[int, Field(alias="_growth_tracker", ge=0)]
 
 
+class SavedInput(Part):
+    """`network_input.network_input`."""
+
+    class_names: list[str]
+    number_of_classes: Size
+    shape: Annotated[list[Size], Field(min_length=3, max_length=3)]
+    resize: Size | None
+    mean: list[float] | None
+    std: list[float] | None
+
+
 class SavedRun(Part):
     """Everything that a run writes, as `RunState.save` does. Sparse weights and moments: [active units, unit size]."""
 
@@ -131,6 +142,9 @@ class SavedRun(Part):
     ranks: Annotated[list[SavedRank], Field(min_length=1)]
     loss_scale: SavedScale | Annotated[dict[str, Any], Field(max_length=0)] = {}
     initial_weights: dict[str, Tensor] = {}
+    input: SavedInput | None = None
+    evaluated_on: dict[str, str] | None = None
+    """Older checkpoints have neither."""
 
 
 _PARTS = [name for name, field in SavedRun.model_fields.items() if field.is_required()]

@@ -33,7 +33,7 @@ class Progress:
     step: int = 0
     """Optimizer steps done."""
     best_top1: float | None = None
-    """On the validation samples where there are any, else on the test samples."""
+    """The highest of all epochs, on the validation samples where there are any, else on the test samples."""
     test_top1_at_best: float | None = None
     test_top1: float | None = None
     test_top5: float | None = None
@@ -53,12 +53,20 @@ class Progress:
     initial_active: dict[str, int] = field(default_factory=dict)
     """Active weights of each layer at the start."""
 
+    @property
+    def best_top1_on(self) -> str | None:
+        """Whose samples have chosen the best epoch: "validation" or "test"; None without one."""
+        if self.best_top1 is None:
+            return None
+        return "test" if self.validation_top1 is None else "validation"
+
     def take(self, results: Evaluations, *, eligible: bool = True) -> bool:
         """Note what an epoch reached. Returns whether it is the best so far; it cannot be if not `eligible`."""
         is_best = eligible and (self.best_top1 is None or results.selecting.top1 > self.best_top1)
         if is_best:
-            self.best_top1, self.test_top1_at_best = results.selecting.top1, results.test.top1
-        self.test_top1, self.test_top5 = results.test.top1, results.test.top5
+            self.best_top1 = results.selecting.top1
+            self.test_top1_at_best = results.test.top1 if results.test else None
+        self.test_top1, self.test_top5 = (results.test.top1, results.test.top5) if results.test else (None, None)
         self.validation_top1 = results.validation.top1 if results.validation else None
         return is_best
 
@@ -82,6 +90,10 @@ class RunState:
     sums: Tensor
     """float64 [3], this rank's in this epoch: loss, top-1 hits, samples."""
     progress: Progress
+    input: Mapping[str, Any] = field(default_factory=dict)
+    """What the network takes and gives (`network_input`)."""
+    evaluated_on: Mapping[str, str] = field(default_factory=dict)
+    """Digests of the samples of validation and test, as far as they are there, by these names."""
     shared_bad_samples: dict[int, str] = field(default_factory=dict)
     """Of the training data, with the reasons: those that every rank knows."""
     gradients_before: str | None = None
@@ -111,6 +123,8 @@ class RunState:
         rest = {
             "config": self.config.as_dict(),
             "versions": versions(),
+            "input": dict(self.input),
+            "evaluated_on": dict(self.evaluated_on),
             "progress": asdict(self.progress),
             "weights": packing.pack_weights(self.model, self.masks),
             "optimizer": packing.pack_optimizer(self.model, self.masks, self.optimizer),
@@ -130,6 +144,7 @@ class RunState:
         random state starts anew, for neither has a counterpart.
         """
         check_settings(saved, self.config)
+        check_evaluated_on(saved, self.evaluated_on)
         self.load_network(saved)
         packing.unpack_optimizer(self.model, self.masks, self.optimizer, saved["optimizer"])
         self.method.load_state_dict(saved["method"])
@@ -190,6 +205,22 @@ def check_settings(state: Mapping[str, Any], config: RunConfig) -> None:
     ):
         if before != now:
             raise UserError(f"the checkpoint was made with {kind} {before}, this run has {now}; resume with the same")
+
+
+def check_evaluated_on(state: Mapping[str, Any], ours: Mapping[str, str]) -> None:
+    """Raise UserError if other samples choose the best epoch now, or test it: figures of before would not compare.
+
+    Checkpoints of older versions do not say which they were.
+    """
+    theirs = state.get("evaluated_on", ours)
+    for name in ("validation", "test"):
+        before, now = theirs.get(name), ours.get(name)
+        if before != now:
+            there = "has none" if now is None else "has some" if before is None else "has others"
+            raise UserError(
+                f"the checkpoint was evaluated on {'no' if before is None else 'certain'} {name} samples, this run "
+                f"{there}: resume with the same, or start a new run from its weights (start.weights_from)"
+            )
 
 
 def check_fits(state: Mapping[str, Any], config: RunConfig, model: nn.Module, masks: MaskSet) -> None:

@@ -161,7 +161,7 @@ BAD: list[tuple[dict[str, Any], str]] = [
         "is of another network: fc3.weight is 10x12 in units of 1 there, absent here",
     ),
     ({"start": {"masks_from": "{}/nowhere"}}, "nowhere: does not exist"),
-    ({"start": {"masks_from": "{}/other.pt"}}, "other.pt: not written by dynsparse"),
+    ({"start": {"masks_from": "{}/other.pt"}}, "other.pt holds weights without masks; name the run it is of"),
     ({"start": {"masks_from": "{}/damaged.pt"}}, "damaged.pt: damaged or no checkpoint"),
 ]
 

@@ -1,21 +1,26 @@
 """python -m dynsparse export: take the network of a checkpoint away. One file a format, each with
 
 - `encode(network) -> bytes`, the file's content,
-- `SUFFIX`, of the file's name, and `LOADING`, a line that loads it.
+- `SUFFIX`, of the file's name, and `LOADING`, a line that loads it,
+- `beside(network) -> bytes`, where FILE cannot say what the network takes and gives: the content of FILE.json.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 from dynsparse.errors import UserError, nearest, one_line
 from dynsparse.runtime import print_to_reader
 from dynsparse.tools.command_line import Parser
 from dynsparse.tools.export.network import ExportedNetwork, source_of, take_network
+from pipelines.paths import argument
 
 FORMATS = {
     "torch": ("torch_file", "state_dict, dense tensors with zeros"),
@@ -33,9 +38,14 @@ def main(arguments: list[str]) -> None:
         epilog="\n".join(f"  {name:12} {text}" for name, (_, text) in FORMATS.items()),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("checkpoint", metavar="CKPT", help="a checkpoint, or a run's folder: its best")
+    parser.add_argument(
+        "checkpoint",
+        metavar="CKPT",
+        type=argument,
+        help="a checkpoint, or a run's folder: its best, if any is yet, or its latest",
+    )
     parser.add_argument("--format", required=True, metavar="|".join(FORMATS), help="see below")
-    parser.add_argument("--out", metavar="FILE", type=Path, help="default: the run's name, in this folder")
+    parser.add_argument("--out", metavar="FILE", type=argument, help="default: the run's name, in this folder")
     parser.add_argument("--overwrite", action="store_true", help="replace FILE")
     parsed = parser.parse_args(arguments)
     if parsed.format not in FORMATS:
@@ -43,12 +53,16 @@ def main(arguments: list[str]) -> None:
     format_ = import_module(f"{__name__}.{FORMATS[parsed.format][0]}")
     source = source_of(parsed.checkpoint)
     network = take_network(source)
-    path: Path = parsed.out or Path(f"{network.facts['run']}{format_.SUFFIX}")
-    check_target(path, source, overwrite=parsed.overwrite)
-    content = format_.encode(network)
-    write(path, content)
+    path = Path(parsed.out or f"{network.facts['run']}{format_.SUFFIX}")
+    contents = {path: format_.encode}
+    if hasattr(format_, "beside"):
+        contents[path.with_name(f"{path.name}.json")] = format_.beside
+    for target in contents:
+        check_target(target, source, overwrite=parsed.overwrite)
+    for target, encode in contents.items():
+        write(target, encode(network))
     loading = format_.LOADING.format(path=path)
-    print_to_reader(_report(network, source, path, parsed.format, len(content), loading))
+    print_to_reader(_report(network, source, list(contents), parsed.format, loading))
 
 
 def check_target(path: Path, source: Path, *, overwrite: bool) -> None:
@@ -77,21 +91,35 @@ def write(path: Path, content: bytes) -> None:
             partial.unlink()
 
 
-def _report(network: ExportedNetwork, source: Path, path: Path, name: str, size: int, loading: str) -> str:
-    facts, dense = network.facts, network.dense_bytes
-    top1 = f", {facts['test_top1']} % on the test data" if facts["test_top1"] else ""
+def _report(network: ExportedNetwork, source: Path, paths: Sequence[Path], name: str, loading: str) -> str:
+    facts, dense, size = network.facts, network.dense_bytes, paths[0].stat().st_size
+    top1 = f"; {facts['test_top1']} % on the test data" if facts["test_top1"] else ""
     tied = "; its tied weights have a value each now" if facts["tied"] == "true" else ""
     rows = [
-        ("network", f"{facts['model']} by {facts['method']}, of {source}, step {int(facts['step']):,}{top1}"),
+        ("network", f"{facts['model']} by {facts['method']}, of {network.chosen}{top1}"),
+        ("input", _input(json.loads(facts["input"]))),
         ("sparsity", f"{_percent(facts['sparsity'])} of its sparse layers, {_percent(facts['model_sparsity'])} of all"),
         ("format", f"{name}: {FORMATS[name][1]}{tied}"),
-        ("file", f"{path}, {size:,} bytes"),
+        ("file", f"{paths[0]}, {size:,} bytes" + "".join(f"; {other}: classes and input" for other in paths[1:])),
         ("dense", f"{dense:,} bytes for all values: the file is {size / dense:.3f} of it"),
         ("checkpoint", f"{source.stat().st_size:,} bytes, with what training needs beside"),
         ("load it with", loading),
     ]
     width = max(len(title) for title, _ in rows)
     return "\n".join(f"{title.ljust(width)}  {one_line(text)}" for title, text in rows)
+
+
+def _input(facts: Mapping[str, Any]) -> str:
+    """What it takes and gives, in a line."""
+    names = facts.get("class_names") or []
+    named = f" ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})" if names else ""
+    parts = [f"{'x'.join(map(str, facts['shape']))}, {facts['number_of_classes']:,} classes{named}"]
+    if facts.get("resize"):
+        parts.append(f"shorter side resized to {facts['resize']}, central crop")
+    if facts.get("mean"):
+        mean, std = (" ".join(f"{value:.6g}" for value in facts[key]) for key in ("mean", "std"))
+        parts.append(f"(grey level - {mean}) / {std}")
+    return "; ".join(parts)
 
 
 def _percent(share: str) -> str:

@@ -9,7 +9,6 @@
 from __future__ import annotations
 
 import io
-import pickle
 import warnings
 from pathlib import Path
 from typing import Any
@@ -21,11 +20,12 @@ from torch import Tensor, nn
 from dynsparse.errors import UserError
 from dynsparse.models import AnyModel, ModelSettings
 from dynsparse.tools.export.network import ExportedNetwork
+from dynsparse.training.checkpoint.archive import DamagedError
+from dynsparse.training.exported import CSR_FORMAT, dense_of, matrices, read_csr
 
 SUFFIX = ".csr.pt"
 LOADING = 'model = dynsparse.tools.export.csr.load("{path}")'
 
-FORMAT = "dynsparse csr 1"
 RUN_FROM, RUN_BELOW = 100_000, 0.15
 """Weights and density of the linear layers that run as CSR, from between what was measured (docs/results/csr.md).
 
@@ -48,13 +48,13 @@ def encode(network: ExportedNetwork) -> bytes:
         why = "tied weights share values and are not 0" if tied else "no layer is sparser than a half"
         raise UserError(f"--format csr: {why}: CSR would be larger than dense; use torch or safetensors")
     content = {
-        "format": FORMAT,
+        "format": CSR_FORMAT,
         "model": dict(network.settings),
         "image_shape": list(network.image_shape),
         "classes": network.classes,
         "facts": dict(network.facts),
         "shapes": {name: list(state[name].shape) for name in sparse},
-        "sparse": {name: to_csr(state[name].flatten(1), mask.flatten(1)) for name, mask in sparse.items()},
+        "sparse": {name: csr_parts(state[name].flatten(1), mask.flatten(1)) for name, mask in sparse.items()},
         "dense": {name: value for name, value in state.items() if name not in sparse},
     }
     file = io.BytesIO()
@@ -62,17 +62,22 @@ def encode(network: ExportedNetwork) -> bytes:
     return file.getvalue()
 
 
-def to_csr(weight: Tensor, mask: Tensor) -> Tensor:
-    """The matrix [rows, columns] as CSR, with an entry wherever `mask` (bool) is True; indices are int32.
+def csr_parts(weight: Tensor, mask: Tensor) -> list[Tensor]:
+    """Row starts and columns (int32) and values of [rows, columns] as CSR, with an entry wherever `mask` is True.
 
     MKL multiplies int32 indices as they are; int64 ones torch would convert at each call.
     """
     starts = torch.zeros(len(mask) + 1, dtype=torch.int32)
     starts[1:] = mask.sum(1).cumsum(0)
+    return [starts, mask.nonzero()[:, 1].to(torch.int32), weight[mask]]
+
+
+def to_csr(weight: Tensor, mask: Tensor) -> Tensor:
+    """The same as torch's CSR matrix."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # That torch's CSR is in beta.
-        columns = mask.nonzero()[:, 1].to(torch.int32)
-        return torch.sparse_csr_tensor(starts, columns, weight[mask], weight.shape, check_invariants=True)
+        starts, columns, values = csr_parts(weight, mask)
+        return torch.sparse_csr_tensor(starts, columns, values, weight.shape, check_invariants=True)
 
 
 class SparseLinear(nn.Module):
@@ -100,29 +105,26 @@ def load(path: str | Path, *, run_sparse: bool = True) -> nn.Module:
     Large linear layers of low density multiply CSR matrices (RUN_FROM, RUN_BELOW). All else has dense tensors,
     convolutions too: torch has no sparse ones. Without `run_sparse` it is the ordinary module, to be moved or trained.
     """
-    content = _read(Path(path))
-    settings: ModelSettings = TypeAdapter(AnyModel).validate_python(content["model"])
-    model = settings.build(tuple(content["image_shape"]), content["classes"])
-    whole = {name: matrix.to_dense().view(content["shapes"][name]) for name, matrix in content["sparse"].items()}
-    model.load_state_dict({**content["dense"], **whole})
+    content = read_csr(Path(path))
+    try:
+        settings: ModelSettings = TypeAdapter(AnyModel).validate_python(content["model"])
+        with torch.device("meta"):  # Takes no memory: the file may ask for any.
+            shapes = {name: list(value.shape) for name, value in _build(settings, content).state_dict().items()}
+        whole = {**content["dense"], **dense_of(content, Path(path).stat().st_size)}
+        if shapes != {name: list(value.shape) for name, value in whole.items()}:
+            raise DamagedError("its weights are not of its model")
+        model = _build(settings, content)
+        model.load_state_dict(whole)
+    except (DamagedError, ValueError, KeyError, TypeError, RuntimeError) as error:
+        raise UserError(f"{path}: damaged ({str(error).splitlines()[0]}); export anew") from None
     if run_sparse and torch.backends.mkl.is_available():  # Measured with MKL alone.
-        for name, matrix in content["sparse"].items():
+        for name, matrix in matrices(content).items():
             _run_sparse(model, name.removesuffix(".weight"), matrix)
     return model.eval()
 
 
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        with torch.sparse.check_sparse_tensor_invariants(enable=True), warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except (FileNotFoundError, IsADirectoryError, PermissionError) as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror}); give a file of --format csr") from None
-    except (pickle.UnpicklingError, RuntimeError, ValueError, EOFError, OSError) as error:
-        raise UserError(f"{path}: damaged or not of --format csr ({str(error).splitlines()[0]}); export anew") from None
-    if not isinstance(content, dict) or content.get("format") != FORMAT:
-        raise UserError(f"{path}: not of --format csr ('{FORMAT}'); export anew")
-    return content
+def _build(settings: ModelSettings, content: dict[str, Any]) -> nn.Module:
+    return settings.build(tuple(content["image_shape"]), content["classes"])
 
 
 def _run_sparse(model: nn.Module, path: str, matrix: Tensor) -> None:

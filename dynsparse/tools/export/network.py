@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
@@ -13,8 +14,8 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from dynsparse.errors import UserError
-from dynsparse.tools.opening import Opened, looking_up, open_checkpoint, run_of
-from dynsparse.training.start import checkpoint_of
+from dynsparse.tools.opening import Opened, looking_up, open_checkpoint
+from dynsparse.training.start import how_chosen, result_of
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,9 @@ class ExportedNetwork:
     image_shape: tuple[int, int, int]
     classes: int
     facts: Mapping[str, str]
-    """Where it comes from, for formats that can say so."""
+    """Where it comes from, what it takes and gives (`input`, as JSON), for formats that can say so."""
+    chosen: str
+    """Which checkpoint it is of, in words."""
 
     def state_dict(self) -> dict[str, Tensor]:
         """Copies that share no memory, row-major whatever the run trained in."""
@@ -49,9 +52,7 @@ def source_of(source: str) -> Path:
     UserError if there is none to be had.
     """
     with looking_up(source):
-        run = run_of(source)
-        best = Path(run) / "checkpoints" / "best.pt"
-        return best if best.is_file() else checkpoint_of(run)
+        return result_of(source)
 
 
 def take_network(path: Path) -> ExportedNetwork:
@@ -66,7 +67,15 @@ def take_network(path: Path) -> ExportedNetwork:
     model = network.model.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
     model.eval().requires_grad_(False)
     settings = config.as_dict()["model"]
-    return ExportedNetwork(model, masks, settings, config.data.image_shape, config.data.classes, facts)
+    return ExportedNetwork(
+        model,
+        masks,
+        settings,
+        config.data.image_shape,
+        config.data.classes,
+        facts,
+        how_chosen(opened.path, opened.saved),
+    )
 
 
 def _facts(opened: Opened) -> dict[str, str]:
@@ -80,6 +89,7 @@ def _facts(opened: Opened) -> dict[str, str]:
         "active_weights": str(network.active_weights),
         "sparsity": f"{network.sparsity:.6f}",
         "model_sparsity": f"{network.model_sparsity:.6f}",
+        "input": json.dumps(opened.input),
         "tied": str(bool(network.tied)).lower(),
         "mask_digest": opened.mask_digest,
         "weight_digest": opened.weight_digest,

@@ -1,8 +1,12 @@
-"""A plain state_dict as torch.save writes it: dense tensors with zeros, under the model's own names."""
+"""A plain state_dict as torch.save writes it: dense tensors with zeros, under the model's own names.
+
+It has no place for anything else: what the network takes and gives stands in a file beside it (`beside`).
+"""
 
 from __future__ import annotations
 
 import io
+import json
 
 import torch
 
@@ -17,3 +21,9 @@ def encode(network: ExportedNetwork) -> bytes:
     file = io.BytesIO()
     torch.save(network.state_dict(), file)
     return file.getvalue()
+
+
+def beside(network: ExportedNetwork) -> bytes:
+    """The content of FILE.json: where the network comes from, its classes, and how an image becomes its input."""
+    about = {**network.facts, "input": json.loads(network.facts["input"])}
+    return (json.dumps(about, indent=2) + "\n").encode()

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from dynsparse.errors import UserError, one_line
 from dynsparse.tools.command_line import Parser
+from pipelines.paths import argument
 
 LIBRARIES = {"matplotlib": "draws the charts", "jinja2": "fills the page"}
 EPILOG = (
@@ -37,10 +38,11 @@ def main(arguments: list[str]) -> None:
 
 def _parser() -> Parser:
     parser = Parser("report", description=__doc__, epilog=EPILOG)
-    parser.add_argument("runs", nargs="+", metavar="RUN", help="a run's folder, such as runs/digits_dsr")
+    parser.add_argument("runs", nargs="+", metavar="RUN", type=argument, help="a run's folder, such as runs/digits_dsr")
     parser.add_argument(
         "--out",
         metavar="FILE.html",
+        type=argument,
         help="the page; default: report.html in the folder of a single run, in the current folder for several",
     )
     parser.add_argument("--title", help="of the page; default: the runs' names")

@@ -57,7 +57,7 @@ def render(runs: Sequence[Run], title: str) -> str:
         content = {
             "swatches": [swatch(index, f"s{index}") for index in range(len(runs))],
             "curves": curves(runs),
-            "density": _maps(runs, _densities(runs), "density", "d"),
+            "active": _maps(runs, _active_shares(runs), "share active", "d"),
             "moves": list(_moves(runs)),
             "exploration": _maps(runs, _explorations(runs), "share ever active", "x"),
             "timelines": list(_timelines(runs)),
@@ -82,7 +82,7 @@ def render(runs: Sequence[Run], title: str) -> str:
     )
 
 
-def _densities(runs: Sequence[Run]) -> list[tuple[int, Readings]]:
+def _active_shares(runs: Sequence[Run]) -> list[tuple[int, Readings]]:
     """Of runs whose layers' sizes are known."""
     found = []
     for index, run in enumerate(runs):
@@ -126,7 +126,7 @@ def _moves(runs: Sequence[Run]) -> Iterator[OfRun]:
 
 
 def _without_moves(runs: Sequence[Run]) -> Iterator[str]:
-    """Why a run has no bars, or no map of densities."""
+    """Why a run has no bars, or no map of the shares of active weights."""
     for run in runs:
         metrics = run.metrics
         if not metrics.names:
@@ -136,7 +136,7 @@ def _without_moves(runs: Sequence[Run]) -> Iterator[str]:
         elif not _moves_between_layers(run):
             yield f"{run.label}: each layer grew as many weights as it dropped, in every reallocation."
         if metrics.names and not metrics.weights:
-            yield f"{run.label}: densities follow after its first epoch, which tells how large the layers are."
+            yield f"{run.label}: shares of active weights follow after its first epoch, which tells the layers' sizes."
 
 
 def _moves_between_layers(run: Run) -> bool:

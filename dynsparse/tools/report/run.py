@@ -10,10 +10,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from dynsparse import files
+from dynsparse.config import RunConfig
 from dynsparse.errors import UserError
+from dynsparse.reading import plain, read
 from dynsparse.tools.report.history import History, read_history
 from dynsparse.tools.report.metrics import Metrics, read_metrics
 from dynsparse.tools.report.summary import checked_summary
@@ -134,8 +134,8 @@ def _mapping(path: Path, notes: list[str]) -> dict[str, Any] | None:
     """The content of a YAML or JSON file; None, and a note, if it cannot be had."""
     try:
         text = files.read_text(path)
-        found = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
-        json.dumps(found, default=str)  # As the page will: YAML may refer to itself, and have dates for keys.
+        found = json.loads(text) if path.suffix == ".json" else plain(read(text, path.name), [RunConfig])
+        json.dumps(found, default=str)  # As the page will.
     except FileNotFoundError:
         if path.suffix != ".json":  # A summary comes at the end alone.
             notes.append(f"{path.name}: is missing")
@@ -143,7 +143,7 @@ def _mapping(path: Path, notes: list[str]) -> dict[str, Any] | None:
     except OSError as error:
         notes.append(f"{path.name}: cannot be read ({error.strerror}), and is left out")
         return None
-    except (ValueError, TypeError, yaml.YAMLError, RecursionError):
+    except (ValueError, TypeError, RecursionError):
         found = None
     if not isinstance(found, dict):
         notes.append(f"{path.name}: is damaged, and left out")

@@ -14,8 +14,8 @@ COUNTS = (
     "desyncs_repaired", "bad_files", "skipped_steps",
 )  # fmt: skip
 NUMBERS = (
-    "test_top1", "test_top5", "validation_top1", "best_top1", "sparsity", "model_sparsity", "images_per_second",
-    "seconds",
+    "test_top1", "test_top5", "validation_top1", "best_top1", "test_top1_at_best", "sparsity", "model_sparsity",
+    "images_per_second", "seconds",
 )  # fmt: skip
 
 

@@ -31,7 +31,9 @@ def overview(runs: Sequence[Run]) -> list[Line]:
         _line(runs, "network", lambda run: run.setting("model", "name")),
         _line(runs, "data", lambda run: run.setting("data", "name")),
         _accuracy(runs, "test top-1", "test_top1"),
-        _accuracy(runs, "best top-1", "best_top1"),
+        _accuracy(runs, "highest test top-1 of all epochs, chosen on the test data", "best_top1", "test"),
+        _accuracy(runs, "test top-1 of the epoch best in validation", "test_top1_at_best", "validation"),
+        _accuracy(runs, "best validation top-1", "best_top1", "validation"),
         _accuracy(runs, "validation top-1", "validation_top1"),
         _accuracy(runs, "test top-5", "test_top5"),
         _line(runs, "sparsity of the sparse layers", lambda run: percent(fact(run, "sparsity"))),
@@ -64,11 +66,17 @@ def _line(runs: Sequence[Run], head: str, cell: Callable[[Run], Any], *, code: b
     return Line(head, tuple(NOTHING if value in (None, "") else str(value) for value in values), code=code)
 
 
-def _accuracy(runs: Sequence[Run], head: str, key: str) -> Line:
-    values = [fact(run, key) for run in runs]
+def _accuracy(runs: Sequence[Run], head: str, key: str, chosen_on: str | None = None) -> Line:
+    """`chosen_on`: of the runs alone whose best epoch was chosen on these samples."""
+    values = [fact(run, key) if chosen_on in (None, _chosen_on(run)) else None for run in runs]
     known = [value for value in values if value is not None]
     best = tuple(len(known) > 1 and value == max(known) for value in values)
     return Line(head, tuple(NOTHING if value is None else f"{value:.2f} %" for value in values), best)
+
+
+def _chosen_on(run: Run) -> str:
+    """The samples that the best epoch was chosen on: "validation" or "test"."""
+    return "test" if fact(run, "validation_top1") is None else "validation"
 
 
 def _sparse_layer_weights(run: Run) -> float | None:

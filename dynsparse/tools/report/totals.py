@@ -19,7 +19,7 @@ class LayerTotals:
     """Its sign."""
 
 
-TOTALS = ("weights", "active before", "dropped", "grown", "net", "active now", "density before", "density now")
+TOTALS = ("weights", "active before", "dropped", "grown", "net", "active now", "sparsity before", "sparsity now")
 
 
 def totals(run: Run) -> list[LayerTotals]:
@@ -38,4 +38,4 @@ def totals(run: Run) -> list[LayerTotals]:
 def _totals(name: str, weights: float, before: float, dropped: float, grown: float, now: float) -> LayerTotals:
     net = now - before
     cells = (count(weights), count(before), count(dropped), count(grown), signed(net), count(now))
-    return LayerTotals(name, (*cells, percent(before / weights), percent(now / weights)), (net > 0) - (net < 0))
+    return LayerTotals(name, (*cells, percent(1 - before / weights), percent(1 - now / weights)), (net > 0) - (net < 0))

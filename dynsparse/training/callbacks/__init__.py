@@ -147,8 +147,10 @@ def standard_observers(
     config: RunConfig, *, launch: str | None = None, resumed_from: Path | None = None
 ) -> list[Callback]:
     """What a run from the command line is watched by. The rest is for its history: see `HistoryFile`."""
+    from dynsparse.training.callbacks import input_file
     from dynsparse.training.callbacks.closing import ClosingTable
     from dynsparse.training.callbacks.history_file import HistoryFile
+    from dynsparse.training.callbacks.input_file import InputFile
     from dynsparse.training.callbacks.metrics_file import MetricsFile
     from dynsparse.training.callbacks.progress import progress
     from dynsparse.training.callbacks.summary_file import SummaryFile
@@ -158,6 +160,7 @@ def standard_observers(
         HistoryFile(folder / "history.jsonl", launch=launch, resumed_from=resumed_from),
         MetricsFile(folder / "metrics.jsonl"),  # After the one that looks how far it went.
         SummaryFile(folder / "summary.json"),
+        InputFile(folder / input_file.NAME),
     ]
     if config.log.tensorboard:
         from dynsparse.training.callbacks.tensorboard import TensorBoard

@@ -38,6 +38,8 @@ class RunReport:
     """Steps done before, 0 in a new run."""
     start_epoch: int
     """Epochs trained and evaluated before."""
+    input: Mapping[str, Any]
+    """What the network takes and gives (`network_input.network_input`)."""
     versions: Mapping[str, str]
 
 
@@ -75,7 +77,7 @@ class EpochReport:
     train_top1: float
     results: Evaluations
     best_top1: float | None
-    """On the held-out samples where there are any, else on the test samples; None before the last prune."""
+    """On the samples that `results.selecting` tells of; None before the last prune."""
     active: Mapping[str, int]
     sparsity: Mapping[str, float]
     total_sparsity: float
@@ -112,6 +114,9 @@ class Summary:
     test_top5: float | None
     validation_top1: float | None
     best_top1: float | None
+    """The highest of all epochs on the samples that `best_top1_on` names."""
+    best_top1_on: str | None
+    """"validation" or "test". Chosen on test samples it flatters: other samples would give less."""
     test_top1_at_best: float | None
     active_weights: int
     sparse_layer_weights: int

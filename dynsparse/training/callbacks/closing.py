@@ -30,10 +30,7 @@ def closing_text(summary: Summary, folder: Path, *, tensorboard: bool) -> str:
     rows.append(("all sparse layers", f"{summary.active_weights:,}", "", f"{100 * summary.sparsity:.2f} %"))
     rows.append(("whole model", "", "", f"{100 * summary.model_sparsity:.2f} %"))
     facts: list[tuple[str, ...]] = [
-        ("test accuracy", _percent(summary.test_top1)),
-        ("best test accuracy", _percent(summary.best_top1))
-        if summary.validation_top1 is None
-        else ("test accuracy of the epoch best in validation", _percent(summary.test_top1_at_best)),
+        *_accuracies(summary),
         ("reallocations", str(summary.reallocations)),
         ("epochs, steps", f"{summary.epochs}, {summary.steps}"),
         ("workers", str(summary.world_size)),
@@ -51,6 +48,26 @@ def closing_text(summary: Summary, folder: Path, *, tensorboard: bool) -> str:
     if tensorboard:
         lines.append(f"TensorBoard: {_tensorboard()} --logdir {folder}")
     return "\n".join(lines)
+
+
+def _accuracies(summary: Summary) -> list[tuple[str, ...]]:
+    """Each with what it was measured on, and how its epoch was chosen."""
+    if summary.best_top1_on != "validation":
+        return [
+            ("test accuracy", _percent(summary.test_top1)),
+            ("highest of all epochs, chosen on the test data", _percent(summary.best_top1)),
+        ]
+    found: list[tuple[str, ...]] = [
+        ("validation accuracy", _percent(summary.validation_top1)),
+        ("best validation accuracy", _percent(summary.best_top1)),
+    ]
+    if summary.test_top1 is None:
+        return found
+    return [
+        ("test accuracy", _percent(summary.test_top1)),
+        ("test accuracy of the epoch best in validation", _percent(summary.test_top1_at_best)),
+        *found,
+    ]
 
 
 def _tensorboard() -> str:

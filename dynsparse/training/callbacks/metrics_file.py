@@ -90,6 +90,7 @@ class MetricsFile(Writer):
                 **_numbers("validation", report.results.validation),
                 **_numbers("train_evaluation", report.results.train),
                 "best_top1": report.best_top1,
+                "best_top1_on": report.results.selected_on,
                 "budget": report.budget,
                 "active_weights": sum(report.active.values()),
                 "sparsity": report.total_sparsity,

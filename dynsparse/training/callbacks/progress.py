@@ -12,6 +12,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from dynsparse.reallocation import ReallocationReport
 from dynsparse.training.callbacks.base import Callback, Display, EpochReport, RunReport, StepReport, Summary
+from dynsparse.training.evaluate import Evaluations
 
 log = logging.getLogger(__name__)
 
@@ -21,6 +22,12 @@ def progress(style: Literal["auto", "bar", "lines", "none"]) -> list[Callback]:
     if style == "none":
         return []
     return [ProgressBar() if style == "bar" or (style == "auto" and sys.stderr.isatty()) else ProgressLines()]
+
+
+def _accuracies(results: Evaluations) -> dict[str, str]:
+    """Top-1 by the name of the split."""
+    found = {"validation": results.validation, "test": results.test}
+    return {name: f"{on.top1:.2f} %" for name, on in found.items() if on is not None}
 
 
 class ProgressLines(Display):
@@ -35,13 +42,13 @@ class ProgressLines(Display):
         left = self._run.epochs * self._run.steps_per_epoch - report.step
         eta = (time.monotonic() - self._began) / max(1, done) * left
         log.info(
-            "epoch %d/%d  step %d  loss %.4f  train %.2f %%  test %.2f %%  lr %.3g  %.0f images/s  ETA %s",
+            "epoch %d/%d  step %d  loss %.4f  train %.2f %%  %s  lr %.3g  %.0f images/s  ETA %s",
             report.epoch + 1,
             self._run.epochs,
             report.step,
             report.train_loss,
             report.train_top1,
-            report.results.test.top1,
+            "  ".join(f"{name} {value}" for name, value in _accuracies(report.results).items()),
             report.lr,
             report.images_per_second,
             tqdm.format_interval(eta),
@@ -65,7 +72,7 @@ class ProgressBar(Display):
         self._show(report.step, moved=str(sum(report.dropped.values())))
 
     def on_epoch(self, report: EpochReport) -> None:
-        self._show(report.step, epoch=str(report.epoch + 1), test=f"{report.results.test.top1:.2f} %")
+        self._show(report.step, epoch=str(report.epoch + 1), **_accuracies(report.results))
 
     def on_end(self, summary: Summary) -> None:
         try:

@@ -101,7 +101,7 @@ def test_of_a_runs_folder_the_best_is_taken(run: RunConfig, capsys: pytest.Captu
     for source, name in ((run.folder, "best.pt"), (folder / "initial.pt", "initial.pt")):
         code, out, _ = call(capsys, "export", source, "--format", "torch", "--overwrite")
         assert code == 0
-        assert f"of {folder / name}, step" in out
+        assert f"of {folder / name}: epoch " in out
         state, ours = torch.load("sparse.pt", weights_only=True), network_of(folder / name, run).state_dict()
         assert all(torch.equal(value, ours[key]) for key, value in state.items())
     assert not list(Path().glob("*.partial"))
@@ -145,13 +145,13 @@ def test_what_may_not_be_looked_up(
 def test_line_ends_in_names_are_escaped(run: RunConfig, capsys: pytest.CaptureFixture[str]) -> None:
     code, out, _ = call(capsys, "export", run.folder, "--format", "torch", "--out", "a\nb.pt")
     assert code == 0 and Path("a\nb.pt").is_file()
-    assert r"file          a\nb.pt, " in out and out.count("\n") == 7
+    assert r"file          a\nb.pt, " in out and out.count("\n") == 8
 
 
 def test_of_the_checkpoints_folder_the_best(run: RunConfig, capsys: pytest.CaptureFixture[str]) -> None:
     code, out, _ = call(capsys, "export", run.folder / "checkpoints", "--format", "torch")
     assert code == 0
-    assert f"of {run.folder / 'checkpoints' / 'best.pt'}, step" in out
+    assert f"of {run.folder / 'checkpoints' / 'best.pt'}: epoch " in out
 
 
 @pytest.fixture

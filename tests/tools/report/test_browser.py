@@ -83,7 +83,7 @@ def test_charts_are_drawn(browser: Any, page: str) -> None:
     )
     assert lines >= 6
     maps = browser.execute_script("return document.querySelectorAll('.wide .drawing image').length")
-    assert maps == 6, "densities and exploration of three runs"
+    assert maps == 6, "active shares and exploration of three runs"
 
 
 @pytest.mark.parametrize("width", [1280, 400])
@@ -142,7 +142,7 @@ def test_values_show_under_the_pointer(browser: Any, page: str, kind: str) -> No
     browser.execute_script("arguments[0].scrollIntoView({block: 'center'})", drawing)
     ActionChains(browser).move_to_element(drawing).perform()
     values = browser.find_element(By.CSS_SELECTOR, ".values").text
-    assert {"lines": "resumed", "heat": "density", "moves": "grown"}[kind] in values
+    assert {"lines": "resumed", "heat": "share active", "moves": "grown"}[kind] in values
     assert wider_than_the_window(browser) == 0
     ActionChains(browser).move_to_element(browser.find_element(By.CSS_SELECTOR, "h2")).perform()
     assert browser.find_elements(By.CSS_SELECTOR, ".values") == []

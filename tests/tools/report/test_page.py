@@ -55,7 +55,7 @@ def test_charts_say_in_words_what_they_show(page: Page) -> None:
     assert len(images) > 12
     assert all(len(attributes["aria-label"]) > 20 for attributes in images)
     assert any(label.startswith("test top-1") for label in page.attributes("aria-label"))
-    assert any(re.match(r"density: .*from \d", label) for label in page.attributes("aria-label"))
+    assert any(re.match(r"share active: .*from \d", label) for label in page.attributes("aria-label"))
 
 
 def test_the_overview_says_what_the_summaries_say(page: Page, made: Path) -> None:
@@ -126,9 +126,9 @@ def test_values_under_the_pointer_are_those_of_the_run(page: Page, made: Path) -
     for row, name in enumerate(chart["names"]):
         assert chart["grown"][row] == [line["layers"][name]["grown"] for line in events]
         assert chart["dropped"][row] == [line["layers"][name]["dropped"] for line in events]
-    density = hover(page, "heat")[0]
+    active = hover(page, "heat")[0]
     last = [line for line in lines if line["kind"] == "epoch"][-1]
-    assert [row[-1] for row in density["values"]] == pytest.approx(
+    assert [row[-1] for row in active["values"]] == pytest.approx(
         [1 - layer["sparsity"] for layer in last["layers"].values()], rel=1e-3
     )
 
@@ -180,7 +180,7 @@ def test_while_it_is_training(made: Path, tmp_path: Path) -> None:
     finally:
         lock.release()
     assert "status running: process" in words
-    assert "densities follow after its first epoch" in words
+    assert "shares of active weights follow after its first epoch" in words
 
 
 def test_damage_is_told_on_the_page_and_on_stderr(
@@ -259,7 +259,10 @@ def test_text_that_is_none(copy: Path, tmp_path: Path) -> None:
     assert r"\udcff" in words
 
 
-@pytest.mark.parametrize("text", ["a: &a {b: *a}", "a: [{2026-01-01: 1}]"], ids=["in a circle", "a date for a key"])
+BOMB = "".join(f"k{n}: &a{n} [{f'*a{n - 1}, ' * 9 if n else 'x'}]\n" for n in range(30))
+
+
+@pytest.mark.parametrize("text", ["a: &a {b: *a}", "a: " + "[" * 3000, BOMB], ids=["in a circle", "deep", "a bomb"])
 def test_a_config_that_no_run_has(copy: Path, tmp_path: Path, text: str) -> None:
     (copy / "config.yaml").write_text(text)
     assert "config.yaml: is damaged, and left out" in report(tmp_path / "out.html", copy).words()

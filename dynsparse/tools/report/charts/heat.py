@@ -48,7 +48,7 @@ def common_scale(readings: Sequence[Readings]) -> Normalize:
 
 
 def heat(title: str, what: str, readings: Readings, scale: Normalize, prefix: str) -> Chart:
-    """`what` the shares are, such as "density". At the right of each row its first and its latest value."""
+    """`what` the shares are, such as "share active". At the right of each row its first and its latest value."""
     cells = readings.columns()
     drawn = figure(WIDTH, chart_height(len(readings.names)))
     axes = drawn.add_subplot()

@@ -1,0 +1,29 @@
+"""What the network of a run takes and gives: how an image becomes its input, and which class each output is."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from dynsparse.config import RunConfig
+from pipelines.base import Data
+from pipelines.config import PhotographSettings
+
+
+def network_input(config: RunConfig, data: Data) -> dict[str, Any]:
+    """Plain data, for the run's folder, its checkpoints and exported files.
+
+    - `class_names`: by output; empty if the classes have no names
+    - `number_of_classes`
+    - `shape`: [channels, height, width]
+    - `resize`: pixels that the shorter side of an image is resized to before its central part is taken, or None
+    - `mean`, `std`: by channel, in grey levels of 0 to 255: the input is (level - mean) / std
+    """
+    normalisation = data.normalisation
+    return {
+        "class_names": list(data.class_names),
+        "number_of_classes": config.data.classes,
+        "shape": list(config.data.image_shape),
+        "resize": config.data.evaluation_resize if isinstance(config.data, PhotographSettings) else None,
+        "mean": list(normalisation.mean) if normalisation else None,
+        "std": list(normalisation.std) if normalisation else None,
+    }
