@@ -11,7 +11,7 @@ help:
 	@echo "make demo-images  train a 90 % sparse ResNet on folders of real photographs, in two minutes"
 	@echo "make test    set up, then run every test"
 	@echo "make check   set up, then lint, types, import layers, shell scripts"
-	@echo "make soak    as test, with longer runs, more faults, fifty times as many made-up examples and an hour of damaged runs"
+	@echo "make soak    as test, with longer runs, more faults, fifty times as many made-up examples and an hour of damaged runs and inputs"
 	@echo "make bench   what speed is claimed, measured anew: quarter of an hour on two quiet cores"
 	@echo "make reproduce-digits  every method at four sparsities on the digits: a table and plots in docs/results/"
 	@echo "make schema  write configs/schema.json, from which editors complete"

@@ -20,12 +20,14 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:  # Else torch would be imported before `preload` has set how many threads it may have.
     from tests.fuzz.cases import Fuzzer, Result
 
+KINDS = ("runs", "inputs")
 SEEDS = 10_000_000
 """Cases of one --seed."""
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m tests.fuzz", description=__doc__)
+    parser.add_argument("--kind", choices=KINDS, default="runs", help="what is damaged (%(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="the first case is this times ten millions")
     parser.add_argument("--seconds", type=float, help="begin no case after so long")
     parser.add_argument("--cases", type=int, help="run so many")
@@ -63,16 +65,17 @@ def main(arguments: list[str]) -> int:
     from tests.fuzz.preload import preload
 
     preload()
-    from tests.fuzz import cases, commands, subjects
-    from tests.fuzz.mutations import MUTATIONS
+    from tests.fuzz.cases import Filter
+    from tests.fuzz.inputs.cases import InputFuzzer
+    from tests.fuzz.run_cases import RunFuzzer
 
+    kind = InputFuzzer if given.kind == "inputs" else RunFuzzer
     if given.list:
-        print("\n".join([*MUTATIONS, "", *commands.COMMANDS]))
+        mutations, commands = kind.names()
+        print("\n".join([*mutations, "", *commands]))
         return 0
     with workplace() as work:
-        fuzzer = cases.Fuzzer(
-            subjects.make(work / "subjects"), work, cases.Filter(given.mutation, given.command), given.deadline
-        )
+        fuzzer = kind.make(work, Filter(given.mutation, given.command), given.deadline)
         if given.plan:
             for seed in seeds(given):
                 print(f"case {seed}: {fuzzer.plan(seed)}", flush=True)

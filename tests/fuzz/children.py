@@ -20,7 +20,7 @@ from tests.fuzz.limits import Limits
 _LOOK_SECONDS = 0.02
 _PAGE = os.sysconf("SC_PAGE_SIZE")
 _LIBC = ctypes.CDLL(None)
-_PR_SET_PDEATHSIG = 1
+_PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
 
 
 @dataclass(frozen=True)
@@ -43,8 +43,10 @@ class Outcome:
 def run(function: Callable[[], object], scratch: Path, limits: Limits) -> Outcome:
     """Call `function` in a child with a process group of its own. Its output goes to files in `scratch`.
 
-    An int that it returns, or raises as SystemExit, is the exit code. This process must have no other threads.
+    An int that it returns, or raises as SystemExit, is the exit code. This process must have no other threads, and no
+    other children.
     """
+    _LIBC.prctl(_PR_SET_CHILD_SUBREAPER, 1)
     out, err = scratch / "stdout", scratch / "stderr"
     sys.stdout.flush()
     sys.stderr.flush()
@@ -56,7 +58,7 @@ def run(function: Callable[[], object], scratch: Path, limits: Limits) -> Outcom
     descriptor = os.pidfd_open(pid)
     try:
         while not select.select([descriptor], [], [], _LOOK_SECONDS)[0]:
-            peak = max(peak, _resident(pid))
+            peak = max(peak, base + _grown(pid, base))
             bloated = peak - base > limits.memory
             hung = time.monotonic() - began > limits.seconds
             if hung or bloated:
@@ -65,8 +67,8 @@ def run(function: Callable[[], object], scratch: Path, limits: Limits) -> Outcom
         os.close(descriptor)
         kill_group(pid, only_leader=True)
         _, status, usage = os.wait4(pid, 0)
-        left_behind = kill_group(pid)
-    seconds = time.monotonic() - began
+        seconds = time.monotonic() - began
+        left_behind = _outlived(pid, 0 if hung or bloated else limits.grace) and not (hung or bloated)
     grown = max(peak, usage.ru_maxrss * 1024) - base
     code = None if hung or bloated else os.waitstatus_to_exitcode(status)
     return Outcome(code, _text(out), _text(err), seconds, grown, hung, bloated or grown > limits.memory, left_behind)
@@ -119,11 +121,50 @@ def kill_group(pid: int, *, only_leader: bool = False) -> bool:
     return True
 
 
+def _outlived(group: int, seconds: float) -> bool:
+    """Whether processes of the group are still there after so long. Kills them."""
+    end = time.monotonic() + seconds
+    while _is_there(group) and time.monotonic() < end:
+        time.sleep(_LOOK_SECONDS)
+    found = kill_group(group) if _is_there(group) else False
+    _reap()
+    return found
+
+
+def _is_there(group: int) -> bool:
+    _reap()
+    try:
+        os.killpg(group, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def _reap() -> None:
+    """Processes whose parents ended come to this one, and count as there until it has asked for their exit codes."""
+    with suppress(ChildProcessError):
+        while os.waitpid(-1, os.WNOHANG)[0]:
+            pass
+
+
 def _resident(pid: int) -> int:
     try:
         return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * _PAGE
     except (OSError, IndexError, ValueError):
         return 0
+
+
+def _grown(pid: int, base: int) -> int:
+    """Bytes that a process and all that it has started take, each beyond `base`, which a fork shares with it."""
+    return max(0, _resident(pid) - base) + sum(_grown(child, base) for child in _children(pid))
+
+
+def _children(pid: int) -> list[int]:
+    found: list[int] = []
+    with suppress(OSError):
+        for thread in os.listdir(f"/proc/{pid}/task"):
+            found += map(int, Path(f"/proc/{pid}/task/{thread}/children").read_text().split())
+    return found
 
 
 def _text(path: Path) -> str:

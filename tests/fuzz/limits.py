@@ -21,6 +21,10 @@ class Limits:
     """By the wall clock, then it counts as hanging."""
     memory: int = _FIXED
     """Bytes of memory beyond those that it was forked with, then it counts as a failure."""
+    file: int = 2 << 30
+    """Bytes of the largest file that it may write."""
+    grace: float = 0
+    """Seconds that processes which it started may live on."""
 
     @classmethod
     def of(cls, seconds: float, on_disk: int) -> Limits:
@@ -31,7 +35,7 @@ class Limits:
         data = int(Path("/proc/self/statm").read_text().split()[5]) * resource.getpagesize()
         for what, most in (
             (resource.RLIMIT_DATA, data + _MOST),
-            (resource.RLIMIT_FSIZE, 2 << 30),
+            (resource.RLIMIT_FSIZE, self.file),
             (resource.RLIMIT_CORE, 0),
         ):
             hard = resource.getrlimit(what)[1]

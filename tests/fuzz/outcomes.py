@@ -13,6 +13,9 @@ from tests.fuzz.commands import Command
 from tests.fuzz.scene import Scene, Snapshot, Subject, changes, snapshot
 
 _SAID = re.compile(r"(error|warning): \S")
+_DECODERS = re.compile(r"(?!.*\.py\b)[A-Za-z][ -~]{,150}$")
+"""One line of C, and none of Python's warnings."""
+_PROGRESS = re.compile(r"(write \w+|index|scan): [\d,]+ of [\d,]+ \w+$")
 _TRACE = re.compile(r"^(Traceback \(most recent call last\)|Fatal Python error|Exception in thread)", re.MULTILINE)
 _MOST_SAID = 200_000
 """Bytes of standard error that a user could still be asked to read."""
@@ -42,16 +45,16 @@ class Before:
 def faults(outcome: Outcome, scene: Scene, command: Command, before: Before, subject: Subject) -> list[str]:
     """All that must not be, a line each; its first word is its kind. Empty if all is well."""
     return [
-        *_of_end(outcome),
+        *of_end(outcome),
         *(["refused: a whole checkpoint is left"] if before.goes_on and outcome.code == EXIT_BAD_INPUT else ()),
-        *_of_words(outcome),
+        *of_words(outcome),
         *_of_files(scene, command, before),
         *(_of_checkpoints(scene, before, subject.checkpoints) if outcome.code != EXIT_DONE else ()),
         *(_of_result(scene, before, subject.digests) if outcome.code == EXIT_DONE and command.same_end else ()),
     ]
 
 
-def _of_end(outcome: Outcome) -> list[str]:
+def of_end(outcome: Outcome) -> list[str]:
     found = []
     if outcome.hung:
         found.append(f"hang: killed after {outcome.seconds:.0f} s")
@@ -66,7 +69,8 @@ def _of_end(outcome: Outcome) -> list[str]:
     return found
 
 
-def _of_words(outcome: Outcome) -> list[str]:
+def of_words(outcome: Outcome, *, decoders: bool = False) -> list[str]:
+    """`decoders`: whether libraries in C may have said what they think of an image, such as "Bogus Huffman table"."""
     if _TRACE.search(outcome.err):
         return [f"traceback: {last_line(outcome.err)}"]
     found = []
@@ -74,7 +78,8 @@ def _of_words(outcome: Outcome) -> list[str]:
         found.append(f"words: {len(outcome.err):,} bytes on standard error")
     if outcome.code == EXIT_BAD_INPUT:
         lines = outcome.err.splitlines()
-        found += [f"words: {line[:200]}" for line in lines if not _SAID.match(line)][:3]
+        known = (_SAID, _PROGRESS, *([_DECODERS] if decoders else []))
+        found += [f"words: {line[:200]}" for line in lines if not any(form.match(line) for form in known)][:3]
         if not any(line.startswith("error: ") for line in lines):
             found.append("words: exit code 2 without an error")
     return found

@@ -1,4 +1,4 @@
-"""No damage to a run's folder makes a command end in any way but success, or an error that says what is wrong."""
+"""No damage to a run or to inputs makes a command end in any way but success, or an error that says what is wrong."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from typing import Any
 
 import pytest
 
-from tests.fuzz.mutations import MUTATIONS
+from tests.fuzz.inputs.mutations import MUTATIONS
 from tests.training import runs
 
-CASES = 200
+CASES = {"runs": 200, "inputs": 170}
 """In `make test`: a fixed number, however fast the machine is."""
 HOUR = 3600
 
@@ -37,21 +37,28 @@ def fuzz(tmp_path: Path, *arguments: Any) -> str:
     return out
 
 
-def test_some_damage_of_each_kind(tmp_path: Path) -> None:
+def test_each_mutation_of_inputs_has_a_case() -> None:
+    assert len(MUTATIONS) <= CASES["inputs"]
+
+
+@pytest.mark.parametrize("kind", CASES)
+def test_some_damage_of_each_kind(kind: str, tmp_path: Path) -> None:
     """Other cases than last week's would be others' failures: the seed is fixed, `make soak` searches."""
-    assert f"{CASES} cases" in fuzz(tmp_path, "--cases", CASES, "--seed", 1)
+    assert f"{CASES[kind]} cases" in fuzz(tmp_path, "--kind", kind, "--cases", CASES[kind], "--seed", 1)
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(2 * HOUR)
-def test_an_hour_of_damage(tmp_path: Path) -> None:
-    fuzz(tmp_path, "--seconds", HOUR, "--seed", 2)
+@pytest.mark.timeout(HOUR)
+@pytest.mark.parametrize("kind", CASES)
+def test_half_an_hour_of_damage(kind: str, tmp_path: Path) -> None:
+    fuzz(tmp_path, "--kind", kind, "--seconds", HOUR / 2, "--seed", 2)
 
 
 @pytest.mark.slow
-def test_a_number_says_what_a_case_is(tmp_path: Path) -> None:
-    said = fuzz(tmp_path, "--plan", "--cases", len(MUTATIONS))
-    assert said == fuzz(tmp_path, "--plan", "--cases", len(MUTATIONS))
+@pytest.mark.parametrize("kind", CASES)
+def test_a_number_says_what_a_case_is(kind: str, tmp_path: Path) -> None:
+    plan = ("--kind", kind, "--plan", "--cases", CASES[kind])
+    assert fuzz(tmp_path, *plan) == fuzz(tmp_path, *plan)
 
 
 def test_it_leaves_nothing_when_it_is_asked_to_stop(tmp_path: Path) -> None:

@@ -1,0 +1,42 @@
+"""Runs a program of the project in this process, which ends soon after."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import signal
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from tests.fuzz import commands
+
+
+def program(home: Path, line: list[str], suspects: Mapping[str, bytes]) -> int:
+    """`line` is its command line, less `python -m`. The folder, arguments and log of this process are changed."""
+    # A process that is started anew would import torch, for seconds; this one has it.
+    fork = multiprocessing.get_context("fork")
+    multiprocessing.get_context = lambda method=None: fork  # type: ignore[assignment, misc, return-value]
+    if line[0].endswith(".py"):
+        return commands.execute(home, line)
+    from pipelines import scan, shard_tools
+    from tests.fuzz.inputs import agreement
+
+    os.chdir(home)
+    sys.argv = [f"python -m {line[0]}", *line[1:]]
+    if line[0] == "pipelines.scan":
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
+        return scan.main(line[1:])
+    if line[0] == "pipelines.shards":
+        return shard_tools.main(line[1:])
+    if line[0] == "look":
+        return agreement.look(line[1], Path(line[2]))
+    assert line[0] == "verdicts", line
+    return agreement.verdicts(line[1], suspects)
+
+
+def said(text: str) -> Any:
+    """What a program printed as JSON."""
+    return json.loads(text)
