@@ -18,7 +18,7 @@ from dynsparse import config
 from dynsparse.training.folder import differences
 from pipelines import config as data_config
 from pipelines.base import Request
-from pipelines.config import DataError
+from pipelines.config import DataError, ImagenetSettings
 from pipelines.order import Share
 from tests.methods.test_contract import Run, assert_zero_outside
 
@@ -63,7 +63,7 @@ def test_the_data_set_of_the_guide_works(monkeypatch: pytest.MonkeyPatch, tmp_pa
         data = pipelines.build(asked, Request(0, 5, Share(), 5, None))
         assert [batch[0].shape for (batch,) in data.train.epoch()] == [(5, *asked.image_shape)] * 3
         assert sum(len(labels) for _, labels in data.test.batches()) == 7
-        at = pipelines.position(asked, Request(0, 5, Share(), 5, None))
+        at = pipelines.position_of(asked, Request(0, 5, Share(), 5, None))
         assert at.steps_per_epoch == data.train.steps_per_epoch == 3
     with pytest.raises(DataError, match="put the file there"):
         names["FlowersSettings"](name="flowers", path="nowhere").check()
@@ -93,7 +93,9 @@ def test_figures_are_the_measured_ones(page: Path) -> None:
 
 def test_the_readmes_page_of_config_is_complete_and_right() -> None:
     """It parses, and has every key of the sections it shows, with its default."""
-    page = yaml.safe_load(re.findall(r"```yaml\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)[0])
+    of_photographs, whole = re.findall(r"```yaml\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    assert isinstance(config.parse({**yaml.safe_load(whole), **yaml.safe_load(of_photographs)}).data, ImagenetSettings)
+    page = yaml.safe_load(whole)
     shown = config.parse(page)
     least = {"model": {"name": "mnist_mlp"}, "method": {"name": "dsr"}, "data": {"name": "digits"}}
     defaults = config.parse(least).as_dict()
