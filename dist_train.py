@@ -229,8 +229,9 @@ def check_more(config: RunConfig, worker: Worker, arguments: argparse.Namespace,
         return "a preview can be made"
     if arguments.evaluate:
         path = result_of(arguments.evaluate)
-        require([lambda: check_checkpoint(config, read_run(path)), lambda: check_data(config, worker)])
-        return f"can be evaluated: {how_chosen(path, read_run(path))}"
+        saved = read_run(path)
+        require([lambda: check_checkpoint(config, saved), lambda: check_evaluation(config, worker, saved)])
+        return f"can be evaluated: {how_chosen(path, saved)}"
     return check_start(config, worker, resume, overwrite=arguments.overwrite)
 
 
@@ -261,6 +262,14 @@ def check_training(config: RunConfig, worker: Worker, saved: Mapping[str, Any] |
     done = config.train.start_epoch * data.steps_per_epoch if saved is None else saved["progress"]["step"]
     if warning := idle_warning(config, data.steps_per_epoch, done):
         print(f"warning: {warning}", file=sys.stderr, flush=True)
+
+
+def check_evaluation(config: RunConfig, worker: Worker, saved: Mapping[str, Any]) -> None:
+    """Raise UserError or DataError for data that the network of a checkpoint cannot be evaluated on."""
+    check_data(config, worker)
+    if not getattr(config.data, "download", False):
+        with closing(pipelines.build(config.data, data_request(config, worker))) as data:
+            require_same_classes(saved, data)
 
 
 def check_data(config: RunConfig, worker: Worker) -> Position | TrainPipeline:

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import pipelines
-from dist_train import require_same_classes
+from dist_train import check_evaluation, require_same_classes
 from dynsparse.config import RunConfig
 from dynsparse.errors import UserError
 from dynsparse.runtime import Worker
@@ -26,6 +26,7 @@ from dynsparse.training.start import how_chosen, result_of
 from dynsparse.training.start_lines import start_lines
 from pipelines.base import Data, Request
 from pipelines.order import Share
+from tests.pipelines import pictures
 from tests.training import runs
 
 
@@ -172,3 +173,11 @@ def test_classes_of_other_names_are_refused_in_evaluation() -> None:
         require_same_classes(saved, data)
     require_same_classes({}, data)
     require_same_classes({"input": {"class_names": []}}, data)
+
+
+def test_a_check_of_an_evaluation_refuses_classes_of_other_names(tmp_path: Path) -> None:
+    folder = pictures.numbered_folder(tmp_path / "images", train=12, val=3)
+    settings = runs.config(data=pictures.settings(folder).model_dump())
+    check_evaluation(settings, Worker(), {"input": {"class_names": ["ape", "bee", "cat"]}})
+    with pytest.raises(UserError, match="class 2 is cat, and cow where the checkpoint was trained"):
+        check_evaluation(settings, Worker(), {"input": {"class_names": ["ape", "bee", "cow"]}})
