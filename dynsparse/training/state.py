@@ -144,12 +144,12 @@ class RunState:
         random state starts anew, for neither has a counterpart.
         """
         check_settings(saved, self.config)
-        check_evaluated_on(saved, self.evaluated_on)
         self.load_network(saved)
         packing.unpack_optimizer(self.model, self.masks, self.optimizer, saved["optimizer"])
         self.method.load_state_dict(saved["method"])
         self.precision.load_state_dict(saved.get("loss_scale", {}))  # Older checkpoints have none.
         self.train_data.load_state_dict(saved["data"])
+        check_evaluated_on(saved, self.evaluated_on)
         for rank in saved["ranks"]:  # Older checkpoints know of none.
             self.train_data.avoid(rank.get("bad_samples", {}))
         self.progress = _progress(saved["progress"], self.progress)
