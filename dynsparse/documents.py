@@ -16,6 +16,7 @@ from yaml.constructor import ConstructorError
 from yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 from yaml.reader import ReaderError
 
+from dynsparse.errors import LONGEST_NUMBER
 from pipelines.words import code_of, unfit
 
 MOST_BYTES = 256 << 10
@@ -24,8 +25,6 @@ MOST_EXPANDED = 2 * MOST_BYTES
 """Characters with every alias written out, and `EACH` more for each value: short ones take as much time."""
 EACH = 8
 MOST_LEVELS = 50
-LONGEST_NUMBER = 100
-"""Characters. PyYAML takes time that grows with the square of the length, and Python refuses 4,300 digits."""
 
 
 class DocumentError(ValueError):

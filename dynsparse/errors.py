@@ -19,6 +19,8 @@ EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells have it: a second Ctrl-C, whic
 LONGEST_LINE = 4000
 MOST_LINES = 30
 MOST_NAMES = 20
+LONGEST_NUMBER = 100
+"""Characters. PyYAML takes time that grows with the square of the length, and Python refuses 4,300 digits."""
 LONGEST_WORD = 200
 """Of what somebody has written, that is compared with what there is."""
 

@@ -11,8 +11,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from dynsparse import hints
-from dynsparse.documents import LONGEST_NUMBER
-from dynsparse.errors import cut, nearest
+from dynsparse.errors import LONGEST_NUMBER, cut, nearest
 from dynsparse.hints import Names
 
 MOST_EXPLAINED = 20

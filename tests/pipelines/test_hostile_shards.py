@@ -208,7 +208,7 @@ def test_the_number_of_classes_is_read_from_list_or_labels(tmp_path: Path, index
         settings(root / "train").resolved()
     pack(root / "train/1.tar", sample("a", 10**17))
     (root / "classes.txt").unlink()
-    with pytest.raises(DataError, match="has 100000000000000001 classes; there must be 2 to 1,048,576"):
+    with pytest.raises(DataError, match="has 100,000,000,000,000,001 classes; there must be 2 to 1,048,576"):
         settings(root).resolved()
 
 
@@ -333,7 +333,10 @@ def test_a_folder_that_cannot_be_written(tmp_path: Path, capsys: pytest.CaptureF
 def test_a_name_that_cannot_be_made(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = numbered_folder(tmp_path / "folder", train=9, val=3)
     (tmp_path / "file").touch()
-    for out, reason in ((tmp_path / "file/out", "Not a directory"), (tmp_path / ("x" * 300), "File name too long")):
-        assert shard_tools.main(["write", str(folder), str(out)]) == 2
-        said = capsys.readouterr().err
-        assert reason in said and said.count("\n") == 1 and said.startswith("error: ")
+    assert shard_tools.main(["write", str(folder), str(tmp_path / "file/out")]) == 2
+    said = capsys.readouterr().err
+    assert "Not a directory" in said and said.count("\n") == 1 and said.startswith("error: ")
+    with pytest.raises(SystemExit) as ended:
+        shard_tools.main(["write", str(folder), str(tmp_path / ("x" * 300))])
+    assert ended.value.code == 2
+    assert "a path has at most 4000 bytes, and a name in it 255" in capsys.readouterr().err

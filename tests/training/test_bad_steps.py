@@ -178,7 +178,7 @@ def test_fewer_in_a_row_do_not(tmp_path: Path) -> None:
 
 def test_divergence_ends_with_one_line(tmp_path: Path) -> None:
     settings = runs.config(
-        name="a", runs=str(tmp_path), method={"name": "static"}, train={"lr": {"name": "steps", "table": 1e30}}
+        name="a", runs=str(tmp_path), method={"name": "static"}, train={"lr": {"name": "steps", "table": 1e15}}
     )
     result = runs.dist_train("--config", runs.write_config(tmp_path, settings), workers=2)
     lines = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
