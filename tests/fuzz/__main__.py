@@ -15,7 +15,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 if TYPE_CHECKING:  # Else torch would be imported before `preload` has set how many threads it may have.
     from tests.fuzz.cases import Fuzzer, Result
@@ -49,14 +49,22 @@ def parse(arguments: list[str]) -> argparse.Namespace:
 @contextlib.contextmanager
 def workplace() -> Iterator[Path]:
     """A folder that goes whatever happens."""
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    for number in (signal.SIGTERM, signal.SIGALRM):
+        signal.signal(number, _leave)
     folder = Path(tempfile.mkdtemp(prefix="dynsparse-fuzz-"))
     owner = os.getpid()
     try:
         yield folder
     finally:
         if os.getpid() == owner:
+            signal.setitimer(signal.ITIMER_REAL, 0)
             shutil.rmtree(folder, ignore_errors=True)
+
+
+def _leave(*_: object) -> NoReturn:
+    """Again and again until it has left: raised while Python lets go of an object, an exit is lost."""
+    signal.setitimer(signal.ITIMER_REAL, 0.5)
+    sys.exit(143)
 
 
 def main(arguments: list[str]) -> int:
