@@ -2,7 +2,7 @@
 
 A batch holds all its images at once, and DALI is given some batches ahead. Of images as large as `data.most_pixels`
 allows they would fill the memory: 16 files of 36 bytes can be 5 GB. Of what is handed over here, DALI's graph changes
-nothing but the mirroring of none and the normalisation.
+nothing: it only normalises it.
 """
 
 from __future__ import annotations

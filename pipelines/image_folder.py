@@ -7,6 +7,7 @@ are the system's, and so are a few of its own names.
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import re
 from collections.abc import Iterable, Iterator
@@ -22,6 +23,8 @@ from pipelines.excluded import NOTHING, Excluded
 from pipelines.image_bytes import read_image
 from pipelines.parts import TRAIN, Parts, find_parts
 from pipelines.sources import MOST_BYTES, Bytes, digest
+
+log = logging.getLogger(__name__)
 
 EXTENSIONS = ("jpg", "jpeg", "png", "webp", "bmp", "tif", "tiff")
 _SUFFIXES = tuple(f".{extension}" for extension in EXTENSIONS)
@@ -155,9 +158,20 @@ def list_images(root: Path, part: str, classes: list[str], excluded: Excluded = 
             paths += map(os.fsencode, kept)
             labels += [label] * len(kept)
     excluded.require_none(left_out, root)
+    _say_strays(root / part)
     ends = np.cumsum([0, *map(len, paths)], dtype=np.int64)
     joined = np.frombuffer(b"".join(paths), dtype=np.uint8)
     return ImageFiles(os.fsencode(root) + b"/", joined, ends, np.array(labels, dtype=np.int64), tuple(classes))
+
+
+def _say_strays(folder: Path) -> None:
+    """Warn of images that lie beside the class folders: nobody has said what they show."""
+    strays = [e.name for e in _scan(folder) if e.name.lower().endswith(_SUFFIXES) and not _is_folder(folder, e)]
+    if strays:
+        log.warning(
+            "%s: %d images lie in no class folder and are left out, such as %s; move them into one, or away",
+            folder, len(strays), min(strays),
+        )  # fmt: skip
 
 
 def class_folders(folder: Path) -> dict[str, tuple[int, int]]:

@@ -295,3 +295,14 @@ def test_the_evaluation_crop_is_in_proportion_unless_given(size: int, resize: in
     given = {"name": "imagenet", "image_size": size}
     assert ImagenetSettings.model_validate(given).evaluation_resize == resize
     assert ImagenetSettings.model_validate({**given, "evaluation_resize": 300}).evaluation_resize == 300
+
+
+def test_images_in_no_class_folder_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    files(tmp_path, "train/ape/0.jpg", "train/bee/0.jpg")
+    list_images(tmp_path, "train", ["ape", "bee"])
+    assert not caplog.messages
+    files(tmp_path, "train/b.jpg", "train/a.PNG", "train/notes.txt", "train/.hidden.jpg")
+    found = list_images(tmp_path, "train", ["ape", "bee"])
+    assert len(found.labels) == 2
+    (told,) = caplog.messages
+    assert told.startswith(f"{tmp_path}/train: 2 images lie in no class folder and are left out, such as a.PNG;")
