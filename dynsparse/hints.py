@@ -61,14 +61,18 @@ def for_key(location: Sequence[str], model: type[BaseModel] | None, root: type[B
 
 
 def for_section(location: Sequence[str], value: object, root: type[BaseModel], names: Names) -> str:
-    """The end of a message about a word where a section belongs: the key in it that was meant, if that is clear."""
+    """The end of a message about a word where a section belongs: the section that was meant, if that is clear.
+
+    The whole of it, for beside the keys of another name a new one alone would be refused.
+    """
     classes = _classes(location, root)
     section = ".".join(location)
     if isinstance(value, str) and len(classes) > 1:
         found = names_like(value, with_more(location[-1], classes, names), 1)
-        return f"; did you mean {section}.name={found[0]}?" if found else ""
-    is_rate = isinstance(value, (int, float)) and any("table" in one.model_fields for one in classes.values())
-    return f"; did you mean {section}.table={value}?" if is_rate else ""
+        return f"; did you mean {section}='{{name: {found[0]}}}'?" if found else ""
+    tables = [name for name, one in classes.items() if "table" in one.model_fields]
+    is_rate = isinstance(value, (int, float)) and tables
+    return f"; did you mean {section}='{{name: {tables[0]}, table: {value}}}'?" if is_rate else ""
 
 
 def with_more(section: str, known: Iterable[str], names: Names) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from typing import Any
 
 import pytest
@@ -48,10 +49,10 @@ def refusal(*overrides: str) -> str:
         ("xyzzy=3", "xyzzy: unknown key; there are checkpoint, data, distributed, job_idx, log, method, model, "),
         (
             "train.lr=0.1",
-            "train.lr: is 0.1; it must be a section, with keys of its own; did you mean train.lr.table=0.1?",
+            "is 0.1; it must be a section, with keys of its own; did you mean train.lr='{name: steps, table: 0.1}'?",
         ),
-        ("train.optimizer=adam", "did you mean train.optimizer.name=adamw?"),
-        ("model=resnet50", "did you mean model.name=torchvision/resnet50?"),
+        ("train.optimizer=adam", "did you mean train.optimizer='{name: adamw}'?"),
+        ("model=resnet50", "did you mean model='{name: torchvision/resnet50}'?"),
         ("model.name=resnet50", "; did you mean 'torchvision/resnet50' or 'imagenet_resnet50'?"),
         ("model.name=ResNet-50", "; did you mean 'torchvision/resnet50' or 'imagenet_resnet50'?"),
         ("model.name=resnet18", "; did you mean 'torchvision/resnet18'?"),
@@ -159,3 +160,18 @@ def test_what_would_be_cut_as_a_comment_is_refused(text: str) -> None:
 def test_a_number_sign_within_a_word_or_quotes_is_one() -> None:
     merged, _, wrong = config.merge({}, ["runs=a#b", "data.path='x #y'"])
     assert not wrong and (merged["runs"], merged["data"]["path"]) == ("a#b", "x #y")
+
+
+@pytest.mark.parametrize("override", ["train.lr=0.1", "method=rigl", "train.optimizer=adamw", "model=resnet18"])
+def test_a_hint_that_is_followed_is_taken_beside_keys_of_another_name(override: str) -> None:
+    given: dict[str, Any] = {
+        "model": {"name": "mnist_mlp", "hidden": [30]},
+        "method": {"name": "dsr", "target_moves": 30},
+        "data": {"name": "digits"},
+        "train": {"lr": {"name": "cosine", "peak": 0.1}, "optimizer": {"name": "sgd", "nesterov": True}},
+    }
+    with pytest.raises(UserError) as caught:
+        config.parse(given, [override])
+    (line,) = caught.value.lines
+    meant = shlex.split(line.rpartition("did you mean ")[2].removesuffix("?"))
+    assert config.parse(given, meant)
