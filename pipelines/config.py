@@ -294,6 +294,16 @@ class WebdatasetSettings(PhotographSettings):
     """Those that choose the best epoch; without test_shards the test data. Neither given: val/*.tar or test/*.tar."""
     test_shards: str | None = None
 
+    @model_validator(mode="after")
+    def _parts_differ(self) -> WebdatasetSettings:
+        given = [pattern for pattern in (self.train_shards, self.val_shards, self.test_shards) if pattern is not None]
+        if len(set(given)) < len(given):
+            raise ValueError(
+                "train_shards, val_shards and test_shards name the same shards twice; "
+                "what is trained on, or chosen by, tests nothing: give each its own"
+            )
+        return self
+
     def count_classes(self) -> int:
         from pipelines.shards import count_classes
 

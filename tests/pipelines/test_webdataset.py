@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from pydantic import ValidationError
 
 import pipelines
 from pipelines import shard_tools
@@ -100,3 +101,9 @@ def test_the_order_of_training_is_known_beforehand(tmp_path: Path) -> None:
         path.unlink()
     with pytest.raises(DataError, match=r"data\.val_shards: .* is no tar"):
         pipelines.position_of(settings(shards), request())
+
+
+@pytest.mark.parametrize("twice", [{"test_shards": "train/*.tar"}, {"val_shards": "a/*", "test_shards": "a/*"}])
+def test_the_same_shards_are_not_two_splits(twice: dict[str, str]) -> None:
+    with pytest.raises(ValidationError, match="name the same shards twice"):
+        WebdatasetSettings.model_validate({"name": "webdataset", **twice})
