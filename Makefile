@@ -33,7 +33,7 @@ demo-images: $(READY) data/sample_images
 	PYTHON=$(BIN)/python launch/local.sh --workers demo -- --config configs/sample_images_resnet.yaml --overwrite
 
 data/sample_images: | $(READY)
-	$(BIN)/python -m pipelines.sample_images $@
+	$(BIN)/python -m pipelines sample_images $@
 
 test: $(READY)
 	$(BIN)/python -m pytest

@@ -34,9 +34,11 @@ from typing import Any, NoReturn, TypeVar
 import torch
 
 import pipelines
-from dynsparse import config as schema
-from dynsparse import help_pages
-from dynsparse.config import RunConfig
+from dynsparse.cli import help_pages
+from dynsparse.cli.paper_cli import Invocation, any_given, read_resume, translate
+from dynsparse.cli.paper_flags import Parser, add_flags
+from dynsparse.config import schema
+from dynsparse.config.schema import RunConfig
 from dynsparse.distributed import sync
 from dynsparse.errors import (
     EXIT_BAD_INPUT,
@@ -50,9 +52,8 @@ from dynsparse.errors import (
     UserError,
 )
 from dynsparse.files import open_regular
-from dynsparse.paper_cli import Invocation, any_given, read_resume, translate
-from dynsparse.paper_flags import Parser, add_flags
 from dynsparse.runtime import Worker, lost_peer, print_to_reader, process_group
+from dynsparse.training.banner import start_lines
 from dynsparse.training.callbacks import standard_observers
 from dynsparse.training.checks import (
     check_checkpoint,
@@ -62,7 +63,8 @@ from dynsparse.training.checks import (
     check_split,
     idle_warning,
 )
-from dynsparse.training.folder import (
+from dynsparse.training.network import Network, build_method, build_network, check_layers
+from dynsparse.training.run.folder import (
     Start,
     begun_by,
     checkpoints_of,
@@ -71,11 +73,9 @@ from dynsparse.training.folder import (
     require_writable,
     take_folder,
 )
-from dynsparse.training.lock import BEAT_SECONDS, RunLock, holding, waiting
-from dynsparse.training.loop import Trainer
-from dynsparse.training.network import Network, build_method, build_network, check_layers
+from dynsparse.training.run.lock import BEAT_SECONDS, RunLock, holding, waiting
 from dynsparse.training.saved import read_run
-from dynsparse.training.start import (
+from dynsparse.training.sources import (
     NOTHING,
     Sources,
     checkpoint_of,
@@ -85,13 +85,13 @@ from dynsparse.training.start import (
     require_sources,
     result_of,
 )
-from dynsparse.training.start_lines import start_lines
 from dynsparse.training.state import check_evaluated_on
 from dynsparse.training.stopping import StopFlag
+from dynsparse.training.trainer import Trainer
 from pipelines.base import Data, Request, TrainPipeline
-from pipelines.config import DataError
+from pipelines.common.paths import argument
+from pipelines.datasets.settings import DataError
 from pipelines.order import Share
-from pipelines.paths import argument
 from pipelines.position import Position
 from pipelines.preview import write_png
 

@@ -18,7 +18,7 @@ from torch.distributed.algorithms.ddp_comm_hooks import default_hooks, powerSGD_
 from torch.nn import functional
 from torch.nn.parallel import DistributedDataParallel
 
-from dynsparse import config as schema
+from dynsparse.config import schema
 from dynsparse.distributed.allreduce import ActiveAllReduce
 from dynsparse.training.network import Network, build_network
 from tests.hosts import bytes_sent

@@ -29,16 +29,16 @@ from benchmarks import record
 from benchmarks.pages import spread, table
 from benchmarks.plots import RESULTS as PAGES
 from benchmarks.timing import finished, summary
-from dynsparse import config as schema
-from dynsparse.config import RunConfig
+from dynsparse.config import schema
+from dynsparse.config.schema import RunConfig
 from dynsparse.runtime import Worker
 from dynsparse.training.checkpoint import CheckpointFolder, write
 from dynsparse.training.checkpoint import file as checkpoint_file
 from dynsparse.training.checkpoint import folder as checkpoint_folder
 from dynsparse.training.checkpoint.archive import save_deflated
-from dynsparse.training.loop import Trainer
 from dynsparse.training.network import build_network
 from dynsparse.training.reports import Reporter
+from dynsparse.training.trainer import Trainer
 from pipelines.base import Batch, Request
 from pipelines.order import Share
 

@@ -14,11 +14,11 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from benchmarks.timing import in_rounds
-from dynsparse import config as schema
-from dynsparse.config import RunConfig
+from dynsparse.config import schema
+from dynsparse.config.schema import RunConfig
 from dynsparse.runtime import Worker
-from dynsparse.training.loop import Trainer
 from dynsparse.training.network import Network, build_network
+from dynsparse.training.trainer import Trainer
 from pipelines.base import Batch, Data, EvaluationPipeline
 
 FOR_EVER = 1_000_000_000

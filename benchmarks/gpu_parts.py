@@ -41,18 +41,18 @@ from benchmarks.gpu_bench import (
     wrn,
 )
 from benchmarks.timing import compared, summary
-from dynsparse.config import RunConfig
+from dynsparse.config.schema import RunConfig
 from dynsparse.distributed.allreduce import ActiveAllReduce
 from dynsparse.distributed.digest import mask_digest
 from dynsparse.masks import MaskSet
 from dynsparse.training import checkpoint
-from dynsparse.training.loop import Trainer
 from dynsparse.training.network import Network, build_network
-from pipelines import sample_images
+from dynsparse.training.trainer import Trainer
 from pipelines.base import Request
-from pipelines.config import ImagenetSettings
-from pipelines.imagenet import STD
+from pipelines.datasets.imagenet import STD
+from pipelines.datasets.settings import ImagenetSettings
 from pipelines.order import Share
+from pipelines.tools import sample_images
 
 FAST = {"precision": "bf16", "channels_last": True}
 # The machine

@@ -70,7 +70,7 @@ def training(folder: Path, runs: Path, loader: str) -> list[str]:
 
 
 def scanning(folder: Path) -> list[str]:
-    return [sys.executable, "-m", "pipelines.scan", str(folder), "--workers=2"]
+    return [sys.executable, "-m", "pipelines", "scan", str(folder), "--workers=2"]
 
 
 def watched(command: list[str], log: Path) -> Ended:

@@ -27,8 +27,8 @@ import numpy as np
 from PIL import Image
 
 from benchmarks import record
-from pipelines.shard_index import INDEX_KIND, index_of
-from pipelines.sources import digest
+from pipelines.sources.base import digest
+from pipelines.sources.shard_index import INDEX_KIND, index_of
 
 ROOT = Path(__file__).parents[1]
 BLOCK = 512

@@ -26,11 +26,11 @@ KINDS = {"JPEG": {"quality": 90}, "PNG": {}, "WEBP": {"quality": 90}}
 MEASURE = """
 import sys, time
 from pathlib import Path
-from pipelines import loaders
+from pipelines.loaders import base as loaders
 from pipelines.base import Request
-from pipelines.config import ImagenetSettings
-from pipelines.image_folder import list_images
-from pipelines.imagenet import NORMALISATION
+from pipelines.datasets.settings import ImagenetSettings
+from pipelines.sources.image_folder import list_images
+from pipelines.datasets.imagenet import NORMALISATION
 from pipelines.order import SampleOrder, Share
 from pipelines.views import RandomResizedCrop, Recipe
 

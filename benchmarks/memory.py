@@ -52,8 +52,8 @@ from benchmarks.steps import (
 from benchmarks.timing import summary
 from dynsparse.reallocation import ReallocationReport
 from dynsparse.training.callbacks import Callback
-from dynsparse.training.loop import Trainer
 from dynsparse.training.network import build_network
+from dynsparse.training.trainer import Trainer
 
 NAME = "memory"
 Found = dict[str, dict[str, list[Result]]]

@@ -25,19 +25,22 @@ from torch import Tensor, nn
 import pipelines
 from benchmarks.timing import summary
 from dist_train import build_parts
-from dynsparse import config as schema
+from dynsparse.config import schema
 from dynsparse.models.resnet50 import ResNet50Settings
 from dynsparse.runtime import Worker
 from dynsparse.training.evaluate import evaluate
-from dynsparse.training.loop import Trainer
-from pipelines import augment, dali_views, sample_images, shard_tools, torch_views
+from dynsparse.training.trainer import Trainer
+from pipelines import augment
 from pipelines.base import Data, Request
-from pipelines.config import MOST_PIXELS, ImagenetSettings, WebdatasetSettings
-from pipelines.dali_images import given
-from pipelines.image_folder import check_folders, list_images
-from pipelines.imagenet import MEAN, NORMALISATION, STD
+from pipelines.datasets.imagenet import MEAN, NORMALISATION, STD
+from pipelines.datasets.settings import MOST_PIXELS, ImagenetSettings, WebdatasetSettings
+from pipelines.images.reference import decoded
+from pipelines.loaders import dali_views, torch_views
+from pipelines.loaders.dali_images import given
 from pipelines.order import SampleOrder, Share
-from pipelines.reference import decoded
+from pipelines.sources.image_folder import check_folders, list_images
+from pipelines.tools import sample_images
+from pipelines.tools import shards as shard_tools
 from pipelines.views import RandomResizedCrop
 
 Result = dict[str, Any]
@@ -305,7 +308,7 @@ def _graph_ms(folder: Path, amount: Amount, stage: str) -> float:
 
 @pipeline_def(exec_dynamic=True)  # type: ignore[untyped-decorator]
 def _partial_graph(batches: Iterator[Any], size: int, stage: str) -> Any:
-    """The graph of pipelines/dali_loader.py as far as one stage."""
+    """The graph of pipelines/loaders/dali_loader.py as far as one stage."""
     encoded, factors, place, mirror = fn.external_source(
         source=batches,
         num_outputs=4,

@@ -4,8 +4,9 @@
     python -m benchmarks.pipelines --only speed        (a quick look: replaces no figures)
     python -m benchmarks.pipelines --page              (the page and the figure anew, from the JSON)
 
-The data are crops of two real photographs (pipelines/sample_images.py), made anew in a temporary folder. Everything is
-restricted to `--threads` cores, with as many threads or worker processes; rounds of the ways compared take turns.
+The data are crops of two real photographs (pipelines/tools/sample_images.py), made anew in a temporary folder.
+Everything is restricted to `--threads` cores, with as many threads or worker processes. Rounds of the ways compared
+take turns.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ from benchmarks import record
 from benchmarks.pages import spread, table
 from benchmarks.pipeline_parts import PARTS, TINY, Amount, Bench, Result
 from benchmarks.plots import RESULTS as PAGES
-from pipelines.torchvision_ops import import_torchvision
+from pipelines.loaders.torchvision_ops import import_torchvision
 
 NAME = "pipelines"
 FIGURE = "pipeline-memory.svg"

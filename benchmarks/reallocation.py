@@ -28,8 +28,8 @@ from benchmarks.full_scans import DenseLayer, in_torch, with_numpy
 from benchmarks.pages import spread, table
 from benchmarks.plots import RESULTS as PAGES
 from benchmarks.timing import compared, in_rounds
-from dynsparse import config as schema
-from dynsparse.config import RunConfig
+from dynsparse.config import schema
+from dynsparse.config.schema import RunConfig
 from dynsparse.distributed import digest
 from dynsparse.masks import MaskSet
 from dynsparse.methods import Clock

@@ -29,12 +29,12 @@ import torch
 from benchmarks import plots
 from benchmarks.record import keep
 from dist_train import build_parts
-from dynsparse import config as schema
+from dynsparse.config import schema
 from dynsparse.runtime import Worker
 from dynsparse.training.callbacks import Callback, ReallocationReport, RunReport
-from dynsparse.training.folder import checkpoints_of
-from dynsparse.training.loop import Trainer
-from dynsparse.training.start import read_sources
+from dynsparse.training.run.folder import checkpoints_of
+from dynsparse.training.sources import read_sources
+from dynsparse.training.trainer import Trainer
 
 Config = dict[str, Any]
 FRACTION = 0.1

@@ -17,8 +17,8 @@ from torch import nn
 from torch.distributed import distributed_c10d
 
 import pipelines
-from dynsparse import config as schema
-from dynsparse.config import RunConfig
+from dynsparse.config import schema
+from dynsparse.config.schema import RunConfig
 from dynsparse.distributed import sync
 from dynsparse.masks import MaskSet, sparse_layers
 from dynsparse.methods import Clock
@@ -26,8 +26,8 @@ from dynsparse.methods.dsr import DsrSettings
 from dynsparse.reallocation import ReallocationReport, Reallocator
 from dynsparse.runtime import Worker
 from dynsparse.training.callbacks import Callback
-from dynsparse.training.loop import Trainer
 from dynsparse.training.network import build_network
+from dynsparse.training.trainer import Trainer
 from pipelines.base import Batch, Request
 from pipelines.order import Share
 

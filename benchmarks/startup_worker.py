@@ -48,7 +48,7 @@ def main() -> None:
     import dist_train  # Its imports are a part.
     import pipelines
     from dynsparse.training import network
-    from dynsparse.training.loop import Trainer
+    from dynsparse.training.trainer import Trainer
 
     parts.seconds["imports"] = time.perf_counter() - BEGAN
     # By itself, for it would count towards whatever comes to need it first.

@@ -30,15 +30,15 @@ from benchmarks import record
 from benchmarks.pages import spread, table
 from benchmarks.plots import RESULTS as PAGES
 from benchmarks.timing import compared, finished, in_rounds, summary
-from dynsparse import config as schema
-from dynsparse.config import RunConfig
+from dynsparse.config import schema
+from dynsparse.config.schema import RunConfig
 from dynsparse.keeping.weights import LOOK_EVERY
 from dynsparse.methods import Clock
 from dynsparse.methods.dsr import Dsr
 from dynsparse.runtime import Worker
 from dynsparse.training import penalties
-from dynsparse.training.loop import Trainer
 from dynsparse.training.network import Network, build_network
+from dynsparse.training.trainer import Trainer
 from pipelines.base import Batch, Data, Request
 from pipelines.order import Share as RankShare
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable, Sequence
 
-from pipelines.words import one_line as one_line
+from pipelines.common.text import one_line as one_line
 
 EXIT_DONE = 0
 EXIT_FAULT = 1

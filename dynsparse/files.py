@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from pipelines.regular_files import KINDS, open_regular, read_bytes, read_text, require_regular
+from pipelines.common.files import KINDS, open_regular, read_bytes, read_text, require_regular
 
 __all__ = [
     "Appender",

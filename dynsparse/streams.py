@@ -15,7 +15,7 @@ import select
 import sys
 from typing import TYPE_CHECKING
 
-from pipelines.words import one_line
+from pipelines.common.text import one_line
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer

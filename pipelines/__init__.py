@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:  # Light to import: what only checks a file must not wait for torch.
     from pipelines.base import Data, Request, TrainPipeline
-    from pipelines.config import DataSetSettings
+    from pipelines.datasets.settings import DataSetSettings
     from pipelines.position import Position
-    from pipelines.sources import Numbered
+    from pipelines.sources.base import Numbered
 
 
 def build(settings: DataSetSettings, request: Request) -> Data:
@@ -21,7 +21,7 @@ def build(settings: DataSetSettings, request: Request) -> Data:
 
     Imported only now, so that one data set's libraries do not burden another's run.
     """
-    data: Data = import_module(f"pipelines.{settings.name}").build(settings, request)
+    data: Data = import_module(f"pipelines.datasets.{settings.name}").build(settings, request)
     return data
 
 
@@ -31,7 +31,7 @@ def position_of(settings: DataSetSettings, request: Request) -> Position | Train
     Raises DataError where `build` would. Reads no more than labels where the data set's module says how (`listed`),
     and fetches nothing then.
     """
-    module = import_module(f"pipelines.{settings.name}")
+    module = import_module(f"pipelines.datasets.{settings.name}")
     if not hasattr(module, "listed"):
         return build(settings, request).train
     from pipelines.position import Position
@@ -44,6 +44,6 @@ def position_of(settings: DataSetSettings, request: Request) -> Position | Train
 
 def prepare(settings: DataSetSettings) -> None:
     """What one process a machine must do before all build: fetch files. Raises DataError if it cannot."""
-    module = import_module(f"pipelines.{settings.name}")
+    module = import_module(f"pipelines.datasets.{settings.name}")
     if hasattr(module, "prepare"):
         module.prepare(settings)

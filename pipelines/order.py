@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from pipelines.config import DataError
+from pipelines.datasets.settings import DataError
 
 Indices = NDArray[np.int64]
 Uniforms = NDArray[np.float64]

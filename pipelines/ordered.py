@@ -7,13 +7,13 @@ from typing import Any
 
 import numpy as np
 
-from pipelines.bad_files import BadFiles
 from pipelines.base import Batch, Data, Request, SplitSize
-from pipelines.config import DataSetSettings
-from pipelines.loaders import BadSamples, Feed, Loader, Stream, loader
+from pipelines.datasets.settings import DataSetSettings
+from pipelines.loaders.bad_files import BadFiles
+from pipelines.loaders.base import BadSamples, Feed, Loader, Stream, loader
 from pipelines.order import Indices, SampleOrder, Share, evaluation_batches
 from pipelines.position import Position
-from pipelines.sources import digest
+from pipelines.sources.base import digest
 from pipelines.split import stratified
 from pipelines.views import Recipe
 

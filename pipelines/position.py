@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from pipelines.config import DataError
+from pipelines.datasets.settings import DataError
 from pipelines.order import Indices, SampleOrder
-from pipelines.sources import Numbered, digest
+from pipelines.sources.base import Numbered, digest
 
 
 class Position:

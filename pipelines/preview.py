@@ -10,8 +10,8 @@ import torch
 from PIL import Image, ImageDraw
 from torch import Tensor
 
+from pipelines.common.text import one_line
 from pipelines.views import Normalisation
-from pipelines.words import one_line
 
 SHORTEST = 96
 """Pixels of a shown image's shorter side, at least: smaller ones are enlarged."""

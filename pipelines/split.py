@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from pipelines.config import DataError
+from pipelines.datasets.settings import DataError
 from pipelines.order import Indices, shuffled
 
 

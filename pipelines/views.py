@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from pipelines import augment
 from pipelines.order import Uniforms
-from pipelines.sources import Source
+from pipelines.sources.base import Source
 
 Numbers = tuple[NDArray[Any], ...]
 """Arrays [batch, ...]."""

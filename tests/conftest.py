@@ -11,7 +11,7 @@ import pytest
 import torch
 from hypothesis import settings
 
-from pipelines.torch_loader import TorchFeed
+from pipelines.loaders.torch_loader import TorchFeed
 
 # Shared machines are slow at times; an example that takes long is no failure.
 settings.register_profile("suite", deadline=None, max_examples=60, print_blob=True)

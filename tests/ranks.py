@@ -18,7 +18,7 @@ import torch.distributed as dist
 from dynsparse.runtime import Worker
 
 _CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(["torch", "dynsparse.training.loop", "pipelines.synthetic"])
+_CONTEXT.set_forkserver_preload(["torch", "dynsparse.training.trainer", "pipelines.datasets.synthetic"])
 LIMIT_SECONDS = 120
 
 

@@ -12,10 +12,11 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dynsparse import config, reading
-from dynsparse.config import RunConfig
+from dynsparse.config import reading
+from dynsparse.config import schema as config
+from dynsparse.config.schema import RunConfig
 from dynsparse.errors import UserError
-from pipelines.paths import written
+from pipelines.common.paths import written
 from tests.training import runs
 
 ROOT = Path(__file__).parents[1]
@@ -128,7 +129,9 @@ def test_every_number_has_a_limit() -> None:
     assert len(found) > 30
     for where, schema in found:
         most = schema.get("maximum", schema.get("exclusiveMaximum"))
-        assert most is not None, f"{where}: give it a largest value (dynsparse/settings.py, pipelines/config.py)"
+        assert most is not None, (
+            f"{where}: give it a largest value (dynsparse/settings.py, pipelines/datasets/settings.py)"
+        )
         assert most <= 2**63, where
 
 

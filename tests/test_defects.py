@@ -16,8 +16,8 @@ from pydantic import ValidationError
 from torch import nn
 
 from dist_train import build_parts
-from dynsparse import config as schema
-from dynsparse.config import PenaltySettings
+from dynsparse.config import schema
+from dynsparse.config.schema import PenaltySettings
 from dynsparse.errors import StopRequested
 from dynsparse.masks import MaskSet, sparse_layers
 from dynsparse.masks.allocation import uniform
@@ -33,9 +33,9 @@ from dynsparse.runtime import Worker
 from dynsparse.schedules import StepTable
 from dynsparse.training.checkpoint import CheckpointFolder, read
 from dynsparse.training.evaluate import Evaluation, Evaluations
-from dynsparse.training.loop import Trainer
 from dynsparse.training.penalties import add_gradients
 from dynsparse.training.state import Progress
+from dynsparse.training.trainer import Trainer
 from pipelines.split import stratified
 from tests.methods.hand import by_hand, set_weights, values
 from tests.training import runs

@@ -15,9 +15,9 @@ import yaml
 from PIL import Image
 
 import dist_train
-from dynsparse.config import RunConfig
+from dynsparse.config.schema import RunConfig
 from dynsparse.training.checkpoint import read, write
-from dynsparse.training.loop import Trainer
+from dynsparse.training.trainer import Trainer
 from tests.pipelines.pictures import numbered_folder
 from tests.training import runs
 
@@ -453,7 +453,7 @@ def script_that(folder: Path, name: str, body: str) -> Path:
     path.write_text(
         "import os\n"
         "import dist_train\n"
-        "from dynsparse.training.loop import Trainer\n"
+        "from dynsparse.training.trainer import Trainer\n"
         "step = Trainer.train_step\n"
         "def changed(self, batches):\n"
         f"    {body}\n"

@@ -14,11 +14,11 @@ import yaml
 
 import pipelines
 from benchmarks import readme
-from dynsparse import config
-from dynsparse.training.folder import differences
-from pipelines import config as data_config
+from dynsparse.config import schema as config
+from dynsparse.training.run.folder import differences
 from pipelines.base import Request
-from pipelines.config import DataError, ImagenetSettings
+from pipelines.datasets import settings as data_config
+from pipelines.datasets.settings import DataError, ImagenetSettings
 from pipelines.order import Share
 from tests.methods.test_contract import Run, assert_zero_outside
 
@@ -50,8 +50,8 @@ def test_the_data_set_of_the_guide_works(monkeypatch: pytest.MonkeyPatch, tmp_pa
     names: dict[str, Any] = {**vars(data_config), "Path": Path}
     exec(compile("from __future__ import annotations\n" + settings, "config.py", "exec"), names)
     monkeypatch.setattr(data_config, "FlowersSettings", names["FlowersSettings"], raising=False)
-    module: Any = types.ModuleType("pipelines.flowers")
-    monkeypatch.setitem(sys.modules, "pipelines.flowers", module)
+    module: Any = types.ModuleType("pipelines.datasets.flowers")
+    monkeypatch.setitem(sys.modules, "pipelines.datasets.flowers", module)
     exec(compile(source, "flowers.py", "exec"), module.__dict__)
     images = np.random.default_rng(0).integers(0, 256, (20, 60, 70, 3), dtype=np.uint8)
     labels = np.arange(20) % 5

@@ -12,10 +12,10 @@ from typing import Any
 
 import pytest
 
-from dynsparse import config
-from dynsparse.documents import MOST_BYTES, MOST_EXPANDED, DocumentError, load
+from dynsparse.config import schema as config
+from dynsparse.config.documents import MOST_BYTES, MOST_EXPANDED, DocumentError, load
+from dynsparse.config.reading import plain, read, read_file
 from dynsparse.errors import UserError
-from dynsparse.reading import plain, read, read_file
 from tests.training import runs
 
 
@@ -195,7 +195,7 @@ LARGEST = {
 
 CHILD = """
 import json, resource, sys
-from dynsparse.documents import DocumentError, load
+from dynsparse.config.documents import DocumentError, load
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 hostile, largest = json.load(sys.stdin)
 for text in hostile:

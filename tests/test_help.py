@@ -12,7 +12,7 @@ import torch
 
 import dist_train
 from dynsparse import __version__
-from dynsparse.config import RunConfig
+from dynsparse.config.schema import RunConfig
 from dynsparse.hints import models_of
 
 

@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
-from dynsparse import config, hints
-from dynsparse.config import RunConfig
+from dynsparse import hints
+from dynsparse.config import schema as config
+from dynsparse.config.schema import RunConfig
 from dynsparse.errors import MOST_LINES, UserError, alike, some_of
 from dynsparse.training.network import check_layers
 from tests.training import runs

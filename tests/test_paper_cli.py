@@ -11,11 +11,11 @@ import pytest
 import yaml
 
 import dist_train
-from dynsparse import config as schema
+from dynsparse.cli.paper_cli import Invocation, look, read_tables
+from dynsparse.cli.paper_flags import FLAGS
+from dynsparse.config import schema
 from dynsparse.errors import UserError
-from dynsparse.paper_cli import Invocation, look, read_tables
-from dynsparse.paper_flags import FLAGS
-from dynsparse.training.folder import differences
+from dynsparse.training.run.folder import differences
 from tests.training import runs
 
 MLP, WRN, RESNET = "mnist_mlp", "cifar10_WideResNet", "imagenet_resnet50"

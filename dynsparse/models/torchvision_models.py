@@ -15,7 +15,7 @@ from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from dynsparse.errors import UserError, cut, nearest
 from dynsparse.models.base import ModelSettings
-from pipelines.torchvision_ops import import_torchvision
+from pipelines.loaders.torchvision_ops import import_torchvision
 
 PREFIX = "torchvision/"
 

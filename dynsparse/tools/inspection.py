@@ -16,8 +16,8 @@ from dynsparse.runtime import print_to_reader
 from dynsparse.tools.command_line import Parser
 from dynsparse.tools.opening import Opened, looking_up, open_checkpoint
 from dynsparse.training.network import align
-from dynsparse.training.start import checkpoint_of
-from pipelines.paths import argument
+from dynsparse.training.sources import checkpoint_of
+from pipelines.common.paths import argument
 
 PARTS = ("weights", "masks", "explored", "optimizer state", "initial weights", "rest")
 HELD = (

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from dynsparse import files
-from dynsparse.config import RunConfig, parse
+from dynsparse.config.schema import RunConfig, parse
 from dynsparse.distributed.digest import mask_digest, weight_digest
 from dynsparse.errors import UserError, one_line
 from dynsparse.training.checks import check_model

@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from dynsparse.config import RunConfig
+from dynsparse.config.schema import RunConfig
 from dynsparse.errors import UserError
 from dynsparse.methods.base import Schedule, idle_words
 from dynsparse.training.network import Network, build_method, build_network, build_without_weights
-from dynsparse.training.start import NOTHING, Sources, read_sources
+from dynsparse.training.sources import NOTHING, Sources, read_sources
 from dynsparse.training.state import check_fits, check_settings, check_shapes
 
 

@@ -13,7 +13,7 @@ from torch.nn import functional
 from dynsparse.distributed import sync
 from dynsparse.errors import StopRequested, UserError
 from pipelines.base import EvaluationPipeline
-from pipelines.config import DataError
+from pipelines.datasets.settings import DataError
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from dynsparse.config import RunConfig
+from dynsparse.config.schema import RunConfig
 from dynsparse.errors import UserError
 from dynsparse.masks import LayerSpec, MaskSet, SparseLayer, sparse_layers
 from dynsparse.masks.allocation import ALLOCATIONS
@@ -17,7 +17,7 @@ from dynsparse.masks.selection import seed_for
 from dynsparse.masks.tying import TiedLayer, tie
 from dynsparse.methods import Method, MethodSettings
 from dynsparse.runtime import memory
-from dynsparse.training.start import NOTHING, Sources
+from dynsparse.training.sources import NOTHING, Sources
 
 
 @dataclass

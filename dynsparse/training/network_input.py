@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from dynsparse.config import RunConfig
+from dynsparse.config.schema import RunConfig
 from pipelines.base import Data
-from pipelines.config import PhotographSettings
+from pipelines.datasets.settings import PhotographSettings
 
 
 def network_input(config: RunConfig, data: Data) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from urllib.error import HTTPError
 from urllib.request import urlopen
 
 from dynsparse.files import json_object, read_bytes
-from dynsparse.training.holder import Holder
+from dynsparse.training.run.holder import Holder
 
 SILENT_SECONDS = 60.0
 """A start elsewhere takes the folder from a holder that was silent for half as long."""

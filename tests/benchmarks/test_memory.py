@@ -14,8 +14,8 @@ import torch
 
 from benchmarks import memory
 from benchmarks.steps import WRN, Case, no_data, settings, settled, tiny
-from dynsparse.training.loop import Trainer
 from dynsparse.training.network import build_network
+from dynsparse.training.trainer import Trainer
 from pipelines.base import Data
 
 ROOT = Path(__file__).parents[2]

@@ -12,7 +12,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from dynsparse.config import RunConfig
+from dynsparse.config.schema import RunConfig
 from dynsparse.distributed import sync
 from dynsparse.distributed.allreduce import ActiveAllReduce
 from dynsparse.masks import MaskSet, sparse_layers

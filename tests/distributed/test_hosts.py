@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from dynsparse.config import RunConfig
+from dynsparse.config.schema import RunConfig
 from tests.hosts import PORT, ROOT, Hosts, why_not
 from tests.training import runs
 

@@ -122,7 +122,7 @@ def execute(home: Path, line: list[str]) -> int:
     """Run a command in this process, which ends soon after: its folder, arguments and log are changed."""
     import dist_train
     from dynsparse.__main__ import run
-    from dynsparse.training import lock
+    from dynsparse.training.run import lock
 
     # Else a holder that can only be watched takes half a minute to prove dead.
     lock.STALE_SECONDS = 0.4

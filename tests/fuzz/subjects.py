@@ -79,7 +79,7 @@ def _training(home: Path, how: str) -> Callable[[], object]:
 
 def _end_early(how: str) -> None:
     """In this process: the first run is asked to stop, or ends without a word, at a step."""
-    from dynsparse.training.loop import Trainer
+    from dynsparse.training.trainer import Trainer
 
     step = Trainer.train_step
 

@@ -18,8 +18,8 @@ from typing import Any
 import pytest
 import yaml
 
-from dynsparse.training.holder import Holder
-from dynsparse.training.lock import RunLock
+from dynsparse.training.run.holder import Holder
+from dynsparse.training.run.lock import RunLock
 from tests.launch.buildah import Buildah
 from tests.launch.prove_compose import compose_tool
 from tests.training import runs
@@ -175,7 +175,7 @@ def test_a_holder_without_a_sign_of_life_is_told(tmp_path: Path) -> None:
 def test_a_holder_that_is_gone_or_elsewhere_is_no_matter(tmp_path: Path) -> None:
     """torchrun starts the first anew; the other's container has a healthcheck of its own."""
     script = (
-        "import sys; from dynsparse.training.holder import Holder; "
+        "import sys; from dynsparse.training.run.holder import Holder; "
         "sys.stdout.buffer.write(Holder.myself(None).encode('2026-01-01T00:00:00+00:00'))"
     )
     gone = call(sys.executable, "-c", script, PYTHONPATH=str(runs.ROOT)).stdout

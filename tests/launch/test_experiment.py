@@ -18,11 +18,11 @@ import yaml
 from PIL import Image
 
 import dist_train
-from dynsparse import experiments
-from dynsparse.config import RunConfig
-from dynsparse.experiments import Experiments, Options, read_jobs, sparsity
-from dynsparse.training.loop import Trainer
+from dynsparse.cli import experiments
+from dynsparse.cli.experiments import Experiments, Options, read_jobs, sparsity
+from dynsparse.config.schema import RunConfig
 from dynsparse.training.network import check_layers
+from dynsparse.training.trainer import Trainer
 from tests.training import runs
 
 SCRIPT = runs.ROOT / "launch/experiment.sh"

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from dynsparse.config import RunConfig
+from dynsparse.config.schema import RunConfig
 from tests.launch import ports
 from tests.training import runs
 

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from dynsparse import config as schema
+from dynsparse.config import schema
 from dynsparse.masks import MaskSet, sparse_layers
 from dynsparse.methods import Clock
 from dynsparse.reallocation import Reallocator

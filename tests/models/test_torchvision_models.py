@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from dynsparse import config
-from dynsparse.config import RunConfig
+from dynsparse.config import schema as config
+from dynsparse.config.schema import RunConfig
 from dynsparse.errors import UserError
 from dynsparse.masks import MaskSet, sparse_layers
 from dynsparse.masks.allocation import uniform
@@ -123,7 +123,7 @@ def test_the_try_changes_neither_weights_nor_random_state() -> None:
 
 def test_other_models_do_without_torchvision() -> None:
     program = (
-        "import sys; from dynsparse import config\n"
+        "import sys; from dynsparse.config import schema as config\n"
         "config.parse({'model': {'name': 'small_cnn'}, 'method': {'name': 'static'}, 'data': {'name': 'synthetic'}})\n"
         "config.json_schema(); sys.exit('torchvision' in sys.modules)"
     )

@@ -9,10 +9,10 @@ import pytest
 import torch
 
 import pipelines
-from pipelines import loaders
-from pipelines.bad_files import BadFiles
 from pipelines.base import Batch, EvaluationPipeline, Request, TrainPipeline
-from pipelines.config import DataError, DataSetSettings
+from pipelines.datasets.settings import DataError, DataSetSettings
+from pipelines.loaders import base as loaders
+from pipelines.loaders.bad_files import BadFiles
 from pipelines.order import Share
 from pipelines.ordered import OrderedEvaluation, OrderedTraining
 from pipelines.position import Position

@@ -18,9 +18,9 @@ import pytest
 import torch
 
 import pipelines
-from pipelines import imagenet
 from pipelines.base import Batch, Data, TrainPipeline
-from pipelines.config import DataError
+from pipelines.datasets import imagenet
+from pipelines.datasets.settings import DataError
 from pipelines.order import SampleOrder
 from tests.pipelines.pictures import CLASSES, DAMAGE, damage, numbered_folder, settings
 from tests.pipelines.streams import LOADERS, SEED, assert_same, endless, joined, request, whole
@@ -95,7 +95,7 @@ def test_others_of_the_same_class_come_instead(folder: Path, loader: str, caplog
     plain = steps_of(build(folder, loader, augment=False), 4)
     bad = damaged_set(folder)
     data = build(folder, loader, augment=False, on_bad_file="skip")
-    with caplog.at_level(logging.ERROR, logger="pipelines.bad_files"):
+    with caplog.at_level(logging.ERROR, logger="pipelines.loaders.bad_files"):
         found = steps_of(data, 4)
     order = SampleOrder(SEED, TRAIN, 24)
     replaced = 0
@@ -191,7 +191,7 @@ def test_evaluation_stops_at_a_bad_file(folder: Path, loader: str) -> None:
 
 
 def test_an_error_that_is_no_files_fault_is_not_taken_for_one(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from pipelines.dali_loader import DaliFeed
+    from pipelines.loaders.dali_loader import DaliFeed
 
     data = build(folder, "dali", on_bad_file="skip")
     steps = data.train.epoch()

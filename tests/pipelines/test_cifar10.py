@@ -13,12 +13,13 @@ import torch
 from numpy.typing import NDArray
 
 import pipelines
-from pipelines import cifar10, loaders
 from pipelines.base import Request, TrainPipeline
-from pipelines.config import Cifar10Settings, DataError
+from pipelines.datasets import cifar10
+from pipelines.datasets.settings import Cifar10Settings, DataError
+from pipelines.loaders import base as loaders
+from pipelines.loaders.torchvision_ops import import_torchvision
 from pipelines.order import SampleOrder, Share
-from pipelines.sources import Arrays
-from pipelines.torchvision_ops import import_torchvision
+from pipelines.sources.base import Arrays
 from pipelines.views import Normalisation, RandomCrop, Recipe
 from tests.pipelines.pictures import put
 from tests.pipelines.streams import (

@@ -18,12 +18,12 @@ import torch
 
 import pipelines
 from dynsparse.streams import LogLine
-from pipelines import scan
 from pipelines.base import Data
-from pipelines.config import MOST_PIXELS, DataError
-from pipelines.dali_images import given
-from pipelines.dali_loader import Probe
-from pipelines.reference import LACKS_END, content_fault, decoded, rgb
+from pipelines.datasets.settings import MOST_PIXELS, DataError
+from pipelines.images.reference import LACKS_END, content_fault, decoded, rgb
+from pipelines.loaders.dali_images import given
+from pipelines.loaders.dali_loader import Probe
+from pipelines.tools import scan
 from tests.pipelines import hostile
 from tests.pipelines.hostile import BOMBS, bomb, encoded
 from tests.pipelines.pictures import CLASSES, numbered_folder, picture, settings
@@ -242,7 +242,7 @@ def test_names_with_line_ends_and_escape_codes_are_said_on_one_line(
 OUT_OF_MEMORY = """if True:
     import resource, sys
     import pipelines
-    from pipelines.config import DataError
+    from pipelines.datasets.settings import DataError
     from tests.pipelines.pictures import settings
     from tests.pipelines.streams import request
     if __name__ == "__main__":

@@ -17,12 +17,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipelines import shard_index, shard_tools
-from pipelines.config import DataError, WebdatasetSettings
-from pipelines.shard_index import INDEX_KIND, index_of, read_index, write_index
-from pipelines.shards import list_shards
-from pipelines.sources import digest
-from pipelines.tar_headers import UnusableError
+from pipelines.datasets.settings import DataError, WebdatasetSettings
+from pipelines.sources import shard_index
+from pipelines.sources.base import digest
+from pipelines.sources.shard_index import INDEX_KIND, index_of, read_index, write_index
+from pipelines.sources.shards import list_shards
+from pipelines.sources.tar_headers import UnusableError
+from pipelines.tools import shards as shard_tools
 from tests.pipelines.pictures import CLASSES, numbered_folder, put
 from tests.pipelines.test_shards import Member, contents, listed, pack, refusal, sample
 
@@ -249,7 +250,7 @@ def test_shards_need_something_to_evaluate_on(tmp_path: Path) -> None:
 
 
 def command(*arguments: str | Path) -> list[str]:
-    return [sys.executable, "-m", "pipelines.shards", *map(str, arguments)]
+    return [sys.executable, "-m", "pipelines", "shards", *map(str, arguments)]
 
 
 def test_writing_takes_all_parts_and_folders_within(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -12,9 +12,9 @@ import pytest
 
 import pipelines
 from pipelines import preview
-from pipelines.config import DataError, ImagenetSettings, WebdatasetSettings
-from pipelines.excluded import Excluded
-from pipelines.image_folder import class_folders, list_images, parts_of
+from pipelines.datasets.settings import DataError, ImagenetSettings, WebdatasetSettings
+from pipelines.sources.excluded import Excluded
+from pipelines.sources.image_folder import class_folders, list_images, parts_of
 from tests.pipelines.pictures import CLASSES, numbered_folder, picture, settings
 from tests.pipelines.streams import LOADERS, request, whole
 

@@ -15,11 +15,13 @@ from PIL import Image, ImageOps
 from pydantic import ValidationError
 
 import pipelines
-from pipelines import augment, dali_views, imagenet
+from pipelines import augment
 from pipelines.base import Request, TrainPipeline
-from pipelines.config import DataError, ImagenetSettings
-from pipelines.image_folder import list_images
+from pipelines.datasets import imagenet
+from pipelines.datasets.settings import DataError, ImagenetSettings
+from pipelines.loaders import dali_views
 from pipelines.order import SampleOrder, Share
+from pipelines.sources.image_folder import list_images
 from tests.pipelines.pictures import CLASSES, picture
 from tests.pipelines.streams import (
     LOADERS,

@@ -12,9 +12,9 @@ import torch
 from numpy.typing import NDArray
 
 import pipelines
-from pipelines import mnist
-from pipelines.config import DataError, MnistSettings
-from pipelines.torchvision_ops import import_torchvision
+from pipelines.datasets import mnist
+from pipelines.datasets.settings import DataError, MnistSettings
+from pipelines.loaders.torchvision_ops import import_torchvision
 from tests.pipelines.pictures import put
 
 TRAIN_LABELS, TRAIN_IMAGES = "train-labels-idx1-ubyte", "train-images-idx3-ubyte"

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipelines.config import DataError
+from pipelines.datasets.settings import DataError
 from pipelines.order import SampleOrder, Share, evaluation_batches
 
 

@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dynsparse import config
+from dynsparse.config import schema as config
 from dynsparse.errors import UserError
-from pipelines.paths import argument, expanded, written
+from pipelines.common.paths import argument, expanded, written
 from tests.training import runs
 
 

@@ -13,9 +13,9 @@ import torch
 from numpy.typing import NDArray
 
 import pipelines
-from pipelines import digits, mnist, synthetic
 from pipelines.base import Data, EvaluationPipeline
-from pipelines.config import (
+from pipelines.datasets import digits, mnist, synthetic
+from pipelines.datasets.settings import (
     Cifar10Settings,
     DataError,
     DataSetSettings,
@@ -25,7 +25,7 @@ from pipelines.config import (
 )
 from pipelines.order import SampleOrder
 from pipelines.ordered import OrderedTraining, assemble
-from pipelines.sources import Arrays
+from pipelines.sources.base import Arrays
 from pipelines.views import AsItIs, Normalisation, Recipe, View
 from tests.pipelines.streams import LOADERS, assert_known_beforehand, evaluation, request, training, whole
 
@@ -315,7 +315,7 @@ def test_every_data_set_holds_samples_out(settings: DataSetSettings) -> None:
 
 
 def test_torchvision_imports_beside_any_build_of_torch() -> None:
-    from pipelines.torchvision_ops import import_torchvision
+    from pipelines.loaders.torchvision_ops import import_torchvision
 
     import_torchvision()
     import_torchvision()

@@ -14,14 +14,14 @@ from numpy.typing import NDArray
 from PIL import Image
 
 import pipelines
-from pipelines import imagenet
-from pipelines.config import DataError, WebdatasetSettings
-from pipelines.dali_images import given
-from pipelines.dali_loader import Probe
-from pipelines.image_bytes import NoImageError, read_image
-from pipelines.jpeg import structure
-from pipelines.png import is_plain
-from pipelines.reference import content_fault, decoded, rgb
+from pipelines.datasets import imagenet
+from pipelines.datasets.settings import DataError, WebdatasetSettings
+from pipelines.images.image_bytes import NoImageError, read_image
+from pipelines.images.jpeg import structure
+from pipelines.images.png import is_plain
+from pipelines.images.reference import content_fault, decoded, rgb
+from pipelines.loaders.dali_images import given
+from pipelines.loaders.dali_loader import Probe
 from tests.pipelines.hostile import chunk, encoded, png, segment, turned
 from tests.pipelines.pictures import numbered_folder, picture, settings
 from tests.pipelines.streams import LOADERS, request, whole

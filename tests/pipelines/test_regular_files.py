@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.config import DataError
-from pipelines.excluded import Excluded
-from pipelines.regular_files import read_bytes
+from pipelines.common.files import read_bytes
+from pipelines.datasets.settings import DataError
+from pipelines.sources.excluded import Excluded
 
 ENDLESS = Path("/proc/self/pagemap")
 needs_proc = pytest.mark.skipif(not ENDLESS.exists(), reason="needs Linux's /proc")

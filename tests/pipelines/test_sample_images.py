@@ -12,9 +12,9 @@ import pytest
 import yaml
 from PIL import Image, ImageOps
 
-from pipelines import sample_images
-from pipelines.image_folder import check_folders
-from pipelines.sample_images import CLASSES, DAMAGE, ODD, File, main
+from pipelines.sources.image_folder import check_folders
+from pipelines.tools import sample_images
+from pipelines.tools.sample_images import CLASSES, DAMAGE, ODD, File, main
 
 SMALL = ["--train", "3", "--val", "2", "--size", "24", "60", "--workers", "1"]
 SHARE = 0.2

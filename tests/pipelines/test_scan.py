@@ -21,13 +21,13 @@ import pytest
 from PIL import Image
 
 import pipelines
-from pipelines import scan
-from pipelines.config import DataError, DataSetSettings, ImagenetSettings, WebdatasetSettings
-from pipelines.sample_images import ODD, encoded
-from pipelines.scan_facts import examine
-from pipelines.scan_processes import DEADLY
-from pipelines.scan_report import Duplicates, Report, listable, summary
-from pipelines.sources import Bytes, Encoded
+from pipelines.datasets.settings import DataError, DataSetSettings, ImagenetSettings, WebdatasetSettings
+from pipelines.sources.base import Bytes, Encoded
+from pipelines.tools import scan
+from pipelines.tools.sample_images import ODD, encoded
+from pipelines.tools.scan_facts import examine
+from pipelines.tools.scan_processes import DEADLY
+from pipelines.tools.scan_report import Duplicates, Report, listable, summary
 from tests.pipelines.streams import LOADERS, request, whole
 
 UNKNOWN = "is no image of a known format, or its header is damaged"
@@ -346,7 +346,9 @@ def test_ctrl_c_leaves_neither_files_nor_processes(tmp_path: Path) -> None:
     root = fill(tmp_path, {"train/ape/0.jpg": large})
     for i in range(1, 600):
         os.link(root / "train/ape/0.jpg", root / f"train/ape/{i}.jpg")
-    program = "import sys; from pipelines.scan import main; print('ready', flush=True); sys.exit(main(sys.argv[1:]))"
+    program = (
+        "import sys; from pipelines.tools.scan import main; print('ready', flush=True); sys.exit(main(sys.argv[1:]))"
+    )
     command = [sys.executable, "-c", program, str(root), "--workers=2"]
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True

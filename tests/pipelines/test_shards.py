@@ -22,12 +22,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipelines import shard_index, shard_tools, shards
-from pipelines.config import DataError
-from pipelines.image_folder import EXTENSIONS, list_images
-from pipelines.shard_index import index_of, write_index
-from pipelines.shards import Shards, list_shards
-from pipelines.sources import Encoded
+from pipelines.datasets.settings import DataError
+from pipelines.sources import shard_index, shards
+from pipelines.sources.base import Encoded
+from pipelines.sources.image_folder import EXTENSIONS, list_images
+from pipelines.sources.shard_index import index_of, write_index
+from pipelines.sources.shards import Shards, list_shards
+from pipelines.tools import shards as shard_tools
 
 CLASSES = ["ape", "bee", "cat"]
 Member = tuple[str, bytes]
@@ -103,7 +104,7 @@ def test_written_shards_mix_the_classes_and_are_the_same_each_time(folder: Path,
 
 def test_the_command_says_what_is_wrong_and_exits_2(tmp_path: Path) -> None:
     pack(tmp_path / "train/0.tar", [("a.jpg", b"")])
-    command = [sys.executable, "-m", "pipelines.shards", "index", str(tmp_path)]
+    command = [sys.executable, "-m", "pipelines", "shards", "index", str(tmp_path)]
     ended = subprocess.run(command, capture_output=True, text=True, check=False)
     assert (ended.returncode, ended.stderr.count("\n")) == (2, 1), ended.stderr
     assert ended.stderr.startswith("error: --pattern: ")

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from pipelines.config import DataError
+from pipelines.datasets.settings import DataError
 from pipelines.split import stratified
 
 SEEDS = st.integers(0, 2**62)

@@ -13,8 +13,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipelines.shard_samples import samples_in
-from pipelines.tar_headers import BLOCK, Member, UnusableError, members
+from pipelines.sources.shard_samples import samples_in
+from pipelines.sources.tar_headers import BLOCK, Member, UnusableError, members
 
 NAMES = st.text(st.characters(exclude_characters="\0/", exclude_categories=["Cs"]), min_size=1, max_size=20)
 PATHS = st.lists(NAMES | st.just("long" * 40), min_size=1, max_size=4).map("/".join)
@@ -150,8 +150,8 @@ def test_no_bomb_takes_memory(tmp_path: Path) -> None:
         file.write(header(b"a.jpg", huge(99 << 30)))
         file.truncate(100 << 30)
     code = (
-        "import resource, sys\nfrom pathlib import Path\nfrom pipelines.shard_index import read_tar\n"
-        "from pipelines.config import DataError\n"
+        "import resource, sys\nfrom pathlib import Path\nfrom pipelines.sources.shard_index import read_tar\n"
+        "from pipelines.datasets.settings import DataError\n"
         "used = int(open('/proc/self/statm').read().split()[0]) * resource.getpagesize() + (300 << 20)\n"
         "resource.setrlimit(resource.RLIMIT_AS, (used, used))\n"
         "for path in sorted(Path(sys.argv[1]).glob('*.tar')):\n"

@@ -12,11 +12,12 @@ from numpy.typing import NDArray
 from PIL import Image
 
 import pipelines
-from pipelines import dali_views, loaders, torch_views
 from pipelines.base import Batch, Request
-from pipelines.image_folder import list_images
+from pipelines.loaders import base as loaders
+from pipelines.loaders import dali_views, torch_views
 from pipelines.order import SampleOrder, Share
-from pipelines.sources import Arrays, Source
+from pipelines.sources.base import Arrays, Source
+from pipelines.sources.image_folder import list_images
 from pipelines.views import AsItIs, CentralCrop, Normalisation, RandomCrop, RandomResizedCrop, Recipe, View
 from tests.pipelines.pictures import picture, settings
 from tests.pipelines.streams import LOADERS, settings_for, whole

@@ -9,9 +9,9 @@ import torch
 from pydantic import ValidationError
 
 import pipelines
-from pipelines import shard_tools
 from pipelines.base import Request, TrainPipeline
-from pipelines.config import DataError, WebdatasetSettings
+from pipelines.datasets.settings import DataError, WebdatasetSettings
+from pipelines.tools import shards as shard_tools
 from tests.pipelines.pictures import CLASSES, damage, numbered_folder
 from tests.pipelines.pictures import settings as folder_settings
 from tests.pipelines.streams import (

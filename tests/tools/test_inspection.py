@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 import torch
 
-from dynsparse.config import RunConfig
+from dynsparse.config.schema import RunConfig
 from dynsparse.masks.maskset import pack_bits
 from dynsparse.tools.export.csr import to_csr
 from dynsparse.tools.inspection import bytes_by_part

@@ -10,10 +10,10 @@ import torch
 from torch import nn
 
 from dynsparse.__main__ import main
-from dynsparse.config import RunConfig
+from dynsparse.config.schema import RunConfig
 from dynsparse.training.callbacks.summary_file import SummaryFile
 from dynsparse.training.checkpoint import CheckpointFolder, read, write
-from dynsparse.training.loop import Trainer
+from dynsparse.training.trainer import Trainer
 from tests.training import runs
 
 

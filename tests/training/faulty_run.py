@@ -31,9 +31,9 @@ from typing import Any
 
 import dist_train
 from dynsparse.errors import UserError
-from dynsparse.training import loop
-from dynsparse.training.loop import Trainer
+from dynsparse.training import trainer as loop
 from dynsparse.training.precision import Precision
+from dynsparse.training.trainer import Trainer
 
 
 def fault_of_this_attempt() -> tuple[str, str, str]:

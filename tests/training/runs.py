@@ -16,13 +16,13 @@ from typing import Any
 import torch
 
 import pipelines
-from dynsparse import config as schema
-from dynsparse.config import RunConfig
+from dynsparse.config import schema
+from dynsparse.config.schema import RunConfig
 from dynsparse.runtime import Worker
 from dynsparse.training.callbacks import Callback
 from dynsparse.training.checkpoint import CheckpointFolder
-from dynsparse.training.loop import Trainer
 from dynsparse.training.network import build_network
+from dynsparse.training.trainer import Trainer
 from pipelines.base import Request
 from pipelines.order import Share
 

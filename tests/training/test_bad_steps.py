@@ -11,14 +11,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from dynsparse.config import RunConfig
+from dynsparse.config.schema import RunConfig
 from dynsparse.distributed import digest, sync
 from dynsparse.errors import UserError
 from dynsparse.runtime import Worker
 from dynsparse.training.checkpoint import CheckpointFolder, read
-from dynsparse.training.loop import Trainer
 from dynsparse.training.packing import pack_buffers
 from dynsparse.training.precision import Precision
+from dynsparse.training.trainer import Trainer
 from tests.ranks import run_distributed
 from tests.training import runs
 from tests.training.test_every_method import BUSY

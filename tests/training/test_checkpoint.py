@@ -18,7 +18,7 @@ from dynsparse.masks.maskset import pack_bits
 from dynsparse.training import checkpoint
 from dynsparse.training.checkpoint import CheckpointFolder, checksum, read, set_aside_after, write
 from dynsparse.training.checkpoint import folder as checkpoint_folder
-from dynsparse.training.loop import Trainer
+from dynsparse.training.trainer import Trainer
 from tests.training import runs
 
 

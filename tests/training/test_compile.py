@@ -16,7 +16,7 @@ import torch._inductor.config
 from torch import Tensor
 from torch._dynamo.utils import counters
 
-from dynsparse.config import RunConfig
+from dynsparse.config.schema import RunConfig
 from dynsparse.runtime import Worker
 from dynsparse.training.callbacks import Summary
 from dynsparse.training.evaluate import Evaluations

@@ -13,11 +13,11 @@ from typing import Any
 import pytest
 import torch
 
-from dynsparse.config import RunConfig
+from dynsparse.config.schema import RunConfig
 from dynsparse.errors import UserError
 from dynsparse.training.checkpoint import read
-from dynsparse.training.folder import checkpoints_of, find_start, take_folder
-from dynsparse.training.start import checkpoint_of
+from dynsparse.training.run.folder import checkpoints_of, find_start, take_folder
+from dynsparse.training.sources import checkpoint_of
 from tests.training import runs
 
 

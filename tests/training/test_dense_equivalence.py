@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 import pipelines
-from dynsparse.config import RunConfig
+from dynsparse.config.schema import RunConfig
 from dynsparse.runtime import Worker
 from pipelines.base import Request
 from pipelines.order import Share

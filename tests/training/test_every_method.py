@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from dynsparse.config import RunConfig
+from dynsparse.config.schema import RunConfig
 from dynsparse.distributed import sync
 from dynsparse.errors import UserError
 from dynsparse.runtime import Worker

@@ -11,11 +11,11 @@ import safetensors.torch
 import torch
 
 from dynsparse.__main__ import main
-from dynsparse.config import RunConfig
+from dynsparse.config.schema import RunConfig
 from dynsparse.errors import UserError
 from dynsparse.training.exported import read_weights
 from dynsparse.training.network import build_network
-from dynsparse.training.start import read_sources
+from dynsparse.training.sources import read_sources
 from tests.tools.trained import train
 from tests.training import runs
 

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from dynsparse.config import RunConfig
+from dynsparse.config.schema import RunConfig
 from dynsparse.runtime import Worker
 from dynsparse.training.callbacks import standard_observers
-from dynsparse.training.folder import checkpoints_of, find_start, take_folder
+from dynsparse.training.run.folder import checkpoints_of, find_start, take_folder
 from tests.ranks import run_distributed
 from tests.training import runs
 

@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 
-from dynsparse.config import RunConfig
+from dynsparse.config.schema import RunConfig
 from dynsparse.errors import StopRequested, UserError
 from dynsparse.training.checkpoint import read, set_aside_after
-from dynsparse.training.folder import (
+from dynsparse.training.run.folder import (
     begun_by,
     checkpoints_of,
     differences,

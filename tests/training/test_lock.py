@@ -21,15 +21,15 @@ from typing import Any
 import pytest
 
 from dynsparse.errors import UserError
-from dynsparse.training import lock
-from dynsparse.training.ground import Ground
-from dynsparse.training.holder import Holder
-from dynsparse.training.lock import LostError, RunLock, Watch, holding
+from dynsparse.training.run import lock
+from dynsparse.training.run.ground import Ground
+from dynsparse.training.run.holder import Holder
+from dynsparse.training.run.lock import LostError, RunLock, Watch, holding
 from tests.training import runs
 
 OTHER = """
 import sys
-from dynsparse.training import lock
+from dynsparse.training.run import lock
 lock.BEAT_SECONDS = 0.05
 held = lock.RunLock(__import__("pathlib").Path(sys.argv[1]), launch=sys.argv[2] or None)
 held.acquire()
@@ -615,7 +615,7 @@ def test_another_comes_while_it_stands_still_as(
 
 IMPATIENT = """
 import sys
-from dynsparse.training import lock
+from dynsparse.training.run import lock
 lock.BEAT_SECONDS, lock.STALE_SECONDS = 0.1, 1.0
 sys.argv[0] = "dist_train.py"
 import dist_train

@@ -17,7 +17,7 @@ from dynsparse.__main__ import main
 from dynsparse.training.callbacks import Observers, standard_observers
 from dynsparse.training.callbacks.base import RunReport
 from dynsparse.training.callbacks.metrics_file import MetricsFile
-from dynsparse.training.log_lines import metrics_line, read
+from dynsparse.training.run.log_lines import metrics_line, read
 from tests.training import runs
 
 

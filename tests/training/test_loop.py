@@ -13,7 +13,7 @@ from dynsparse.errors import StopRequested
 from dynsparse.masks.optimizer_state import moments
 from dynsparse.runtime import Worker
 from dynsparse.training.callbacks import Callback, EpochReport, ReallocationReport, StepReport, Summary
-from dynsparse.training.loop import Trainer
+from dynsparse.training.trainer import Trainer
 from tests.ranks import run_distributed
 from tests.training import runs
 
@@ -123,7 +123,7 @@ def test_layouts_of_gradients_are_checked_before_the_first_step(monkeypatch: pyt
     def note(parameters: Any) -> None:
         checked.append((trainer.progress.step, all(parameter.grad is not None for parameter in parameters)))
 
-    monkeypatch.setattr("dynsparse.training.loop.check_layouts", note)
+    monkeypatch.setattr("dynsparse.training.trainer.check_layouts", note)
     trainer.fit()
     assert (0, True) in checked
 

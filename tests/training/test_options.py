@@ -9,12 +9,12 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from dynsparse.config import RunConfig
+from dynsparse.config.schema import RunConfig
 from dynsparse.errors import StopRequested
 from dynsparse.models.small_cnn import SmallCnnSettings
 from dynsparse.runtime import Worker
 from dynsparse.training.evaluate import Evaluation, Evaluations
-from dynsparse.training.loop import Trainer
+from dynsparse.training.trainer import Trainer
 from tests.ranks import run_distributed
 from tests.training import runs
 from tests.training.test_loop import CNN, Recorder

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from dynsparse.config import RunConfig
+from dynsparse.config.schema import RunConfig
 from dynsparse.errors import UserError
 from dynsparse.runtime import Worker
 from dynsparse.training import checkpoint

@@ -12,13 +12,13 @@ from typing import Any
 import pytest
 import torch
 
-from dynsparse.config import RunConfig
+from dynsparse.config.schema import RunConfig
 from dynsparse.distributed import sync
 from dynsparse.errors import StopRequested
 from dynsparse.runtime import Worker
 from dynsparse.training.checkpoint import CheckpointFolder
-from dynsparse.training.loop import Trainer
 from dynsparse.training.stopping import StopFlag
+from dynsparse.training.trainer import Trainer
 from tests.ranks import run_distributed
 from tests.training import runs
 

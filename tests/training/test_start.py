@@ -9,15 +9,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from dynsparse.config import RunConfig
+from dynsparse.config.schema import RunConfig
 from dynsparse.errors import UserError
 from dynsparse.masks.maskset import unpack_bits
 from dynsparse.runtime import Worker
 from dynsparse.training.checkpoint import read
-from dynsparse.training.folder import checkpoints_of
-from dynsparse.training.loop import Trainer
 from dynsparse.training.network import build_network
-from dynsparse.training.start import checkpoint_of, missing_sources, read_sources, whole_weights
+from dynsparse.training.run.folder import checkpoints_of
+from dynsparse.training.sources import checkpoint_of, missing_sources, read_sources, whole_weights
+from dynsparse.training.trainer import Trainer
 from tests.training import runs
 
 CPU = torch.device("cpu")

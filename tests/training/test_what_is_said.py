@@ -12,18 +12,18 @@ import torch
 
 import pipelines
 from dist_train import check_evaluation, require_same_classes
-from dynsparse.config import RunConfig
+from dynsparse.config.schema import RunConfig
 from dynsparse.errors import UserError
 from dynsparse.runtime import Worker
+from dynsparse.training.banner import start_lines
 from dynsparse.training.callbacks import standard_observers
 from dynsparse.training.callbacks.base import Summary
 from dynsparse.training.callbacks.closing import closing_text
 from dynsparse.training.checkpoint import read
-from dynsparse.training.folder import checkpoints_of
-from dynsparse.training.loop import Trainer
 from dynsparse.training.network import build_network
-from dynsparse.training.start import how_chosen, result_of
-from dynsparse.training.start_lines import start_lines
+from dynsparse.training.run.folder import checkpoints_of
+from dynsparse.training.sources import how_chosen, result_of
+from dynsparse.training.trainer import Trainer
 from pipelines.base import Data, Request
 from pipelines.order import Share
 from tests.pipelines import pictures

@@ -20,7 +20,7 @@ from dynsparse.errors import UserError, nearest, one_line
 from dynsparse.runtime import print_to_reader
 from dynsparse.tools.command_line import Parser
 from dynsparse.tools.export.network import ExportedNetwork, source_of, take_network
-from pipelines.paths import argument
+from pipelines.common.paths import argument
 
 FORMATS = {
     "torch": ("torch_file", "state_dict, dense tensors with zeros"),

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from dynsparse.errors import UserError, one_line
 from dynsparse.tools.command_line import Parser
-from pipelines.paths import argument
+from pipelines.common.paths import argument
 
 LIBRARIES = {"matplotlib": "draws the charts", "jinja2": "fills the page"}
 EPILOG = (

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from dynsparse.training import log_lines
-from dynsparse.training.log_lines import Damaged, Record
+from dynsparse.training.run import log_lines
+from dynsparse.training.run.log_lines import Damaged, Record
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,8 @@ from typing import Any
 
 from dynsparse.tools.report.binned import Binned, latest
 from dynsparse.tools.report.checked import Row, counts, shares, weights_of
-from dynsparse.training import log_lines
-from dynsparse.training.log_lines import KNOWN, BadLineError, Damaged, number, numbers, whole_number
+from dynsparse.training.run import log_lines
+from dynsparse.training.run.log_lines import KNOWN, BadLineError, Damaged, number, numbers, whole_number
 
 
 @dataclass(frozen=True)

@@ -11,14 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from dynsparse import files
-from dynsparse.config import RunConfig
+from dynsparse.config.reading import plain, read
+from dynsparse.config.schema import RunConfig
 from dynsparse.errors import UserError
-from dynsparse.reading import plain, read
 from dynsparse.tools.report.history import History, read_history
 from dynsparse.tools.report.metrics import Metrics, read_metrics
 from dynsparse.tools.report.summary import checked_summary
-from dynsparse.training.holder import Holder
-from dynsparse.training.log_lines import BadLineError
+from dynsparse.training.run.holder import Holder
+from dynsparse.training.run.log_lines import BadLineError
 
 
 @dataclass(frozen=True)

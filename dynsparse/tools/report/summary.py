@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from dynsparse.training.log_lines import BadLineError, number, whole_number, word
+from dynsparse.training.run.log_lines import BadLineError, number, whole_number, word
 
 WORDS = ("gradients", "mask_digest", "weight_digest")
 COUNTS = (

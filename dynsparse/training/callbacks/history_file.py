@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from dynsparse import files
-from dynsparse.training import log_lines
 from dynsparse.training.callbacks.base import RunReport, Summary, Writer
-from dynsparse.training.holder import now
+from dynsparse.training.run import log_lines
+from dynsparse.training.run.holder import now
 
 
 class HistoryFile(Writer):

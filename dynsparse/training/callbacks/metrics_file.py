@@ -14,9 +14,9 @@ from typing import Any
 
 from dynsparse import files
 from dynsparse.reallocation import ReallocationReport
-from dynsparse.training import log_lines
 from dynsparse.training.callbacks.base import EpochReport, RunReport, Writer
 from dynsparse.training.evaluate import Evaluation
+from dynsparse.training.run import log_lines
 
 log = logging.getLogger(__name__)
 

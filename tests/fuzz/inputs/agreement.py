@@ -10,14 +10,14 @@ from pathlib import Path
 import numpy as np
 
 import pipelines
-from dynsparse import config as schema
 from dynsparse import streams
+from dynsparse.config import schema
 from dynsparse.errors import UserError
 from pipelines.base import Data, EvaluationPipeline, Request
-from pipelines.config import DataError
-from pipelines.loaders import loader
+from pipelines.datasets.settings import DataError
+from pipelines.loaders.base import loader
 from pipelines.order import Share
-from pipelines.sources import digest
+from pipelines.sources.base import digest
 
 _BATCH = 4
 
@@ -81,7 +81,7 @@ def _grey_levels(data: Data, pipeline: EvaluationPipeline) -> np.ndarray[tuple[i
 
 def verdicts(name: str, images: Mapping[str, bytes]) -> int:
     """Print what the loader finds wrong with each image."""
-    from pipelines.config import ImagenetSettings
+    from pipelines.datasets.settings import ImagenetSettings
 
     settings = ImagenetSettings.model_validate({"name": "imagenet", "loader": name, "threads": 1})
     made_by, source = loader(settings, _request()), Bytes(images)

@@ -66,7 +66,7 @@ def agree(rng: Random, place: Place) -> Lines:
 def scan(rng: Random, place: Place) -> Lines:
     """The data without what it names can be trained on."""
     (place.home / "out" / "exclude.txt").write_text("# of another scan\n")  # Else there is none where all is well.
-    looking = ["pipelines.scan", "data", "--workers", rng.choice(("1", "2"))]
+    looking = ["pipelines", "scan", "data", "--workers", rng.choice(("1", "2"))]
     training = _train(
         place, f"data.loader={rng.choice(LOADERS)}", "data.on_bad_file=stop", "data.exclude=out/exclude.txt"
     )
@@ -74,13 +74,13 @@ def scan(rng: Random, place: Place) -> Lines:
 
 
 def index(rng: Random, place: Place) -> Lines:
-    return [["pipelines.shards", "index", "data"], _train(place, *_settings(rng, place))]
+    return [["pipelines", "shards", "index", "data"], _train(place, *_settings(rng, place))]
 
 
 def write(rng: Random, place: Place) -> Lines:
     samples = rng.choice(("1", "5", "1000"))
     data = "data={name: webdataset, path: out/shards, number_of_classes: 3, image_size: 16, evaluation_resize: 16}"
-    return [["pipelines.shards", "write", "data", "out/shards", "--samples", samples], _train(place, data)]
+    return [["pipelines", "shards", "write", "data", "out/shards", "--samples", samples], _train(place, data)]
 
 
 def _likely(*counts: int) -> dict[str, int]:

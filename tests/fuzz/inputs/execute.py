@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
-import signal
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -21,16 +20,13 @@ def program(home: Path, line: list[str], suspects: Mapping[str, bytes]) -> int:
     multiprocessing.get_context = lambda method=None: fork  # type: ignore[assignment, misc, return-value]
     if line[0].endswith(".py"):
         return commands.execute(home, line)
-    from pipelines import scan, shard_tools
+    import pipelines.__main__
     from tests.fuzz.inputs import agreement
 
     os.chdir(home)
     sys.argv = [f"python -m {line[0]}", *line[1:]]
-    if line[0] == "pipelines.scan":
-        signal.signal(signal.SIGTERM, signal.default_int_handler)
-        return scan.main(line[1:])
-    if line[0] == "pipelines.shards":
-        return shard_tools.main(line[1:])
+    if line[0] == "pipelines":
+        return pipelines.__main__.main(line[1:])
     if line[0] == "look":
         return agreement.look(line[1], Path(line[2]))
     assert line[0] == "verdicts", line

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from dynsparse.errors import EXIT_BAD_INPUT, EXIT_DONE
-from pipelines.words import one_line
+from pipelines.common.text import one_line
 from tests.fuzz.children import Outcome
 from tests.fuzz.inputs.commands import LOADERS
 from tests.fuzz.inputs.place import Place

@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from pipelines.shard_index import INDEX_SUFFIX
+from pipelines.sources.shard_index import INDEX_SUFFIX
 from tests.fuzz.scene import Snapshot, snapshot
 
 FREE = ("runs", "out")

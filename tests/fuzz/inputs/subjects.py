@@ -44,7 +44,7 @@ def make(folder: Path) -> dict[str, Subject]:
     """A folder of images, shards made of it, and no files at all."""
     images, shards, none = (folder / name for name in ("folder", "shards", "synthetic"))
     names = _fill(images / "data")
-    _do(folder, lambda: execute.program(folder, ["pipelines.shards", "write", "folder/data", "shards/data"], {}))
+    _do(folder, lambda: execute.program(folder, ["pipelines", "shards", "write", "folder/data", "shards/data"], {}))
     none.mkdir()
     packed = [
         f"{path.relative_to(shards / 'data')}/{number:08}.{suffix}"

@@ -8,7 +8,7 @@ import os
 from pathlib import Path
 from random import Random
 
-from dynsparse.training.holder import Holder, now
+from dynsparse.training.run.holder import Holder, now
 from tests.fuzz.mutations.registry import mutation
 from tests.fuzz.mutations.texts import ODD_VALUES
 from tests.fuzz.mutations.which import replace

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from dynsparse.config import RunConfig
+from dynsparse.config.schema import RunConfig
 from tests.tools.trained import train
 
 

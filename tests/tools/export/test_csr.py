@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from dynsparse.config import RunConfig
+from dynsparse.config.schema import RunConfig
 from dynsparse.errors import UserError
 from dynsparse.tools.export import csr
 from dynsparse.tools.export.network import take_network

@@ -15,9 +15,9 @@ import safetensors
 import safetensors.torch
 import torch
 
-from dynsparse.config import RunConfig
+from dynsparse.config.schema import RunConfig
 from dynsparse.tools.export import FORMATS
-from pipelines.torchvision_ops import import_torchvision
+from pipelines.loaders.torchvision_ops import import_torchvision
 from tests.tools.trained import assert_one_line, call, changed, images_for, network_of, train
 from tests.training import runs
 

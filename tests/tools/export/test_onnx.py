@@ -11,7 +11,7 @@ import onnxruntime
 import pytest
 import torch
 
-from dynsparse.config import RunConfig
+from dynsparse.config.schema import RunConfig
 from dynsparse.tools.export import onnx_file
 from dynsparse.tools.export.network import take_network
 from tests.tools.trained import assert_one_line, call, images_for, network_of, train

@@ -166,7 +166,7 @@ def test_without_summary_and_history(copy: Path, tmp_path: Path) -> None:
 
 def test_while_it_is_training(made: Path, tmp_path: Path) -> None:
     """This process holds the lock; the last line is half written; the first epoch has not ended."""
-    from dynsparse.training.lock import RunLock
+    from dynsparse.training.run.lock import RunLock
 
     run = Path(shutil.copytree(made / "dead", tmp_path / "run"))
     (run / "lock.json").unlink()

@@ -8,7 +8,7 @@ from functools import cache
 from random import Random
 from typing import Any
 
-from dynsparse import config
+from dynsparse.config import schema as config
 from tests.fuzz.inputs.mutations.registry import mutation
 from tests.fuzz.inputs.place import Place
 

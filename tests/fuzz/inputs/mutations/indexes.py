@@ -8,8 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 from random import Random
 
-from pipelines.shard_index import INDEX_KIND, INDEX_SUFFIX
-from pipelines.sources import digest
+from pipelines.sources.base import digest
+from pipelines.sources.shard_index import INDEX_KIND, INDEX_SUFFIX
 from tests.fuzz.inputs.mutations.files import THINGS
 from tests.fuzz.inputs.mutations.names import STEMS
 from tests.fuzz.inputs.mutations.registry import mutation

@@ -47,7 +47,7 @@ class Member:
 
 
 def members(content: bytes) -> list[Member]:
-    """Of a plain tar, such as `python -m pipelines.shards write` makes."""
+    """Of a plain tar, such as `python -m pipelines shards write` makes."""
     found, at = [], 0
     while at + BLOCK <= len(content) and content[at : at + BLOCK].strip(b"\0"):
         head = content[at : at + BLOCK]

@@ -1,0 +1,30 @@
+"""What every start says: where it runs, on which data, and what network it trains."""
+
+from __future__ import annotations
+
+from dynsparse.config.schema import RunConfig
+from dynsparse.runtime import Worker
+from dynsparse.training.network import Network
+from pipelines.base import Data, SplitSize
+
+
+def start_lines(config: RunConfig, network: Network, data: Data, worker: Worker) -> tuple[str, str]:
+    """Two lines: name, device, workers, samples and classes of each split; and the network, with its parameters."""
+    device = next(network.model.parameters()).device
+    workers = f"{worker.world_size} worker{'s' * (worker.world_size > 1)} on {device.type}"
+    classes = config.data.classes
+    splits = ", ".join(_said(name, size, classes) for name, size in data.sizes.items())
+    shape = "x".join(map(str, config.data.image_shape))
+    first = f"{config.run_name}: {workers}; {config.data.name}: samples: {splits}; {classes:,} classes, images {shape}"
+    of_layers = f"{network.active_weights:,} of {network.sparse_layer_weights:,} in {len(network.layers)} sparse layers"
+    second = (
+        f"{config.model.name} by {config.method.name}: {network.total_parameters:,} parameters; active {of_layers} "
+        f"(sparsity {100 * network.sparsity:.2f} %, of the whole model {100 * network.model_sparsity:.2f} %)"
+    )
+    return first, second
+
+
+def _said(name: str, size: SplitSize, classes: int) -> str:
+    if size.classes == classes:
+        return f"{name} {size.samples:,}"
+    return f"{name} {size.samples:,} (of {size.classes:,} class{'es' * (size.classes > 1)} alone)"

@@ -1,0 +1,267 @@
+"""What a run takes over from another one before its first step: weights, masks.
+
+The paper's experiments: pruning starts from a trained dense network; a static
+network copies the masks of a dynamic one, with fresh weights or with those that
+the dynamic one began with.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dynsparse.config.schema import RunConfig
+from dynsparse.errors import StorageError, UserError
+from dynsparse.masks import LayerSpec
+from dynsparse.masks.maskset import unpack_bits
+from dynsparse.training import packing
+from dynsparse.training.checkpoint import CheckpointFolder
+from dynsparse.training.exported import read_weights
+from dynsparse.training.saved import read_run
+
+log = logging.getLogger(__name__)
+
+State = Mapping[str, Any]
+
+
+def _run_of(source: str) -> str:
+    """Of a run's checkpoints/ folder the run; anything else as it is. UserError if it is empty."""
+    if not source:
+        raise UserError("CKPT is empty; name a checkpoint, or a run's folder, such as runs/digits_dsr")
+    path = Path(source)
+    if path.is_dir() and path.absolute().name == "checkpoints" and not (path / "checkpoints").is_dir():
+        return str(path.parent if path.name else path.absolute().parent)  # "." has no name.
+    return source
+
+
+def checkpoint_of(source: str) -> Path:
+    """The file that `source` names: a checkpoint, a run's folder or its checkpoints/, or the folder + `_initial`.
+
+    Of a folder its latest; where that is damaged, the newest whole one. UserError if there is none.
+    """
+    path = Path(_run_of(source))
+    if path.is_dir():
+        return _latest(path / "checkpoints")
+    run = path.with_name(path.name.removesuffix("_initial"))
+    if not path.exists() and run != path:
+        return run / "checkpoints" / "initial.pt"
+    return path
+
+
+def result_of(source: str) -> Path:
+    """The file that `source` names when it is to be used: as `checkpoint_of`, but of a run's folder the best.
+
+    The latest where no epoch has been the best yet. UserError if there is none.
+    """
+    best = Path(_run_of(source)) / "checkpoints" / "best.pt"
+    return best if best.is_file() else checkpoint_of(source)
+
+
+def how_chosen(path: Path, state: State) -> str:
+    """Which checkpoint that is, in words: "runs/x/checkpoints/best.pt: epoch 7 of 10, the best in validation"."""
+    progress, epochs = state["progress"], state["config"]["train"].get("epochs", "?")
+    words = f"{path}: epoch {progress['epoch']} of {epochs}, step {progress['step']:,}"
+    on = "on the test data" if progress.get("validation_top1") is None else "in validation"
+    return f"{words}, the best {on} up to then" if path.name == "best.pt" else words
+
+
+def _latest(folder: Path) -> Path:
+    latest = folder / "latest.pt"
+    try:
+        read_run(latest)
+    except StorageError:
+        raise
+    except UserError:
+        found = CheckpointFolder(folder, keep=1).newest(read_run)
+        if found is None:
+            return latest
+        log.warning("%s is damaged or missing; %s is taken instead", latest, found[0])
+        return found[0]
+    return latest
+
+
+@dataclass(frozen=True)
+class Sources:
+    """The contents of the checkpoints that a config's `start` section names."""
+
+    weights: State | None = None
+    masks: State | None = None
+    weights_from: str = ""
+    masks_from: str = ""
+
+    @property
+    def wants_fresh_weights(self) -> bool:
+        """Whether another's masks are to get weights of our own: others than those that it began with.
+
+        Of the same seed they would be the very same, for a seed says a network's initial weights.
+        """
+        return self.masks is not None and self.weights is None
+
+    @torch.no_grad()
+    def load_weights(self, model: nn.Module) -> None:
+        """Give `model` (on the CPU) the weights and buffers of the source. UserError if they do not fit.
+
+        Of a checkpoint of before the first step the whole weights are taken, so
+        that a copied mask finds the initial value of each of its positions.
+        """
+        if self.weights is None:
+            return
+        exported: Mapping[str, Tensor] | None = self.weights.get("exported")
+        if exported is not None:
+            kept = packing.buffers(model)
+            saved = {name: value for name, value in exported.items() if name not in kept}
+            buffers = {name: value for name, value in exported.items() if name in kept}
+        else:
+            saved = whole_weights(self.weights)
+            buffers = packing.mean_buffers([rank["buffers"] for rank in self.weights["ranks"]])
+        ours = {name: _text(value.shape) for name, value in model.named_parameters()}
+        theirs = {name: _text(value.shape) for name, value in saved.items()}
+        _require_equal(ours, theirs, f"start.weights_from: {self.weights_from}")
+        if wrong := [name for name, value in {**saved, **buffers}.items() if not value.isfinite().all()]:
+            raise UserError(
+                f"start.weights_from: {self.weights_from}: {wrong[0]} holds values that are no finite numbers; "
+                "take another checkpoint, or export one"
+            )
+        for name, parameter in model.named_parameters():
+            parameter.copy_(saved[name])
+        if exported is not None:
+            ours = {name: _text(value.shape) for name, value in packing.buffers(model).items()}
+            theirs = {name: _text(value.shape) for name, value in buffers.items()}
+            _require_equal(ours, theirs, f"start.weights_from: {self.weights_from}")
+        packing.unpack_buffers(model, buffers)
+
+    def active_units(self, specs: Sequence[LayerSpec]) -> dict[str, Tensor] | None:
+        """The active units of each layer in the source, int64; None without one. UserError if layers differ."""
+        if self.masks is None:
+            return None
+        saved = self.masks["masks"]["layers"]
+        where = f"start.masks_from: {self.masks_from}"
+        ours = {spec.name: _text(spec.shape, spec.mask_dims) for spec in specs}
+        theirs = {name: _text(layer["shape"], layer["mask_dims"]) for name, layer in saved.items()}
+        _require_equal(ours, theirs, where)
+        return {
+            spec.name: torch.nonzero(unpack_bits(saved[spec.name]["mask"], spec.units)).squeeze(1) for spec in specs
+        }
+
+
+NOTHING = Sources()
+
+
+def read_sources(config: RunConfig) -> Sources:
+    """Read what the config's `start` section names. UserError if it cannot be had or cannot be started from."""
+    start = config.start
+    weights = _read(start.weights_from, "weights_from")
+    masks = _read(start.masks_from, "masks_from")
+    if masks is not None and all(_is_full(layer) for layer in masks["masks"]["layers"].values()):
+        raise UserError(f"start.masks_from: {start.masks_from} is dense, it has no masks to copy; name a sparse run")
+    if config.method.name == "pruning" and weights is not None and (sparse := _sparse_in(weights)):
+        raise UserError(
+            f"start.weights_from: {start.weights_from} is sparse in {sparse[0]}; pruning starts from a dense "
+            f"network: name a run with method dense"
+        )
+    return Sources(weights, masks, start.weights_from or "", start.masks_from or "")
+
+
+def _read(source: str | None, key: str) -> State | None:
+    if source is None:
+        return None
+    try:
+        path = checkpoint_of(source)
+        try:
+            return read_run(path)
+        except UserError:
+            weights = _exported(path)
+            if weights is None:
+                raise
+            if key == "masks_from":
+                raise UserError(f"{path} holds weights without masks; name the run it is of") from None
+            return {"exported": weights}
+    except UserError as error:
+        raise UserError(*(f"start.{key}: {line}" for line in error.lines)) from None
+
+
+def _exported(path: Path) -> dict[str, Tensor] | None:
+    """The weights in a file of `python -m dynsparse export`; None for what is none, and for files of runs."""
+    if path.parent.name == "checkpoints":
+        return None
+    try:
+        return read_weights(path)
+    except UserError:
+        if path.suffix == ".safetensors":
+            raise
+        return None
+
+
+def missing_sources(config: RunConfig) -> list[str]:
+    """Which entries of `start` name a checkpoint that is not there (yet)."""
+    named = {"weights_from": config.start.weights_from, "masks_from": config.start.masks_from}
+    return [
+        f"start.{key}: {source} is not there yet"
+        for key, source in named.items()
+        if source and not checkpoint_of(source).exists()
+    ]
+
+
+def require_sources(config: RunConfig) -> None:
+    """Raise UserError for sources that are not there."""
+    if missing := missing_sources(config):
+        raise UserError(*(f"{line}; run it first, or name another run or checkpoint" for line in missing))
+
+
+def whole_weights(saved: State) -> dict[str, Tensor]:
+    """Parameters by name in full shape: 0 outside the masks, or what was there before they were masked."""
+    layers = saved["masks"]["layers"]
+    initial = saved.get("initial_weights", {})
+    whole = {}
+    for name, value in saved["weights"].items():
+        if name in initial:
+            whole[name] = initial[name]
+        elif name in layers:
+            shape = layers[name]["shape"]
+            units = torch.zeros(_units(layers[name]), value.shape[1])
+            units[unpack_bits(layers[name]["mask"], len(units))] = value
+            whole[name] = units.view(shape)
+        else:
+            whole[name] = value
+    return whole
+
+
+def _units(layer: Mapping[str, Any]) -> int:
+    return math.prod(layer["shape"][: layer["mask_dims"]])
+
+
+def _sparse_in(weights: State) -> list[str]:
+    """The layers that are sparse. An exported file has no masks: the zeros tell, for training makes none."""
+    if "exported" in weights:
+        tensors: Mapping[str, Tensor] = weights["exported"]
+        return [name for name, value in tensors.items() if value.dim() > 1 and _share_of_zeros(value) > 0.01]
+    return [name for name, layer in weights["masks"]["layers"].items() if not _is_full(layer)]
+
+
+def _share_of_zeros(value: Tensor) -> float:
+    return float((value == 0).float().mean()) if value.numel() else 0.0
+
+
+def _is_full(layer: Mapping[str, Any]) -> bool:
+    return bool(unpack_bits(layer["mask"], _units(layer)).all())
+
+
+def _require_equal(ours: Mapping[str, str], theirs: Mapping[str, str], where: str) -> None:
+    for name in [*ours, *theirs]:
+        if ours.get(name) != theirs.get(name):
+            raise UserError(
+                f"{where} is of another network: {name} is {theirs.get(name, 'absent')} there, "
+                f"{ours.get(name, 'absent')} here; name a run of the same model and sparsity.granularity"
+            )
+
+
+def _text(shape: Sequence[int], mask_dims: int | None = None) -> str:
+    text = "x".join(map(str, shape))
+    return text if mask_dims is None else f"{text} in units of {'x'.join(map(str, shape[mask_dims:])) or '1'}"

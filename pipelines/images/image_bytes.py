@@ -1,0 +1,50 @@
+"""Encoded images, read with care: of regular files alone, of bounded size, and little of what is no image."""
+
+from __future__ import annotations
+
+import errno
+import os
+
+import numpy as np
+
+from pipelines.common.files import Path, open_descriptor
+from pipelines.images.headers import UNKNOWN, format_of
+from pipelines.sources.base import Bytes
+
+FIRST = 1 << 16
+"""Bytes that are read before the rest: most small files are read at once."""
+
+
+class NoImageError(OSError):
+    """What is large, and does not begin as an image does; only its beginning was read."""
+
+    def __init__(self, path: Path | None = None) -> None:
+        super().__init__(errno.EINVAL, UNKNOWN, *([] if path is None else [os.fsdecode(path)]))
+
+
+def read_image(path: Path, most: int) -> Bytes:
+    """A whole file. OSError if it is no regular file, or takes more than `most` bytes; NoImageError."""
+    descriptor = open_descriptor(path, most)
+    try:
+        return read_range(descriptor, 0, os.fstat(descriptor).st_size, most)
+    except NoImageError:
+        raise NoImageError(path) from None
+    finally:
+        os.close(descriptor)
+
+
+def read_range(descriptor: int, offset: int, size: int, most: int) -> Bytes:
+    """So many bytes of a file, or less where it ends. OSError as in `read_image`."""
+    if size > most:
+        raise OSError(errno.EFBIG, f"has {size:,} bytes, more than {most:,}")
+    content = np.empty(size, dtype=np.uint8)
+    done = 0
+    while done < size:
+        end = size if done else FIRST
+        read = os.preadv(descriptor, [content.data[done:end]], offset + done)
+        if read == 0:
+            return content[:done]
+        if done == 0 and size > FIRST and format_of(content[:read]) is None:
+            raise NoImageError
+        done += read
+    return content

@@ -1,0 +1,163 @@
+"""How a JPEG file is built, read from its markers, before any decoder sees it (ITU-T T.81, annex B)."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+
+from pipelines.sources.base import Bytes
+
+BASELINE, EXTENDED, PROGRESSIVE = 0xC0, 0xC1, 0xC2
+END, SCAN, APP0, APP1, APP14, APP15, COMMENT = 0xD9, 0xDA, 0xE0, 0xE1, 0xEE, 0xEF, 0xFE
+TABLES = (0xC4, 0xDB, 0xDD)
+"""Huffman and quantisation tables, restart interval."""
+MOST_SEGMENTS = 4096
+"""A file has some twenty; more is nothing that needs to be fast."""
+SAMPLING = {(h, v) for h in (1, 2) for v in (1, 2)}
+"""Of luminance, horizontally and vertically, beside chrominance: 4:4:4, 4:2:2, 4:4:0, 4:2:0."""
+
+# A marker within the entropy-coded data of a scan: there 0xFF stands before 0 if it is data, and before D0 to D7
+# where decoding may restart. FF FF is a fill byte.
+_MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")
+
+
+@dataclass
+class Jpeg:
+    """What the markers say."""
+
+    width: int = 0
+    height: int = 0
+    scans: int = 0
+    app1: list[tuple[int, int]] = field(default_factory=list)
+    """Where segments with EXIF or XMP data begin and end."""
+    metadata: bool = False
+    """Whether there is more to read than the usual notes of JFIF and Adobe."""
+    end: int | None = None
+    """The first byte behind the end mark; None if there is none, or it was not looked for."""
+    plain: bool = False
+    """Whole, and of the kind that all decoders read alike: Huffman codes, 8 bits, grey or YCbCr."""
+    cut: bool = False
+    """The data end in a scan, and no other has to follow it."""
+
+
+class _OddError(Exception):
+    """The file is built otherwise than nearly all are. It may be good."""
+
+
+def structure(content: Bytes) -> Jpeg:
+    """Walk from marker to marker, as far as all is as usual."""
+    walk = _Walk(content.data)
+    try:
+        walk.to_the_end()
+        walk.found.plain = walk.is_plain()
+    except _OddError:
+        walk.found.scans = _most_scans(content)
+    except IndexError:  # The data end, or a segment reaches beyond them, which a decoder may skip.
+        walk.found.scans = _most_scans(content)
+        walk.found.cut = walk.in_scan and walk.has_all_coefficients()
+    return walk.found
+
+
+def _most_scans(content: Bytes) -> int:
+    """Scans that any decoder can find."""
+    return bytes(content.data).count(b"\xff\xda")
+
+
+class _Walk:
+    """Raises IndexError where the data end."""
+
+    def __init__(self, data: memoryview) -> None:
+        self.found = Jpeg()
+        self.in_scan = False
+        self._data = data
+        self._kind = 0
+        self._components: dict[int, tuple[int, int]] = {}  # Sampling factors, by identifier.
+        self._jfif = False
+        self._adobe: int | None = None  # Its note on the colours.
+        self._last_bits: dict[int, set[int]] = {}  # Coefficients whose last bit is there, by component.
+
+    def to_the_end(self) -> None:
+        position = 2
+        for _ in range(MOST_SEGMENTS):
+            start, marker = position, self._data[position + 1]
+            if self._data[start] != 0xFF:
+                raise _OddError
+            if marker == END:
+                self.found.end = start + 2
+                return
+            position = start + 2 + self._short(start + 2)
+            if position > len(self._data):
+                raise IndexError
+            self._segment(marker, start + 4, position)
+            if marker == APP1:
+                self.found.app1.append((start, position))
+            elif marker == SCAN:
+                self.found.scans += 1
+                position = self._behind_scan(position)
+                if self._kind != PROGRESSIVE and self._data[position + 1] != END:
+                    raise _OddError
+        raise _OddError
+
+    def _segment(self, marker: int, start: int, end: int) -> None:
+        """Take in what a segment says."""
+        body = bytes(self._data[start : min(end, start + 64)])
+        if marker in (BASELINE, EXTENDED, PROGRESSIVE):
+            self._frame(marker, body)
+        elif marker == SCAN:
+            self._scan(body)
+        elif marker == APP14 and body[:5] == b"Adobe" and len(body) == 12:
+            self._adobe = body[11]
+        elif marker == APP0 and body[:5] == b"JFIF\0" and len(body) == 14:
+            self._jfif = True
+        elif APP0 <= marker <= APP15:
+            self.found.metadata = True
+        elif marker not in TABLES and marker != COMMENT:
+            raise _OddError
+
+    def _frame(self, marker: int, body: bytes) -> None:
+        if self._kind or len(body) < 6 or len(body) != 6 + 3 * body[5] or body[0] != 8:
+            raise _OddError
+        self._kind = marker
+        self.found.height, self.found.width = (int.from_bytes(body[i : i + 2], "big") for i in (1, 3))
+        self._components = {body[i]: divmod(body[i + 1], 16) for i in range(6, len(body), 3)}
+        if len(self._components) != body[5] or not self.found.height or not self.found.width:
+            raise _OddError  # Components of one name; a height that only a later marker tells.
+
+    def _scan(self, body: bytes) -> None:
+        if not body or len(body) != 4 + 2 * body[0] or not self._kind:
+            raise _OddError
+        names = body[1:-3:2]
+        first, last, bits = body[-3], body[-2], body[-1] & 15
+        if not set(names) <= self._components.keys():
+            raise _OddError
+        for name in names if bits == 0 else ():
+            self._last_bits.setdefault(name, set()).update(range(first, last + 1))
+
+    def _behind_scan(self, position: int) -> int:
+        """The marker after entropy-coded data."""
+        self.in_scan = True
+        found = _MARKER.search(self._data, position)
+        if found is None:
+            raise IndexError
+        self.in_scan = False
+        return found.start()
+
+    def is_plain(self) -> bool:
+        if len(self._components) not in (1, 3):
+            return False
+        luminance, *others = self._components.values()
+        # A baseline file of more scans may be whole, or have some that only some decoders look at.
+        if (self._kind != PROGRESSIVE and self.found.scans != 1) or luminance not in SAMPLING or set(others) - {(1, 1)}:
+            return False
+        if not others:
+            return self.has_all_coefficients()
+        # Else the names of components may say that they are red, green and blue.
+        known = self._jfif or self._adobe == 1 or list(self._components) == [1, 2, 3]
+        return known and self._adobe in (None, 1) and self.has_all_coefficients()
+
+    def has_all_coefficients(self) -> bool:
+        """Each of the 64 of each component, to its last bit. A progressive file brings them in many scans."""
+        return bool(self._components) and all(len(self._last_bits.get(name, ())) == 64 for name in self._components)
+
+    def _short(self, position: int) -> int:
+        return self._data[position] << 8 | self._data[position + 1]

@@ -1,0 +1,276 @@
+"""Batches through NVIDIA DALI: read, decoded and transformed in its threads or on the GPU, in the order of a stream."""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from collections.abc import Generator, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import cached_property
+from importlib import import_module
+from itertools import chain
+from threading import Lock
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from nvidia.dali import Pipeline, fn, pipeline_def, types
+
+from pipelines.base import Batch
+from pipelines.images.headers import Header, checked
+from pipelines.images.reference import decoded
+from pipelines.loaders import dali_views
+from pipelines.loaders.base import BadSamples, Feed, Loader, Stream, no_memory
+from pipelines.loaders.dali_images import given, is_large, size_of
+from pipelines.loaders.dali_views import Normaliser, made, on_gpu
+from pipelines.order import Indices, Uniforms
+from pipelines.sources import base as sources
+from pipelines.sources.base import Arrays, Encoded
+from pipelines.views import Recipe, View
+
+log = logging.getLogger(__name__)
+
+_NOTHING = np.frombuffer(b"P6\n1 1\n255\n\0\0\0", dtype=np.uint8)
+"""An image in place of one that cannot be had: its batch is never delivered."""
+
+
+@dataclass(frozen=True)
+class DaliLoader(Loader):
+    """One graph for CPU and GPU. Random numbers come from the order, none from DALI."""
+
+    refused: set[str] = field(default_factory=set)
+    """Names of samples that DALI cannot decode, though they are good."""
+    large: Lock = field(default_factory=Lock, compare=False)
+    """Held while a large image is made: there is memory for one."""
+
+    def feed(self, recipe: Recipe, stream: Stream, batch: int) -> Feed:
+        return DaliFeed(self, recipe, stream, batch)
+
+    def given(self, source: Encoded, index: int, view: View, *numbers: Any) -> tuple[sources.Bytes, bool]:
+        """The bytes that DALI decodes, and whether the view is made already. Raises as reading and decoding do."""
+        content, header = self._read(source, index)
+        if not is_large(size_of(content, header)):
+            return self._as_file(source, index, content, header), False
+        with self.large:
+            image = decoded(content, self.most_pixels, header)
+            # Imported only now: most runs do without torchvision's transforms.
+            made: sources.Bytes = import_module("pipelines.loaders.dali_large").given(view, image, *numbers)
+            return made, True
+
+    def refuses(self, source: Encoded, index: int) -> bool:
+        """Whether DALI cannot decode a good sample. Notes that, so that it is decoded for DALI from now on."""
+        name = source.name(index)
+        content, header = self._read(source, index)
+        if name in self.refused or is_large(size_of(content, header)):
+            return False
+        if self._probe.pixels(self._as_file(source, index, content, header)) is not None:
+            return False
+        log.warning("%s is decoded by Pillow: DALI cannot, though nothing is wrong with it", name)
+        self.refused.add(name)
+        return True
+
+    def _read(self, source: Encoded, index: int) -> tuple[sources.Bytes, Header]:
+        content = source.encoded(index, sources.most_bytes(self.most_pixels))
+        return content, checked(content, self.most_pixels)
+
+    def _as_file(self, source: Encoded, index: int, content: sources.Bytes, header: Header) -> sources.Bytes:
+        as_it_is = source.name(index) not in self.refused
+        return given(content, self.most_pixels, as_it_is=as_it_is, header=header)
+
+    @cached_property
+    def _probe(self) -> Probe:
+        return Probe(self.device_id)
+
+
+@dataclass(frozen=True)
+class _Given:
+    """A batch that DALI has been given, or will be, and has not delivered."""
+
+    indices: Indices
+    uniforms: Uniforms
+    faults: dict[int, str]
+
+
+class DaliFeed(Feed):
+    """DALI's pipeline over a stream."""
+
+    def __init__(self, loader: DaliLoader, recipe: Recipe, stream: Stream, batch: int) -> None:
+        self._loader, self._recipe, self._stream, self._batch = loader, recipe, stream, batch
+        self._in_flight: deque[_Given] = deque()
+        self._reader = ThreadPoolExecutor(loader.threads) if isinstance(recipe.source, Encoded) else None
+        self._error: BaseException | None = None
+        self._start()
+
+    def _start(self) -> None:
+        again = [(batch.indices, batch.uniforms) for batch in list(self._in_flight)]
+        self._in_flight.clear()
+        batches = (self._given(*numbers) for numbers in chain(again, self._stream))
+        self._batches: Generator[Any, None, None] = batches if self._reader is None else _ahead(batches)
+        loader = self._loader
+        self._pipeline: Pipeline = _graph(
+            self._batches,
+            self._recipe,
+            Normaliser(self._recipe.normalisation, half=loader.half, channels_last=loader.channels_last),
+            batch_size=self._batch,
+            num_threads=loader.threads,
+            device_id=loader.device_id,
+        )
+        self._pipeline.build()
+
+    def next(self) -> Batch:
+        while True:
+            try:
+                images, labels = self._run()
+                break
+            except Exception:
+                if self._error is not None:
+                    raise self._error from None
+                if not self._found_refused():
+                    raise  # All samples are good: the error is of another kind.
+                del self._pipeline  # It is dead.
+                self._batches.close()
+                self._start()
+        if faults := self._in_flight.popleft().faults:
+            raise BadSamples(faults)
+        tensor = _to_torch(images)
+        return (tensor.permute(0, 3, 1, 2) if self._loader.channels_last else tensor), _to_torch(labels)
+
+    def _run(self) -> Any:
+        device_id = self._loader.device_id
+        # On a GPU in the order of torch's stream: DALI then waits for neither, nor reuses memory too early.
+        return self._pipeline.run(None if device_id is None else torch.cuda.current_stream(device_id))
+
+    def close(self) -> None:
+        if self._reader is not None:
+            self._reader.shutdown(cancel_futures=True)
+        del self._pipeline  # Now, not when Python finds that it and what it reads from hold each other.
+
+    def _given(self, indices: Indices, uniforms: Uniforms) -> tuple[Any, ...]:
+        """What DALI is given of a batch."""
+        source, view = self._recipe.source, self._recipe.view
+        numbers = view.numbers(uniforms)
+        faults: dict[int, str] = {}
+        images: Any
+        if isinstance(source, Arrays):
+            images = source.images[indices]
+        else:
+            assert self._reader is not None
+            # A task for each image would cost as much again.
+            parts = np.array_split(np.arange(len(indices)), 4 * self._loader.threads)
+            rows = list(zip(indices.tolist(), *numbers, strict=True)) if numbers else [(i,) for i in indices.tolist()]
+            tasks = self._reader.map(lambda part: [self._image(*rows[place]) for place in part.tolist()], parts)
+            images = []
+            for place, (image, is_made) in enumerate(found for part in tasks for found in part):
+                if isinstance(image, str):
+                    faults[int(indices[place])], image = image, _NOTHING
+                if is_made:
+                    for array in numbers:
+                        array[place] = 0
+                images.append(image)
+        self._in_flight.append(_Given(indices, uniforms, faults))
+        return (images, *numbers, source.labels[indices])
+
+    def _image(self, index: int, *numbers: Any) -> tuple[sources.Bytes | str, bool]:
+        """The bytes for DALI, or why they cannot be had; and whether the view is made already."""
+        source = self._recipe.source
+        assert isinstance(source, Encoded)
+        try:
+            try:
+                return self._loader.given(source, index, self._recipe.view, *numbers)
+            except MemoryError:
+                raise no_memory(source, index) from None
+            except Exception:
+                if (fault := self._loader.fault(source, index)) is None:
+                    raise
+                return fault, False
+        except Exception as error:
+            self._error = error  # Through DALI it may come as another.
+            raise
+
+    def _found_refused(self) -> bool:
+        """Whether there are good samples that DALI cannot decode. Raises BadSamples if there are bad ones.
+
+        A failed pipeline is dead and names no sample: look at each of those that it has been given.
+        """
+        source = self._recipe.source
+        if not isinstance(source, Encoded):
+            return False
+        batches = list(self._in_flight)  # What reads ahead goes on.
+        for batch in batches:
+            faults = {int(index): self._loader.fault(source, int(index)) for index in batch.indices}
+            if bad := {index: fault for index, fault in faults.items() if fault is not None}:
+                raise BadSamples(bad) from None
+        found = [self._loader.refuses(source, int(index)) for batch in batches for index in batch.indices]
+        return any(found)
+
+
+def _ahead(batches: Iterator[Any]) -> Generator[Any, None, None]:
+    """The same, each made in another thread while the one before is used."""
+    with ThreadPoolExecutor(1) as pool:
+        end = object()
+        coming = pool.submit(next, batches, end)
+        while (batch := coming.result()) is not end:
+            coming = pool.submit(next, batches, end)
+            yield batch
+
+
+def _to_torch(tensors: Any) -> torch.Tensor:
+    """DALI's tensor list as a torch tensor, without a copy: DALI leaves the memory alone as long as it is held."""
+    return torch.utils.dlpack.from_dlpack(tensors.as_tensor())
+
+
+# exec_dynamic: outputs that live on while the next batch is made.
+@pipeline_def(exec_dynamic=True)  # type: ignore[untyped-decorator]
+def _graph(samples: Iterator[Any], recipe: Recipe, normalised: Normaliser) -> Any:
+    in_memory = isinstance(recipe.source, Arrays)
+    numbers = recipe.view.numbers(np.zeros((1, recipe.view.uniforms)))
+    image, *others, labels = fn.external_source(
+        source=samples,
+        num_outputs=len(numbers) + 2,
+        batch=True,
+        dtype=[types.UINT8, *(types.to_dali_type(array.dtype) for array in numbers), types.INT64],
+        ndim=[3 if in_memory else 1, *(array.ndim - 1 for array in numbers), 0],
+        layout=["HWC" if in_memory else "", *("" for _ in numbers), ""],
+    )
+    pixels = dali_views.Decoded(image) if in_memory else dali_views.Encoded(image)
+    return made(recipe.view, pixels, normalised, *others), labels.gpu() if on_gpu() else labels
+
+
+class Probe:
+    """Decodes one image at a time, to find those that DALI cannot decode."""
+
+    def __init__(self, device_id: int | None = None) -> None:
+        self._device_id = device_id
+        self._pipeline: Pipeline | None = None
+        self._lock = Lock()  # What reads ahead looks for replacements while a failed batch is searched.
+
+    def pixels(self, encoded: sources.Bytes) -> NDArray[np.uint8] | None:
+        """uint8 [height, width, 3], on the CPU; None if it cannot be decoded."""
+        with self._lock:
+            return self._pixels(encoded)
+
+    def _pixels(self, encoded: sources.Bytes) -> NDArray[np.uint8] | None:
+        if self._pipeline is None:
+            self._pipeline = _probe_graph(batch_size=1, num_threads=1, device_id=self._device_id)
+            self._pipeline.build()
+        try:
+            self._pipeline.feed_input("encoded", [encoded])
+            images = self._pipeline.run()[0]
+        except RuntimeError as error:
+            self._pipeline = None  # It is dead.
+            if "memory" in str(error) or "CUDA" in str(error):
+                raise  # Not the image's fault.
+            return None
+        found: NDArray[np.uint8] = _to_torch(images)[0].cpu().numpy().copy()
+        return found
+
+
+@pipeline_def(prefetch_queue_depth=1)  # type: ignore[untyped-decorator]
+def _probe_graph() -> Any:
+    encoded = fn.external_source(name="encoded", dtype=types.UINT8, ndim=1)
+    return dali_views.Encoded(encoded).whole()
+
+
+THE_LOADER = DaliLoader

@@ -1,0 +1,90 @@
+"""Views as torchvision's transforms (v2): one image in, one tensor out."""
+
+from __future__ import annotations
+
+from functools import singledispatch
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from pipelines import augment
+from pipelines.images.reference import rgb
+from pipelines.loaders.torchvision_ops import import_torchvision
+from pipelines.views import AsItIs, CentralCrop, RandomCrop, RandomResizedCrop, View
+
+import_torchvision()
+from torchvision.transforms.v2 import functional as untyped  # noqa: E402 - it may need its operators declared first
+
+functional: Any = untyped
+
+
+def pixels(image: Image.Image) -> Tensor:
+    """uint8 [3, height, width]."""
+    tensor: Tensor = functional.pil_to_tensor(rgb(image))
+    return tensor
+
+
+@singledispatch
+def made(view: View, image: Any, *numbers: Any) -> Tensor:
+    """uint8 or float [channels, height, width], in grey levels.
+
+    `image`: a PIL image, or uint8 [height, width, channels]. `numbers`: those
+    of `view.numbers` for this image.
+    """
+    raise NotImplementedError(type(view).__name__)
+
+
+@made.register
+def _(view: AsItIs, image: Any) -> Tensor:
+    tensor = tensor_of(image)
+    return tensor if view.size is None else resized(tensor.float(), *view.size)
+
+
+@made.register
+def _(view: RandomCrop, image: Any, top: Any, left: Any, mirror: Any) -> Tensor:
+    return _mirrored(cropped(tensor_of(image), int(top), int(left), *view.size), mirror)
+
+
+@made.register
+def _(view: CentralCrop, image: Any) -> Tensor:
+    tensor = tensor_of(image)
+    _, height, width = tensor.shape
+    height, width = augment.shorter_side_resized(height, width, view.resize)
+    return cropped(resized(tensor, height, width), *augment.central_window(height, width, view.size))
+
+
+@made.register
+def _(view: RandomResizedCrop, image: Any, factors: Any, place: Any, mirror: Any) -> Tensor:
+    height, width = (image.height, image.width) if isinstance(image, Image.Image) else image.shape[:2]
+    top, left, h, w = augment.random_window(height, width, factors, place)
+    if isinstance(image, Image.Image):  # Before anything else is done to all of the pixels.
+        window = tensor_of(image.crop((left, top, left + w, top + h)))
+    else:
+        window = cropped(tensor_of(image), top, left, h, w)
+    return _mirrored(resized(window, view.size, view.size), mirror)
+
+
+def resized(tensor: Tensor, height: int, width: int) -> Tensor:
+    """Linear with antialiasing."""
+    small: Tensor = functional.resize(tensor, [height, width], antialias=True)
+    return small
+
+
+def cropped(tensor: Tensor, top: int, left: int, height: int, width: int) -> Tensor:
+    window: Tensor = functional.crop(tensor, top, left, height, width)
+    return window
+
+
+def _mirrored(tensor: Tensor, mirror: Any) -> Tensor:
+    image: Tensor = functional.horizontal_flip(tensor) if mirror else tensor
+    return image
+
+
+def tensor_of(image: Any) -> Tensor:
+    """uint8 [channels, height, width]."""
+    if isinstance(image, Image.Image):
+        return pixels(image)
+    return torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))

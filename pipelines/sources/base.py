@@ -1,0 +1,111 @@
+"""Where samples come from. What is made of them is a view's business (views.py), by whom a loader's (loaders.py)."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipelines.datasets.settings import MOST_PIXELS
+
+Bytes = NDArray[np.uint8]
+"""uint8 [bytes]."""
+
+
+class Numbered(Protocol):
+    """A numbered set of samples, of which a class is known, and maybe no more."""
+
+    @property
+    def labels(self) -> NDArray[np.int64]:
+        """int64 [samples]: the samples' classes, counted from 0."""
+        ...
+
+    @property
+    def listing(self) -> str | None:
+        """A digest of what sample has which number: a position in an order means nothing without it."""
+        ...
+
+
+class Source(Numbered, Protocol):
+    """A numbered set of labelled images."""
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """By label; empty if the classes have no names."""
+        ...
+
+    @property
+    def listing(self) -> str: ...
+
+    def name(self, index: int) -> str:
+        """What messages and lists of files to leave out call a sample, such as `train/ape/001.jpg`."""
+        ...
+
+
+def most_bytes(pixels: int) -> int:
+    """Bytes that are read of an image of so many pixels at most: with 8 bits a channel none takes more."""
+    return 4 * pixels + (1 << 20)
+
+
+MOST_BYTES = most_bytes(MOST_PIXELS)
+
+
+@runtime_checkable
+class Encoded(Source, Protocol):
+    """Images as files hold them, still to be decoded."""
+
+    def encoded(self, index: int, most: int = ...) -> Bytes:
+        """The file's content. OSError if it cannot be read or takes more than `most` bytes; a pipe is not waited for.
+
+        Any thread or process may call.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class Arrays:
+    """A `Source` in memory: images uint8 [n, height, width, channels] with labels int64 [n]."""
+
+    images: NDArray[np.uint8]
+    labels: NDArray[np.int64]
+    class_names: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        assert self.images.dtype == np.uint8 and self.images.ndim == 4, (self.images.dtype, self.images.shape)
+        assert self.labels.dtype == np.int64 and self.labels.shape == self.images.shape[:1], self.labels.shape
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @property
+    def listing(self) -> str:
+        return listing_of_arrays(self.images.shape[1:], self.labels)
+
+    def name(self, index: int) -> str:
+        return f"image {index}"
+
+
+@dataclass(frozen=True)
+class Listed:
+    """A `Source` without its images: enough to know the order of training."""
+
+    labels: NDArray[np.int64]
+    listing: str | None
+    """None where it will be known only when the data have been fetched."""
+
+
+def listing_of_arrays(shape: tuple[int, ...], labels: NDArray[np.int64]) -> str:
+    """The `listing` of images of this shape, (height, width, channels), with labels int64 [n]."""
+    return digest(str(tuple(shape)).encode(), labels.tobytes())
+
+
+def digest(*parts: bytes | memoryview) -> str:
+    """16 hexadecimal digits."""
+    found = hashlib.blake2b(digest_size=8)
+    for part in parts:
+        found.update(len(part).to_bytes(8, "little"))
+        found.update(part)
+    return found.hexdigest()

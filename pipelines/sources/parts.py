@@ -1,0 +1,65 @@
+"""The parts of a data set that lies in folders: what to train on, to choose the best epoch by, and to test on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from pipelines.datasets.settings import DataError
+
+TRAIN, TEST = "train", "test"
+VALIDATION = ("val", "valid", "validation")
+"""Names for the same thing."""
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Names of folders, or patterns of shards."""
+
+    test: str | None
+    """None where there is none: then training samples must be held out to choose the best epoch by."""
+    validation: str | None = None
+    """What chooses the best epoch, if the data set has that beside test data."""
+    train: str = TRAIN
+
+    @property
+    def there(self) -> tuple[str, ...]:
+        return (self.train, *(name for name in (self.validation, self.test) if name is not None))
+
+    def require(self, root: Path, validation_samples: int) -> None:
+        """Raise DataError unless there is something to evaluate on, and one thing to choose the best epoch by."""
+        if self.test is None and validation_samples == 0:
+            raise DataError(
+                f"data.path: {root} has nothing to evaluate on; name that folder {', '.join(VALIDATION)} or {TEST}, "
+                "with a folder for each class, or hold out training samples by data.validation_samples"
+            )
+        if self.validation is not None and validation_samples > 0:
+            raise DataError(
+                f"data.validation_samples is {validation_samples}, and {root} has {self.validation} beside {self.test} "
+                f"to choose the best epoch by; set data.validation_samples=0, or move {self.validation} away"
+            )
+
+
+def find_parts(root: Path, holds_samples: Callable[[Path], bool]) -> Parts:
+    """The parts of `root` by the names of its folders.
+
+    A validation folder without test data is the test data. `test` counts only if it holds samples of known classes:
+    ImageNet's own test images come without. Raises DataError if two folders are for the same thing.
+    """
+    found = [name for name in VALIDATION if is_folder(root / name)]
+    if len(found) > 1:
+        raise DataError(
+            f"data.path: {root} has {' and '.join(found)}, which are names for the same thing; move all but one away"
+        )
+    test = TEST if is_folder(root / TEST) and holds_samples(root / TEST) else None
+    validation = found[0] if found else None
+    return Parts(test, validation) if test is not None else Parts(test=validation)
+
+
+def is_folder(path: Path) -> bool:
+    """Raises DataError if that cannot be known."""
+    try:
+        return path.is_dir()
+    except OSError as error:
+        raise DataError(f"data.path: {path} cannot be read ({error.strerror}); make it readable") from None

@@ -1,0 +1,218 @@
+"""WebDataset shards as a source: samples are read by their place in uncompressed tar files, in any order.
+
+What a sample is: shard_samples.py. To write and to index shards: `python -m pipelines shards`, in shard_tools.py.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import os
+import re
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from functools import cached_property, lru_cache
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipelines.common.files import open_descriptor
+from pipelines.datasets.settings import DataError
+from pipelines.images.image_bytes import read_range
+from pipelines.sources.base import MOST_BYTES, Bytes, digest
+from pipelines.sources.class_list import read_names
+from pipelines.sources.parts import Parts, find_parts
+from pipelines.sources.shard_index import INDEX_SUFFIX, Members, decoded, read_index, read_tar
+from pipelines.sources.tar_headers import UnusableError
+
+SHARDS = "*.tar"
+DESCRIPTORS = 256
+"""Shards that a process keeps open, of each source; often it may have 1,024 files open in all."""
+
+log = logging.getLogger(__name__)
+
+
+class _Descriptor:
+    """An open file, closed when the last who uses it lets go: an eviction cannot close it under a reader."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+
+    def __del__(self) -> None:
+        os.close(self.number)
+
+
+def _open(path: str) -> _Descriptor:
+    return _Descriptor(open_descriptor(path))
+
+
+class _Descriptors:
+    """The latest `DESCRIPTORS` files, open. No lock that a fork could leave locked: lru_cache is safe as it is."""
+
+    def __init__(self) -> None:
+        self.get: Callable[[str], _Descriptor] = lru_cache(maxsize=DESCRIPTORS)(_open)
+
+    def __reduce__(self) -> tuple[type[_Descriptors], tuple[()]]:
+        return _Descriptors, ()  # numbers of descriptors mean nothing to another process
+
+
+@dataclass(frozen=True, eq=False)
+class Shards:
+    """A `sources.Encoded`. Arrays, as in `image_folder.ImageFiles`: objects would take several times the memory."""
+
+    root: Path
+    paths: tuple[str, ...]
+    """The shards, relative to the root."""
+    shards: NDArray[np.int32]
+    """[n]: which of `paths` holds the sample."""
+    offsets: NDArray[np.int64]
+    """[n]: the image's first byte in the shard."""
+    sizes: NDArray[np.int64]
+    """[n], in bytes."""
+    labels: NDArray[np.int64]
+    names: NDArray[np.uint8]
+    """The names of the image members, end to end."""
+    ends: NDArray[np.int64]
+    """[n + 1], starting with 0: name i is names[ends[i] : ends[i + 1]]."""
+    class_names: tuple[str, ...]
+    _opened: _Descriptors = field(default_factory=_Descriptors, init=False, repr=False)
+
+    @cached_property
+    def listing(self) -> str:
+        paths = "\0".join(self.paths).encode(errors="surrogateescape")
+        arrays = (self.shards, self.names, self.ends, self.labels, self.offsets, self.sizes)
+        return digest(paths, *(array.tobytes() for array in arrays))
+
+    def name(self, index: int) -> str:
+        member = decoded(self.names[self.ends[index] : self.ends[index + 1]])
+        return f"{self.paths[self.shards[index]]}/{member}"
+
+    def encoded(self, index: int, most: int = MOST_BYTES) -> Bytes:
+        path = os.path.join(self.root, self.paths[self.shards[index]])
+        offset, size = int(self.offsets[index]), int(self.sizes[index])
+        descriptor = self._opened.get(path)
+        content = read_range(descriptor.number, offset, size, most)
+        if len(content) < size:
+            raise OSError(f"{path} ends at byte {offset + len(content)}, within {self.name(index)}: it has changed")
+        return content
+
+
+def list_shards(
+    root: Path,
+    pattern: str,
+    number_of_classes: int,
+    excluded: frozenset[str] = frozenset(),
+    *,
+    setting: str = "data.train_shards",
+    every_class: bool = True,
+) -> Shards:
+    """The samples of the shards that match `pattern`, a glob relative to `root`: shards sorted, samples as they stand.
+
+    `excluded` are names of samples to leave out; those of other shards are passed over. `setting` is what
+    messages call the pattern. Raises DataError if a shard or a label is unusable, or, where `every_class`,
+    if a class has no sample.
+    """
+    paths = matching(root, pattern, setting)
+    parts = _without(_all_members(root, paths, setting), paths, excluded)
+    names, lengths, offsets, sizes, labels = (
+        np.concatenate([getattr(part, each.name) for part in parts]) for each in dataclasses.fields(Members)
+    )
+    counts = [len(part.labels) for part in parts]
+    numbers = np.repeat(np.arange(len(parts), dtype=np.int32), counts)
+    ends = np.concatenate([np.zeros(1, dtype=np.int64), np.cumsum(lengths, dtype=np.int64)])
+    class_names = _class_names(root, number_of_classes)
+    found = Shards(root, paths, numbers, offsets, sizes, labels, names, ends, class_names)
+    _check_labels(found, pattern, setting, every_class)
+    return found
+
+
+def matching(root: Path, pattern: str, setting: str) -> tuple[str, ...]:
+    """The shards, sorted, relative to the root. Less hidden files, which are the system's, and less indexes."""
+    try:
+        found = sorted(path.relative_to(root).as_posix() for path in root.glob(pattern))
+    except (ValueError, NotImplementedError, OSError, RecursionError):  # Empty, absolute, too long, too deep.
+        found = []
+    shards = (path for path in found if not path.endswith(INDEX_SUFFIX) and not os.path.basename(path).startswith("."))
+    if not (paths := tuple(shards)):
+        raise DataError(
+            f"{setting}: {pattern!r} matches no shard in {root}; "
+            "give a pattern relative to that folder, such as 'train/*.tar'"
+        )
+    return paths
+
+
+def _all_members(root: Path, paths: Iterable[str], setting: str) -> list[Members]:
+    """Of each shard: from its index, or where that cannot be used from the shard, which takes longer."""
+    parts, refused = [], []
+    for path in paths:
+        try:
+            part = read_index(root / path)
+        except UnusableError as error:
+            refused.append(f"{path}{INDEX_SUFFIX} {error}")
+            part = None
+        parts.append(read_tar(root / path, setting) if part is None else part)
+    if refused:
+        log.warning(
+            "%d indexes in %s are not used: %s. To renew: python -m pipelines shards index %s",
+            len(refused), root, refused[0], root,
+        )  # fmt: skip
+    return parts
+
+
+def _without(parts: list[Members], paths: tuple[str, ...], excluded: frozenset[str]) -> list[Members]:
+    parts = list(parts)
+    numbers = {path: number for number, path in enumerate(paths)}
+    unwanted: dict[int, set[str]] = {}
+    for name in excluded:
+        for slash in re.finditer("/", name):
+            if (number := numbers.get(name[: slash.start()])) is not None:
+                unwanted.setdefault(number, set()).add(name[slash.end() :])
+    for number, members in unwanted.items():
+        names = parts[number].decoded_names()
+        if unknown := sorted(members - set(names)):
+            raise DataError(
+                f"data.exclude: {paths[number]}/{unknown[0]} is to be left out, but the shard has no such image; "
+                "correct the list of names to leave out"
+            )
+        parts[number] = parts[number].kept(np.array([name not in members for name in names]))
+    return parts
+
+
+def shard_parts(root: Path, train: str = "train/*.tar") -> Parts:
+    """Patterns of the shards in the folders that are for evaluation. Raises DataError."""
+    parts = find_parts(root, holds_samples=lambda folder: any(folder.glob(SHARDS)))
+    test, validation = (None if name is None else f"{name}/{SHARDS}" for name in (parts.test, parts.validation))
+    return Parts(test, validation, train)
+
+
+def count_classes(root: Path, pattern: str, setting: str = "data.train_shards") -> int:
+    """As many as `classes.txt` names; or else the labels in the shards show, from 0 on. Raises DataError."""
+    if names := read_names(root):
+        return len(names)
+    parts = _all_members(root, matching(root, pattern, setting), setting)
+    return 1 + max((int(part.labels.max()) for part in parts if len(part.labels)), default=-1)
+
+
+def _class_names(root: Path, number_of_classes: int) -> tuple[str, ...]:
+    names = read_names(root)
+    return names if len(names) == number_of_classes else tuple(map(str, range(number_of_classes)))
+
+
+def _check_labels(found: Shards, pattern: str, setting: str, every_class: bool) -> None:
+    classes = len(found.class_names)
+    if len(found.labels) == 0:
+        raise DataError(f"{setting}: the shards {pattern!r} in {found.root} hold no sample; give shards with samples")
+    wrong = np.flatnonzero((found.labels < 0) | (found.labels >= classes))
+    if len(wrong):
+        raise DataError(
+            f"{setting}: {found.name(wrong[0])} in {found.root} has label {found.labels[wrong[0]]}, "
+            f"data.number_of_classes is {classes} and labels go from 0 to {classes - 1}; correct one of them"
+        )
+    missing = np.flatnonzero(np.bincount(found.labels, minlength=classes) == 0)
+    if every_class and len(missing):
+        label = missing[0]
+        raise DataError(
+            f"{setting}: {len(missing)} of {classes} classes have no sample in {pattern!r} in {found.root}, such as "
+            f"label {label} ({found.class_names[label]}); complete the shards, or lower data.number_of_classes"
+        )

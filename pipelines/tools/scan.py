@@ -1,0 +1,191 @@
+"""Check a data set of photographs before it is trained on: decode every image, and list those that cannot be.
+
+    python -m pipelines scan data/imagenet
+
+DIR holds train/CLASS/* and val/CLASS/* (or valid, validation, test), or WebDataset's shards in such folders. Writes
+DIR/exclude.txt, which is for data.exclude, and DIR/scan.json: counts, formats, sizes, duplicates and what is odd.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import os
+import shlex
+import sys
+from collections.abc import Mapping, Sequence
+from contextlib import closing
+from pathlib import Path
+
+from tqdm import tqdm
+
+from pipelines.common.paths import path_argument
+from pipelines.datasets.settings import MOST_PIXELS, DataError
+from pipelines.sources.class_list import read_names
+from pipelines.sources.image_folder import class_folders, list_images, parts_of
+from pipelines.sources.parts import TRAIN
+from pipelines.sources.shards import list_shards, shard_parts
+from pipelines.tools.sample_images import Parser, at_least_1
+from pipelines.tools.scan_facts import Check, Decodes
+from pipelines.tools.scan_processes import examined, preload
+from pipelines.tools.scan_report import Part, Report, Tally, listable, shown, summary
+
+PARTS = ("train", "val")
+MOST_CLASSES = 1 << 16
+"""In shards that no list of classes goes with."""
+
+
+def scan(parts: Sequence[Part], workers: int, check: Check) -> Report:
+    """Look at every image in so many processes. Raises DataError if they cannot start."""
+    tally = Tally({part.name: part for part in parts})
+    total = sum(len(part.source.labels) for part in parts)
+    sources = {part.name: part.source for part in parts}
+    with closing(examined(sources, workers, check)) as answers:
+        for (part, index), facts in tqdm(answers, "scan", total, unit="image", disable=None):
+            tally.add(part, index, facts)
+    return tally.report()
+
+
+def folder_parts(root: Path) -> list[Part]:
+    """Of a folder of images, whatever is amiss with it. Raises DataError if it cannot be read."""
+    found = []
+    for name in parts_of(root).there:
+        if (root / name).is_dir():
+            classes = class_folders(root / name)
+            filled = [folder for folder, (images, _) in classes.items() if images]
+            others = sum(others for _, others in classes.values())
+            found.append(Part(name, list_images(root, name, filled), tuple(classes), others))
+    return found
+
+
+def scanned_shards(root: Path, patterns: Mapping[str, str]) -> list[Part]:
+    """Of shards, by part. Raises DataError if a shard cannot be read."""
+    found = {
+        name: list_shards(root, pattern, MOST_CLASSES, setting="--shards", every_class=False)
+        for name, pattern in patterns.items()
+    }
+    classes = 1 + max(int(shards.labels.max()) for shards in found.values())
+    named = read_names(root)
+    names = named if len(named) >= classes else tuple(map(str, range(classes)))
+    parts = []
+    for name, shards in found.items():
+        there = range(len(names)) if name == TRAIN else sorted(set(shards.labels.tolist()))
+        parts.append(Part(name, dataclasses.replace(shards, class_names=names), tuple(names[i] for i in there)))
+    return parts
+
+
+def listed(root: Path, patterns: Sequence[str] | None) -> list[Part]:
+    """What there is to scan: folders of images, or shards. Raises DataError if there is nothing."""
+    if not root.is_dir():
+        raise DataError(f"DIR is {root}, which is no folder; give the folder that holds train and val")
+    if patterns is not None:
+        return scanned_shards(root, dict(zip(PARTS, patterns, strict=True)))
+    parts = folder_parts(root)
+    if not any(len(part.source.labels) for part in parts):
+        patterns = shard_parts(root).there
+        if not (shards := {pattern.partition("/")[0]: pattern for pattern in patterns if any(root.glob(pattern))}):
+            raise DataError(
+                f"DIR is {root}, which holds no images (train/CLASS/* and val/CLASS/*) and no shards "
+                "(train/*.tar and val/*.tar); give the folder that does, or patterns of shards by --shards"
+            )
+        return scanned_shards(root, shards)
+    return parts
+
+
+def exclude_list(report: Report) -> str:
+    """The text for `data.exclude`."""
+    names = [name for name in report.bad if listable(name)]
+    return (
+        "# Images that cannot be read or decoded, for data.exclude: a name a line, relative to data.path.\n"
+        f"# Written by python -m pipelines scan; {len(names)} of {sum(report.images.values())} images.\n"
+    ) + "".join(f"{name}\n" for name in names)
+
+
+def write(path: Path, text: str) -> None:
+    """Whole, or not at all."""
+    draft = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        draft.write_text(text, encoding="utf-8", errors="surrogateescape")
+        os.replace(draft, path)
+    except OSError as error:
+        raise DataError(
+            f"{path} cannot be written ({error.strerror}); give another by --exclude or --report"
+        ) from error
+    finally:
+        draft.unlink(missing_ok=True)
+
+
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """Raises DataError for arguments that cannot be, places to write among them: a scan may take hours."""
+    form = argparse.RawDescriptionHelpFormatter
+    parser = Parser(prog="python -m pipelines scan", description=__doc__, formatter_class=form, allow_abbrev=False)
+    parser.add_argument("folder", metavar="DIR", type=path_argument, help="folder that holds train and val")
+    parser.add_argument(
+        "--shards",
+        metavar=("TRAIN", "VAL"),
+        nargs=2,
+        help="patterns of shards, relative to DIR (train/*.tar val/*.tar)",
+    )
+    parser.add_argument(
+        "--most-pixels", metavar="N", type=at_least_1, default=MOST_PIXELS, help="as data.most_pixels (60,000,000)"
+    )
+    parser.add_argument("--exclude", metavar="FILE", type=path_argument, help="list of bad images (DIR/exclude.txt)")
+    parser.add_argument("--report", metavar="FILE", type=path_argument, help="report to write (DIR/scan.json)")
+    parser.add_argument("--workers", metavar="N", type=at_least_1, default=_cpus(), help="processes (one a CPU)")
+    asked = parser.parse_args(arguments)
+    asked.exclude = asked.exclude or asked.folder / "exclude.txt"
+    asked.report = asked.report or asked.folder / "scan.json"
+    if asked.exclude.absolute() == asked.report.absolute():
+        parser.error(f"argument --report: is {asked.report}, as is --exclude; give two files")
+    return asked
+
+
+def _cpus() -> int:
+    """Those that this process may use: on a cluster often not all."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def require_place(option: str, path: Path) -> None:
+    if path.is_dir() or not path.parent.is_dir() or not os.access(path.parent, os.W_OK):
+        raise DataError(f"{option} is {path}, which cannot be written; give a file in a folder that is there and yours")
+
+
+def run(arguments: Sequence[str] | None) -> None:
+    asked = parse(arguments)
+    parts = listed(asked.folder, asked.shards)
+    require_place("--exclude", asked.exclude)
+    require_place("--report", asked.report)
+    preload()
+    report = scan(parts, asked.workers, Decodes(asked.most_pixels))
+    if len(report.bad) == sum(report.images.values()):
+        name, reason = next(iter(report.bad.items()))
+        raise DataError(
+            f"all {len(report.bad)} images are bad, such as {shown(name)}: {reason}; nothing is written: check DIR"
+        )
+    written = bool(report.bad) or asked.exclude.exists()
+    if written:
+        write(asked.exclude, exclude_list(report))
+    about = {
+        "folder": str(asked.folder),
+        "most_pixels": asked.most_pixels,
+        "exclude": str(asked.exclude) if written else None,
+    }
+    write(asked.report, json.dumps({**about, **dataclasses.asdict(report)}, indent=2) + "\n")
+    print("\n".join(summary(report)))
+    print(f"report: {asked.report}")
+    if report.bad:
+        print("train without the bad ones: " + shlex.quote(f"data.exclude={asked.exclude}"))
+    else:
+        print("nothing to leave out" + f"; {asked.exclude}, which was there, is now without names" * written)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    try:
+        run(arguments)
+    except DataError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    return 0

@@ -1,0 +1,147 @@
+"""Every image of a scan, looked at in processes, any of which may die of one: decoders are native code."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+from collections import deque
+from collections.abc import Generator, Iterator, Mapping
+from contextlib import suppress
+from itertools import islice
+from multiprocessing.connection import wait
+from typing import Any
+
+from pipelines.common.signals import undisturbed
+from pipelines.datasets.settings import DataError
+from pipelines.sources.base import Encoded
+from pipelines.tools.scan_facts import Check, Facts, examine
+
+CHUNK = 64
+"""Samples that a process is given at a time."""
+DEADLY = "ends the process that decodes it"
+
+Sample = tuple[str, int]
+"""Part of the data set, number in it."""
+
+
+def examined(parts: Mapping[str, Encoded], workers: int, check: Check) -> Generator[tuple[Sample, Facts], None, None]:
+    """Each sample of each part, in the order in which so many processes are done with them.
+
+    Close it to end the processes. Raises DataError if they cannot start.
+    """
+    chunks = _chunks(parts)
+    busy: list[_Worker] = []
+    try:
+        for chunk in islice(chunks, workers):
+            busy.append(_Worker(parts, check, chunk))
+        while busy:
+            heard = wait([worker.connection for worker in busy])
+            for worker in [worker for worker in busy if worker.connection in heard]:
+                if (answer := worker.answer()) is not None:
+                    yield answer
+                if worker.idle:
+                    if chunk := next(chunks, []):
+                        worker.give(chunk)
+                    else:
+                        busy.remove(worker)
+                        worker.stop()
+    finally:
+        for worker in busy:
+            worker.stop()
+
+
+def _chunks(parts: Mapping[str, Encoded]) -> Iterator[list[Sample]]:
+    for part, source in parts.items():
+        size = len(source.labels)
+        for start in range(0, size, CHUNK):
+            yield [(part, index) for index in range(start, min(start + CHUNK, size))]
+
+
+class _Worker:
+    """A process, and what it has still to answer; another takes its place if it dies.
+
+    It answers sample by sample, so that it is known which one it died of. That
+    one is tried once more in the new process: it may have been an accident.
+    """
+
+    def __init__(self, parts: Mapping[str, Encoded], check: Check, samples: list[Sample]) -> None:
+        self._arguments = dict(parts), check
+        self._unanswered = deque(samples)
+        self._suspect: Sample | None = None
+        self._start()
+
+    @property
+    def idle(self) -> bool:
+        return self._started and not self._unanswered
+
+    def give(self, samples: list[Sample]) -> None:
+        self._unanswered.extend(samples)
+        with suppress(OSError):  # It has died; the next answer will say so.
+            self.connection.send(samples)
+
+    def answer(self) -> tuple[Sample, Facts] | None:
+        """Waits for it. None if the process had only to say that it runs, or has died of what may be an accident."""
+        try:
+            facts: Facts | None = self.connection.recv()
+        except (EOFError, OSError):
+            return self._replaced()
+        if facts is not None:
+            return self._unanswered.popleft(), facts
+        self._started = True
+        if self._unanswered:
+            samples = list(self._unanswered)
+            self._unanswered.clear()
+            self.give(samples)
+        return None
+
+    def stop(self) -> None:
+        """It has nothing to tidy up."""
+        self._process.kill()
+        self._process.join()
+        self.connection.close()
+
+    def _start(self) -> None:
+        self.connection, theirs = multiprocessing.Pipe()
+        self._started = False
+        with undisturbed():
+            self._process = _context().Process(target=_work, args=(theirs, *self._arguments), daemon=True)
+            self._process.start()
+        theirs.close()  # Or its end would not be noticed.
+
+    def _replaced(self) -> tuple[Sample, Facts] | None:
+        self.stop()
+        if not self._started:
+            raise DataError("a process of the scan has ended before its first image; is there memory left?")
+        sample = self._unanswered[0]
+        deadly = sample == self._suspect
+        self._suspect = sample
+        if deadly:
+            self._unanswered.popleft()
+        self._start()
+        return (sample, Facts(DEADLY)) if deadly else None
+
+
+def _work(connection: Any, parts: Mapping[str, Encoded], check: Check) -> None:
+    """What a process does, until the other end is closed."""
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
+    # Decoders, in C, write there what they think of an image.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+    connection.send(None)
+    with suppress(EOFError, OSError):
+        while True:
+            for part, index in connection.recv():
+                connection.send(examine(parts[part], index, check))
+
+
+def preload() -> None:
+    """Import it once for all processes to come. It starts no thread, which a copied process would lack."""
+    context = _context()
+    if context.get_start_method() == "forkserver":
+        context.set_forkserver_preload([__name__])
+
+
+def _context() -> Any:
+    """How processes are started. Not as copies of this one: its threads may hold a lock that a copy waits for."""
+    forkserver = "forkserver" in multiprocessing.get_all_start_methods()
+    return multiprocessing.get_context("forkserver" if forkserver else "spawn")

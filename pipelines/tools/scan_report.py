@@ -1,0 +1,262 @@
+"""What a scan has found: put together from facts about each image, and said in a few lines."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipelines.images.reference import LACKS_END
+from pipelines.sources.base import Encoded
+from pipelines.tools.scan_facts import Facts
+
+NAMED = 20
+"""Of a kind, in the report; of more there may be thousands. Bad files are all named."""
+SAID = 10
+"""Bad files, in the summary."""
+ODD = {
+    "greyscale": "greyscale",
+    "cmyk": "CMYK",
+    "transparent": "with transparency",
+    "turned": "turned by EXIF",
+    "misnamed": "whose extension names another format",
+    "huge": "over 100 megapixels",
+}
+
+
+@dataclass
+class Part:
+    """train or val, and what has been found there."""
+
+    name: str
+    source: Encoded
+    classes: tuple[str, ...]
+    """Those that are there, with images or without."""
+    other_files: int = 0
+    """In class folders, with extensions that are no image's."""
+    faults: dict[int, str] = field(default_factory=dict)
+    digests: NDArray[np.uint64] = field(init=False)
+    """uint64 [samples]: of the good ones' content."""
+
+    def __post_init__(self) -> None:
+        self.digests = np.zeros(len(self.source.labels), dtype=np.uint64)
+
+    @property
+    def good(self) -> NDArray[np.int64]:
+        """int64 [good samples]: their indices."""
+        every = np.arange(len(self.digests), dtype=np.int64)
+        return np.setdiff1d(every, np.array(list(self.faults), dtype=np.int64))
+
+    def counts(self) -> dict[str, dict[str, int]]:
+        """By class."""
+        names, labels = self.source.class_names, self.source.labels
+        images = Counter(names[label] for label in labels.tolist())
+        bad = Counter(names[labels[index]] for index in self.faults)
+        return {name: {"images": images[name], "bad": bad[name]} for name in self.classes}
+
+
+@dataclass
+class Tally:
+    """What is counted while the scan runs."""
+
+    parts: dict[str, Part]
+    formats: Counter[str] = field(default_factory=Counter)
+    odd: Counter[str] = field(default_factory=Counter)
+    smallest: tuple[Any, ...] | None = None
+    """(pixels, part, index, (width, height))"""
+    largest: tuple[Any, ...] | None = None
+    huge: list[str] = field(default_factory=list)
+
+    def add(self, part: str, index: int, facts: Facts) -> None:
+        if facts.fault is not None:
+            self.parts[part].faults[index] = facts.fault
+            return
+        self.parts[part].digests[index] = facts.digest
+        self.formats[facts.format] += 1
+        self.odd.update(facts.odd)
+        if "huge" in facts.odd:
+            self.huge.append(self.parts[part].source.name(index))
+        if facts.size is not None:
+            place = (facts.size[0] * facts.size[1], part, index, facts.size)
+            self.smallest = min(self.smallest or place, place)
+            self.largest = max(self.largest or place, place)
+
+    def report(self) -> Report:
+        names = {part.name: part.source.name for part in self.parts.values()}
+
+        def sized(place: tuple[Any, ...] | None) -> dict[str, Any] | None:
+            if place is None:
+                return None
+            _, part, index, (width, height) = place
+            return {"width": width, "height": height, "name": names[part](index)}
+
+        return Report(
+            images={part.name: len(part.digests) for part in self.parts.values()},
+            classes={part.name: part.counts() for part in self.parts.values()},
+            other_files={part.name: part.other_files for part in self.parts.values()},
+            bad={names[part.name](i): why for part in self.parts.values() for i, why in sorted(part.faults.items())},
+            formats=dict(sorted(self.formats.items())),
+            odd={kind: self.odd[kind] for kind in ODD},
+            smallest=sized(self.smallest),
+            largest=sized(self.largest),
+            over_100_megapixels=sorted(self.huge),
+            duplicates_within_train=_within(self.parts["train"]) if "train" in self.parts else Duplicates(),
+            duplicates_of_train_in_val=_between(self.parts) if "train" in self.parts else Duplicates(),
+        )
+
+
+@dataclass(frozen=True)
+class Duplicates:
+    """Files that hold the same bytes as others."""
+
+    count: int = 0
+    first: tuple[tuple[str, str], ...] = ()
+    """Twenty of them, each with the one it is like."""
+
+
+@dataclass(frozen=True)
+class Report:
+    """All names are those of `data.exclude`."""
+
+    images: dict[str, int]
+    """By part."""
+    classes: dict[str, dict[str, dict[str, int]]]
+    """By part and class: images, and how many of them are bad."""
+    other_files: dict[str, int]
+    bad: dict[str, str]
+    """Why, by name."""
+    bad_for_their_end_alone: int = field(init=False)
+    """JPEG files that lack their end mark, and none of their pixels."""
+    formats: dict[str, int]
+    """By content, of the good ones; so are all that follow."""
+    odd: dict[str, int]
+    smallest: dict[str, Any] | None
+    largest: dict[str, Any] | None
+    over_100_megapixels: list[str]
+    duplicates_within_train: Duplicates
+    duplicates_of_train_in_val: Duplicates
+    empty_classes: list[str] = field(init=False)
+    classes_all_bad: list[str] = field(init=False)
+    classes_only_in_val: list[str] = field(init=False)
+    classes_of_one_image: list[str] = field(init=False)
+
+    def __post_init__(self) -> None:
+        every = [(f"{part}/{name}", n) for part, classes in self.classes.items() for name, n in classes.items()]
+        train = self.classes.get("train", {})
+        others = [name for part, classes in self.classes.items() if part != "train" for name in classes]
+        found: dict[str, Any] = {
+            "bad_for_their_end_alone": sum(reason == LACKS_END for reason in self.bad.values()),
+            "empty_classes": [name for name, n in every if n["images"] == 0],
+            "classes_all_bad": [name for name, n in every if 0 < n["images"] == n["bad"]],
+            "classes_only_in_val": sorted(set(others) - set(train)) if train else [],
+            "classes_of_one_image": [name for name, n in every if n["images"] == 1],
+        }
+        for name, value in found.items():
+            object.__setattr__(self, name, value)
+
+
+def _within(part: Part) -> Duplicates:
+    good = part.good
+    _, first, which = np.unique(part.digests[good], return_index=True, return_inverse=True)
+    again = np.flatnonzero(first[which] != np.arange(len(good)))
+    name = part.source.name
+    pairs = ((name(good[i]), name(good[first[which[i]]])) for i in again[:NAMED])
+    return Duplicates(len(again), tuple(pairs))
+
+
+def _between(parts: dict[str, Part]) -> Duplicates:
+    """Of train in what is evaluated on, whatever its name."""
+    train = parts["train"]
+    known = train.good
+    digests, first = np.unique(train.digests[known], return_index=True)
+    count = 0
+    pairs: list[tuple[str, str]] = []
+    for part in parts.values():
+        if part is not train:
+            tested = part.good
+            again = np.flatnonzero(np.isin(part.digests[tested], digests))
+            like = first[np.searchsorted(digests, part.digests[tested[again[:NAMED]]])]
+            pairs += zip(map(part.source.name, tested[again[:NAMED]]), map(train.source.name, known[like]), strict=True)
+            count += len(again)
+    return Duplicates(count, tuple(pairs[:NAMED]))
+
+
+def summary(report: Report) -> list[str]:
+    """Lines for people."""
+    total = sum(report.images.values())
+    parts = ", ".join(f"{n:,} in {part}" for part, n in report.images.items())
+    bad = [f"  {shown(name)}: {reason}" for name, reason in list(report.bad.items())[:SAID]]
+    more = [f"  ... and {len(report.bad) - SAID:,} more"] * (len(report.bad) > SAID)
+    ends = report.bad_for_their_end_alone
+    odd = [f"{report.odd[kind]:,} {words}" for kind, words in ODD.items() if report.odd[kind]]
+    return [
+        f"checked {total:,} images: {parts}, {len(set().union(*report.classes.values())):,} classes",
+        f"bad: {len(report.bad):,}" if report.bad else "bad: none",
+        *bad,
+        *more,
+        *[f"  of these, {ends:,} lack only a JPEG file's end mark, bytes FF D9: with it they are whole"] * bool(ends),
+        f"formats: {', '.join(f'{n:,} {name}' for name, n in report.formats.items())}",
+        *(
+            [f"sizes: {_size(report.smallest)} to {_size(report.largest)}"]
+            if report.smallest and report.largest
+            else []
+        ),
+        *[f"odd, but fine: {', '.join(odd)}"] * bool(odd),
+        *(f"warning: {warning}" for warning in warnings(report)),
+    ]
+
+
+def _size(image: dict[str, Any]) -> str:
+    return f"{image['width']}x{image['height']} ({shown(image['name'])})"
+
+
+def warnings(report: Report) -> list[str]:
+    """What training refuses, or what makes its figures worthless."""
+    train, val = report.duplicates_within_train, report.duplicates_of_train_in_val
+    found = [
+        *["there is no train; training needs it"] * ("train" not in report.images),
+        *["there is no val; training needs it, or data.validation_samples"] * (not report.images.keys() - {"train"}),
+        *_classes(report.empty_classes, "without an image", "training refuses them: fill or remove them"),
+        *_classes(report.classes_all_bad, "of bad images alone", "training refuses them: mend or remove them"),
+        *_classes(
+            report.classes_only_in_val, "that train lacks", "training refuses them: add them to train or remove them"
+        ),
+        *_classes(report.classes_of_one_image, "of one image", "that is little to learn from"),
+    ]
+    if val.count:
+        found.append(
+            f"{val.count:,} images to evaluate on are in train too, {_pair(val)}; the test would flatter: remove them"
+        )
+    if train.count:
+        found.append(f"{train.count:,} images of train are copies of others in train, {_pair(train)}")
+    if others := sum(report.other_files.values()):
+        found.append(f"{others:,} other files in class folders; training passes them over")
+    if unlistable := [name for name in report.bad if not listable(name)]:
+        found.append(
+            f"{len(unlistable)} bad files cannot be listed for their names, such as {shown(unlistable[0])}; remove them"
+        )
+    return found
+
+
+def _classes(names: Sequence[str], kind: str, consequence: str) -> Iterable[str]:
+    if names:
+        yield f"{len(names):,} classes {kind}, such as {shown(names[0])}; {consequence}"
+
+
+def _pair(found: Duplicates) -> str:
+    one, other = found.first[0]
+    return f"such as {shown(one)} = {shown(other)}"
+
+
+def shown(name: str) -> str:
+    """On one line, whatever it holds."""
+    return name if name.isprintable() else ascii(name)
+
+
+def listable(name: str) -> bool:
+    """Whether a list of names, a line each, can hold it."""
+    return name.splitlines() == [name] and bool(name.strip()) and not name.startswith("#")
