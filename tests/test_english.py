@@ -1,0 +1,50 @@
+"""Docstrings say what a thing is or does, from their first word on."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+NOT_YET = ("dynsparse", "pipelines", "benchmarks", "launch", "tests", "docs")
+"""Parts of the tree that are still to be rewritten."""
+FRAGMENT = re.compile(
+    r"(What|Of|By|With|From|As|At|On|For|Where|To|Whose|Which|How|Why|In|Whether it is|The same|Those|That|Such|Not|"
+    r"Also|Until|Through|Without|So|And|Or|But|Else|If|Than|Like|Between|Under|Beside|May|Is|Are|Has|Can)\b"
+)
+FILES = sorted(
+    path
+    for folder in ("dynsparse", "pipelines", "benchmarks", "launch", "tests", "docs", "examples")
+    for path in (ROOT / folder).rglob("*.py")
+    if not path.relative_to(ROOT).as_posix().startswith(NOT_YET)
+)
+
+
+def docstrings(tree: ast.AST) -> Iterator[tuple[int, str]]:
+    """Line and text of each docstring, those under fields and constants among them."""
+    for node in ast.walk(tree):
+        body = getattr(node, "body", None)
+        for statement in body if isinstance(body, list) else ():
+            value = statement.value if isinstance(statement, ast.Expr) else None
+            if isinstance(value, ast.Constant) and isinstance(value.value, str):
+                yield statement.lineno, value.value
+
+
+def fragments(source: str) -> list[str]:
+    """Each docstring that begins as a fragment does, with its line."""
+    found = [(line, text.strip().split("\n")[0]) for line, text in docstrings(ast.parse(source))]
+    return [f"{line}: {text}" for line, text in found if FRAGMENT.match(text)]
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_no_docstring_is_a_fragment(path: Path) -> None:
+    assert fragments(path.read_text()) == []
+
+
+def test_fragments_are_found() -> None:
+    source = '"""Reads."""\nX = 1\n"""Of a run."""\ndef f():\n    """What f gives."""\n'
+    assert fragments(source) == ["3: Of a run.", "5: What f gives."]
