@@ -10,9 +10,10 @@ from typing import Literal
 
 from torch import nn
 
-from dynsparse.errors import UserError, alike, cut
+from dynsparse.errors import UserError
 from dynsparse.masks import naming
 from dynsparse.masks.obstacles import obstacle, refuse
+from pipelines.common.text import alike, cut
 
 Kind = Literal["conv", "fc"]
 Granularity = Literal[1, 2, 3, 4]
