@@ -150,7 +150,7 @@ def _count(active: int | Tensor) -> int:
     return active if isinstance(active, int) else active.numel()
 
 
-def check_layers(config: RunConfig) -> None:
+def require_layers(config: RunConfig) -> None:
     """Raise UserError for patterns that match no layer, and for what the method cannot do with them.
 
     Takes no memory: the model is built without weights.
@@ -160,7 +160,7 @@ def check_layers(config: RunConfig) -> None:
     with torch.device("meta"):
         specs = layer_specs(config, model)
         counts = _active_units(config, specs)
-    if config.start.masks_from is None:  # Those decide how much is active: see `checks.check_sources`.
+    if config.start.masks_from is None:  # Those decide how much is active: see `preflight.require_usable_sources`.
         build_method(config, specs).check(specs, counts)
 
 
