@@ -13,10 +13,10 @@ from dynsparse.errors import UserError
 from dynsparse.masks import LayerSpec, MaskSet, SparseLayer, sparse_layers
 from dynsparse.masks.allocation import ALLOCATIONS
 from dynsparse.masks.granularity import Kind
-from dynsparse.masks.selection import seed_for
 from dynsparse.masks.tying import TiedLayer, tie
 from dynsparse.methods import Method, MethodSettings
 from dynsparse.runtime import memory
+from dynsparse.seeds import seed_for
 from dynsparse.training.sources import NOTHING, Sources
 
 

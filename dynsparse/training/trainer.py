@@ -13,10 +13,10 @@ from torch.nn import functional
 from dynsparse.config.schema import RunConfig
 from dynsparse.distributed import sync
 from dynsparse.errors import StopRequested, UserError
-from dynsparse.masks.selection import seed_for
 from dynsparse.optimizers import check_layouts
 from dynsparse.reallocation import ReallocationReport
 from dynsparse.runtime import Worker
+from dynsparse.seeds import seed_for
 from dynsparse.sparse_training import SparseTraining
 from dynsparse.training import packing, penalties
 from dynsparse.training.callbacks import Callback, Observers, SamplesReport, Summary

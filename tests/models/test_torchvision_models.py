@@ -13,7 +13,7 @@ from dynsparse.config.schema import RunConfig
 from dynsparse.errors import UserError
 from dynsparse.masks import MaskSet, sparse_layers
 from dynsparse.masks.allocation import uniform
-from dynsparse.masks.granularity import candidates
+from dynsparse.masks.candidates import candidates
 from dynsparse.models.torchvision_models import TorchvisionSettings
 from dynsparse.training.network import require_layers
 from tests.models.counting import specs, without_weights
