@@ -53,22 +53,23 @@ from dynsparse.errors import (
 )
 from dynsparse.files import open_regular
 from dynsparse.runtime import Worker, lost_peer, print_to_reader, process_group
-from dynsparse.training.banner import start_lines
+from dynsparse.training.banner import banner_lines
 from dynsparse.training.callbacks import standard_observers
-from dynsparse.training.checks import (
-    check_checkpoint,
-    check_model,
-    check_resume,
-    check_sources,
-    check_split,
+from dynsparse.training.compatibility import require_same_evaluation
+from dynsparse.training.network import Network, build_method, build_network, require_layers
+from dynsparse.training.preflight import (
     idle_warning,
+    require_checkpoint_of,
+    require_model_of,
+    require_resumable,
+    require_split,
+    require_usable_sources,
 )
-from dynsparse.training.network import Network, build_method, build_network, check_layers
 from dynsparse.training.run.folder import (
-    Start,
+    ResumePoint,
     begun_by,
     checkpoints_of,
-    find_start,
+    find_resume_point,
     is_finished,
     require_writable,
     take_folder,
@@ -85,7 +86,6 @@ from dynsparse.training.sources import (
     require_sources,
     result_of,
 )
-from dynsparse.training.state import check_evaluated_on
 from dynsparse.training.stopping import StopFlag
 from dynsparse.training.trainer import Trainer
 from pipelines.base import Data, Request, TrainPipeline
@@ -203,11 +203,11 @@ def require(rules: Sequence[Rule]) -> None:
 def check(config: RunConfig, worker: Worker, arguments: argparse.Namespace, resume: str | None) -> None:
     """What can be known to fail before any process group or GPU is touched, all at once."""
     rules: list[Rule] = [
-        lambda: check_layers(config),
+        lambda: require_layers(config),
         lambda: worker.backend(config.distributed.backend),
     ]
     if not arguments.evaluate:
-        rules.append(lambda: check_split(config, worker.world_size))
+        rules.append(lambda: require_split(config, worker.world_size))
     if not arguments.dry_run:
         rules.append(config.data.check)
         if not arguments.evaluate and resume is None and not is_later_attempt(config):
@@ -222,7 +222,7 @@ def check_more(config: RunConfig, worker: Worker, arguments: argparse.Namespace,
     """
     if arguments.dry_run:
         if not missing_sources(config):
-            check_sources(config)
+            require_usable_sources(config)
         return "the config and its layers fit"
     if arguments.preview:
         check_data(config, worker)
@@ -230,7 +230,7 @@ def check_more(config: RunConfig, worker: Worker, arguments: argparse.Namespace,
     if arguments.evaluate:
         path = result_of(arguments.evaluate)
         saved = read_run(path)
-        require([lambda: check_checkpoint(config, saved), lambda: check_evaluation(config, worker, saved)])
+        require([lambda: require_checkpoint_of(config, saved), lambda: check_evaluation(config, worker, saved)])
         return f"can be evaluated: {how_chosen(path, saved)}"
     return check_start(config, worker, resume, overwrite=arguments.overwrite)
 
@@ -238,16 +238,16 @@ def check_more(config: RunConfig, worker: Worker, arguments: argparse.Namespace,
 def check_start(config: RunConfig, worker: Worker, resume: str | None, *, overwrite: bool) -> str:
     start = check_folder(config, resume, overwrite=overwrite)
     if start is None:
-        require([lambda: check_sources(config), lambda: check_training(config, worker)])
+        require([lambda: require_usable_sources(config), lambda: check_training(config, worker)])
         return f"a start would begin in {config.folder}"
     if is_finished(config, start):
         return finished(config, start)
     state = start.state
-    require([lambda: check_resume(config, state), lambda: check_training(config, worker, state)])
+    require([lambda: require_resumable(config, state), lambda: check_training(config, worker, state)])
     return f"a start would go on from {how_chosen(start.path, state)}"
 
 
-def finished(config: RunConfig, start: Start) -> str:
+def finished(config: RunConfig, start: ResumePoint) -> str:
     return f"{start.path} has all {config.train.epochs} epochs behind it; set train.epochs= to train on"
 
 
@@ -258,7 +258,7 @@ def check_training(config: RunConfig, worker: Worker, saved: Mapping[str, Any] |
         data.load_state_dict(saved["data"])
         if "evaluated_on" in saved and not getattr(config.data, "download", False):
             with closing(pipelines.build(config.data, data_request(config, worker))) as whole:
-                check_evaluated_on(saved, whole.evaluated_on)
+                require_same_evaluation(saved, whole.evaluated_on)
     done = config.train.start_epoch * data.steps_per_epoch if saved is None else saved["progress"]["step"]
     if warning := idle_warning(config, data.steps_per_epoch, done):
         print(f"warning: {warning}", file=sys.stderr, flush=True)
@@ -277,17 +277,17 @@ def check_data(config: RunConfig, worker: Worker) -> Position | TrainPipeline:
     return pipelines.position_of(config.data, data_request(config, worker))
 
 
-def check_folder(config: RunConfig, resume: str | None, *, overwrite: bool) -> Start | None:
+def check_folder(config: RunConfig, resume: str | None, *, overwrite: bool) -> ResumePoint | None:
     """Where a start would go on. UserError where it would find that the run's folder is another's, or in use."""
     launch = torchrun.launch_id()
     RunLock(config.folder, launch).require_free(within=BEAT_SECONDS + 1)
-    start = find_start(config, resume=resume, overwrite=overwrite, launch=launch)
+    start = find_resume_point(config, resume=resume, overwrite=overwrite, launch=launch)
     require_writable(config.folder)
     return start
 
 
 def is_later_attempt(config: RunConfig) -> bool:
-    """Whether this looks like another attempt of a launch. Rank 0 decides it, in `find_start`."""
+    """Whether this looks like another attempt of a launch. Rank 0 decides it, in `find_resume_point`."""
     return torchrun.is_retry() or begun_by(torchrun.launch_id(), config.folder)
 
 
@@ -375,13 +375,13 @@ def train_in_folder(
     def on_disk(act: Callable[[], T]) -> T:
         return sync.from_rank_0(lambda: waiting(act, config.distributed.timeout_seconds / 4, again=lock.again))
 
-    start = on_disk(lambda: find_start(config, resume=resume, overwrite=overwrite, launch=launch, retry=retry))
+    start = on_disk(lambda: find_resume_point(config, resume=resume, overwrite=overwrite, launch=launch, retry=retry))
     if start is not None and sync.from_rank_0(lambda: is_finished(config, start)):
         if worker.is_main:
             print(finished(config, start))
         return
     if start is not None:  # Before a network is built as large as its config says.
-        sync.from_rank_0(lambda: check_model(config, start.state))
+        sync.from_rank_0(lambda: require_model_of(config, start.state))
     network, data = build(config, worker, fresh=start is None)
     trainer = Trainer(
         config,
@@ -400,7 +400,7 @@ def train_in_folder(
     on_disk(lambda: take_folder(config, start, overwrite=overwrite, launch=launch, guard=lock.require))
     if worker.is_main:
         torchrun.note_taken()
-        print("\n".join(start_lines(config, network, data, worker)), flush=True)
+        print("\n".join(banner_lines(config, network, data, worker)), flush=True)
     with closing(data):
         trainer.fit()
 
@@ -423,13 +423,13 @@ def preview(config: RunConfig, worker: Worker, count: int) -> None:
 
 def evaluate(config: RunConfig, worker: Worker, checkpoint: Path) -> None:
     saved = sync.from_rank_0(lambda: read_run(checkpoint))
-    check_model(config, saved)
+    require_model_of(config, saved)
     network, data = build(config, worker)
     trainer = Trainer(config, network, data, worker)
     sync.together(lambda: trainer.run.load_network(saved))
     require_same_classes(saved, data)
     if worker.is_main:
-        print("\n".join(start_lines(config, network, data, worker)))
+        print("\n".join(banner_lines(config, network, data, worker)))
         print(how_chosen(checkpoint, saved), flush=True)
     with closing(data):
         result = trainer.evaluate()
