@@ -10,7 +10,8 @@ from __future__ import annotations
 import signal
 import sys
 
-from dynsparse import streams, torchrun
+from dynsparse import torchrun
+from pipelines.common import streams
 
 if __name__ == "__main__":
     streams.make_safe()  # Before anything opens a file.
@@ -93,7 +94,7 @@ from pipelines.common.command_line import Parser
 from pipelines.common.paths import argument
 from pipelines.order import Share
 from pipelines.position import Position
-from pipelines.preview import write_png
+from pipelines.preview import picture, write_png
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -211,7 +212,7 @@ def check(config: RunConfig, worker: Worker, arguments: argparse.Namespace, resu
     if not arguments.evaluate:
         rules.append(lambda: require_split(config, worker.world_size))
     if not arguments.dry_run:
-        rules.append(config.data.check)
+        rules.append(lambda: pipelines.check(config.data))
         if not arguments.evaluate and resume is None and not is_later_attempt(config):
             rules.append(lambda: require_sources(config))
     require(rules)
@@ -417,7 +418,7 @@ def preview(config: RunConfig, worker: Worker, count: int) -> None:
     path = config.folder.with_name(f"{config.folder.name}_preview.png")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_png(data.picture(images, labels, most=count), path)
+        write_png(picture(data, images, labels, most=count), path)
     except OSError as error:
         raise UserError(f"--preview: {path} cannot be written ({error.strerror}); set runs=") from None
     print_to_reader(f"{min(count, len(labels))} training samples in {path}")

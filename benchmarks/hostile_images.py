@@ -25,7 +25,7 @@ from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
 from benchmarks.record import keep
-from tests.pipelines.hostile import BOMBS, SPECIALS, bomb
+from tests.pipelines.images.hostile import BOMBS, SPECIALS, bomb
 from tests.pipelines.pictures import picture
 
 ROOT = Path(__file__).parents[1]

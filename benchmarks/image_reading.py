@@ -28,9 +28,9 @@ import sys, time
 from pathlib import Path
 from pipelines.loaders import base as loaders
 from pipelines.base import Request
-from pipelines.datasets.settings import ImagenetSettings
+from pipelines.datasets.imagenet import ImagenetSettings
 from pipelines.sources.image_folder import list_images
-from pipelines.datasets.imagenet import NORMALISATION
+from pipelines.datasets.photographs import NORMALISATION
 from pipelines.order import SampleOrder, Share
 from pipelines.views import RandomResizedCrop, Recipe
 

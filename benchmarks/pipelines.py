@@ -33,7 +33,7 @@ from benchmarks import record
 from benchmarks.pages import spread, table
 from benchmarks.pipeline_parts import PARTS, TINY, Amount, Bench, Result
 from benchmarks.plots import RESULTS as PAGES
-from pipelines.loaders.torchvision_ops import import_torchvision
+from pipelines.common.torchvision_ops import import_torchvision
 
 NAME = "pipelines"
 FIGURE = "pipeline-memory.svg"

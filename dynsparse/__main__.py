@@ -9,8 +9,8 @@ import logging
 import sys
 from importlib import import_module
 
-from dynsparse import streams
 from dynsparse.errors import EXIT_BAD_INPUT, EXIT_DONE, EXIT_INTERRUPTED, UserError
+from pipelines.common import streams
 from pipelines.common.text import nearest, one_line
 
 # Each is a module with `main(arguments)`; only the one that is asked for is imported, as torch takes seconds.

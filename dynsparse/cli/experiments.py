@@ -18,7 +18,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from dynsparse import files, streams
+from dynsparse import files
 from dynsparse.cli.paper_cli import MODES, look, overlap, translate
 from dynsparse.cli.paper_flags import BOOLEAN, FLAGS, MLP, MODEL, TEXT, WRN, add_flags, flag_named
 from dynsparse.config import schema
@@ -26,6 +26,7 @@ from dynsparse.config.reading import plain, read_file, text_of
 from dynsparse.config.schema import RunConfig
 from dynsparse.errors import EXIT_BAD_INPUT, EXIT_DONE, EXIT_STOPPED, UserError
 from dynsparse.runtime import print_to_reader
+from pipelines.common import streams
 from pipelines.common.command_line import Parser
 from pipelines.common.paths import argument, expanded
 from pipelines.common.settings import MOST

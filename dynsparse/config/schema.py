@@ -32,7 +32,7 @@ from dynsparse.schedules import LrSettings, StepLr
 from pipelines.common.paths import PathText
 from pipelines.common.settings import AtLeast1, Count, Settings
 from pipelines.common.text import cut
-from pipelines.datasets.settings import DataSettings
+from pipelines.datasets.registry import DataSettings
 
 Sparsity = Annotated[float, Field(ge=0, lt=1)]
 Patterns = Annotated[list[Annotated[str, Field(max_length=1000)]], Field(max_length=1000)]

@@ -5,14 +5,12 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from importlib import import_module
 
-from pipelines.base import Batch, Request
+from pipelines.base import Batch
 from pipelines.common.errors import UserError
-from pipelines.datasets.settings import DataSetSettings
-from pipelines.images.reference import fault
 from pipelines.order import Indices, Uniforms
 from pipelines.sources.base import Encoded
+from pipelines.sources.faults import fault
 from pipelines.views import Recipe
 
 Stream = Iterator[tuple[Indices, Uniforms]]
@@ -72,10 +70,3 @@ def no_memory(source: Encoded, index: int) -> UserError:
     return UserError(
         f"{source.name(index)}: no memory is left to decode it; lower data.threads, data.most_pixels or the batch"
     )
-
-
-def loader(settings: DataSetSettings, request: Request) -> Loader:
-    """As `data.loader` says. Imported only now: DALI is not there on every platform."""
-    kind: type[Loader] = import_module(f"pipelines.loaders.{settings.loader}_loader").THE_LOADER
-    half = settings.dtype == "float16"
-    return kind(settings.threads, request.device_id, half, request.channels_last, settings.pixel_limit)

@@ -11,12 +11,12 @@ import torch
 import pipelines
 from pipelines.base import Batch, EvaluationPipeline, Request, TrainPipeline
 from pipelines.common.errors import UserError
-from pipelines.datasets.settings import DataSetSettings
 from pipelines.loaders import base as loaders
 from pipelines.loaders.bad_files import BadFiles
 from pipelines.order import Share
 from pipelines.ordered import OrderedEvaluation, OrderedTraining
 from pipelines.position import Position
+from pipelines.settings import DataSetSettings
 from pipelines.views import Recipe
 
 SEED = 7
