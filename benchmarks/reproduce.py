@@ -32,7 +32,7 @@ from dist_train import build_parts
 from dynsparse.config import schema
 from dynsparse.runtime import Worker
 from dynsparse.training.callbacks import Callback, ReallocationReport, RunReport
-from dynsparse.training.run.folder import checkpoints_of
+from dynsparse.training.resume import checkpoints_of
 from dynsparse.training.sources import read_sources
 from dynsparse.training.trainer import Trainer
 

@@ -15,7 +15,7 @@ import yaml
 import pipelines
 from benchmarks import readme
 from dynsparse.config import schema as config
-from dynsparse.training.run.folder import differences
+from dynsparse.training.resume import differences
 from pipelines.base import Request
 from pipelines.datasets import settings as data_config
 from pipelines.datasets.settings import DataError, ImagenetSettings

@@ -27,6 +27,7 @@ from dynsparse.config.schema import RunConfig
 from dynsparse.errors import EXIT_BAD_INPUT, EXIT_DONE, EXIT_STOPPED, UserError, cut, nearest
 from dynsparse.runtime import print_to_reader
 from dynsparse.settings import MOST
+from dynsparse.training.run import names
 from pipelines.common.paths import argument, expanded
 
 LAUNCHER = Path(__file__).parents[2] / "launch" / "local.sh"
@@ -123,14 +124,14 @@ class Experiments:
 
     def is_done(self, job: Job) -> bool:
         """Whether it has come to its end."""
-        return _status(self.config(job).folder / "summary.json") == "done"
+        return _status(self.config(job).folder / names.SUMMARY) == "done"
 
     def state(self, job: Job) -> str:
         """How far it is: done, part done, or not begun."""
         if self.is_done(job):
             return "done"
         folder = self.config(job).folder
-        return "part done" if any(folder.glob("checkpoints/step-*.pt")) else "not begun"
+        return "part done" if any(folder.glob(f"{names.CHECKPOINTS}/{names.STEPS}")) else "not begun"
 
     def needs(self, job: Job) -> dict[str, bool]:
         """What has to be there first, jobs of the list or other runs, and whether it is."""

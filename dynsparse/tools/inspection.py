@@ -13,10 +13,10 @@ from torch import Tensor
 
 from dynsparse.errors import one_line
 from dynsparse.runtime import print_to_reader
+from dynsparse.text import align
 from dynsparse.tools.command_line import Parser
 from dynsparse.tools.opening import Opened, looking_up, open_checkpoint
-from dynsparse.training.network import align
-from dynsparse.training.sources import checkpoint_of
+from dynsparse.training.checkpoint import checkpoint_of
 from pipelines.common.paths import argument
 
 PARTS = ("weights", "masks", "explored", "optimizer state", "initial weights", "rest")
