@@ -17,7 +17,7 @@ from dynsparse.masks.tying import TiedLayer, tie
 from dynsparse.methods import Method, MethodSettings
 from dynsparse.runtime import memory
 from dynsparse.seeds import seed_for
-from dynsparse.text import align
+from dynsparse.tables import align
 from dynsparse.training.sources import NOTHING, Sources
 
 

@@ -7,10 +7,11 @@ import os
 import sys
 from pathlib import Path
 
-from dynsparse.errors import UserError, one_line
-from dynsparse.tools.command_line import Parser
+from dynsparse.errors import UserError
 from dynsparse.training.run import names
+from pipelines.common.command_line import Parser
 from pipelines.common.paths import argument
+from pipelines.common.text import one_line
 
 LIBRARIES = {"matplotlib": "draws the charts", "jinja2": "fills the page"}
 EPILOG = (
@@ -38,7 +39,7 @@ def main(arguments: list[str]) -> None:
 
 
 def _parser() -> Parser:
-    parser = Parser("report", description=__doc__, epilog=EPILOG)
+    parser = Parser(prog="python -m dynsparse report", description=__doc__, epilog=EPILOG)
     parser.add_argument("runs", nargs="+", metavar="RUN", type=argument, help="a run's folder, such as runs/digits_dsr")
     parser.add_argument(
         "--out",

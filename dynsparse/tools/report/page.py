@@ -164,8 +164,8 @@ def _binning(runs: Sequence[Run]) -> Iterator[str]:
             )
         if metrics.moves.added < run.reallocations:
             yield (
-                f"{run.label}: {names.METRICS} tells of {metrics.moves.added:,} of {run.reallocations:,} reallocations, "
-                f"as the method makes one a step; weights dropped and grown are of those alone."
+                f"{run.label}: {names.METRICS} tells of {metrics.moves.added:,} of {run.reallocations:,} "
+                f"reallocations, as the method makes one a step; weights dropped and grown are of those alone."
             )
         if metrics.epochs.size > 1:
             yield f"{run.label}: {metrics.epochs.added:,} epochs, of which curves show one in {metrics.epochs.size:,}."

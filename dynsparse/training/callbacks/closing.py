@@ -6,7 +6,7 @@ import os
 import sys
 from pathlib import Path
 
-from dynsparse.text import align
+from dynsparse.tables import align
 from dynsparse.training.callbacks.base import Display, Summary
 
 

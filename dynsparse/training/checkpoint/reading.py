@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from dynsparse.errors import UserError, one_line
+from dynsparse.errors import UserError
 from dynsparse.training.checkpoint.agreement import first_problem
 from dynsparse.training.checkpoint.format import State, read
 from dynsparse.training.checkpoint.schema import SavedRun
 from dynsparse.training.run import names
+from pipelines.common.text import one_line
 
 _PARTS = [name for name, field in SavedRun.model_fields.items() if field.is_required()]
 

@@ -29,10 +29,12 @@ def take_folder(
 ) -> None:
     """Make the config's folder this run's.
 
-    `overwrite` removes the run that `find_resume_point` found there, and nothing but what a run writes. A resumed run says
-    what has changed, and sets later checkpoints aside. Killed at any point, another attempt of the launch finds what
-    it can resume from: the folder is marked when all that went before is out of the way, and before anything is
-    added. `guard` is called before each change: see `RunLock.require`.
+    `overwrite` removes the run that `find_resume_point` found there, and nothing but what a run writes. A resumed run
+    says what has changed, and sets later checkpoints aside. `guard` is called before each change: see
+    `RunLock.require`.
+
+    If the process is killed at any point, another attempt of the launch finds what it can resume from. To that end,
+    the folder is marked after all that went before is out of the way, and before anything is added.
     """
     folder = config.folder
     try:
