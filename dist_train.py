@@ -36,7 +36,7 @@ import torch
 import pipelines
 from dynsparse.cli import help_pages
 from dynsparse.cli.paper_cli import Invocation, any_given, read_resume, translate
-from dynsparse.cli.paper_flags import Parser, add_flags
+from dynsparse.cli.paper_flags import add_flags
 from dynsparse.config import schema
 from dynsparse.config.schema import RunConfig
 from dynsparse.distributed import sync
@@ -89,8 +89,8 @@ from dynsparse.training.sources import (
 from dynsparse.training.stopping import StopFlag
 from dynsparse.training.trainer import Trainer
 from pipelines.base import Data, Request, TrainPipeline
+from pipelines.common.command_line import Parser
 from pipelines.common.paths import argument
-from pipelines.datasets.settings import DataError
 from pipelines.order import Share
 from pipelines.position import Position
 from pipelines.preview import write_png
@@ -98,6 +98,8 @@ from pipelines.preview import write_png
 
 def parse_arguments() -> argparse.Namespace:
     parser = Parser(
+        prog="dist_train.py",
+        allow_abbrev=False,  # Abbreviations make --prune ambiguous, and change meaning with every new option.
         usage="%(prog)s --config FILE [OPTIONS] [section.key=value ...]",
         description=help_pages.description(),
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -141,7 +143,7 @@ def load_config(arguments: argparse.Namespace) -> Invocation:
     resume = read_resume(arguments)
     for option in ("--overwrite", "--evaluate"):
         if resume.go_on is not None and getattr(arguments, option[2:]):
-            raise UserError(f"argument {option}: not allowed with argument --resume; see --help")
+            raise UserError(f"argument {option}: not allowed with argument --resume; see dist_train.py --help")
     named = arguments.evaluate or (resume.go_on if resume.go_on != "auto" else None)
     if arguments.config is not None:
         return translate(arguments, schema.read_mapping(arguments.config), arguments.config)
@@ -174,18 +176,18 @@ def config_of(path: Path) -> Mapping[str, Any]:
 
 
 def resolved(config: RunConfig, *, without_data: bool) -> RunConfig:
-    """With what the data alone know, such as their number of classes. DataError if it cannot be had."""
+    """With what the data alone know, such as their number of classes. UserError if it cannot be had."""
     try:
         data = config.data.resolved()
-    except DataError as error:
+    except UserError as error:
         hint = "; without the data, set data.number_of_classes" if without_data else ""
-        raise DataError(f"{error}{hint}") from None
+        raise UserError(f"{error}{hint}") from None
     return config if data is config.data else config.model_copy(update={"data": data})
 
 
 T = TypeVar("T")
 Rule = Callable[[], object]
-"""Raises UserError or DataError."""
+"""Raises UserError."""
 
 
 def require(rules: Sequence[Rule]) -> None:
@@ -194,7 +196,7 @@ def require(rules: Sequence[Rule]) -> None:
     for rule in rules:
         try:
             rule()
-        except (UserError, DataError) as error:
+        except UserError as error:
             problems += str(error).splitlines()
     if problems:
         raise UserError(*dict.fromkeys(problems))
@@ -252,7 +254,7 @@ def finished(config: RunConfig, start: ResumePoint) -> str:
 
 
 def check_training(config: RunConfig, worker: Worker, saved: Mapping[str, Any] | None = None) -> None:
-    """Raise DataError for data that cannot be trained on, or other than a checkpoint's; warn if no weight will move."""
+    """Raise UserError for data that cannot be trained on, or other than a checkpoint's; warn if no weight will move."""
     data = check_data(config, worker)
     if saved is not None:
         data.load_state_dict(saved["data"])
@@ -265,7 +267,7 @@ def check_training(config: RunConfig, worker: Worker, saved: Mapping[str, Any] |
 
 
 def check_evaluation(config: RunConfig, worker: Worker, saved: Mapping[str, Any]) -> None:
-    """Raise UserError or DataError for data that the network of a checkpoint cannot be evaluated on."""
+    """Raise UserError for data that the network of a checkpoint cannot be evaluated on."""
     check_data(config, worker)
     if not getattr(config.data, "download", False):
         with closing(pipelines.build(config.data, data_request(config, worker))) as data:
@@ -273,7 +275,7 @@ def check_evaluation(config: RunConfig, worker: Worker, saved: Mapping[str, Any]
 
 
 def check_data(config: RunConfig, worker: Worker) -> Position | TrainPipeline:
-    """Where training on the data begins. Raises DataError where building it would."""
+    """Where training on the data begins. Raises UserError where building it would."""
     return pipelines.position_of(config.data, data_request(config, worker))
 
 
@@ -549,7 +551,7 @@ def main() -> NoReturn:
         leave(int(ended.code or EXIT_DONE), worker)
     except StopRequested:
         leave(EXIT_STOPPED, worker)
-    except (UserError, DataError) as error:
+    except UserError as error:
         say(error)
         leave(EXIT_BAD_INPUT, worker)
     except (DesyncError, StorageFaultError) as error:

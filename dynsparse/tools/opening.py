@@ -14,13 +14,14 @@ from torch import Tensor
 from dynsparse import files
 from dynsparse.config.schema import RunConfig, parse
 from dynsparse.distributed.digest import mask_digest, weight_digest
-from dynsparse.errors import UserError, one_line
+from dynsparse.errors import UserError
 from dynsparse.training.compatibility import require_same_layers
 from dynsparse.training.network import Network, build_network
 from dynsparse.training.packing import mean_buffers, unpack_buffers, unpack_weights
 from dynsparse.training.preflight import require_model_of
 from dynsparse.training.saved import read_run
 from dynsparse.training.state import versions
+from pipelines.common.text import one_line
 
 
 @dataclass(frozen=True)

@@ -12,12 +12,13 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails
 from torch import Tensor
 
-from dynsparse.errors import UserError, one_line
+from dynsparse.errors import UserError
 from dynsparse.explain import kind_of
 from dynsparse.masks.bits import unpack_bits
 from dynsparse.methods import AnyMethod
 from dynsparse.optimizers import STATE_KEYS
 from dynsparse.training.checkpoint import State, read, step_in_name
+from pipelines.common.text import one_line
 
 Count = Annotated[int, Field(ge=0, lt=1 << 62)]
 Size = Annotated[int, Field(ge=1, lt=1 << 40)]

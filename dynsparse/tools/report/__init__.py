@@ -7,9 +7,10 @@ import os
 import sys
 from pathlib import Path
 
-from dynsparse.errors import UserError, one_line
-from dynsparse.tools.command_line import Parser
+from dynsparse.errors import UserError
+from pipelines.common.command_line import Parser
 from pipelines.common.paths import argument
+from pipelines.common.text import one_line
 
 LIBRARIES = {"matplotlib": "draws the charts", "jinja2": "fills the page"}
 EPILOG = (
@@ -37,7 +38,7 @@ def main(arguments: list[str]) -> None:
 
 
 def _parser() -> Parser:
-    parser = Parser("report", description=__doc__, epilog=EPILOG)
+    parser = Parser(prog="python -m dynsparse report", description=__doc__, epilog=EPILOG)
     parser.add_argument("runs", nargs="+", metavar="RUN", type=argument, help="a run's folder, such as runs/digits_dsr")
     parser.add_argument(
         "--out",
