@@ -1,6 +1,7 @@
 """The host does not wait for the GPU where it need not.
 
-Counted by torch on a GPU; on the CPU by the calls that would have to wait there, `benchmarks.parts.gpu.bench.host_waits`.
+Counted by torch on a GPU; on the CPU by the calls that would have to wait there
+(`benchmarks.parts.gpu.bench.host_waits`).
 """
 
 from __future__ import annotations
