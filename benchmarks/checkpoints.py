@@ -25,10 +25,10 @@ from typing import Any, NamedTuple
 import torch
 
 import pipelines
-from benchmarks import record
-from benchmarks.pages import spread, table
-from benchmarks.plots import RESULTS as PAGES
-from benchmarks.timing import finished, summary
+from benchmarks.harness import record
+from benchmarks.harness.page import spread, table
+from benchmarks.harness.record import PAGES
+from benchmarks.harness.rounds import finished, summary
 from dynsparse.config import schema
 from dynsparse.config.schema import RunConfig
 from dynsparse.runtime import Worker
