@@ -23,11 +23,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks import record
 from benchmarks.full_scans import DenseLayer, in_torch, with_numpy
-from benchmarks.pages import spread, table
-from benchmarks.plots import RESULTS as PAGES
-from benchmarks.timing import compared, in_rounds
+from benchmarks.harness import record
+from benchmarks.harness.page import spread, table
+from benchmarks.harness.record import PAGES
+from benchmarks.harness.rounds import compared, in_rounds
 from dynsparse.config import schema
 from dynsparse.config.schema import RunConfig
 from dynsparse.distributed import digest

@@ -9,7 +9,8 @@ from typing import Any
 
 import torch
 
-from benchmarks.gpu_bench import (
+from benchmarks.harness.rounds import compared, summary
+from benchmarks.parts.gpu.bench import (
     FOR_EVER,
     Bench,
     Case,
@@ -20,7 +21,6 @@ from benchmarks.gpu_bench import (
     rounds_until,
     settings,
 )
-from benchmarks.timing import compared, summary
 from dynsparse.distributed.digest import mask_digest, weight_digest
 from dynsparse.methods import Clock
 from dynsparse.methods.deepr import DeepR
