@@ -56,6 +56,7 @@ from dynsparse.files import open_regular
 from dynsparse.runtime import Worker, lost_peer, print_to_reader, process_group
 from dynsparse.training.banner import banner_lines
 from dynsparse.training.callbacks import standard_observers
+from dynsparse.training.checkpoint import checkpoint_of, how_chosen, read_run, result_of
 from dynsparse.training.compatibility import require_same_evaluation
 from dynsparse.training.network import Network, build_method, build_network, require_layers
 from dynsparse.training.preflight import (
@@ -66,7 +67,7 @@ from dynsparse.training.preflight import (
     require_split,
     require_usable_sources,
 )
-from dynsparse.training.run.folder import (
+from dynsparse.training.resume import (
     ResumePoint,
     begun_by,
     checkpoints_of,
@@ -75,17 +76,14 @@ from dynsparse.training.run.folder import (
     require_writable,
     take_folder,
 )
+from dynsparse.training.run import names
 from dynsparse.training.run.lock import BEAT_SECONDS, RunLock, holding, waiting
-from dynsparse.training.saved import read_run
 from dynsparse.training.sources import (
     NOTHING,
     Sources,
-    checkpoint_of,
-    how_chosen,
     missing_sources,
     read_sources,
     require_sources,
-    result_of,
 )
 from dynsparse.training.stopping import StopFlag
 from dynsparse.training.trainer import Trainer
@@ -168,10 +166,10 @@ def config_of(path: Path) -> Mapping[str, Any]:
     folder = path.absolute().parent.parent
     if not path.exists() and begun_by(torchrun.launch_id(), folder):
         try:
-            open_regular(folder / "config.yaml").close()
+            open_regular(folder / names.CONFIG).close()
         except OSError as error:
             raise UserError(f"{folder / 'config.yaml'}: {error.strerror}; bring it back, or set name=") from None
-        return schema.read_mapping(folder / "config.yaml")
+        return schema.read_mapping(folder / names.CONFIG)
     config: Mapping[str, Any] = read_run(path)["config"]
     return config
 

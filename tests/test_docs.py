@@ -15,7 +15,7 @@ import yaml
 import pipelines
 from benchmarks import readme
 from dynsparse.config import schema as config
-from dynsparse.training.run.folder import differences
+from dynsparse.training.resume import differences
 from pipelines.base import Request
 from pipelines.common.errors import UserError
 from pipelines.datasets.imagenet import ImagenetSettings

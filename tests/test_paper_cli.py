@@ -15,7 +15,7 @@ from dynsparse.cli.paper_cli import Invocation, look, read_tables
 from dynsparse.cli.paper_flags import FLAGS
 from dynsparse.config import schema
 from dynsparse.errors import UserError
-from dynsparse.training.run.folder import differences
+from dynsparse.training.resume import differences
 from tests.training import runs
 
 MLP, WRN, RESNET = "mnist_mlp", "cifar10_WideResNet", "imagenet_resnet50"

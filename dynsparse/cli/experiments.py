@@ -26,6 +26,7 @@ from dynsparse.config.reading import plain, read_file, text_of
 from dynsparse.config.schema import RunConfig
 from dynsparse.errors import EXIT_BAD_INPUT, EXIT_DONE, EXIT_STOPPED, UserError
 from dynsparse.runtime import print_to_reader
+from dynsparse.training.run import names
 from pipelines.common import streams
 from pipelines.common.command_line import Parser
 from pipelines.common.paths import argument, expanded
@@ -126,14 +127,14 @@ class Experiments:
 
     def is_done(self, job: Job) -> bool:
         """Whether it has come to its end."""
-        return _status(self.config(job).folder / "summary.json") == "done"
+        return _status(self.config(job).folder / names.SUMMARY) == "done"
 
     def state(self, job: Job) -> str:
         """How far it is: done, part done, or not begun."""
         if self.is_done(job):
             return "done"
         folder = self.config(job).folder
-        return "part done" if any(folder.glob("checkpoints/step-*.pt")) else "not begun"
+        return "part done" if any(folder.glob(f"{names.CHECKPOINTS}/{names.STEPS}")) else "not begun"
 
     def needs(self, job: Job) -> dict[str, bool]:
         """What has to be there first, jobs of the list or other runs, and whether it is."""

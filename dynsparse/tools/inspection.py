@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from dynsparse.runtime import print_to_reader
+from dynsparse.tables import align
 from dynsparse.tools.opening import Opened, looking_up, open_checkpoint
-from dynsparse.training.network import align
-from dynsparse.training.sources import checkpoint_of
+from dynsparse.training.checkpoint import checkpoint_of
 from pipelines.common.command_line import Parser
 from pipelines.common.paths import argument
 from pipelines.common.text import one_line

@@ -249,7 +249,7 @@ class Trainer:
         if not (self.parallel.whole or self.parallel.masks_gradients):
             self.masks.mask_gradients()  # What lies outside has no say below.
         if self.precision.unscale(self.optimizer, self.model.parameters()):
-            self.sparse.prepare_gradients(masked=not self.parallel.whole)
+            self.sparse.prepare_gradients()
             penalties.add_gradients(self.config.train.penalty, self.network.layers)
             self.progress.skipped_in_a_row = self.progress.bad_steps_in_a_row = 0
             self.precision.step(self.optimizer)  # And reallocates, if due.

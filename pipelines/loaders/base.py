@@ -10,7 +10,6 @@ from pipelines.base import Batch
 from pipelines.common.errors import UserError
 from pipelines.order import Indices, Uniforms
 from pipelines.sources.base import Encoded
-from pipelines.sources.faults import fault
 from pipelines.views import Recipe
 
 Stream = Iterator[tuple[Indices, Uniforms]]
@@ -59,6 +58,8 @@ class Loader(ABC):
 
     def fault(self, source: Encoded, index: int) -> str | None:
         """Why a sample cannot be had, or None: the same words whoever loads. Reads it and decodes all of it."""
+        from pipelines.sources.faults import fault  # Only here: a config is validated without Pillow.
+
         try:
             return fault(source, index, self.most_pixels)
         except MemoryError:

@@ -18,7 +18,7 @@ from pipelines.common.errors import UserError
 from pipelines.common.torchvision_ops import import_torchvision
 from pipelines.datasets import cifar10
 from pipelines.datasets.cifar10 import Cifar10Settings
-from pipelines.loaders import base as loaders
+from pipelines.loaders.registry import loader as loader_of
 from pipelines.order import SampleOrder, Share
 from pipelines.sources.base import Arrays
 from pipelines.views import Normalisation, RandomCrop, Recipe
@@ -118,7 +118,7 @@ def test_every_one_of_the_81_crops_is_reached_exactly_and_both_ways(loader: str)
     rows, columns = np.mgrid[0:40, 0:40]
     places = np.stack((rows, columns, np.zeros_like(rows)), axis=2).astype(np.uint8)[np.newaxis]
     recipe = Recipe(Arrays(places, np.zeros(1, np.int64)), RandomCrop((32, 32), room=(8, 8)), UNCHANGED)
-    made_by = loaders.loader(settings_for(loader), request())
+    made_by = loader_of(settings_for(loader), request())
     cells = np.stack(np.meshgrid(np.arange(9), np.arange(9), np.arange(2), indexing="ij"), axis=-1).reshape(-1, 3)
     for inside in (0.0, 0.5, 1 - 1e-12):
         stream = [(np.zeros(len(cells), np.int64), (cells + inside) / (9, 9, 2))]
