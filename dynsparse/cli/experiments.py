@@ -19,8 +19,9 @@ from types import FrameType
 from typing import Any
 
 from dynsparse import files, streams
-from dynsparse.cli.paper_cli import MODES, look, overlap, translate
-from dynsparse.cli.paper_flags import BOOLEAN, FLAGS, MLP, MODEL, TEXT, WRN, Parser, add_flags, flag_named
+from dynsparse.cli.paper.flags import BOOLEAN, FLAGS, MLP, MODEL, TEXT, WRN, Parser, add_flags, flag_named
+from dynsparse.cli.paper.translate import MODES, look, overlap, translate
+from dynsparse.cli.resuming import read_resume
 from dynsparse.config import schema
 from dynsparse.config.reading import plain, read_file, text_of
 from dynsparse.config.schema import RunConfig
@@ -111,7 +112,8 @@ class Experiments:
         parser = _parser()
         parser.add_argument("--resume", action="append")
         try:
-            config = translate(parser.parse_intermixed_args(self.arguments(job)), None, "command line").config
+            asked = parser.parse_intermixed_args(self.arguments(job))
+            config = translate(asked, read_resume(asked), None, "command line").config
         except UserError as error:
             raise UserError(*(f"{self.path}: job {job.number}: {line}" for line in error.lines)) from None
         if config.run_name != job.run_name:
@@ -344,6 +346,7 @@ def launch(command: Sequence[str]) -> int:
 
 def main(arguments: Sequence[str]) -> int:
     """Do what the command line says; the exit code."""
+    streams.go_on_without()
     try:
         return _main(arguments)
     except UserError as error:
@@ -404,9 +407,3 @@ def _ending(experiments: Experiments, chosen: Sequence[Job], place: int, code: i
     more = f"; not run:{''.join(left)}" if left else ""
     again = {EXIT_BAD_INPUT: "; mend it: the same command goes on", EXIT_STOPPED: "; the same command goes on"}
     return f"job {job.number} {why}{more}{again.get(code, '')}"
-
-
-if __name__ == "__main__":
-    streams.make_safe()
-    streams.go_on_without()
-    sys.exit(main(sys.argv[1:]))
