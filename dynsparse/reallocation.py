@@ -21,8 +21,9 @@ from dynsparse.errors import DesyncError, UserError
 from dynsparse.masks import MaskSet, SparseLayer, optimizer_state
 from dynsparse.masks.allocation import share_out
 from dynsparse.masks.block import Block, Moved
-from dynsparse.masks.selection import NO_CUT, Cut, chosen, cuts_smallest, seed_for
+from dynsparse.masks.selection import NO_CUT, Cut, chosen, cuts_smallest
 from dynsparse.methods import Clock, LayerChange, Method
+from dynsparse.seeds import seed_for
 
 log = logging.getLogger(__name__)
 OnDesync = Literal["abort", "repair"]

@@ -21,11 +21,11 @@ from dynsparse.keeping.weights import KeptWeights
 from dynsparse.masks import MaskSet, naming
 from dynsparse.masks.granularity import Granularity, Kind
 from dynsparse.masks.obstacles import refuse_model
-from dynsparse.masks.selection import seed_for
 from dynsparse.methods import Clock, Method, MethodSettings
 from dynsparse.methods.base import idle_words
 from dynsparse.optimizers import leaves_zero_at_zero
 from dynsparse.reallocation import OnDesync, ReallocationReport, Reallocator
+from dynsparse.seeds import seed_for
 
 log = logging.getLogger(__name__)
 

@@ -20,8 +20,9 @@ from dynsparse.config.schema import PenaltySettings
 from dynsparse.errors import StopRequested
 from dynsparse.masks import MaskSet, sparse_layers
 from dynsparse.masks.allocation import uniform
+from dynsparse.masks.drawing import merge_sorted
 from dynsparse.masks.optimizer_state import moments
-from dynsparse.masks.selection import cuts_fraction, merge_sorted
+from dynsparse.masks.selection import cuts_fraction
 from dynsparse.masks.tying import tie
 from dynsparse.methods import Clock
 from dynsparse.methods.deepr import DeepRSettings

@@ -225,7 +225,7 @@ class RunConfig(Settings):
     def folder(self) -> Path:
         return Path(self.runs) / self.run_name
 
-    def check_split(self, workers: int) -> None:
+    def require_split(self, workers: int) -> None:
         """Raise UserError unless each worker gets a sample for each of its micro-batches. Parts may differ by one."""
         train = self.train
         parts = workers * train.micro_batches

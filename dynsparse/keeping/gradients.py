@@ -11,7 +11,7 @@ from torch import Tensor
 
 from dynsparse.errors import UserError
 from dynsparse.masks import MaskSet, SparseLayer
-from dynsparse.masks.layer import is_dense
+from dynsparse.masks.tensors import is_dense
 from dynsparse.methods import Clock
 from dynsparse.reallocation import Reallocator
 

@@ -15,11 +15,12 @@ from dynsparse import files
 from dynsparse.config.schema import RunConfig, parse
 from dynsparse.distributed.digest import mask_digest, weight_digest
 from dynsparse.errors import UserError, one_line
-from dynsparse.training.checks import check_model
+from dynsparse.training.compatibility import require_same_layers
 from dynsparse.training.network import Network, build_network
 from dynsparse.training.packing import mean_buffers, unpack_buffers, unpack_weights
+from dynsparse.training.preflight import require_model_of
 from dynsparse.training.saved import read_run
-from dynsparse.training.state import check_fits, versions
+from dynsparse.training.state import versions
 
 
 @dataclass(frozen=True)
@@ -66,9 +67,9 @@ def open_checkpoint(path: Path) -> Opened:
         saved = read_run(path)
     config = _config(path, saved)
     try:
-        check_model(config, saved)
+        require_model_of(config, saved)
         network = build_network(config, torch.device("cpu"))
-        check_fits(saved, config, network.model, network.masks)
+        require_same_layers(saved, config, network.model, network.masks)
     except UserError as error:
         raise UserError(*(one_line(f"checkpoint {path}: {line}") for line in error.lines)) from None
     found = list(not_finite(saved))

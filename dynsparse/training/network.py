@@ -13,10 +13,10 @@ from dynsparse.errors import UserError
 from dynsparse.masks import LayerSpec, MaskSet, SparseLayer, sparse_layers
 from dynsparse.masks.allocation import ALLOCATIONS
 from dynsparse.masks.granularity import Kind
-from dynsparse.masks.selection import seed_for
 from dynsparse.masks.tying import TiedLayer, tie
 from dynsparse.methods import Method, MethodSettings
 from dynsparse.runtime import memory
+from dynsparse.seeds import seed_for
 from dynsparse.training.sources import NOTHING, Sources
 
 
@@ -150,7 +150,7 @@ def _count(active: int | Tensor) -> int:
     return active if isinstance(active, int) else active.numel()
 
 
-def check_layers(config: RunConfig) -> None:
+def require_layers(config: RunConfig) -> None:
     """Raise UserError for patterns that match no layer, and for what the method cannot do with them.
 
     Takes no memory: the model is built without weights.
@@ -160,7 +160,7 @@ def check_layers(config: RunConfig) -> None:
     with torch.device("meta"):
         specs = layer_specs(config, model)
         counts = _active_units(config, specs)
-    if config.start.masks_from is None:  # Those decide how much is active: see `checks.check_sources`.
+    if config.start.masks_from is None:  # Those decide how much is active: see `preflight.require_usable_sources`.
         build_method(config, specs).check(specs, counts)
 
 

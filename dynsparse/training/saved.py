@@ -14,7 +14,7 @@ from torch import Tensor
 
 from dynsparse.errors import UserError, one_line
 from dynsparse.explain import kind_of
-from dynsparse.masks.maskset import unpack_bits
+from dynsparse.masks.bits import unpack_bits
 from dynsparse.methods import AnyMethod
 from dynsparse.optimizers import STATE_KEYS
 from dynsparse.training.checkpoint import State, read, step_in_name

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from dynsparse.config.schema import RunConfig
 from dynsparse.errors import StorageError, UserError
 from dynsparse.masks import LayerSpec
-from dynsparse.masks.maskset import unpack_bits
+from dynsparse.masks.bits import unpack_bits
 from dynsparse.training import packing
 from dynsparse.training.checkpoint import CheckpointFolder
 from dynsparse.training.exported import read_weights

@@ -13,20 +13,20 @@ from torch.nn import functional
 from dynsparse.config.schema import RunConfig
 from dynsparse.distributed import sync
 from dynsparse.errors import StopRequested, UserError
-from dynsparse.masks.selection import seed_for
 from dynsparse.optimizers import check_layouts
 from dynsparse.reallocation import ReallocationReport
 from dynsparse.runtime import Worker
+from dynsparse.seeds import seed_for
 from dynsparse.sparse_training import SparseTraining
 from dynsparse.training import packing, penalties
 from dynsparse.training.callbacks import Callback, Observers, SamplesReport, Summary
 from dynsparse.training.checkpoint import CheckpointFolder, SaveTimer
-from dynsparse.training.checks import check_batch, samples_at_once
 from dynsparse.training.evaluate import Evaluation, Evaluations, evaluate, hits
 from dynsparse.training.network import Network, method_settings
 from dynsparse.training.network_input import network_input
 from dynsparse.training.parallel import Parallel
 from dynsparse.training.precision import Precision
+from dynsparse.training.preflight import require_samples_for_norm, samples_at_once
 from dynsparse.training.reports import Reporter
 from dynsparse.training.state import Progress, RunState
 from dynsparse.training.undo import Undo
@@ -116,7 +116,7 @@ class Trainer:
 
     def fit(self) -> Summary:
         """Train until the last epoch. Raises StopRequested, with a checkpoint saved, if asked to stop."""
-        check_batch(self.model, self.config, self.worker.world_size)
+        require_samples_for_norm(self.model, self.config, self.worker.world_size)
         self.reporter = Reporter(self.run, self.network)
         self._settle()
         if not self.resumed:

@@ -20,7 +20,7 @@ from PIL import Image
 from dynsparse.cli import experiments, train
 from dynsparse.cli.experiments import Experiments, Options, read_jobs, sparsity
 from dynsparse.config.schema import RunConfig
-from dynsparse.training.network import check_layers
+from dynsparse.training.network import require_layers
 from dynsparse.training.trainer import Trainer
 from tests.training import runs
 
@@ -139,7 +139,7 @@ def test_every_job_is_a_config_with_layers(paper: dict[str, Experiments]) -> Non
             built.setdefault(repr((config.model, config.sparsity.granularity)), config)
     assert methods == {"dense": 9, "dsr": 52, "static": 15, "tied": 7, "pruning": 7, "deepr": 7, "set": 7}
     for config in built.values():
-        check_layers(config)
+        require_layers(config)
     assert len(built) == 11
 
 

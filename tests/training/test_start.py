@@ -11,7 +11,7 @@ from torch import Tensor
 
 from dynsparse.config.schema import RunConfig
 from dynsparse.errors import UserError
-from dynsparse.masks.maskset import unpack_bits
+from dynsparse.masks.bits import unpack_bits
 from dynsparse.runtime import Worker
 from dynsparse.training import building
 from dynsparse.training.checkpoint import read

@@ -15,7 +15,7 @@ from dynsparse.cli.actions.evaluation import require_data_of
 from dynsparse.config.schema import RunConfig
 from dynsparse.errors import UserError
 from dynsparse.runtime import Worker
-from dynsparse.training.banner import start_lines
+from dynsparse.training.banner import banner_lines
 from dynsparse.training.building import require_same_classes
 from dynsparse.training.callbacks import standard_observers
 from dynsparse.training.callbacks.base import Summary
@@ -52,7 +52,7 @@ def test_two_lines_say_what_is_trained_on_what() -> None:
     settings = runs.config(name="a", data={"validation_samples": 20})
     network, data = build_network(settings, torch.device("cpu")), built(settings)
     shares = "(sparsity 79.95 %, of the whole model 74.56 %)"
-    assert start_lines(settings, network, data, Worker()) == (
+    assert banner_lines(settings, network, data, Worker()) == (
         "a: 1 worker on cpu; synthetic: samples: train 80, validation 20, test 50; 10 classes, images 1x6x6",
         f"mnist_mlp by dsr: 1,364 parameters; active 255 of 1,272 in 3 sparse layers {shares}",
     )
@@ -61,7 +61,7 @@ def test_two_lines_say_what_is_trained_on_what() -> None:
 def test_a_split_that_lacks_classes_is_told() -> None:
     settings = runs.config(name="a", data={"test_samples": 3})
     network, data = build_network(settings, torch.device("cpu")), built(settings)
-    assert "test 3 (of 3 classes alone); 10 classes" in start_lines(settings, network, data, Worker())[0]
+    assert "test 3 (of 3 classes alone); 10 classes" in banner_lines(settings, network, data, Worker())[0]
 
 
 def test_a_start_says_so_and_leaves_the_config_to_its_file(tmp_path: Path) -> None:

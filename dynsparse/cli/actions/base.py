@@ -12,8 +12,8 @@ from dynsparse.config.schema import RunConfig
 from dynsparse.errors import UserError
 from dynsparse.runtime import Worker
 from dynsparse.training.building import data_request
-from dynsparse.training.checks import check_split
-from dynsparse.training.network import check_layers
+from dynsparse.training.network import require_layers
+from dynsparse.training.preflight import require_split
 from dynsparse.training.run.folder import begun_by
 from dynsparse.training.sources import require_sources
 from pipelines.base import TrainPipeline
@@ -60,19 +60,19 @@ def require(rules: Sequence[Rule]) -> None:
 
 def network_rules(config: RunConfig, worker: Worker) -> list[Rule]:
     """Return the rules of whatever builds the network."""
-    return [lambda: check_layers(config), lambda: worker.backend(config.distributed.backend)]
+    return [lambda: require_layers(config), lambda: worker.backend(config.distributed.backend)]
 
 
 def start_rules(config: RunConfig, worker: Worker, resume: str | None) -> list[Rule]:
     """Return the rules of a start on real data."""
-    rules = [*network_rules(config, worker), lambda: check_split(config, worker.world_size), config.data.check]
+    rules = [*network_rules(config, worker), lambda: require_split(config, worker.world_size), config.data.check]
     if resume is None and not is_later_attempt(config):
         rules.append(lambda: require_sources(config))
     return rules
 
 
 def is_later_attempt(config: RunConfig) -> bool:
-    """Return whether this looks like another attempt of a launch. Rank 0 decides it, in `find_start`."""
+    """Return whether this looks like another attempt of a launch. Rank 0 decides it, in `find_resume_point`."""
     return torchrun.is_retry() or begun_by(torchrun.launch_id(), config.folder)
 
 

@@ -6,8 +6,8 @@ import torch
 
 from dynsparse.cli.actions.base import Action, Rule, network_rules
 from dynsparse.runtime import Worker
-from dynsparse.training.checks import check_sources, check_split
 from dynsparse.training.network import build_method, build_network
+from dynsparse.training.preflight import require_split, require_usable_sources
 from dynsparse.training.sources import NOTHING, missing_sources, read_sources
 
 
@@ -16,12 +16,12 @@ class DryRun(Action):
 
     def rules(self, worker: Worker) -> list[Rule]:
         """Return the rules of a network whose batches can be split."""
-        return [*network_rules(self.config, worker), lambda: check_split(self.config, worker.world_size)]
+        return [*network_rules(self.config, worker), lambda: require_split(self.config, worker.world_size)]
 
     def rehearse(self, worker: Worker) -> str:
         """Raise UserError for weights or masks to start from that do not fit."""
         if not missing_sources(self.config):
-            check_sources(self.config)
+            require_usable_sources(self.config)
         return "the config and its layers fit"
 
     def run(self, worker: Worker) -> None:

@@ -13,9 +13,9 @@ from dynsparse.cli.actions.base import Action, Rule, network_rules, position_in,
 from dynsparse.config.schema import RunConfig
 from dynsparse.distributed import sync
 from dynsparse.runtime import Worker, process_group
-from dynsparse.training.banner import start_lines
+from dynsparse.training.banner import banner_lines
 from dynsparse.training.building import build, data_request, require_same_classes
-from dynsparse.training.checks import check_checkpoint, check_model
+from dynsparse.training.preflight import require_checkpoint_of, require_model_of
 from dynsparse.training.saved import read_run
 from dynsparse.training.sources import how_chosen, result_of
 from dynsparse.training.trainer import Trainer
@@ -42,7 +42,7 @@ class Evaluation(Action):
         saved = read_run(path)
         require(
             [
-                lambda: check_checkpoint(self.config, saved),
+                lambda: require_checkpoint_of(self.config, saved),
                 lambda: require_data_of(saved, self.config, worker),
             ]
         )
@@ -64,13 +64,13 @@ def require_data_of(saved: Mapping[str, Any], config: RunConfig, worker: Worker)
 
 def _evaluate(config: RunConfig, worker: Worker, checkpoint: Path) -> None:
     saved = sync.from_rank_0(lambda: read_run(checkpoint))
-    check_model(config, saved)
+    require_model_of(config, saved)
     network, data = build(config, worker)
     trainer = Trainer(config, network, data, worker)
     sync.together(lambda: trainer.run.load_network(saved))
     require_same_classes(saved, data)
     if worker.is_main:
-        print("\n".join(start_lines(config, network, data, worker)))
+        print("\n".join(banner_lines(config, network, data, worker)))
         print(how_chosen(checkpoint, saved), flush=True)
     with closing(data):
         result = trainer.evaluate()

@@ -16,21 +16,21 @@ from dynsparse.config.schema import RunConfig
 from dynsparse.distributed import sync
 from dynsparse.errors import EXIT_STOPPED, StopRequested
 from dynsparse.runtime import Worker, process_group
-from dynsparse.training.banner import start_lines
+from dynsparse.training.banner import banner_lines
 from dynsparse.training.building import build, data_request
 from dynsparse.training.callbacks import standard_observers
-from dynsparse.training.checks import check_model, check_resume, check_sources, idle_warning
+from dynsparse.training.compatibility import require_same_evaluation
+from dynsparse.training.preflight import idle_warning, require_model_of, require_resumable, require_usable_sources
 from dynsparse.training.run.folder import (
-    Start,
+    ResumePoint,
     checkpoints_of,
-    find_start,
+    find_resume_point,
     is_finished,
     require_writable,
     take_folder,
 )
 from dynsparse.training.run.lock import BEAT_SECONDS, RunLock, holding, waiting
 from dynsparse.training.sources import how_chosen
-from dynsparse.training.state import check_evaluated_on
 from dynsparse.training.stopping import StopFlag
 from dynsparse.training.trainer import Trainer
 
@@ -54,19 +54,19 @@ class Training(Action):
         config = self.config
         start = self._find_start()
         if start is None:
-            require([lambda: check_sources(config), lambda: _require_data(config, worker)])
+            require([lambda: require_usable_sources(config), lambda: _require_data(config, worker)])
             return f"a start would begin in {config.folder}"
         if is_finished(config, start):
             return finished(config, start)
         state = start.state
-        require([lambda: check_resume(config, state), lambda: _require_data(config, worker, state)])
+        require([lambda: require_resumable(config, state), lambda: _require_data(config, worker, state)])
         return f"a start would go on from {how_chosen(start.path, state)}"
 
-    def _find_start(self) -> Start | None:
+    def _find_start(self) -> ResumePoint | None:
         """Return where a start would resume, after it has been seen that the folder is free and can be written."""
         launch = torchrun.launch_id()
         RunLock(self.config.folder, launch).require_free(within=BEAT_SECONDS + 1)
-        start = find_start(self.config, resume=self.resume, overwrite=self.overwrite, launch=launch)
+        start = find_resume_point(self.config, resume=self.resume, overwrite=self.overwrite, launch=launch)
         require_writable(self.config.folder)
         return start
 
@@ -101,14 +101,14 @@ class Training(Action):
 
         retry = sync.any_rank(torchrun.is_retry())
         start = on_disk(
-            lambda: find_start(config, resume=self.resume, overwrite=self.overwrite, launch=launch, retry=retry)
+            lambda: find_resume_point(config, resume=self.resume, overwrite=self.overwrite, launch=launch, retry=retry)
         )
         if start is not None and sync.from_rank_0(lambda: is_finished(config, start)):
             if worker.is_main:
                 print(finished(config, start))
             return
         if start is not None:  # Before a network is built as large as its config says.
-            sync.from_rank_0(lambda: check_model(config, start.state))
+            sync.from_rank_0(lambda: require_model_of(config, start.state))
         network, data = build(config, worker, fresh=start is None)
         trainer = Trainer(
             config,
@@ -127,12 +127,12 @@ class Training(Action):
         on_disk(lambda: take_folder(config, start, overwrite=self.overwrite, launch=launch, guard=lock.require))
         if worker.is_main:
             torchrun.note_taken()
-            print("\n".join(start_lines(config, network, data, worker)), flush=True)
+            print("\n".join(banner_lines(config, network, data, worker)), flush=True)
         with closing(data):
             trainer.fit()
 
 
-def finished(config: RunConfig, start: Start) -> str:
+def finished(config: RunConfig, start: ResumePoint) -> str:
     """Return the line that says that a run has trained for all of its epochs."""
     return f"{start.path} has all {config.train.epochs} epochs behind it; set train.epochs= to train on"
 
@@ -144,7 +144,7 @@ def _require_data(config: RunConfig, worker: Worker, saved: Mapping[str, Any] | 
         data.load_state_dict(saved["data"])
         if "evaluated_on" in saved and not getattr(config.data, "download", False):
             with closing(pipelines.build(config.data, data_request(config, worker))) as whole:
-                check_evaluated_on(saved, whole.evaluated_on)
+                require_same_evaluation(saved, whole.evaluated_on)
     done = config.train.start_epoch * data.steps_per_epoch if saved is None else saved["progress"]["step"]
     if warning := idle_warning(config, data.steps_per_epoch, done):
         print(f"warning: {warning}", file=sys.stderr, flush=True)

@@ -36,7 +36,7 @@ def checkpoints_of(
     return CheckpointFolder(folder, config.checkpoint.keep, when_gone=lambda: _mark(config, launch, guard), guard=guard)
 
 
-class Start(NamedTuple):
+class ResumePoint(NamedTuple):
     """Where a resumed run goes on."""
 
     path: Path
@@ -55,9 +55,9 @@ def begun_by(launch: str | None, folder: Path) -> bool:
         return False
 
 
-def find_start(
+def find_resume_point(
     config: RunConfig, *, resume: str | None, overwrite: bool, launch: str | None = None, retry: bool = False
-) -> Start | None:
+) -> ResumePoint | None:
     """The checkpoint to resume from, or None for a new run. Changes nothing.
 
     `resume` is "auto" (the newest whole checkpoint; a new run if there is
@@ -87,7 +87,7 @@ def find_start(
             raise UserError(
                 f"{folder} holds another run than checkpoint {path}; give this one a name of its own (name=...)"
             )
-        return Start(path, state)
+        return ResumePoint(path, state)
     if _occupied(folder) and not overwrite:
         raise UserError(f"{folder} exists; go on with --resume auto, replace it with --overwrite, or set name=")
     if _occupied(folder) and not _holds_run(folder):
@@ -95,11 +95,11 @@ def find_start(
     return None
 
 
-def _go_on(config: RunConfig, *, resume: str | None, launch: str | None, retry: bool) -> Start | None:
+def _go_on(config: RunConfig, *, resume: str | None, launch: str | None, retry: bool) -> ResumePoint | None:
     """Where a later attempt of a launch goes on. It may have ended before its first checkpoint."""
     start = _newest(config)
     if start is None:
-        return None if resume in (None, "auto") else Start(path := checkpoint_of(resume), read_run(path))
+        return None if resume in (None, "auto") else ResumePoint(path := checkpoint_of(resume), read_run(path))
     if resume != "auto":
         if is_finished(config, start) and not retry:  # Most likely a new launch, under the id of an old one.
             raise UserError(
@@ -110,20 +110,20 @@ def _go_on(config: RunConfig, *, resume: str | None, launch: str | None, retry: 
     return start
 
 
-def _newest(config: RunConfig) -> Start | None:
+def _newest(config: RunConfig) -> ResumePoint | None:
     """The newest whole checkpoint; None where nothing has been trained. UserError for a run that has lost all of them:
 
     to begin anew would write over what is left of it.
     """
     found = checkpoints_of(config).newest(read_run)
     if found is not None and found[0].name != "initial.pt":
-        return Start(*found)
+        return ResumePoint(*found)
     if trace := _trained(config.folder):
         raise UserError(
             f"{config.folder} holds a run that has trained ({trace}), and no checkpoint of it to go on from; bring its "
             f"checkpoints/ back, begin anew with --overwrite, or set name="
         )
-    return found and Start(*found)
+    return found and ResumePoint(*found)
 
 
 def _trained(folder: Path) -> str | None:
@@ -140,7 +140,7 @@ def _trained(folder: Path) -> str | None:
     return None
 
 
-def is_finished(config: RunConfig, start: Start) -> bool:
+def is_finished(config: RunConfig, start: ResumePoint) -> bool:
     """Whether nothing is left to do: all epochs are behind `start`, and the summary stands."""
     return start.state["progress"]["epoch"] >= config.train.epochs and (config.folder / "summary.json").exists()
 
@@ -156,7 +156,7 @@ def require_writable(folder: Path) -> None:
 
 def take_folder(
     config: RunConfig,
-    start: Start | None,
+    start: ResumePoint | None,
     *,
     overwrite: bool,
     launch: str | None = None,
@@ -164,7 +164,7 @@ def take_folder(
 ) -> None:
     """Make the folder this run's, once all else has proved to be in order.
 
-    `overwrite` removes the run that `find_start` found there, and nothing but
+    `overwrite` removes the run that `find_resume_point` found there, and nothing but
     what a run writes; a resumed run says what has changed, and sets later
     checkpoints aside. Killed at any point, another attempt of the launch finds
     what it can go on from: that the folder is its own is noted when all that
@@ -207,7 +207,7 @@ def _mark(config: RunConfig, launch: str | None, guard: Callable[[], None]) -> N
     (folder / "checkpoints").mkdir(exist_ok=True)
 
 
-def _name_anew(start: Start, folder: Path, guard: Callable[[], None]) -> None:
+def _name_anew(start: ResumePoint, folder: Path, guard: Callable[[], None]) -> None:
     """Let latest.pt, and best.pt if it was set aside, be what they are where the run goes on."""
     if start.path.parent.resolve() != folder.resolve() or start.path.name == "latest.pt":
         return

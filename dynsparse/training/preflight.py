@@ -11,9 +11,9 @@ from torch import nn
 from dynsparse.config.schema import RunConfig
 from dynsparse.errors import UserError
 from dynsparse.methods.base import Schedule, idle_words
+from dynsparse.training.compatibility import require_same_layers, require_same_settings, require_same_shapes
 from dynsparse.training.network import Network, build_method, build_network, build_without_weights
 from dynsparse.training.sources import NOTHING, Sources, read_sources
-from dynsparse.training.state import check_fits, check_settings, check_shapes
 
 
 def samples_at_once(config: RunConfig, workers: int) -> int:
@@ -21,7 +21,7 @@ def samples_at_once(config: RunConfig, workers: int) -> int:
     return config.train.global_batch_size // (workers * config.train.micro_batches)
 
 
-def check_batch(model: nn.Module, config: RunConfig, workers: int) -> None:
+def require_samples_for_norm(model: nn.Module, config: RunConfig, workers: int) -> None:
     """Raise UserError if a worker would get a single sample at a time, which BatchNorm cannot train on.
 
     Of `model` its modules matter, not its weights.
@@ -35,39 +35,39 @@ def check_batch(model: nn.Module, config: RunConfig, workers: int) -> None:
         )
 
 
-def check_split(config: RunConfig, workers: int) -> None:
+def require_split(config: RunConfig, workers: int) -> None:
     """Raise UserError if a worker would get too few samples at a time: none, or one that BatchNorm cannot train on.
 
     Takes no memory: the model is built without weights.
     """
-    config.check_split(workers)
-    check_batch(build_without_weights(config), config, workers)
+    config.require_split(workers)
+    require_samples_for_norm(build_without_weights(config), config, workers)
 
 
-def check_sources(config: RunConfig) -> None:
+def require_usable_sources(config: RunConfig) -> None:
     """Raise UserError for weights or masks to start from that cannot be had, or do not fit."""
     sources = read_sources(config)
     if sources != NOTHING:
         _build(config, sources)
 
 
-def check_resume(config: RunConfig, saved: Mapping[str, Any]) -> None:
+def require_resumable(config: RunConfig, saved: Mapping[str, Any]) -> None:
     """Raise UserError for a checkpoint that cannot be gone on from under this config. Data are not looked at."""
-    check_settings(saved, config)
-    check_checkpoint(config, saved)
+    require_same_settings(saved, config)
+    require_checkpoint_of(config, saved)
 
 
-def check_checkpoint(config: RunConfig, saved: Mapping[str, Any]) -> None:
+def require_checkpoint_of(config: RunConfig, saved: Mapping[str, Any]) -> None:
     """Raise UserError for a checkpoint that is not of the config's network."""
-    check_model(config, saved)
+    require_model_of(config, saved)
     network = _build(config, NOTHING)
-    check_fits(saved, config, network.model, network.masks)
+    require_same_layers(saved, config, network.model, network.masks)
 
 
-def check_model(config: RunConfig, saved: Mapping[str, Any]) -> None:
+def require_model_of(config: RunConfig, saved: Mapping[str, Any]) -> None:
     """The same as far as the model's shapes tell, before it takes any memory: a checkpoint's config may ask for any."""
     if config.method.name != "tied":  # Its weights get other names.
-        check_shapes(saved, build_without_weights(config))
+        require_same_shapes(saved, build_without_weights(config))
 
 
 def _build(config: RunConfig, sources: Sources) -> Network:
