@@ -25,6 +25,7 @@ from dynsparse.cli.resuming import read_resume
 from dynsparse.config import schema
 from dynsparse.config.reading import plain, read_file, text_of
 from dynsparse.config.schema import RunConfig
+from dynsparse.config.shipped import found
 from dynsparse.errors import EXIT_BAD_INPUT, EXIT_DONE, EXIT_STOPPED, UserError, cut, nearest
 from dynsparse.runtime import print_to_reader
 from dynsparse.settings import MOST
@@ -240,7 +241,7 @@ def _status(summary: Path) -> str | None:
 
 def read_jobs(path: str) -> dict[int, Job]:
     """The jobs of a list by number. UserError lists all that is wrong."""
-    entries = read_file(path, "list", "configs/experiments/")
+    entries = read_file(found(path), "list", "configs/experiments/")
     if not isinstance(entries, list) or not entries:
         raise UserError(f"{path}: holds no list of jobs; write '- {{job-idx: 0, model: ..., FLAG: VALUE}}' for each")
     jobs: dict[int, Job] = {}

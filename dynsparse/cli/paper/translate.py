@@ -9,7 +9,6 @@ import argparse
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
@@ -19,11 +18,10 @@ from dynsparse.cli.resuming import Resume, path_given
 from dynsparse.config import schema
 from dynsparse.config.reading import plain, read_file
 from dynsparse.config.schema import RunConfig
+from dynsparse.config.shipped import found
 from dynsparse.errors import UserError, nearest
 from dynsparse.methods.pruning import PruningSettings
 from dynsparse.schedules import NotNegative, Period, StepTable
-
-SCHEDULES = Path(__file__).parents[2] / "configs" / "schedules"
 
 MODES = {"--rewire": "set", "--DeepR": "deepr", "--prune": "pruning", "--tied": "tied"}
 """Flags that choose the method; --threshold-prune makes set dsr."""
@@ -240,8 +238,7 @@ def _read_schedules(draft: Draft) -> None:
 
 def read_tables(name: str) -> dict[str, StepTable]:
     """The tables of a schedule file, looked for as given and in configs/schedules/. UserError lists what is wrong."""
-    name = path_given("--schedule-file", name)
-    path = Path(name) if Path(name).exists() or not (SCHEDULES / name).exists() else SCHEDULES / name
+    path = found(path_given("--schedule-file", name), "schedules")
     raw = plain(read_file(path, "--schedule-file", "configs/schedules/"))
     if not isinstance(raw, dict):
         raise UserError(f"{path}: holds no tables; write {', '.join(TABLES)}, each a list of '- epoch : value'")
