@@ -21,10 +21,9 @@ from dynsparse.config import schema
 from dynsparse.config.schema import RunConfig
 from dynsparse.errors import UserError
 from dynsparse.files import open_regular
-from dynsparse.training.run.folder import begun_by
-from dynsparse.training.saved import read_run
-from dynsparse.training.sources import checkpoint_of, result_of
-from pipelines.datasets.settings import DataError
+from dynsparse.training.checkpoint import checkpoint_of, read_run, result_of
+from dynsparse.training.resume import begun_by
+from dynsparse.training.run import names
 
 log = logging.getLogger(__name__)
 
@@ -51,7 +50,7 @@ def load_config(asked: argparse.Namespace, resume: Resume) -> RunConfig:
     """Load the config from --config, else from the checkpoint to resume or evaluate, else from the paper's flags."""
     for option in ("--overwrite", "--evaluate"):
         if resume.go_on is not None and getattr(asked, option[2:]):
-            raise UserError(f"argument {option}: not allowed with argument --resume; see --help")
+            raise UserError(f"argument {option}: not allowed with argument --resume; see {asked.program} --help")
     source, sections = _sections(asked, resume)
     if any_given(asked) or resume.weights is not None:
         translation = translate(asked, resume, sections, source)
@@ -87,21 +86,22 @@ def config_of(path: Path) -> Mapping[str, Any]:
     folder.
     """
     folder = path.absolute().parent.parent
+    left = folder / names.CONFIG
     if not path.exists() and begun_by(torchrun.launch_id(), folder):
         try:
-            open_regular(folder / "config.yaml").close()
+            open_regular(left).close()
         except OSError as error:
-            raise UserError(f"{folder / 'config.yaml'}: {error.strerror}; bring it back, or set name=") from None
-        return schema.read_mapping(folder / "config.yaml")
+            raise UserError(f"{left}: {error.strerror}; bring it back, or set name=") from None
+        return schema.read_mapping(left)
     config: Mapping[str, Any] = read_run(path)["config"]
     return config
 
 
 def _with_facts_of_data(config: RunConfig, *, without_data: bool) -> RunConfig:
-    """Add what the data alone know, such as their number of classes. Raises DataError if it cannot be had."""
+    """Add what the data alone know, such as their number of classes. Raises UserError if it cannot be had."""
     try:
         data = config.data.resolved()
-    except DataError as error:
+    except UserError as error:
         hint = "; without the data, set data.number_of_classes" if without_data else ""
-        raise DataError(f"{error}{hint}") from None
+        raise UserError(f"{error}{hint}") from None
     return config if data is config.data else config.model_copy(update={"data": data})

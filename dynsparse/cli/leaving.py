@@ -21,7 +21,6 @@ from dynsparse.errors import (
     UserError,
 )
 from dynsparse.runtime import Worker, lost_peer
-from pipelines.datasets.settings import DataError
 
 
 def ended_by(error: BaseException, worker: Worker) -> int:
@@ -33,7 +32,7 @@ def ended_by(error: BaseException, worker: Worker) -> int:
             return EXIT_STOPPED
         case KeyboardInterrupt():
             return EXIT_INTERRUPTED
-        case UserError() | DataError():
+        case UserError():
             say(error)
             return EXIT_BAD_INPUT
         case DesyncError() | StorageFaultError():

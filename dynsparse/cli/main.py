@@ -12,7 +12,8 @@ from importlib import import_module
 from typing import NoReturn
 
 from dynsparse import streams, torchrun
-from dynsparse.errors import EXIT_BAD_INPUT, EXIT_DONE, EXIT_INTERRUPTED, UserError, nearest, one_line
+from dynsparse.errors import EXIT_BAD_INPUT, EXIT_DONE, EXIT_INTERRUPTED, UserError
+from pipelines.common.text import nearest, one_line
 
 VERBS = {
     "train": ("dynsparse.cli.train", "--config FILE: train a sparse network, or resume, evaluate, check"),

@@ -6,7 +6,8 @@ import argparse
 from collections.abc import Sequence
 
 from dynsparse.cli import help_pages
-from dynsparse.cli.paper.flags import Parser, add_flags
+from dynsparse.cli.paper.flags import add_flags
+from pipelines.common.command_line import Parser
 from pipelines.common.paths import argument
 
 
@@ -21,6 +22,7 @@ def parse(words: Sequence[str], program: str) -> argparse.Namespace:
 def _parser(program: str) -> argparse.ArgumentParser:
     parser = Parser(
         prog=program,
+        allow_abbrev=False,  # Abbreviations make --prune ambiguous, and change meaning with every new option.
         usage="%(prog)s --config FILE [OPTIONS] [section.key=value ...]",
         description=help_pages.description(program),
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -50,6 +52,7 @@ def _parser(program: str) -> argparse.ArgumentParser:
     )
     help_pages.add_help_options(parser, program)
     add_flags(parser)
+    parser.set_defaults(program=program)
     return parser
 
 

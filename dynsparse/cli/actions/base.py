@@ -14,14 +14,13 @@ from dynsparse.runtime import Worker
 from dynsparse.training.building import data_request
 from dynsparse.training.network import require_layers
 from dynsparse.training.preflight import require_split
-from dynsparse.training.run.folder import begun_by
+from dynsparse.training.resume import begun_by
 from dynsparse.training.sources import require_sources
 from pipelines.base import TrainPipeline
-from pipelines.datasets.settings import DataError
 from pipelines.position import Position
 
 Rule = Callable[[], object]
-"""Raises UserError or DataError."""
+"""Raises UserError."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +51,7 @@ def require(rules: Sequence[Rule]) -> None:
     for rule in rules:
         try:
             rule()
-        except (UserError, DataError) as error:
+        except UserError as error:
             problems += str(error).splitlines()
     if problems:
         raise UserError(*dict.fromkeys(problems))
@@ -77,5 +76,5 @@ def is_later_attempt(config: RunConfig) -> bool:
 
 
 def position_in(config: RunConfig, worker: Worker) -> Position | TrainPipeline:
-    """Return where training on the data begins. Raises DataError where building the data would."""
+    """Return where training on the data begins. Raises UserError where building the data would."""
     return pipelines.position_of(config.data, data_request(config, worker))

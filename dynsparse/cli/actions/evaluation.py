@@ -15,9 +15,8 @@ from dynsparse.distributed import sync
 from dynsparse.runtime import Worker, process_group
 from dynsparse.training.banner import banner_lines
 from dynsparse.training.building import build, data_request, require_same_classes
+from dynsparse.training.checkpoint import how_chosen, read_run, result_of
 from dynsparse.training.preflight import require_checkpoint_of, require_model_of
-from dynsparse.training.saved import read_run
-from dynsparse.training.sources import how_chosen, result_of
 from dynsparse.training.trainer import Trainer
 
 
@@ -55,7 +54,7 @@ class Evaluation(Action):
 
 
 def require_data_of(saved: Mapping[str, Any], config: RunConfig, worker: Worker) -> None:
-    """Raise UserError or DataError for data that the network of a checkpoint cannot be evaluated on."""
+    """Raise UserError for data that the network of a checkpoint cannot be evaluated on."""
     position_in(config, worker)
     if not getattr(config.data, "download", False):
         with closing(pipelines.build(config.data, data_request(config, worker))) as data:

@@ -29,7 +29,7 @@ class Preview(Action):
         return start_rules(self.config, worker, self.resume)
 
     def rehearse(self, worker: Worker) -> str:
-        """Raise DataError for data that cannot be trained on."""
+        """Raise UserError for data that cannot be trained on."""
         position_in(self.config, worker)
         return "a preview can be made"
 

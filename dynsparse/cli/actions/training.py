@@ -19,9 +19,10 @@ from dynsparse.runtime import Worker, process_group
 from dynsparse.training.banner import banner_lines
 from dynsparse.training.building import build, data_request
 from dynsparse.training.callbacks import standard_observers
+from dynsparse.training.checkpoint import how_chosen
 from dynsparse.training.compatibility import require_same_evaluation
 from dynsparse.training.preflight import idle_warning, require_model_of, require_resumable, require_usable_sources
-from dynsparse.training.run.folder import (
+from dynsparse.training.resume import (
     ResumePoint,
     checkpoints_of,
     find_resume_point,
@@ -30,7 +31,6 @@ from dynsparse.training.run.folder import (
     take_folder,
 )
 from dynsparse.training.run.lock import BEAT_SECONDS, RunLock, holding, waiting
-from dynsparse.training.sources import how_chosen
 from dynsparse.training.stopping import StopFlag
 from dynsparse.training.trainer import Trainer
 
@@ -138,7 +138,7 @@ def finished(config: RunConfig, start: ResumePoint) -> str:
 
 
 def _require_data(config: RunConfig, worker: Worker, saved: Mapping[str, Any] | None = None) -> None:
-    """Raise DataError for data that cannot be trained on, or other than a checkpoint's; warn if no weight will move."""
+    """Raise UserError for data that cannot be trained on, or other than a checkpoint's; warn if no weight will move."""
     data = position_in(config, worker)
     if saved is not None:
         data.load_state_dict(saved["data"])

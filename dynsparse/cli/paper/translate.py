@@ -19,9 +19,10 @@ from dynsparse.config import schema
 from dynsparse.config.reading import plain, read_file
 from dynsparse.config.schema import RunConfig
 from dynsparse.config.shipped import found
-from dynsparse.errors import UserError, nearest
+from dynsparse.errors import UserError
 from dynsparse.methods.pruning import PruningSettings
 from dynsparse.schedules import NotNegative, Period, StepTable
+from pipelines.common.text import nearest
 
 MODES = {"--rewire": "set", "--DeepR": "deepr", "--prune": "pruning", "--tied": "tied"}
 """Flags that choose the method; --threshold-prune makes set dsr."""
