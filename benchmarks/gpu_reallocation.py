@@ -90,8 +90,8 @@ class Event:
 
     def act(self) -> None:
         """All that a step with a reallocation does beside forward, backward and the optimizer."""
-        self.reallocator.before_step(self.clock)
-        report = self.reallocator.after_step(self.clock)
+        seen = self.reallocator.before_step(self.clock)
+        report = self.reallocator.after_step(self.clock, seen)
         assert report is not None
         self.moved = sum(report.dropped.values())
 
@@ -162,12 +162,12 @@ def _compare_with_cpu(bench: Bench, found: Found, name: str, moves: int) -> None
     for _ in range(3):
         for event in pair:
             event.shake()
-            event.reallocator.before_step(event.clock)
-        plan, theirs = (event.reallocator.plan(event.clock) for event in pair)
+        seen = [event.reallocator.before_step(event.clock) for event in pair]
+        plan, theirs = (event.reallocator.plan(event.clock, own) for event, own in zip(pair, seen, strict=True))
         same_plans &= plan == theirs
-        for event in pair:
-            event.reallocator._plan = lambda clock, scores, plan=plan: plan  # type: ignore[method-assign,misc]
-            event.reallocator(event.clock)
+        for event, own in zip(pair, seen, strict=True):
+            event.reallocator._plan = lambda *_, plan=plan: plan  # type: ignore[method-assign,misc]
+            event.reallocator(event.clock, own)
             del event.reallocator._plan
         masks = {mask_digest(event.masks) for event in pair}
         weights = {weight_digest(event.network.model, event.masks) for event in pair}

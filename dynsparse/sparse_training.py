@@ -298,7 +298,7 @@ class SparseTraining(Watcher):
         if overflows(optimizer) or not self._gradients.are_there:
             self._begin_round()
             return
-        self.reallocator.learn(self._optimizers.layers_of(optimizer, self.masks))
+        self._gradients.learn(self._optimizers.layers_of(optimizer, self.masks))
         number = self._optimizers.number_of(optimizer, self.masks)
         if number is not None:
             self._stepped.add(number)
@@ -335,7 +335,7 @@ class SparseTraining(Watcher):
             self.verify()
         self.reallocator.optimizers = self._optimizers.alive
         self.reallocator.untrained = self._optimizers.untrained(self.masks) if due else set()
-        report = self.reallocator.after_step(clock)
+        report = self.reallocator.after_step(clock, self._gradients.seen)
         self._begin_round()
         if self.steps > self._asked.total_steps and not self._said_over:
             self._said_over = True

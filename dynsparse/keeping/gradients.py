@@ -13,7 +13,7 @@ from dynsparse.errors import UserError
 from dynsparse.masks import MaskSet, SparseLayer
 from dynsparse.masks.tensors import is_dense
 from dynsparse.methods import Clock
-from dynsparse.reallocation import Reallocator
+from dynsparse.reallocation import Reallocator, Seen
 
 _MASKED_AT = "_dynsparse_masked_at"
 """An attribute of a gradient: its version and that of the masks when it was masked. It is as it was if both hold."""
@@ -32,6 +32,8 @@ class Gradients:
         self.coming = coming
         self.are_there = False
         """Whether the step has any."""
+        self.seen = Seen()
+        """Gradients of this round as the method needs them: for its next reallocation."""
         self._new: set[str] = set()
         self._has_looked = False
         self._masks_version = 0
@@ -51,11 +53,15 @@ class Gradients:
     def begin_round(self) -> None:
         """Forget what belonged to the step that is over."""
         self.are_there = self._has_looked = False
-        self.reallocator.forget()
+        self.seen = Seen()
 
     def follow_masks(self) -> None:
         """Rely no more on what the masks before these have masked."""
         self._masks_version += 1
+
+    def learn(self, layers: Iterable[SparseLayer]) -> None:
+        """Let the method learn from the gradients of these layers: the optimizer has used them."""
+        self.reallocator.learn(layers, self.seen)
 
     def release(self) -> None:
         """Take note of no more."""
@@ -75,7 +81,7 @@ class Gradients:
         gradients = self._found()
         self.are_there |= bool(gradients) or not len(self.masks)
         if not keep:
-            self.reallocator.keep(gradients)
+            self.seen.keep_only(gradients)
         changed = {name for name, gradient in gradients.items() if not self._is_as_masked(gradient)}
         new = set(self._new)
         if not self._has_looked:
@@ -83,7 +89,7 @@ class Gradients:
         if self.are_wanted_whole:  # What was masked already for an earlier step says nothing of where to grow.
             new &= changed
         if to_see := [layer for layer in layers if layer.name in new]:
-            self.reallocator.look(self.coming(), to_see, masked=masked or not changed, scale=scale)
+            self.reallocator.look(self.coming(), to_see, self.seen, masked=masked or not changed, scale=scale)
         elif changed and not masked:  # Clipped, say, since they were looked at.
             self.masks.mask_gradients()
         self._new, self._has_looked = set(), True
