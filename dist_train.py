@@ -36,7 +36,7 @@ import torch
 import pipelines
 from dynsparse.cli import help_pages
 from dynsparse.cli.paper_cli import Invocation, any_given, read_resume, translate
-from dynsparse.cli.paper_flags import Parser, add_flags
+from dynsparse.cli.paper_flags import add_flags
 from dynsparse.config import schema
 from dynsparse.config.schema import RunConfig
 from dynsparse.distributed import sync
@@ -55,6 +55,7 @@ from dynsparse.files import open_regular
 from dynsparse.runtime import Worker, lost_peer, print_to_reader, process_group
 from dynsparse.training.banner import banner_lines
 from dynsparse.training.callbacks import standard_observers
+from dynsparse.training.checkpoint import checkpoint_of, how_chosen, read_run, result_of
 from dynsparse.training.compatibility import require_same_evaluation
 from dynsparse.training.network import Network, build_method, build_network, require_layers
 from dynsparse.training.preflight import (
@@ -65,7 +66,7 @@ from dynsparse.training.preflight import (
     require_split,
     require_usable_sources,
 )
-from dynsparse.training.run.folder import (
+from dynsparse.training.resume import (
     ResumePoint,
     begun_by,
     checkpoints_of,
@@ -74,23 +75,20 @@ from dynsparse.training.run.folder import (
     require_writable,
     take_folder,
 )
+from dynsparse.training.run import names
 from dynsparse.training.run.lock import BEAT_SECONDS, RunLock, holding, waiting
-from dynsparse.training.saved import read_run
 from dynsparse.training.sources import (
     NOTHING,
     Sources,
-    checkpoint_of,
-    how_chosen,
     missing_sources,
     read_sources,
     require_sources,
-    result_of,
 )
 from dynsparse.training.stopping import StopFlag
 from dynsparse.training.trainer import Trainer
 from pipelines.base import Data, Request, TrainPipeline
+from pipelines.common.command_line import Parser
 from pipelines.common.paths import argument
-from pipelines.datasets.settings import DataError
 from pipelines.order import Share
 from pipelines.position import Position
 from pipelines.preview import write_png
@@ -98,6 +96,8 @@ from pipelines.preview import write_png
 
 def parse_arguments() -> argparse.Namespace:
     parser = Parser(
+        prog="dist_train.py",
+        allow_abbrev=False,  # Abbreviations make --prune ambiguous, and change meaning with every new option.
         usage="%(prog)s --config FILE [OPTIONS] [section.key=value ...]",
         description=help_pages.description(),
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -141,7 +141,7 @@ def load_config(arguments: argparse.Namespace) -> Invocation:
     resume = read_resume(arguments)
     for option in ("--overwrite", "--evaluate"):
         if resume.go_on is not None and getattr(arguments, option[2:]):
-            raise UserError(f"argument {option}: not allowed with argument --resume; see --help")
+            raise UserError(f"argument {option}: not allowed with argument --resume; see dist_train.py --help")
     named = arguments.evaluate or (resume.go_on if resume.go_on != "auto" else None)
     if arguments.config is not None:
         return translate(arguments, schema.read_mapping(arguments.config), arguments.config)
@@ -165,27 +165,27 @@ def config_of(path: Path) -> Mapping[str, Any]:
     folder = path.absolute().parent.parent
     if not path.exists() and begun_by(torchrun.launch_id(), folder):
         try:
-            open_regular(folder / "config.yaml").close()
+            open_regular(folder / names.CONFIG).close()
         except OSError as error:
             raise UserError(f"{folder / 'config.yaml'}: {error.strerror}; bring it back, or set name=") from None
-        return schema.read_mapping(folder / "config.yaml")
+        return schema.read_mapping(folder / names.CONFIG)
     config: Mapping[str, Any] = read_run(path)["config"]
     return config
 
 
 def resolved(config: RunConfig, *, without_data: bool) -> RunConfig:
-    """With what the data alone know, such as their number of classes. DataError if it cannot be had."""
+    """With what the data alone know, such as their number of classes. UserError if it cannot be had."""
     try:
         data = config.data.resolved()
-    except DataError as error:
+    except UserError as error:
         hint = "; without the data, set data.number_of_classes" if without_data else ""
-        raise DataError(f"{error}{hint}") from None
+        raise UserError(f"{error}{hint}") from None
     return config if data is config.data else config.model_copy(update={"data": data})
 
 
 T = TypeVar("T")
 Rule = Callable[[], object]
-"""Raises UserError or DataError."""
+"""Raises UserError."""
 
 
 def require(rules: Sequence[Rule]) -> None:
@@ -194,7 +194,7 @@ def require(rules: Sequence[Rule]) -> None:
     for rule in rules:
         try:
             rule()
-        except (UserError, DataError) as error:
+        except UserError as error:
             problems += str(error).splitlines()
     if problems:
         raise UserError(*dict.fromkeys(problems))
@@ -252,7 +252,7 @@ def finished(config: RunConfig, start: ResumePoint) -> str:
 
 
 def check_training(config: RunConfig, worker: Worker, saved: Mapping[str, Any] | None = None) -> None:
-    """Raise DataError for data that cannot be trained on, or other than a checkpoint's; warn if no weight will move."""
+    """Raise UserError for data that cannot be trained on, or other than a checkpoint's; warn if no weight will move."""
     data = check_data(config, worker)
     if saved is not None:
         data.load_state_dict(saved["data"])
@@ -265,7 +265,7 @@ def check_training(config: RunConfig, worker: Worker, saved: Mapping[str, Any] |
 
 
 def check_evaluation(config: RunConfig, worker: Worker, saved: Mapping[str, Any]) -> None:
-    """Raise UserError or DataError for data that the network of a checkpoint cannot be evaluated on."""
+    """Raise UserError for data that the network of a checkpoint cannot be evaluated on."""
     check_data(config, worker)
     if not getattr(config.data, "download", False):
         with closing(pipelines.build(config.data, data_request(config, worker))) as data:
@@ -273,7 +273,7 @@ def check_evaluation(config: RunConfig, worker: Worker, saved: Mapping[str, Any]
 
 
 def check_data(config: RunConfig, worker: Worker) -> Position | TrainPipeline:
-    """Where training on the data begins. Raises DataError where building it would."""
+    """Where training on the data begins. Raises UserError where building it would."""
     return pipelines.position_of(config.data, data_request(config, worker))
 
 
@@ -549,7 +549,7 @@ def main() -> NoReturn:
         leave(int(ended.code or EXIT_DONE), worker)
     except StopRequested:
         leave(EXIT_STOPPED, worker)
-    except (UserError, DataError) as error:
+    except UserError as error:
         say(error)
         leave(EXIT_BAD_INPUT, worker)
     except (DesyncError, StorageFaultError) as error:

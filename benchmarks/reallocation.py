@@ -23,17 +23,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks import record
 from benchmarks.full_scans import DenseLayer, in_torch, with_numpy
-from benchmarks.pages import spread, table
-from benchmarks.plots import RESULTS as PAGES
-from benchmarks.timing import compared, in_rounds
+from benchmarks.harness import record
+from benchmarks.harness.page import spread, table
+from benchmarks.harness.record import PAGES
+from benchmarks.harness.rounds import compared, in_rounds
 from dynsparse.config import schema
 from dynsparse.config.schema import RunConfig
 from dynsparse.distributed import digest
 from dynsparse.masks import MaskSet
 from dynsparse.methods import Clock
-from dynsparse.reallocation import Plan, Reallocator, Seen
+from dynsparse.reallocation import Plan, Reallocator
 from dynsparse.training.network import build_network
 
 NAME = "reallocation"
@@ -148,7 +148,6 @@ class Subject:
         self._saved_masks, self._saved_method = self.masks.state_dict(), self.method.state_dict()
         self._elsewhere = elsewhere(amount.cache)
         self._at_step = False
-        self.seen = Seen()
 
     def _step(self) -> list[Tensor]:
         """Leaves momenta, and the weights as they are. Returns the gradients of the sparse layers, before masking."""
@@ -205,7 +204,7 @@ class Subject:
 
     def apply(self, plan: Plan) -> None:
         self._at_step = False
-        self.reallocator.apply(plan, self.seen)
+        self.reallocator.apply(plan, costs=self.seen.growth_costs)
 
     def reallocate_with_digests(self) -> None:
         """What each of several workers hashes: masks and weights before, masks after."""
@@ -221,8 +220,7 @@ class Subject:
     def whole_event(self) -> None:
         """All that a step with a reallocation does beside backward and the optimizer."""
         self._at_step = False
-        seen = self.reallocator.before_step(CLOCK)
-        self.reallocator.after_step(CLOCK, seen)
+        self.reallocator.after_step(CLOCK, self.reallocator.before_step(CLOCK))
 
 
 @lru_cache(maxsize=1)

@@ -10,7 +10,8 @@ import sys
 from importlib import import_module
 
 from dynsparse import streams
-from dynsparse.errors import EXIT_BAD_INPUT, EXIT_DONE, EXIT_INTERRUPTED, UserError, nearest, one_line
+from dynsparse.errors import EXIT_BAD_INPUT, EXIT_DONE, EXIT_INTERRUPTED, UserError
+from pipelines.common.text import nearest, one_line
 
 # Each is a module with `main(arguments)`; only the one that is asked for is imported, as torch takes seconds.
 COMMANDS = {

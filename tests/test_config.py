@@ -129,9 +129,7 @@ def test_every_number_has_a_limit() -> None:
     assert len(found) > 30
     for where, schema in found:
         most = schema.get("maximum", schema.get("exclusiveMaximum"))
-        assert most is not None, (
-            f"{where}: give it a largest value (dynsparse/settings.py, pipelines/datasets/settings.py)"
-        )
+        assert most is not None, f"{where}: give it a largest value (pipelines/common/settings.py)"
         assert most <= 2**63, where
 
 

@@ -11,8 +11,10 @@ import pytest
 from dynsparse import hints
 from dynsparse.config import schema as config
 from dynsparse.config.schema import RunConfig
-from dynsparse.errors import MOST_LINES, UserError, alike, some_of
+from dynsparse.errors import UserError
 from dynsparse.training.network import require_layers
+from pipelines.common.errors import MOST_LINES
+from pipelines.common.text import alike, some_of
 from tests.training import runs
 
 GOOD: dict[str, Any] = {"model": {"name": "mnist_mlp"}, "method": {"name": "static"}, "data": {"name": "digits"}}

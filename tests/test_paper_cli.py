@@ -15,7 +15,7 @@ from dynsparse.cli.paper_cli import Invocation, look, read_tables
 from dynsparse.cli.paper_flags import FLAGS
 from dynsparse.config import schema
 from dynsparse.errors import UserError
-from dynsparse.training.run.folder import differences
+from dynsparse.training.resume import differences
 from tests.training import runs
 
 MLP, WRN, RESNET = "mnist_mlp", "cifar10_WideResNet", "imagenet_resnet50"
@@ -464,10 +464,16 @@ REFUSED: list[tuple[list[str], list[str]]] = [
     (["--job-idx", "-1"], ["--job-idx: is '-1'; it must be"]),
     (["--model", "resnet"], ["--model: is 'resnet'; it must be mnist_mlp, cifar10_WideResNet or imagenet_resnet50"]),
     (["--data", ""], ["--data: is ''; it must be some text"]),
-    (["--rew"], ["unrecognized arguments: --rew; see --help"]),
-    (["--epochs"], ["argument --epochs: expected one argument; see --help"]),
-    (["--resume", "a", "--overwrite"], ["argument --overwrite: not allowed with argument --resume; see --help"]),
-    (["--resume", "a", "--evaluate", "b"], ["argument --evaluate: not allowed with argument --resume; see --help"]),
+    (["--rew"], ["unrecognized arguments: --rew; see dist_train.py --help"]),
+    (["--epochs"], ["argument --epochs: expected one argument; see dist_train.py --help"]),
+    (
+        ["--resume", "a", "--overwrite"],
+        ["argument --overwrite: not allowed with argument --resume; see dist_train.py --help"],
+    ),
+    (
+        ["--resume", "a", "--evaluate", "b"],
+        ["argument --evaluate: not allowed with argument --resume; see dist_train.py --help"],
+    ),
 ]
 
 

@@ -20,14 +20,17 @@ from typing import Any
 
 from dynsparse import files, streams
 from dynsparse.cli.paper_cli import MODES, look, overlap, translate
-from dynsparse.cli.paper_flags import BOOLEAN, FLAGS, MLP, MODEL, TEXT, WRN, Parser, add_flags, flag_named
+from dynsparse.cli.paper_flags import BOOLEAN, FLAGS, MLP, MODEL, TEXT, WRN, add_flags, flag_named
 from dynsparse.config import schema
 from dynsparse.config.reading import plain, read_file, text_of
 from dynsparse.config.schema import RunConfig
-from dynsparse.errors import EXIT_BAD_INPUT, EXIT_DONE, EXIT_STOPPED, UserError, cut, nearest
+from dynsparse.errors import EXIT_BAD_INPUT, EXIT_DONE, EXIT_STOPPED, UserError
 from dynsparse.runtime import print_to_reader
-from dynsparse.settings import MOST
+from dynsparse.training.run import names
+from pipelines.common.command_line import Parser
 from pipelines.common.paths import argument, expanded
+from pipelines.common.settings import MOST
+from pipelines.common.text import cut, nearest
 
 LAUNCHER = Path(__file__).parents[2] / "launch" / "local.sh"
 FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
@@ -123,14 +126,14 @@ class Experiments:
 
     def is_done(self, job: Job) -> bool:
         """Whether it has come to its end."""
-        return _status(self.config(job).folder / "summary.json") == "done"
+        return _status(self.config(job).folder / names.SUMMARY) == "done"
 
     def state(self, job: Job) -> str:
         """How far it is: done, part done, or not begun."""
         if self.is_done(job):
             return "done"
         folder = self.config(job).folder
-        return "part done" if any(folder.glob("checkpoints/step-*.pt")) else "not begun"
+        return "part done" if any(folder.glob(f"{names.CHECKPOINTS}/{names.STEPS}")) else "not begun"
 
     def needs(self, job: Job) -> dict[str, bool]:
         """What has to be there first, jobs of the list or other runs, and whether it is."""
@@ -208,7 +211,7 @@ def key_of(name: str) -> str:
 
 def _parser() -> Parser:
     """Of what may follow --, as dist_train.py knows it."""
-    parser = Parser(add_help=False)
+    parser = Parser(prog="dist_train.py", add_help=False, allow_abbrev=False)
     parser.add_argument("overrides", nargs="*")
     parser.add_argument("--overwrite", action="store_true")
     parser.add_argument("--dry-run", action="store_true")
@@ -357,6 +360,7 @@ def _main(arguments: Sequence[str]) -> int:
         own, rest = own[: own.index("--")], own[own.index("--") + 1 :]
     parser = Parser(
         prog="launch/experiment.sh",
+        allow_abbrev=False,
         usage="%(prog)s LIST [N ...] [--list] [--workers N|auto|demo] [--dry-run] [-- DIST_TRAIN_ARGUMENTS ...]",
         description="Run jobs of a list of experiments, such as configs/experiments/wrnet.yaml, one after another. "
         "Jobs that are done are skipped, those that were stopped go on from their newest checkpoint.",

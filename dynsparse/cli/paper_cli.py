@@ -18,10 +18,11 @@ from dynsparse.cli.paper_flags import DATA, FLAGS, MLP, MODEL, POST_PRUNE_EPOCHS
 from dynsparse.config import schema
 from dynsparse.config.reading import plain, read_file
 from dynsparse.config.schema import RunConfig
-from dynsparse.errors import UserError, nearest
+from dynsparse.errors import UserError
 from dynsparse.methods.pruning import PruningSettings
 from dynsparse.schedules import NotNegative, Period, StepTable
 from pipelines.common.paths import argument
+from pipelines.common.text import nearest
 
 SCHEDULES = Path(__file__).parents[2] / "configs" / "schedules"
 

@@ -9,7 +9,7 @@ import argparse
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, NoReturn
+from typing import Any
 
 from dynsparse.errors import UserError
 
@@ -273,17 +273,6 @@ _BY_NAME = {name: flag for flag in FLAGS for name in (flag.name, *flag.also)}
 def flag_named(name: str) -> Flag | None:
     """The flag with this name, such as "--rewire" or "-b"."""
     return _BY_NAME.get(name)
-
-
-class Parser(argparse.ArgumentParser):
-    """One that reports errors as all others are."""
-
-    def __init__(self, **options: Any) -> None:
-        # Abbreviations would make --prune ambiguous, and change meaning with every new option.
-        super().__init__(allow_abbrev=False, **options)
-
-    def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message}; see --help")
 
 
 def add_flags(parser: argparse.ArgumentParser, *, shown: bool = False) -> None:

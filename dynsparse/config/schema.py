@@ -20,7 +20,7 @@ from pydantic import Field, ValidationError, ValidationInfo, field_validator, mo
 from dynsparse.config.documents import MOST_LEVELS
 from dynsparse.config.reading import plain, problems, read, read_file, under
 from dynsparse.distributed.allreduce import Gradients
-from dynsparse.errors import UserError, cut
+from dynsparse.errors import UserError
 from dynsparse.explain import explain_all, kind_of, place
 from dynsparse.masks.granularity import Granularity
 from dynsparse.methods import AnyMethod
@@ -29,8 +29,9 @@ from dynsparse.optimizers import OptimizerSettings, SgdSettings
 from dynsparse.reallocation import OnDesync
 from dynsparse.runtime import Backend
 from dynsparse.schedules import LrSettings, StepLr
-from dynsparse.settings import AtLeast1, Count, Settings
 from pipelines.common.paths import PathText
+from pipelines.common.settings import AtLeast1, Count, Settings
+from pipelines.common.text import cut
 from pipelines.datasets.settings import DataSettings
 
 Sparsity = Annotated[float, Field(ge=0, lt=1)]

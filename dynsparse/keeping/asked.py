@@ -25,7 +25,7 @@ from dynsparse.masks.obstacles import listed
 from dynsparse.methods import AnyMethod, Method, MethodSettings
 from dynsparse.methods.base import Schedule
 from dynsparse.reallocation import OnDesync
-from dynsparse.settings import Settings
+from pipelines.common.settings import Settings
 
 log = logging.getLogger(__name__)
 

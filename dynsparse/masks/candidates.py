@@ -8,10 +8,11 @@ from dataclasses import dataclass, replace
 
 from torch import nn
 
-from dynsparse.errors import UserError, alike, cut
+from dynsparse.errors import UserError
 from dynsparse.masks import naming
 from dynsparse.masks.granularity import Granularity, Kind, LayerSpec
 from dynsparse.masks.obstacles import obstacle, refuse
+from pipelines.common.text import alike, cut
 
 
 @dataclass(frozen=True)

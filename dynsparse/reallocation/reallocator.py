@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Literal
 
 import torch
@@ -18,7 +18,7 @@ from dynsparse.reallocation.applying import Applier
 from dynsparse.reallocation.plan import Plan
 from dynsparse.reallocation.planning import Planner
 from dynsparse.reallocation.report import ReallocationReport
-from dynsparse.reallocation.seen import Seen
+from dynsparse.reallocation.seen import Seen, exclude_active, growth_costs, unscaled
 from dynsparse.seeds import seed_for
 
 log = logging.getLogger(__name__)
@@ -61,77 +61,66 @@ class Reallocator:
         return len(self.masks) > 0 and self.method.wants_whole_gradients(clock)
 
     @torch.no_grad()
-    def before_step(self, clock: Clock, *, masked: bool = False, scale: Tensor | None = None) -> Seen:
-        """Look at the gradients between backward and the optimizer's step number `clock.step`, then mask them.
-
-        `masked`: they are 0 outside the masks already, unless `wants_whole_gradients`. `scale`: the factor of a
-        GradScaler that they still have, on their device.
-        """
-        seen = Seen()
-        self.look(clock, self.masks, seen, masked=masked, scale=scale)
-        self.learn(self.masks, seen)
+    def before_step(self, clock: Clock) -> Seen:
+        """Look at the gradients between backward and the optimizer's step `clock.step`, learn from them, mask them."""
+        seen = self.look(clock, self.masks)
+        self.masks.mask_gradients()
+        self.learn(seen, self.masks)
         return seen
 
     @torch.no_grad()
-    def look(
-        self,
-        clock: Clock,
-        layers: Iterable[SparseLayer],
-        seen: Seen,
-        *,
-        masked: bool = False,
-        scale: Tensor | None = None,
-    ) -> None:
-        """Add the gradients of some layers to `seen`, then mask those of all. Nothing is learnt yet.
+    def look(self, clock: Clock, layers: Iterable[SparseLayer], *, scale: Tensor | None = None) -> Seen:
+        """Look at the gradients of some layers before they are masked. Nothing is learnt yet: the step may be skipped.
 
-        The step may still be skipped: `learn` follows where the optimizer uses the gradients.
+        They may be masked already, unless `wants_whole_gradients`. `scale`: the factor of a GradScaler that they
+        still have, on their device. `learn` follows once the optimizer uses them.
         """
         gradients = [(layer, layer.weight.grad) for layer in layers if layer.weight.grad is not None]
-        if self.method.observes:
-            for layer, gradient in gradients:
-                seen.observe(layer, gradient, scale)
+        seen = Seen()
+        if self.method.observes:  # Copies, for entries outside the masks are lost next.
+            seen.observed = {layer.name: unscaled(gradient, scale).clone() for layer, gradient in gradients}
         if self.is_due(clock) and self.method.grows_by_gradient:
-            seen.score_growth(self.method, [layer for layer, _ in gradients], scale)
-        if self.wants_whole_gradients(clock) or not masked:
-            self.masks.mask_gradients()
+            seen.growth_costs = growth_costs(self.method, [layer for layer, _ in gradients], scale)
+        return seen
 
     @torch.no_grad()
-    def learn(self, layers: Iterable[SparseLayer], seen: Seen) -> None:
-        """Let the method observe the gradients of these layers that `look` saw: the optimizer uses them."""
+    def learn(self, seen: Seen, layers: Iterable[SparseLayer]) -> None:
+        """Let the method observe the gradients seen of these layers, each once: the optimizer uses them."""
         for layer in layers:
             if layer.name in seen.observed:
                 self.method.observe(layer, seen.observed.pop(layer.name))
 
     def after_step(self, clock: Clock, seen: Seen | None = None) -> ReallocationReport | None:
-        """Reallocate if due, after the optimizer's step. `seen` is what was seen before it, with the same clock."""
+        """Reallocate if due, after the optimizer's step. `seen` is what `before_step` gave for the same clock."""
         self.method.after_step(self.masks, clock, self.seed)
-        return self._reallocate_if_due(clock, seen if seen is not None else Seen())
-
-    def after_skipped_step(self, clock: Clock) -> ReallocationReport | None:
-        """Reallocate if due, after a step that the optimizer did not make. Never by gradients: they are of no use."""
-        return None if self.method.grows_by_gradient else self._reallocate_if_due(clock, Seen())
-
-    def _reallocate_if_due(self, clock: Clock, seen: Seen) -> ReallocationReport | None:
         if not self.is_due(clock):
             return None
-        if not self.method.grows_by_gradient:
-            seen.score_growth(self.method, self.masks)
-        return self(clock, seen)
+        return self(clock, seen if self.method.grows_by_gradient else self._scored_now())
+
+    def after_skipped_step(self, clock: Clock) -> ReallocationReport | None:
+        """Reallocate if due, after a step that the optimizer skipped. Never by its gradients: they are of no use."""
+        if not self.is_due(clock) or self.method.grows_by_gradient:
+            return None
+        return self(clock, self._scored_now())
+
+    def _scored_now(self) -> Seen:
+        """Growth scores of a method that needs no gradients of the very step."""
+        return Seen(growth_costs=growth_costs(self.method, self.masks))
 
     @torch.no_grad()
     def __call__(self, clock: Clock, seen: Seen | None = None) -> ReallocationReport:
         """Reallocate once. Linear in the active weights; traffic of 48 bytes a layer and a digest."""
         began = time.monotonic()
-        seen = seen if seen is not None else Seen()
         repaired = self.verify(clock.step)
-        resting = self._resting(clock, seen)
-        seen.exclude_active(self.masks)
+        costs = seen.growth_costs if seen else {}
+        resting = self._resting(clock, costs)
+        exclude_active(costs, self.masks)
         scores = self._drop_scores()
-        encoded = self._plan(clock, scores, seen, resting).encode() if self._decides else Plan.blank(len(self.masks))
+        encoded = self._plan(clock, scores, costs, resting).encode() if self._decides else Plan.blank(len(self.masks))
         plan = Plan.decode(sync.broadcast_(encoded, self.group))
         scalars = dict(self.method.scalars())
         changes = plan.changes(self.masks)
-        self.apply(plan, seen, scores)
+        self.apply(plan, scores, costs)
         repaired += self._agree([layer.name for layer in self.masks], lambda: digest.mask_rows(self.masks), clock.step)
         self.masks.check_budget()
         self.method.after(changes)
@@ -147,12 +136,12 @@ class Reallocator:
             seconds=time.monotonic() - began,
         )
 
-    def _resting(self, clock: Clock, seen: Seen) -> set[str]:
+    def _resting(self, clock: Clock, costs: Mapping[str, Tensor]) -> set[str]:
         """Layers that were frozen, and, where weights grow by gradient, layers without one on some rank."""
         resting = {layer.name for layer in self.masks if not layer.weight.requires_grad} | self.untrained
         if not self.method.grows_by_gradient:
             return resting
-        lacking = torch.tensor([int(layer.name not in seen.growth_costs) for layer in self.masks])
+        lacking = torch.tensor([int(layer.name not in costs) for layer in self.masks])
         lacks = sync.largest_(lacking, self.group).tolist()
         without = {layer.name for layer, one in zip(self.masks, lacks, strict=True) if one}
         if names := sorted(without - resting):
@@ -171,23 +160,24 @@ class Reallocator:
 
     @torch.no_grad()
     def plan(self, clock: Clock, seen: Seen | None = None) -> Plan:
-        """Decide, without changing anything."""
-        if seen is not None:
-            seen.exclude_active(self.masks)
-        return self._plan(clock, self._drop_scores(), seen if seen is not None else Seen(), set())
+        """Decide, without changing masks or weights."""
+        costs = seen.growth_costs if seen else {}
+        exclude_active(costs, self.masks)
+        return self._plan(clock, self._drop_scores(), costs, set())
 
-    def _plan(self, clock: Clock, scores: Sequence[Tensor], seen: Seen, resting: set[str]) -> Plan:
-        seed = seed_for(self.seed, clock.step)
-        return Planner(self.masks, self.method, resting).plan(clock, scores, seen.growth_costs, seed)
+    def _plan(self, clock: Clock, scores: Sequence[Tensor], costs: Mapping[str, Tensor], resting: set[str]) -> Plan:
+        planner = Planner(self.masks, self.method, resting)
+        return planner.plan(clock, scores, costs, seed_for(self.seed, clock.step))
 
     @torch.no_grad()
-    def apply(self, plan: Plan, seen: Seen | None = None, scores: Sequence[Tensor] | None = None) -> None:
-        """Carry out a plan on this rank's masks, weights and optimizer state, given the drop scores where known.
+    def apply(
+        self, plan: Plan, scores: Sequence[Tensor] | None = None, costs: Mapping[str, Tensor] | None = None
+    ) -> None:
+        """Carry out a plan on this rank's masks, weights and optimizer state.
 
-        `seen` is what `plan` was given.
+        `scores`: the drop scores, where known. `costs`: those of growth that the plan was made with, if any.
         """
-        growth_costs = seen.growth_costs if seen is not None else {}
-        applier = Applier(self.masks, self.method, self.optimizers, growth_costs)
+        applier = Applier(self.masks, self.method, self.optimizers, costs or {})
         applier.apply(plan, self._drop_scores() if scores is None else scores)
 
     @torch.no_grad()

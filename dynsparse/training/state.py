@@ -136,7 +136,7 @@ class RunState:
         return lambda: {**rest, "masks": masks()}
 
     def load(self, saved: Mapping[str, Any]) -> None:
-        """Continue where `saved` was made. UserError if that was another model or method, DataError for other data.
+        """Continue where `saved` was made. UserError if that was another model or method, UserError for other data.
 
         On the same number of workers the run goes on bit for bit. On another
         number weights, masks, optimizer and sample order do; BatchNorm

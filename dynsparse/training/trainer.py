@@ -32,7 +32,6 @@ from dynsparse.training.state import Progress, RunState
 from dynsparse.training.undo import Undo
 from dynsparse.training.waiting import wait_for_storage
 from pipelines.base import Batch, Data, EvaluationPipeline
-from pipelines.datasets.settings import DataError
 
 log = logging.getLogger(__name__)
 
@@ -182,7 +181,7 @@ class Trainer:
         micro_batches, failure = None, None
         try:
             micro_batches = next(steps, None)
-        except DataError as error:
+        except UserError as error:
             failure = str(error)
         stop, failed, self._time_to_save = sync.any_of(
             self.stop_requested(), failure is not None, self.save_timer.is_due()
@@ -249,7 +248,7 @@ class Trainer:
         if not (self.parallel.whole or self.parallel.masks_gradients):
             self.masks.mask_gradients()  # What lies outside has no say below.
         if self.precision.unscale(self.optimizer, self.model.parameters()):
-            self.sparse.prepare_gradients(masked=not self.parallel.whole)
+            self.sparse.prepare_gradients()
             penalties.add_gradients(self.config.train.penalty, self.network.layers)
             self.progress.skipped_in_a_row = self.progress.bad_steps_in_a_row = 0
             self.precision.step(self.optimizer)  # And reallocates, if due.

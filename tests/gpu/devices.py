@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from dynsparse.masks import MaskSet, sparse_layers
 from dynsparse.masks.allocation import uniform
 from dynsparse.methods import Clock
-from dynsparse.reallocation import Reallocator, Seen
+from dynsparse.reallocation import Reallocator
 from tests.methods.test_contract import REGISTRY, method_named
 
 CPU = torch.device("cpu")
@@ -57,14 +57,14 @@ class Reallocating:
         return Clock(step, (step - 1) // 2, steps_per_epoch=2, epochs=self.STEPS)
 
     @torch.no_grad()
-    def before(self, step: int) -> Seen:
-        """Leave weights as after step `step` of an optimizer, and return what was seen of its gradients."""
+    def before(self, step: int) -> None:
+        """As after a step's backward and its optimizer."""
         generator = torch.Generator().manual_seed(step)
         for layer in self.masks:
             values = 0.1 * torch.randn(layer.active_units, layer.spec.unit_size, generator=generator)
             layer.scatter_(layer.weight, values.to(layer.weight.device))
             layer.weight.grad = torch.randn(layer.spec.shape, generator=generator).to(layer.weight.device)
-        return self.reallocator.before_step(self.clock(step))
+        self.seen = self.reallocator.before_step(self.clock(step))
 
     def state(self) -> dict[str, Tensor]:
         """Masks and weights, on the CPU."""

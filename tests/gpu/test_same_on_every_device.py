@@ -26,16 +26,17 @@ def test_one_plan_gives_the_same_masks_and_weights(name: str, device: torch.devi
     ours, theirs = Reallocating(name, device), Reallocating(name, CPU)
     events = 0
     for step in range(1, Reallocating.STEPS + 1):
-        seen = [one.before(step) for one in (ours, theirs)]
+        for one in (ours, theirs):
+            one.before(step)
         clock = ours.clock(step)
         if not ours.reallocator.is_due(clock):
             continue
         events += 1
-        plan = ours.reallocator.plan(clock, seen[0])
+        plan = ours.reallocator.plan(clock, ours.seen)
         reports = []
-        for one, own in zip((ours, theirs), seen, strict=True):
-            one.reallocator._plan = lambda *_, plan=plan: plan  # type: ignore[method-assign,misc]
-            reports.append(one.reallocator(clock, own))
+        for one in (ours, theirs):
+            one.reallocator._plan = lambda *given, plan=plan: plan  # type: ignore[method-assign,misc]
+            reports.append(one.reallocator(clock, one.seen))
             del one.reallocator._plan
             one.masks.check()
         assert reports[0] == reports[1]
@@ -51,11 +52,12 @@ def test_the_same_plan_is_made(name: str, device: torch.device) -> None:
     """Where nothing that is decided rests on a sum of floats."""
     ours, theirs = Reallocating(name, device), Reallocating(name, CPU)
     for step in range(1, Reallocating.STEPS + 1):
-        seen = [one.before(step) for one in (ours, theirs)]
+        for one in (ours, theirs):
+            one.before(step)
         clock = ours.clock(step)
         if ours.reallocator.is_due(clock):
-            assert ours.reallocator.plan(clock, seen[0]) == theirs.reallocator.plan(clock, seen[1])
-            assert ours.reallocator(clock, seen[0]) == theirs.reallocator(clock, seen[1])
+            assert ours.reallocator.plan(clock, ours.seen) == theirs.reallocator.plan(clock, theirs.seen)
+            assert ours.reallocator(clock, ours.seen) == theirs.reallocator(clock, theirs.seen)
 
 
 @everywhere

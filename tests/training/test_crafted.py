@@ -21,8 +21,8 @@ from torch import Tensor
 from dynsparse.errors import UserError
 from dynsparse.training.checkpoint import checksum, read, write
 from dynsparse.training.checkpoint.archive import MOST_TIMES, SPARE_BYTES
-from dynsparse.training.run.folder import checkpoints_of, find_resume_point, take_folder
-from dynsparse.training.saved import SavedProgress
+from dynsparse.training.checkpoint.schema import SavedProgress
+from dynsparse.training.resume import checkpoints_of, find_resume_point, take_folder
 from dynsparse.training.state import Progress
 from tests.training import runs
 

@@ -14,7 +14,7 @@ import pytest
 from dynsparse.config.schema import RunConfig
 from dynsparse.errors import StopRequested, UserError
 from dynsparse.training.checkpoint import read, set_aside_after
-from dynsparse.training.run.folder import (
+from dynsparse.training.resume import (
     begun_by,
     checkpoints_of,
     differences,

@@ -13,10 +13,10 @@ from dynsparse.config.schema import RunConfig
 from dynsparse.errors import UserError
 from dynsparse.masks.bits import unpack_bits
 from dynsparse.runtime import Worker
-from dynsparse.training.checkpoint import read
+from dynsparse.training.checkpoint import checkpoint_of, read
 from dynsparse.training.network import build_network
-from dynsparse.training.run.folder import checkpoints_of
-from dynsparse.training.sources import checkpoint_of, missing_sources, read_sources, whole_weights
+from dynsparse.training.resume import checkpoints_of
+from dynsparse.training.sources import missing_sources, read_sources, whole_weights
 from dynsparse.training.trainer import Trainer
 from tests.training import runs
 

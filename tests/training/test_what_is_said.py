@@ -19,10 +19,9 @@ from dynsparse.training.banner import banner_lines
 from dynsparse.training.callbacks import standard_observers
 from dynsparse.training.callbacks.base import Summary
 from dynsparse.training.callbacks.closing import closing_text
-from dynsparse.training.checkpoint import read
+from dynsparse.training.checkpoint import how_chosen, read, result_of
 from dynsparse.training.network import build_network
-from dynsparse.training.run.folder import checkpoints_of
-from dynsparse.training.sources import how_chosen, result_of
+from dynsparse.training.resume import checkpoints_of
 from dynsparse.training.trainer import Trainer
 from pipelines.base import Data, Request
 from pipelines.order import Share

@@ -1,167 +1,24 @@
-"""A run's checkpoint, read and checked before anything is built from it: its schema, and that its parts agree."""
+"""Checks that the parts of a checkpoint agree with each other. Nothing is built from it before."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails
 from torch import Tensor
 
-from dynsparse.errors import UserError, one_line
 from dynsparse.explain import kind_of
 from dynsparse.masks.bits import unpack_bits
 from dynsparse.methods import AnyMethod
 from dynsparse.optimizers import STATE_KEYS
-from dynsparse.training.checkpoint import State, read, step_in_name
+from dynsparse.training.checkpoint.format import State
+from dynsparse.training.checkpoint.schema import SavedLayer, SavedRank, SavedRun
 
-Count = Annotated[int, Field(ge=0, lt=1 << 62)]
-Size = Annotated[int, Field(ge=1, lt=1 << 40)]
-
-
-class Part(BaseModel):
-    """Strict. Unknown keys are left alone: they are of another version."""
-
-    model_config = ConfigDict(strict=True, extra="ignore", arbitrary_types_allowed=True)
-
-
-class SavedProgress(Part):
-    epoch: Count
-    step: Count
-    best_top1: float | None = None
-    test_top1_at_best: float | None = None
-    test_top1: float | None = None
-    test_top5: float | None = None
-    validation_top1: float | None = None
-    reallocations: Count = 0
-    desyncs_repaired: Count = 0
-    skipped_steps: Count = 0
-    skipped_in_a_row: Count = 0
-    bad_steps_in_a_row: Count = 0
-    gradients: str = ""
-    seconds: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
-    initial_active: dict[str, Count] = {}
-
-
-class SavedLayer(Part):
-    shape: Annotated[list[Size], Field(min_length=1, max_length=8)]
-    mask_dims: Size
-    mask: Tensor
-    explored: Tensor | None = None
-    explored_inactive: Tensor | None = None
-
-    @property
-    def units(self) -> int:
-        return math.prod(self.shape[: self.mask_dims])
-
-    @property
-    def unit_size(self) -> int:
-        return math.prod(self.shape[self.mask_dims :])
-
-
-class SavedMasks(Part):
-    budget: Count
-    layers: dict[str, SavedLayer]
-
-
-class SavedRandom(Part):
-    cpu: Tensor
-    cuda: Tensor | None = None
-
-
-class SavedRank(Part):
-    buffers: dict[str, Tensor]
-    random: SavedRandom
-    sums: Tensor
-    bad_samples: dict[int, str] = {}
-
-
-class SavedPosition(Part):
-    seed: int
-    samples: Count
-    global_batch: Size
-    listing: str | None = None
-    split: str | None = None
-    epoch: Count
-    batch: Count
-
-
-class Named(Part):
-    name: str
-
-
-class SavedTrain(Part):
-    optimizer: Named
-
-
-class SavedConfig(Part):
-    """As much of it as is compared with the config that goes on. `config.parse` reads the whole."""
-
-    seed: int
-    method: Named
-    train: SavedTrain
-    sparsity: dict[str, Any]
-
-
-class SavedScale(Part):
-    """Of GradScaler, where there is one."""
-
-    scale: Annotated[float, Field(gt=0, allow_inf_nan=False)]
-    growth_factor: Annotated[float, Field(gt=1, allow_inf_nan=False)]
-    backoff_factor: Annotated[float, Field(gt=0, lt=1)]
-    growth_interval: Size
-    growth_tracker: Annotated[int, Field(alias="_growth_tracker", ge=0)]
-
-
-class SavedInput(Part):
-    """`network_input.network_input`."""
-
-    class_names: list[str]
-    number_of_classes: Size
-    shape: Annotated[list[Size], Field(min_length=3, max_length=3)]
-    resize: Size | None
-    mean: list[float] | None
-    std: list[float] | None
-
-
-class SavedRun(Part):
-    """Everything that a run writes, as `RunState.save` does. Sparse weights and moments: [active units, unit size]."""
-
-    config: SavedConfig
-    versions: dict[str, str]
-    progress: SavedProgress
-    weights: dict[str, Tensor]
-    masks: SavedMasks
-    optimizer: dict[str, dict[str, Tensor | float | None]]
-    method: dict[str, Any]
-    data: SavedPosition
-    ranks: Annotated[list[SavedRank], Field(min_length=1)]
-    loss_scale: SavedScale | Annotated[dict[str, Any], Field(max_length=0)] = {}
-    initial_weights: dict[str, Tensor] = {}
-    input: SavedInput | None = None
-    evaluated_on: dict[str, str] | None = None
-    """Older checkpoints have neither."""
-
-
-_PARTS = [name for name, field in SavedRun.model_fields.items() if field.is_required()]
 _METHOD: TypeAdapter[Any] = TypeAdapter(AnyMethod)
-
-
-def read_run(path: Path) -> State:
-    """`checkpoint.read`, and UserError unless the file holds a run whose parts agree with each other."""
-    state = read(path)
-    if missing := [part for part in _PARTS if part not in state]:
-        raise UserError(f"checkpoint {path}: lacks {', '.join(missing)}; give a file from a run's checkpoints/ folder")
-    if problem := first_problem(state):
-        raise UserError(one_line(f"checkpoint {path}: {problem}; use an earlier one of the run"))
-    named, step = step_in_name(path), state["progress"]["step"]
-    if named not in (None, step):
-        raise UserError(f"checkpoint {path}: holds step {step}, not what its name says; use another one of the run")
-    return state
 
 
 def first_problem(state: State) -> str | None:

@@ -1,4 +1,4 @@
-"""Whether a folder was removed, or the storage that it lies on is away for a while."""
+"""Tell a folder that was removed from one whose storage is away for a while."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 
-class Ground:
-    """What a run's folder stands on: the folder above it, as it was when the run began."""
+class StorageCheck:
+    """The storage that a run's folder lies on, as it was when the run began."""
 
     def __init__(self, folder: Path, clock: Callable[[], float] = time.monotonic) -> None:
         self.folder = folder
@@ -18,15 +18,15 @@ class Ground:
         self._device: int | None = None
         self._gone_since: float | None = None
 
-    def stand(self) -> None:
-        """Remember the device. The folder is there."""
+    def remember(self) -> None:
+        """Note the device that the folder lies on. The folder must be there."""
         self._device = os.stat(self.folder).st_dev
 
     def require(self, patience: float) -> None:
-        """Return if the folder may be made anew should it be missing. OSError while its storage may come back.
+        """Return if a missing folder may be made anew. Raise OSError while its storage may come back.
 
-        Missing for more than `patience` seconds it was removed, if what lies above is on the same device: else a
-        file system is not mounted, and what were written would vanish under it when it is.
+        A folder was removed if it is missing for more than `patience` seconds and the folder above it is on the same
+        device. On another device, a file system is not mounted. A file written there would vanish when it is mounted.
         """
         above = next(one for one in (self.folder, *self.folder.absolute().parents) if one.exists())
         if above == self.folder and os.stat(above).st_dev == self._device:

@@ -15,7 +15,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any
 
-from benchmarks.soak_run import Launch, Run
+from benchmarks.parts.soak.run import Launch, Run
 from dynsparse.errors import EXIT_FAULT, EXIT_STOPPED
 from dynsparse.training.run.lock import STALE_SECONDS
 

@@ -23,7 +23,8 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import parametrize
 
 import pipelines
-from benchmarks.gpu_bench import (
+from benchmarks.harness.rounds import compared, summary
+from benchmarks.parts.gpu.bench import (
     FOR_EVER,
     MOVING,
     RESNET_224,
@@ -40,7 +41,6 @@ from benchmarks.gpu_bench import (
     steps,
     wrn,
 )
-from benchmarks.timing import compared, summary
 from dynsparse.config.schema import RunConfig
 from dynsparse.distributed.allreduce import ActiveAllReduce
 from dynsparse.distributed.digest import mask_digest

@@ -1,6 +1,6 @@
 """Runs `dist_train.py` until its first training step is done, and notes where the time went.
 
-Started by `benchmarks.startup`, in a process of its own: python -m benchmarks.startup_worker FILE ARGUMENT...
+Started by `benchmarks.startup`, in a process of its own: python -m benchmarks.parts.startup_worker FILE ARGUMENT...
 """
 
 from __future__ import annotations

@@ -9,7 +9,8 @@ from typing import Any
 
 import torch
 
-from benchmarks.gpu_bench import (
+from benchmarks.harness.rounds import compared, summary
+from benchmarks.parts.gpu.bench import (
     FOR_EVER,
     Bench,
     Case,
@@ -20,7 +21,6 @@ from benchmarks.gpu_bench import (
     rounds_until,
     settings,
 )
-from benchmarks.timing import compared, summary
 from dynsparse.distributed.digest import mask_digest, weight_digest
 from dynsparse.methods import Clock
 from dynsparse.methods.deepr import DeepR
@@ -90,8 +90,7 @@ class Event:
 
     def act(self) -> None:
         """All that a step with a reallocation does beside forward, backward and the optimizer."""
-        seen = self.reallocator.before_step(self.clock)
-        report = self.reallocator.after_step(self.clock, seen)
+        report = self.reallocator.after_step(self.clock, self.reallocator.before_step(self.clock))
         assert report is not None
         self.moved = sum(report.dropped.values())
 
@@ -160,14 +159,15 @@ def _compare_with_cpu(bench: Bench, found: Found, name: str, moves: int) -> None
     pair = [Event(resnet(bench), name, moves, device, ["*"], CPU) for device in (bench.device, CPU)]
     same_plans, same = True, True
     for _ in range(3):
+        seen = []
         for event in pair:
             event.shake()
-        seen = [event.reallocator.before_step(event.clock) for event in pair]
-        plan, theirs = (event.reallocator.plan(event.clock, own) for event, own in zip(pair, seen, strict=True))
+            seen.append(event.reallocator.before_step(event.clock))
+        plan, theirs = (event.reallocator.plan(event.clock, one) for event, one in zip(pair, seen, strict=True))
         same_plans &= plan == theirs
-        for event, own in zip(pair, seen, strict=True):
-            event.reallocator._plan = lambda *_, plan=plan: plan  # type: ignore[method-assign,misc]
-            event.reallocator(event.clock, own)
+        for event, one in zip(pair, seen, strict=True):
+            event.reallocator._plan = lambda *given, plan=plan: plan  # type: ignore[method-assign,misc]
+            event.reallocator(event.clock, one)
             del event.reallocator._plan
         masks = {mask_digest(event.masks) for event in pair}
         weights = {weight_digest(event.network.model, event.masks) for event in pair}

@@ -23,7 +23,8 @@ from PIL import Image
 from torch import Tensor, nn
 
 import pipelines
-from benchmarks.timing import summary
+from benchmarks.harness.record import ROOT
+from benchmarks.harness.rounds import summary
 from dist_train import build_parts
 from dynsparse.config import schema
 from dynsparse.models.resnet50 import ResNet50Settings
@@ -45,7 +46,6 @@ from pipelines.views import RandomResizedCrop
 
 Result = dict[str, Any]
 CLASSES = len(sample_images.CLASSES)
-ROOT = Path(__file__).parents[1]
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,9 @@ import torch
 
 from dynsparse.training.state import versions
 
-RESULTS = Path(__file__).parent / "results"
+ROOT = Path(__file__).parents[2]
+RESULTS = ROOT / "benchmarks" / "results"
+PAGES = ROOT / "docs" / "results"
 
 
 def machine() -> dict[str, Any]:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from benchmarks.timing import in_rounds
+from benchmarks.harness.rounds import in_rounds
 from dynsparse.config import schema
 from dynsparse.config.schema import RunConfig
 from dynsparse.runtime import Worker
