@@ -25,10 +25,10 @@ from torch import Tensor, nn
 import pipelines
 from benchmarks.harness.record import ROOT
 from benchmarks.harness.rounds import summary
-from dist_train import build_parts
 from dynsparse.config import schema
 from dynsparse.models.resnet50 import ResNet50Settings
 from dynsparse.runtime import Worker
+from dynsparse.training.building import build_parts
 from dynsparse.training.evaluate import evaluate
 from dynsparse.training.trainer import Trainer
 from pipelines import augment
