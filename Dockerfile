@@ -2,7 +2,7 @@
 #
 # BASE_IMAGE       any with Python 3.11 to 3.13 as python3 with its venv, bash, and apt if there are SYSTEM_PACKAGES
 # SYSTEM_PACKAGES  a C++ compiler, with which torch.compile (train.compile) builds its kernels; "" leaves it out
-# EXTRAS           optional dependencies of pyproject.toml to install too, by name; "" for none
+# EXTRAS           extras of pyproject.toml to install beside train, by name; "" for none
 #
 # Where pip needs settings of its own, such as another index: --secret id=pip.conf,src=FILE. They stay out of the image.
 ARG BASE_IMAGE=python:3.11-slim-bookworm
@@ -14,7 +14,7 @@ ARG EXTRAS="report export"
 COPY pyproject.toml ./
 # hadolint ignore=SC2086
 RUN python3 -c 'import sys, tomllib; project = tomllib.load(open("pyproject.toml", "rb"))["project"]; \
-    extras = [project["optional-dependencies"][name] for name in sys.argv[1:]]; \
+    extras = [project["optional-dependencies"][name] for name in ["train", *sys.argv[1:]]]; \
     print(*sum(extras, project["dependencies"]), sep="\n")' ${EXTRAS} > requirements.txt
 
 FROM ${BASE_IMAGE} AS code

@@ -12,7 +12,7 @@ import sys
 import time
 from pathlib import Path
 
-from benchmarks.record import RESULTS
+from benchmarks.harness.record import ROOT
 
 FULL = ("reallocation", "steps", "memory", "startup", "scaling", "passes", "csr")
 SHORT = {
@@ -25,7 +25,7 @@ SHORT = {
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tiny", action="store_true", help="a minute in all, and figures without meaning")
-    looks = RESULTS.parents[1] / "runs" / "bench"
+    looks = ROOT / "runs" / "bench"
     parser.add_argument("--looks", metavar="DIR", type=Path, default=looks, help="where the short looks go")
     arguments = parser.parse_args()
     arguments.looks.mkdir(parents=True, exist_ok=True)

@@ -22,11 +22,11 @@ from typing import Any
 
 import torch
 
-from benchmarks import record
-from benchmarks.allreduce_worker import ACTIVE, DENSE, NOTHING, Amount
-from benchmarks.pages import spread, table
-from benchmarks.plots import RESULTS as PAGES
-from benchmarks.timing import summary
+from benchmarks.harness import record
+from benchmarks.harness.page import spread, table
+from benchmarks.harness.record import PAGES
+from benchmarks.harness.rounds import summary
+from benchmarks.parts.allreduce_worker import ACTIVE, DENSE, NOTHING, Amount
 from tests.hosts import PORT, Hosts, why_not
 
 NAME = "allreduce"
@@ -78,7 +78,7 @@ def run(amount: Amount, rate: str) -> dict[str, Any]:
         logs = [Path(temporary) / f"host{number}.log" for number in range(2)]
         workers = [
             hosts[number].start(
-                *(sys.executable, "-m", "benchmarks.allreduce_worker", json.dumps(asdict(amount)), found),
+                *(sys.executable, "-m", "benchmarks.parts.allreduce_worker", json.dumps(asdict(amount)), found),
                 log=logs[number],
                 RANK=str(number),
                 WORLD_SIZE="2",

@@ -25,16 +25,16 @@ from typing import Any, NamedTuple
 import torch
 
 import pipelines
-from benchmarks import record
-from benchmarks.pages import spread, table
-from benchmarks.plots import RESULTS as PAGES
-from benchmarks.timing import finished, summary
+from benchmarks.harness import record
+from benchmarks.harness.page import spread, table
+from benchmarks.harness.record import PAGES
+from benchmarks.harness.rounds import finished, summary
 from dynsparse.config import schema
 from dynsparse.config.schema import RunConfig
 from dynsparse.runtime import Worker
 from dynsparse.training.checkpoint import CheckpointFolder, write
-from dynsparse.training.checkpoint import file as checkpoint_file
 from dynsparse.training.checkpoint import folder as checkpoint_folder
+from dynsparse.training.checkpoint import format as checkpoint_format
 from dynsparse.training.checkpoint.archive import save_deflated
 from dynsparse.training.network import build_network
 from dynsparse.training.reports import Reporter
@@ -155,7 +155,7 @@ def times(amount: Amount, folder: Path) -> Result:
                     calls[way].append(1000 * call)
                 if way == "background":
                     writes.append(1000 * writing[0])
-    checkpoint_file.save_deflated, checkpoint_folder.write = save_deflated, write
+    checkpoint_format.save_deflated, checkpoint_folder.write = save_deflated, write
     none = blocks["none"]
     return {
         **amount._asdict(),
@@ -175,7 +175,7 @@ def times(amount: Amount, folder: Path) -> Result:
 def timed_writes(way: str) -> list[float]:
     """Let the coming saves be written in this way; the list gets the seconds of each."""
     seconds: list[float] = []
-    checkpoint_file.save_deflated = torch.save if way == "foreground, not deflated" else save_deflated  # type: ignore[assignment]
+    checkpoint_format.save_deflated = torch.save if way == "foreground, not deflated" else save_deflated  # type: ignore[assignment]
 
     def timed(path: Path, state: Any) -> None:
         began = time.perf_counter()

@@ -26,10 +26,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from benchmarks import record
-from benchmarks.pages import spread, table
-from benchmarks.plots import RESULTS as PAGES
-from benchmarks.timing import compared
+from benchmarks.harness import record
+from benchmarks.harness.page import spread, table
+from benchmarks.harness.record import PAGES
+from benchmarks.harness.rounds import compared
 from dynsparse.tools.export.csr import RUN_BELOW, RUN_FROM, SparseLinear, to_csr
 
 NAME = "csr"

@@ -16,7 +16,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-ROOT = Path(__file__).parents[1]
+from benchmarks.harness.record import ROOT
+
 FACTS = ("mask_digest", "weight_digest", "test_top1", "active_weights", "reallocations", "steps")
 DENSE = "digits_dense"
 

@@ -28,11 +28,12 @@ from typing import Any
 
 import torch
 
-from benchmarks import gpu_parts, record
-from benchmarks.gpu_bench import Bench, Found, Row
-from benchmarks.gpu_reallocation import reallocation
-from benchmarks.pages import table
-from benchmarks.plots import RESULTS as PAGES
+from benchmarks.harness import record
+from benchmarks.harness.page import table
+from benchmarks.harness.record import PAGES
+from benchmarks.parts.gpu import checks as gpu_parts
+from benchmarks.parts.gpu.bench import Bench, Found, Row
+from benchmarks.parts.gpu.reallocation import reallocation
 
 NAME = "gpu"
 Part = Callable[[Bench, Found], None]
@@ -54,7 +55,7 @@ LAST_SECONDS = 10
 Result = dict[str, Any]
 
 _CONTEXT = get_context("forkserver")
-_CONTEXT.set_forkserver_preload(["benchmarks.gpu_parts", "benchmarks.gpu_reallocation"])
+_CONTEXT.set_forkserver_preload(["benchmarks.parts.gpu.checks", "benchmarks.parts.gpu.reallocation"])
 
 
 def main() -> None:

@@ -20,9 +20,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from benchmarks import record
+from benchmarks.harness import record
+from benchmarks.harness.record import ROOT
 
-ROOT = Path(__file__).parents[1]
 NAME = "hostile_configs"
 ORDINARY = "an ordinary config"
 GOOD = (ROOT / "configs/digits_dsr.yaml").read_text()

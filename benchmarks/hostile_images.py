@@ -24,11 +24,10 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
-from benchmarks.record import keep
+from benchmarks.harness.record import ROOT, keep
 from tests.pipelines.hostile import BOMBS, SPECIALS, bomb
 from tests.pipelines.pictures import picture
 
-ROOT = Path(__file__).parents[1]
 CLASSES, EACH = ("ape", "bee", "cat"), 8
 MOST_SECONDS, MOST_MB = 10.0, 1024.0
 """Beyond an ordinary run."""

@@ -26,11 +26,11 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from benchmarks import record
+from benchmarks.harness import record
+from benchmarks.harness.record import ROOT
 from pipelines.sources.base import digest
 from pipelines.sources.shard_index import INDEX_KIND, index_of
 
-ROOT = Path(__file__).parents[1]
 BLOCK = 512
 GB = 1 << 30
 NAME = "hostile_shards"

@@ -16,10 +16,9 @@ import sys
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from benchmarks.record import keep
+from benchmarks.harness.record import ROOT, keep
 from tests.pipelines.pictures import picture
 
-ROOT = Path(__file__).parents[1]
 IMAGES, BATCH = 128, 64
 KINDS = {"JPEG": {"quality": 90}, "PNG": {}, "WEBP": {"quality": 90}}
 

@@ -28,8 +28,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn, optim
 
-from benchmarks import record
-from benchmarks.pages import spread, table
+from benchmarks.harness import record
+from benchmarks.harness.page import spread, table
+from benchmarks.harness.rounds import summary
 from benchmarks.steps import (
     DEEPR,
     DENSE,
@@ -49,7 +50,6 @@ from benchmarks.steps import (
     tiny,
     write_page,
 )
-from benchmarks.timing import summary
 from dynsparse.reallocation import ReallocationReport
 from dynsparse.training.callbacks import Callback
 from dynsparse.training.network import build_network

@@ -19,10 +19,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn, optim
 
-from benchmarks import record
-from benchmarks.pages import spread, table
-from benchmarks.plots import RESULTS as PAGES
-from benchmarks.timing import compared, in_rounds
+from benchmarks.harness import record
+from benchmarks.harness.page import spread, table
+from benchmarks.harness.record import PAGES
+from benchmarks.harness.rounds import compared, in_rounds
 from dynsparse.training.precision import all_finite
 
 NAME = "passes"

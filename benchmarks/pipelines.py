@@ -29,10 +29,10 @@ matplotlib.use("Agg")  # No display is needed.
 import torch
 from matplotlib import pyplot as plt
 
-from benchmarks import record
-from benchmarks.pages import spread, table
-from benchmarks.pipeline_parts import PARTS, TINY, Amount, Bench, Result
-from benchmarks.plots import RESULTS as PAGES
+from benchmarks.harness import record
+from benchmarks.harness.page import spread, table
+from benchmarks.harness.record import PAGES
+from benchmarks.parts.pipelines.measures import PARTS, TINY, Amount, Bench, Result
 from pipelines.loaders.torchvision_ops import import_torchvision
 
 NAME = "pipelines"

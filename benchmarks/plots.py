@@ -20,7 +20,8 @@ matplotlib.use("Agg")  # No display is needed.
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 
-RESULTS = Path(__file__).parents[1] / "docs" / "results"
+from benchmarks.harness.record import PAGES
+
 Content = dict[str, Any]
 
 NOTES = {
@@ -191,7 +192,7 @@ def main() -> None:
     from benchmarks.reproduce import METHODS
 
     for path in map(Path, sys.argv[1:]):
-        for file in write(path, METHODS, RESULTS):
+        for file in write(path, METHODS, PAGES):
             print(f"written: {file}")
 
 

@@ -11,11 +11,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from benchmarks import plots, scaling, soak
-from benchmarks.record import RESULTS
+from benchmarks.harness.record import RESULTS, ROOT
 from benchmarks.reproduce import METHODS
 from benchmarks.speed import speed
-
-ROOT = RESULTS.parents[1]
 
 
 def digits() -> str:

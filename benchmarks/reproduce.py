@@ -27,14 +27,13 @@ from typing import Any
 import torch
 
 from benchmarks import plots
-from benchmarks.record import keep
-from dist_train import build_parts
+from benchmarks.harness.record import PAGES, keep
 from dynsparse.config import schema
 from dynsparse.runtime import Worker
+from dynsparse.training.building import build_trainer
 from dynsparse.training.callbacks import Callback, ReallocationReport, RunReport
-from dynsparse.training.run.folder import checkpoints_of
+from dynsparse.training.resume import checkpoints_of
 from dynsparse.training.sources import read_sources
-from dynsparse.training.trainer import Trainer
 
 Config = dict[str, Any]
 FRACTION = 0.1
@@ -235,10 +234,10 @@ def run(job: Job) -> dict[str, Any]:
     config = schema.parse(raw, job.overrides, source=f"{job.method} at {job.sparsity}")
     densities = Densities()
     began = time.monotonic()
-    trainer = Trainer(
+    trainer = build_trainer(
         config,
-        *build_parts(config, Worker(), read_sources(config)),
         Worker(),
+        read_sources(config),
         observers=[densities],
         checkpoints=checkpoints_of(config) if job.method == "dense" else None,
     )
@@ -308,7 +307,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--processes", type=int, default=min(8, os.cpu_count() or 1))
     parser.add_argument("--epochs", type=int, help="instead of the recipe's own, for a quick look")
-    parser.add_argument("--out", type=Path, default=plots.RESULTS, help="folder for the table and the plots")
+    parser.add_argument("--out", type=Path, default=PAGES, help="folder for the table and the plots")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="change every run's config")
     arguments = parser.parse_intermixed_args()
     recipe = RECIPES[arguments.data]
@@ -342,7 +341,7 @@ def main() -> None:
         "results": described(runs),
         "runs": runs,
     }
-    elsewhere = None if arguments.out == plots.RESULTS else arguments.out  # A quick look replaces no figures.
+    elsewhere = None if arguments.out == PAGES else arguments.out  # A quick look replaces no figures.
     path = keep(f"reproduce_{arguments.data}", command, content, elsewhere)
     for page in plots.write(path, METHODS, arguments.out):
         print(f"written: {page}")

@@ -27,10 +27,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from benchmarks import record
-from benchmarks.pages import spread, table
-from benchmarks.scaling_worker import FLAG_WAYS, Amount, Case, Subject, reallocate, settings, train
-from benchmarks.timing import in_rounds, summary
+from benchmarks.harness import record
+from benchmarks.harness.page import spread, table
+from benchmarks.harness.rounds import in_rounds, summary
+from benchmarks.parts.scaling.worker import FLAG_WAYS, Amount, Case, Subject, reallocate, settings, train
 from dynsparse.masks.allocation import ALLOCATIONS
 from dynsparse.training import packing
 from dynsparse.training.network import layer_specs

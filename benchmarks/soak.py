@@ -36,9 +36,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from benchmarks.record import keep
-from benchmarks.soak_faults import FAULTS, Draws, Fault
-from benchmarks.soak_run import Run, options
+from benchmarks.harness.record import keep
+from benchmarks.parts.soak.faults import FAULTS, Draws, Fault
+from benchmarks.parts.soak.run import Run, options
 from tests import hosts as namespaces
 from tests import storage as mounts
 from tests.hosts import Hosts

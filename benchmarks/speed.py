@@ -6,8 +6,8 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from benchmarks.pages import spread, table
-from benchmarks.record import RESULTS
+from benchmarks.harness.page import spread, table
+from benchmarks.harness.record import RESULTS
 
 Found = Mapping[str, Any]
 

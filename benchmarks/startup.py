@@ -27,8 +27,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from benchmarks import record
-from benchmarks.pages import spread, table
+from benchmarks.harness import record
+from benchmarks.harness.page import spread, table
+from benchmarks.harness.record import ROOT
+from benchmarks.harness.rounds import compared, in_rounds, summary
 from benchmarks.steps import (
     DENSE,
     DSR,
@@ -43,7 +45,6 @@ from benchmarks.steps import (
     tiny,
     write_page,
 )
-from benchmarks.timing import compared, in_rounds, summary
 from dynsparse.masks import MaskSet, sparse_layers
 from dynsparse.masks.allocation import uniform
 from dynsparse.methods import Clock
@@ -51,7 +52,6 @@ from dynsparse.methods.dsr import Dsr, DsrSettings
 from dynsparse.reallocation import Reallocator
 
 NAME = "startup"
-ROOT = Path(__file__).parents[1]
 START = replace(RESNET, image=64, rounds=3)
 WAYS = {DENSE: "dense: no masks at all", DSR: "`dsr`"}
 PARTS = {
@@ -134,7 +134,15 @@ def start(case: Case, way: str, loader: str, folder: Path) -> dict[str, float]:
     """One process from before its start to the end of its first step: seconds of each part."""
     config, answer = folder / "config.yaml", folder / "answer.json"
     config.write_text(settings_of(case, way).as_yaml())
-    command = [sys.executable, "-m", "benchmarks.startup_worker", str(answer), "--config", str(config), "--overwrite"]
+    command = [
+        sys.executable,
+        "-m",
+        "benchmarks.parts.startup_worker",
+        str(answer),
+        "--config",
+        str(config),
+        "--overwrite",
+    ]
     overrides = [f"data.loader={loader}", f"runs={folder / 'runs'}", "name=run"]
     environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
     began = time.perf_counter()

@@ -26,10 +26,10 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 import pipelines
-from benchmarks import record
-from benchmarks.pages import spread, table
-from benchmarks.plots import RESULTS as PAGES
-from benchmarks.timing import compared, finished, in_rounds, summary
+from benchmarks.harness import record
+from benchmarks.harness.page import spread, table
+from benchmarks.harness.record import PAGES
+from benchmarks.harness.rounds import compared, finished, in_rounds, summary
 from dynsparse.config import schema
 from dynsparse.config.schema import RunConfig
 from dynsparse.keeping.weights import LOOK_EVERY

@@ -11,8 +11,9 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from dynsparse import hints
-from dynsparse.errors import LONGEST_NUMBER, cut, nearest
+from dynsparse.errors import LONGEST_NUMBER
 from dynsparse.hints import Names
+from pipelines.common.text import cut, nearest
 
 MOST_EXPLAINED = 20
 

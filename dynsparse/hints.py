@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel, Tag
 
-from dynsparse.errors import LONGEST_WORD, close, nearest, quoted
+from pipelines.common.text import LONGEST_WORD, close, nearest, quoted
 
 KEYS = {
     "arch": ["model.name"],

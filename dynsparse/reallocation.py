@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Container, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -21,8 +21,9 @@ from dynsparse.errors import DesyncError, UserError
 from dynsparse.masks import MaskSet, SparseLayer, optimizer_state
 from dynsparse.masks.allocation import share_out
 from dynsparse.masks.block import Block, Moved
-from dynsparse.masks.selection import NO_CUT, Cut, chosen, cuts_smallest, seed_for
+from dynsparse.masks.selection import NO_CUT, Cut, chosen, cuts_smallest
 from dynsparse.methods import Clock, LayerChange, Method
+from dynsparse.seeds import seed_for
 
 log = logging.getLogger(__name__)
 OnDesync = Literal["abort", "repair"]
@@ -92,6 +93,36 @@ class ReallocationReport:
     """That the host spent on it, from the first check of digests to the last."""
 
 
+@dataclass
+class Seen:
+    """Facts of a step's gradients that are lost when they are masked. Nothing is learnt from them yet."""
+
+    observed: dict[str, Tensor] = field(default_factory=dict)
+    """Copies of whole gradients by layer, for a method that observes them."""
+    growth_costs: dict[str, Tensor] = field(default_factory=dict)
+    """Float [units] by layer: the negated growth scores. The cheapest units grow first."""
+
+    def add(self, other: Seen) -> None:
+        """Take over what was seen of other layers."""
+        self.observed |= other.observed
+        self.growth_costs |= other.growth_costs
+
+    def keep(self, names: Container[str]) -> None:
+        """Forget all layers but these: the gradients of the others are gone."""
+        self.observed = {name: value for name, value in self.observed.items() if name in names}
+        self.growth_costs = {name: value for name, value in self.growth_costs.items() if name in names}
+
+
+@dataclass(frozen=True)
+class Growth:
+    """The rules of one event's growth."""
+
+    costs: Mapping[str, Tensor] = field(default_factory=dict)
+    """Float [units] by layer that grows by score, infinite where a unit is active. Others grow at random."""
+    resting: Set[str] = frozenset()
+    """Layers in which nothing moves."""
+
+
 class Reallocator:
     """Carries out a method's decisions. The same object, with the same state, on every rank."""
 
@@ -114,9 +145,6 @@ class Reallocator:
         self.group = group
         self.untrained: set[str] = set()
         """Layers that no optimizer moves: they rest."""
-        self._growth_costs: dict[str, Tensor] = {}
-        self._resting: set[str] = set()
-        self._observed: dict[str, Tensor] = {}
 
     def is_due(self, clock: Clock) -> bool:
         return len(self.masks) > 0 and self.method.is_due(clock)
@@ -126,98 +154,83 @@ class Reallocator:
         return len(self.masks) > 0 and self.method.wants_whole_gradients(clock)
 
     @torch.no_grad()
-    def before_step(self, clock: Clock, *, masked: bool = False, scale: Tensor | None = None) -> None:
-        """Between backward and the optimizer's step number `clock.step`: look at the gradients, then mask them.
-
-        They may be masked already where `wants_whole_gradients` says no. `scale` is what they are still multiplied
-        with, on their device.
-        """
-        self.forget()
-        self.look(clock, self.masks, masked=masked, scale=scale)
-        self.learn(self.masks)
+    def before_step(self, clock: Clock) -> Seen:
+        """Between backward and the optimizer's step number `clock.step`: look at the gradients, learn, mask them."""
+        seen = self.look(clock, self.masks)
+        self.masks.mask_gradients()
+        self.learn(seen, self.masks)
+        return seen
 
     @torch.no_grad()
-    def look(
-        self, clock: Clock, layers: Iterable[SparseLayer], *, masked: bool = False, scale: Tensor | None = None
-    ) -> None:
-        """Look at the gradients of some layers, then mask all. Nothing is learnt yet: the step may still be left out.
+    def look(self, clock: Clock, layers: Iterable[SparseLayer], *, scale: Tensor | None = None) -> Seen:
+        """Look at the gradients of some layers before they are masked.
 
-        `learn` follows where the optimizer uses them, `forget` at the end.
+        They may be masked already where `wants_whole_gradients` says no. `scale`: the factor of a GradScaler, on their
+        device, that they still have. `learn` follows once the optimizer uses them.
         """
         gradients = [(layer, layer.weight.grad) for layer in layers if layer.weight.grad is not None]
+        seen = Seen()
         if self.method.observes:  # Copies, for what lies outside the masks is lost next.
-            self._observed |= {layer.name: _true_size(gradient, scale).clone() for layer, gradient in gradients}
+            seen.observed = {layer.name: _true_size(gradient, scale).clone() for layer, gradient in gradients}
         if self.is_due(clock) and self.method.grows_by_gradient:
-            self._score_growth([layer for layer, _ in gradients], scale)
-        if self.wants_whole_gradients(clock) or not masked:
-            self.masks.mask_gradients()
+            seen.growth_costs = self._growth_costs([layer for layer, _ in gradients], scale)
+        return seen
 
     @torch.no_grad()
-    def learn(self, layers: Iterable[SparseLayer]) -> None:
-        """Let the method observe the gradients that `look` saw of these layers: the optimizer uses them."""
+    def learn(self, seen: Seen, layers: Iterable[SparseLayer]) -> None:
+        """Let the method observe the gradients seen of these layers, each once: the optimizer uses them."""
         for layer in layers:
-            if layer.name in self._observed:
-                self.method.observe(layer, self._observed.pop(layer.name))
+            if layer.name in seen.observed:
+                self.method.observe(layer, seen.observed.pop(layer.name))
 
-    def keep(self, names: Container[str]) -> None:
-        """Forget what was seen of all other layers: their gradients are gone."""
-        self._observed = {name: value for name, value in self._observed.items() if name in names}
-        self._growth_costs = {name: value for name, value in self._growth_costs.items() if name in names}
+    def _growth_costs(self, layers: Iterable[SparseLayer], scale: Tensor | None = None) -> dict[str, Tensor]:
+        """Costs of the layers' units, float [units] each, of those that grow by score."""
+        scores = {layer.name: self.method.grow_scores(layer) for layer in layers}
+        return {name: -_true_size(score, scale) for name, score in scores.items() if score is not None}
 
-    def forget(self) -> None:
-        """Forget what was seen and not learnt."""
-        self._observed, self._growth_costs, self._resting = {}, {}, set()
-
-    def _score_growth(self, layers: Iterable[SparseLayer], scale: Tensor | None = None) -> None:
-        """Keep the cost of the layers' units, [units] each."""
-        for layer in layers:
-            scores = self.method.grow_scores(layer)
-            if scores is not None:
-                self._growth_costs[layer.name] = -_true_size(scores, scale)
-
-    def _exclude_active(self) -> None:
+    def _exclude_active(self, costs: Mapping[str, Tensor]) -> None:
         """Let growth cost +inf where nothing can grow, which no cut reaches: with the masks as they are by now.
 
         All free units cost less, whatever their scores were: those without a number the most.
         """
         for layer in self.masks:
-            if (costs := self._growth_costs.get(layer.name)) is not None:
-                most = torch.finfo(costs.dtype).max
-                costs.nan_to_num_(most, most, -most).index_fill_(0, layer.active, float("inf"))
+            if (mine := costs.get(layer.name)) is not None:
+                most = torch.finfo(mine.dtype).max
+                mine.nan_to_num_(most, most, -most).index_fill_(0, layer.active, float("inf"))
 
-    def after_step(self, clock: Clock) -> ReallocationReport | None:
-        """After the optimizer's step, with the clock given to `before_step`: reallocate if due."""
+    def after_step(self, clock: Clock, seen: Seen | None = None) -> ReallocationReport | None:
+        """After the optimizer's step, with the clock given to `before_step` and what it saw: reallocate if due."""
         self.method.after_step(self.masks, clock, self.seed)
         if not self.is_due(clock):
             return None
-        if not self.method.grows_by_gradient:
-            self._score_growth(self.masks)
-        return self(clock)
+        return self(clock, (seen or Seen()) if self.method.grows_by_gradient else self._scored_now())
 
     def after_skipped_step(self, clock: Clock) -> ReallocationReport | None:
-        """Instead of both where the optimizer made no step: reallocate if due, unless by gradients that are no use."""
-        self.forget()
+        """Reallocate if due after a step that the optimizer skipped, unless by gradients: those are of no use."""
         if not self.is_due(clock) or self.method.grows_by_gradient:
             return None
-        self._score_growth(self.masks)
-        return self(clock)
+        return self(clock, self._scored_now())
+
+    def _scored_now(self) -> Seen:
+        """Growth scores of methods that need no gradients of the very step."""
+        return Seen(growth_costs=self._growth_costs(self.masks))
 
     @torch.no_grad()
-    def __call__(self, clock: Clock) -> ReallocationReport:
+    def __call__(self, clock: Clock, seen: Seen | None = None) -> ReallocationReport:
         """Reallocate once. Linear in the active weights; traffic of 48 bytes a layer and a digest."""
         began = time.monotonic()
         repaired = self.verify(clock.step)
-        self._let_rest(clock)
-        self._exclude_active()
+        costs = seen.growth_costs if seen else {}
+        growth = Growth(costs, self._resting(clock, costs))
+        self._exclude_active(costs)
         scores = self._drop_scores()
-        plan = Plan.decode(sync.broadcast_(self._plan_or_blank(clock, scores), self.group))
+        plan = Plan.decode(sync.broadcast_(self._plan_or_blank(clock, scores, growth), self.group))
         scalars = dict(self.method.scalars())
         changes = plan.changes(self.masks)
-        self.apply(plan, scores)
+        self.apply(plan, scores, costs)
         repaired += self._agree([layer.name for layer in self.masks], lambda: digest.mask_rows(self.masks), clock.step)
         self.masks.check_budget()
         self.method.after(changes)
-        self.forget()
         return ReallocationReport(
             step=clock.step,
             epoch=clock.epoch,
@@ -230,55 +243,54 @@ class Reallocator:
             seconds=time.monotonic() - began,
         )
 
-    def _let_rest(self, clock: Clock) -> None:
-        """Let layers rest that were frozen, and where weights grow by gradients those that have none on some rank."""
-        self._resting = {
-            layer.name for layer in self.masks if not layer.weight.requires_grad or layer.name in self.untrained
-        }
+    def _resting(self, clock: Clock, costs: Mapping[str, Tensor]) -> set[str]:
+        """Layers that were frozen, and where weights grow by gradients those that have none on some rank."""
+        frozen = {layer.name for layer in self.masks if not layer.weight.requires_grad or layer.name in self.untrained}
         if not self.method.grows_by_gradient:
-            return
-        lacking = torch.tensor([int(layer.name not in self._growth_costs) for layer in self.masks])
+            return frozen
+        lacking = torch.tensor([int(layer.name not in costs) for layer in self.masks])
         lacks = sync.largest_(lacking, self.group).tolist()
         without = {layer.name for layer, one in zip(self.masks, lacks, strict=True) if one}
-        if names := sorted(without - self._resting):
+        if names := sorted(without - frozen):
             log.warning(
                 "no gradient reached %s in step %d: its weights stay where they are", ", ".join(names), clock.step
             )
-        self._resting |= without
+        return frozen | without
 
     def _drop_scores(self) -> list[Tensor]:
         """Of each layer; the same on every rank."""
         return [self.method.drop_scores(layer) for layer in self.masks]
 
-    def _plan_or_blank(self, clock: Clock, scores: Sequence[Tensor]) -> Tensor:
+    def _plan_or_blank(self, clock: Clock, scores: Sequence[Tensor], growth: Growth) -> Tensor:
         """Rank 0's plan, encoded; elsewhere a buffer of its size to receive it."""
         if sync.rank(self.group) == 0:
-            return self._plan(clock, scores).encode()
+            return self._plan(clock, scores, growth).encode()
         return torch.empty(1 + len(self.masks), 6, dtype=torch.float64)
 
     @torch.no_grad()
-    def plan(self, clock: Clock) -> Plan:
-        """Decide, without changing anything."""
-        self._exclude_active()
-        return self._plan(clock, self._drop_scores())
+    def plan(self, clock: Clock, seen: Seen | None = None) -> Plan:
+        """Decide, without changing masks or weights."""
+        growth = Growth(seen.growth_costs if seen else {})
+        self._exclude_active(growth.costs)
+        return self._plan(clock, self._drop_scores(), growth)
 
-    def _plan(self, clock: Clock, scores: Sequence[Tensor]) -> Plan:
+    def _plan(self, clock: Clock, scores: Sequence[Tensor], growth: Growth) -> Plan:
         layers = list(self.masks)
         after = self.method.budgets(layers, clock)
         budget = self.masks.budget + sum(after) - sum(layer.active_weights for layer in layers)
         cuts = list(self.method.drop_cuts(scores, clock))
-        for i in (i for i, layer in enumerate(layers) if layer.name in self._resting):
+        for i in (i for i, layer in enumerate(layers) if layer.name in growth.resting):
             cuts[i] = NO_CUT
         if self.method.trades:
-            drops = self._traded_drops(cuts, budget)
-            grows = self._traded_growth(drops, budget)
+            drops = self._traded_drops(cuts, budget, growth.resting)
+            grows = self._traded_growth(drops, budget, growth.resting)
         else:
             drops, grows = zip(*map(_own_moves, layers, cuts, after), strict=True)
-        decided = zip(_with_counts(scores, cuts, drops), self._growth_cuts(layers, grows), strict=True)
+        decided = zip(_with_counts(scores, cuts, drops), _growth_cuts(layers, grows, growth.costs), strict=True)
         rows = tuple(LayerPlan(drop, grow) for drop, grow in decided)
         return Plan(clock.step, seed_for(self.seed, clock.step), budget, rows)
 
-    def _traded_drops(self, cuts: Sequence[Cut], budget: int) -> Sequence[int]:
+    def _traded_drops(self, cuts: Sequence[Cut], budget: int, resting: Set[str]) -> Sequence[int]:
         """Units to drop in each layer where layers trade: no more than empties it, or than all can take up.
 
         A position dropped now may not grow now, so a nearly dense network can move no more than is free.
@@ -289,36 +301,34 @@ class Reallocator:
         room = sum(
             (layer.spec.units - layer.active_units) * layer.spec.unit_size
             for layer in self.masks
-            if layer.name not in self._resting
+            if layer.name not in resting
         )
         most = room - (budget - self.masks.active_weights)  # What is left must reach the budget in places free before.
         return counts if sum(wanted) <= most else share_out(most, wanted, capacity=counts, unit_size=sizes)
 
-    def _traded_growth(self, drops: Sequence[int], budget: int) -> Sequence[int]:
+    def _traded_growth(self, drops: Sequence[int], budget: int, resting: Set[str]) -> Sequence[int]:
         """Units that each layer grows, so that all of them reach `budget` weights: in the method's proportions."""
         changes = [_change(layer, drop) for layer, drop in zip(self.masks, drops, strict=True)]
         kept = sum(change.kept * change.unit_size for change in changes)
         return share_out(
             max(0, budget - kept),
             self.method.shares(changes),
-            capacity=[0 if change.name in self._resting else change.room for change in changes],
+            capacity=[0 if change.name in resting else change.room for change in changes],
             unit_size=[change.unit_size for change in changes],
         )
 
-    def _growth_cuts(self, layers: Sequence[SparseLayer], grows: Sequence[int]) -> list[Cut]:
-        cuts = [replace(NO_CUT, count=count) for count in grows]
-        scored = [i for i, layer in enumerate(layers) if layer.name in self._growth_costs]
-        costs = [self._growth_costs[layers[i].name] for i in scored]
-        for i, cut in zip(scored, cuts_smallest(costs, [grows[i] for i in scored]), strict=True):
-            cuts[i] = cut
-        return cuts
-
     @torch.no_grad()
-    def apply(self, plan: Plan, scores: Sequence[Tensor] | None = None) -> None:
-        """Carry out a plan on this rank's masks, weights and optimizer state, given the drop scores where known."""
+    def apply(
+        self, plan: Plan, scores: Sequence[Tensor] | None = None, costs: Mapping[str, Tensor] | None = None
+    ) -> None:
+        """Carry out a plan on this rank's masks, weights and optimizer state.
+
+        `scores`: the drop scores where known. `costs`: those of growth that the plan was made with, if any.
+        """
         scores = self._drop_scores() if scores is None else scores
+        costs = costs or {}
         moved = [
-            self._move(block, decided, plan.seed)
+            _move(block, decided, plan.seed, costs)
             for block, decided in self.masks.by_block(list(zip(scores, plan.layers, strict=True)))
         ]
         dropped = [units for part in moved for units in part.dropped]
@@ -330,38 +340,20 @@ class Reallocator:
                 )
         grown = [units for part in moved for units in part.grown]
         self._begin(plan, grown)
-        self._follow_in_optimizers(dropped, grown)
+        self._follow_in_optimizers(dropped, grown, costs)
         self.masks.budget = plan.budget
 
-    def _follow_in_optimizers(self, dropped: Sequence[Tensor], grown: Sequence[Tensor]) -> None:
+    def _follow_in_optimizers(
+        self, dropped: Sequence[Tensor], grown: Sequence[Tensor], costs: Mapping[str, Tensor]
+    ) -> None:
         """Clear the optimizers' state of what was dropped in each layer, begin that of what has grown."""
         for layer, gone, new in zip(self.masks, dropped, grown, strict=True):
-            costs = self._growth_costs.get(layer.name)
-            gradients = None if costs is None else costs.index_select(0, new) / self.method.gain
+            mine = costs.get(layer.name)
+            gradients = None if mine is None else mine.index_select(0, new) / self.method.gain
             for optimizer in self.optimizers:
                 optimizer_state.clear(optimizer, layer, gone)
                 optimizer_state.begin(optimizer, layer, new, gradients)
         optimizer_state.forget_directions(self.optimizers)
-
-    def _move(self, block: Block, decided: Sequence[tuple[Tensor, LayerPlan]], seed: int) -> Moved:
-        """Carry out a block's part, given each layer's drop scores."""
-        gone = torch.cat([chosen(scores, plan.drop) for scores, plan in decided])
-        layers = [(layer, plan.grow) for layer, (_, plan) in zip(block.layers, decided, strict=True)]
-        at_random = [0 if layer.name in self._growth_costs else cut.count for layer, cut in layers]
-        seeds = [seed_for(seed, layer.name) for layer in block.layers]
-        return block.move(gone, at_random, seeds, self._scored(layers))
-
-    def _scored(self, layers: Sequence[tuple[SparseLayer, Cut]]) -> Tensor | None:
-        """What grows by score: units numbered through a block's layers, int64, rising."""
-        if not self._growth_costs:
-            return None
-        flags = [
-            chosen(self._growth_costs[layer.name], cut)
-            if layer.name in self._growth_costs
-            else torch.zeros(layer.spec.units, dtype=torch.bool, device=layer.weight.device)
-            for layer, cut in layers
-        ]
-        return torch.nonzero(torch.cat(flags)).squeeze(1)
 
     def _begin(self, plan: Plan, grown: Sequence[Tensor]) -> None:
         """Give the grown units (of each layer, int64) their first values, unless these are 0."""
@@ -438,6 +430,38 @@ def _with_counts(scores: Sequence[Tensor], cuts: Sequence[Cut], counts: Sequence
     for i, cut in zip(others, exact, strict=True):
         result[i] = cut
     return result
+
+
+def _growth_cuts(layers: Sequence[SparseLayer], grows: Sequence[int], costs: Mapping[str, Tensor]) -> list[Cut]:
+    """A cut for each layer, over the costs of its free units; of one that grows at random only the count holds."""
+    cuts = [replace(NO_CUT, count=count) for count in grows]
+    scored = [i for i, layer in enumerate(layers) if layer.name in costs]
+    exact = cuts_smallest([costs[layers[i].name] for i in scored], [grows[i] for i in scored])
+    for i, cut in zip(scored, exact, strict=True):
+        cuts[i] = cut
+    return cuts
+
+
+def _move(block: Block, decided: Sequence[tuple[Tensor, LayerPlan]], seed: int, costs: Mapping[str, Tensor]) -> Moved:
+    """Carry out a block's part of a plan, given each layer's drop scores and the costs of growth."""
+    gone = torch.cat([chosen(scores, plan.drop) for scores, plan in decided])
+    layers = [(layer, plan.grow) for layer, (_, plan) in zip(block.layers, decided, strict=True)]
+    at_random = [0 if layer.name in costs else cut.count for layer, cut in layers]
+    seeds = [seed_for(seed, layer.name) for layer in block.layers]
+    return block.move(gone, at_random, seeds, _scored(layers, costs))
+
+
+def _scored(layers: Sequence[tuple[SparseLayer, Cut]], costs: Mapping[str, Tensor]) -> Tensor | None:
+    """Units that grow by score, numbered through a block's layers: int64, rising. None without scores."""
+    if not costs:
+        return None
+    flags = [
+        chosen(costs[layer.name], cut)
+        if layer.name in costs
+        else torch.zeros(layer.spec.units, dtype=torch.bool, device=layer.weight.device)
+        for layer, cut in layers
+    ]
+    return torch.nonzero(torch.cat(flags)).squeeze(1)
 
 
 def _change(layer: SparseLayer, dropped: int, grown: int = 0) -> LayerChange:

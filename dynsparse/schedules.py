@@ -16,8 +16,8 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, Field, GetCoreSchemaHandler, GetJsonSchemaHandler, PlainSerializer
 from pydantic_core import CoreSchema, core_schema
 
-from dynsparse.errors import cut
-from dynsparse.settings import MOST, Settings
+from pipelines.common.settings import MOST, Settings
+from pipelines.common.text import cut
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ def build(settings: DataSetSettings, request: Request) -> Data:
 def position_of(settings: DataSetSettings, request: Request) -> Position | TrainPipeline:
     """Where training begins, as `build` would have it: what an epoch is, and whether a saved position fits.
 
-    Raises DataError where `build` would. Reads no more than labels where the data set's module says how (`listed`),
+    Raises UserError where `build` would. Reads no more than labels where the data set's module says how (`listed`),
     and fetches nothing then.
     """
     module = import_module(f"pipelines.datasets.{settings.name}")
@@ -43,7 +43,7 @@ def position_of(settings: DataSetSettings, request: Request) -> Position | Train
 
 
 def prepare(settings: DataSetSettings) -> None:
-    """What one process a machine must do before all build: fetch files. Raises DataError if it cannot."""
+    """What one process a machine must do before all build: fetch files. Raises UserError if it cannot."""
     module = import_module(f"pipelines.datasets.{settings.name}")
     if hasattr(module, "prepare"):
         module.prepare(settings)

@@ -29,7 +29,7 @@ class TrainPipeline(Protocol):
     def epoch(self) -> Iterator[list[Batch]]:
         """The remaining steps of the current epoch, each a list of micro-batches; then moves to the next epoch.
 
-        Raises DataError at a bad sample unless those are to be skipped.
+        Raises UserError at a bad sample unless those are to be skipped.
         """
         ...
 
@@ -38,7 +38,7 @@ class TrainPipeline(Protocol):
         ...
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go to a saved position; the next step is the one that would have come. DataError if the data differ."""
+        """Go to a saved position; the next step is the one that would have come. UserError if the data differ."""
         ...
 
     @property
@@ -74,7 +74,7 @@ class EvaluationPipeline(Protocol):
         ...
 
     def batches(self) -> Iterator[Batch]:
-        """One pass. The last batch may be smaller. Raises DataError at a bad sample unless those are to be skipped."""
+        """One pass. The last batch may be smaller. Raises UserError at a bad sample unless those are to be skipped."""
         ...
 
     def close(self) -> None:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from pipelines.datasets.settings import DataError
+from pipelines.common.errors import UserError
 
 Indices = NDArray[np.int64]
 Uniforms = NDArray[np.float64]
@@ -64,13 +64,13 @@ class SampleOrder:
     """The order of training: batch b of epoch e, for a data set of `size` samples.
 
     Each epoch is a new permutation; the last, partial batch of an epoch is
-    dropped (its samples come up in other epochs). Raises DataError if the data
+    dropped (its samples come up in other epochs). Raises UserError if the data
     set is smaller than one batch.
     """
 
     def __init__(self, seed: int, size: int, global_batch: int) -> None:
         if size < global_batch:
-            raise DataError(
+            raise UserError(
                 f"train.global_batch_size is {global_batch}, the data set has {size} samples; "
                 f"an epoch would have no batch: lower it to {size} or less"
             )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from pipelines.datasets.settings import DataError
+from pipelines.common.errors import UserError
 from pipelines.order import Indices, SampleOrder
 from pipelines.sources.base import Numbered, digest
 
@@ -12,7 +12,7 @@ from pipelines.sources.base import Numbered, digest
 class Position:
     """An epoch and a batch in the order of some of a source's samples, int64 [n]. Begins at the first.
 
-    Needs no images. Raises DataError if there are fewer samples than a global batch.
+    Needs no images. Raises UserError if there are fewer samples than a global batch.
     """
 
     def __init__(self, source: Numbered, samples: Indices, seed: int, global_batch: int) -> None:
@@ -32,24 +32,24 @@ class Position:
         return {**data, "listing": self._listing, "split": self._split, "epoch": self.epoch, "batch": self.batch}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go to a saved position. Raises DataError if it means other samples."""
+        """Go to a saved position. Raises UserError if it means other samples."""
         ours = self.state_dict()
         # A checkpoint may be older than these keys.
         theirs = {"listing": ours["listing"], "split": ours["split"], **state}
         if ours["listing"] is not None and theirs["listing"] != ours["listing"]:
-            raise DataError(
+            raise UserError(
                 f"the data have changed since the checkpoint was made ({theirs['samples']} training samples then, "
                 f"{ours['samples']} now; the names of files are compared, less those of data.exclude); its position "
                 f"means other samples: restore the data, or begin anew"
             )
         for key in ("seed", "samples", "global_batch"):
             if theirs[key] != ours[key]:
-                raise DataError(
+                raise UserError(
                     f"the checkpoint was made with {key} {theirs[key]}, this run has {ours[key]}; "
                     f"the position in an epoch means other samples: resume with the same"
                 )
         if ours["listing"] is not None and theirs["split"] != ours["split"]:
-            raise DataError(
+            raise UserError(
                 "the checkpoint was made with other samples held out than data.split_seed and data.validation_samples "
                 "hold out now; it has trained on samples of this validation set: resume with the same"
             )

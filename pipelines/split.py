@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from pipelines.datasets.settings import DataError
+from pipelines.common.errors import UserError
 from pipelines.order import Indices, shuffled
 
 
@@ -15,11 +15,11 @@ def stratified(labels: NDArray[np.int64], count: int, seed: int) -> tuple[Indice
     `labels` is int64 [n], one class a sample. Each class gives `count` times
     its share of the data, rounded by largest remainder so that the total is
     exact. A pure function of its arguments, the same for ever. Raises
-    DataError if no training sample would be left, in all or in one class.
+    UserError if no training sample would be left, in all or in one class.
     """
     size = len(labels)
     if not 0 <= count < max(size, 1):
-        raise DataError(
+        raise UserError(
             f"data.validation_samples is {count}, the training set has {size} samples; "
             f"some must be left to train on: lower it to less than {size}"
         )
@@ -27,7 +27,7 @@ def stratified(labels: NDArray[np.int64], count: int, seed: int) -> tuple[Indice
     shares = _largest_remainder(members, count)
     if count and (shares == members).any():
         emptied = classes[shares == members]
-        raise DataError(
+        raise UserError(
             f"data.validation_samples is {count}; of class {emptied[0]} ({members[shares == members][0]} samples) "
             f"none would be left to train on: lower it"
         )

@@ -69,7 +69,6 @@ def _prepare(environment: Mapping[str, str], out: IO[Any] | None, err: IO[Any] |
 
 def _run_script(words: list[str]) -> None:
     importlib.reload(torchrun)  # It looks at its process's parent when it is imported.
-    sys.modules.pop("dist_train", None)  # It looks for what earlier attempts of its launch have said.
     sys.argv = words
     sys.path.insert(0, str(Path(words[0]).parent))
     runpy.run_path(words[0], run_name="__main__")

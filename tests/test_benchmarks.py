@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from benchmarks import __main__ as every
-from benchmarks import allreduce, hostile_configs, hostile_shards, passes, record, reproduce, soak
+from benchmarks import allreduce, hostile_configs, hostile_shards, passes, reproduce, soak
+from benchmarks.harness import record
 from tests.hosts import why_not
 from tests.pipelines.test_cifar10 import folder as folder  # fixtures
 from tests.pipelines.test_pipelines import mnist_folder as mnist_folder
@@ -88,7 +89,7 @@ def test_passes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_every_benchmark_is_run_or_looked_at() -> None:
     """`make bench` leaves out what needs a GPU, trains to accuracy, kills processes, attacks, or compares two trees."""
     scripts = {path.stem for path in (ROOT / "benchmarks").glob("*.py") if "def main()" in path.read_text()}
-    parts = {"__main__", "plots", "readme", "allreduce_worker", "scaling_worker", "startup_worker"}
+    parts = {"__main__", "plots", "readme"}
     attacks = {"hostile_configs", "hostile_images", "hostile_shards"}
     looked_at = {"digests", "gpu", "image_reading", "reproduce", "soak", *attacks}
     assert scripts - parts == {*every.FULL, *every.SHORT, *looked_at}

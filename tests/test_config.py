@@ -129,9 +129,7 @@ def test_every_number_has_a_limit() -> None:
     assert len(found) > 30
     for where, schema in found:
         most = schema.get("maximum", schema.get("exclusiveMaximum"))
-        assert most is not None, (
-            f"{where}: give it a largest value (dynsparse/settings.py, pipelines/datasets/settings.py)"
-        )
+        assert most is not None, f"{where}: give it a largest value (pipelines/common/settings.py)"
         assert most <= 2**63, where
 
 
@@ -412,12 +410,12 @@ def test_unreadable_files(tmp_path: Path) -> None:
 def test_a_batch_with_fewer_samples_than_parts(batch: int, parts: int, workers: int, least: int) -> None:
     asked = runs.config(train={"global_batch_size": batch, "micro_batches": parts})
     with pytest.raises(UserError, match=rf"global_batch_size is {batch}; each of .* take {least} or more$"):
-        asked.check_split(workers)
+        asked.require_split(workers)
 
 
 def test_a_batch_with_enough() -> None:
-    runs.config(train={"global_batch_size": 96, "micro_batches": 4}).check_split(8)
-    runs.config(train={"global_batch_size": 100}).check_split(3)
+    runs.config(train={"global_batch_size": 96, "micro_batches": 4}).require_split(8)
+    runs.config(train={"global_batch_size": 100}).require_split(3)
 
 
 def test_names() -> None:

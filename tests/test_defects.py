@@ -15,14 +15,14 @@ import torch
 from pydantic import ValidationError
 from torch import nn
 
-from dist_train import build_parts
 from dynsparse.config import schema
 from dynsparse.config.schema import PenaltySettings
 from dynsparse.errors import StopRequested
 from dynsparse.masks import MaskSet, sparse_layers
 from dynsparse.masks.allocation import uniform
+from dynsparse.masks.drawing import merge_sorted
 from dynsparse.masks.optimizer_state import moments
-from dynsparse.masks.selection import cuts_fraction, merge_sorted
+from dynsparse.masks.selection import cuts_fraction
 from dynsparse.masks.tying import tie
 from dynsparse.methods import Clock
 from dynsparse.methods.deepr import DeepRSettings
@@ -31,6 +31,7 @@ from dynsparse.methods.set import SetSettings
 from dynsparse.reallocation import Reallocator
 from dynsparse.runtime import Worker
 from dynsparse.schedules import StepTable
+from dynsparse.training.building import build_parts
 from dynsparse.training.checkpoint import CheckpointFolder, read
 from dynsparse.training.evaluate import Evaluation, Evaluations
 from dynsparse.training.penalties import add_gradients

@@ -15,10 +15,11 @@ import yaml
 import pipelines
 from benchmarks import readme
 from dynsparse.config import schema as config
-from dynsparse.training.run.folder import differences
+from dynsparse.training.resume import differences
 from pipelines.base import Request
+from pipelines.common.errors import UserError
 from pipelines.datasets import settings as data_config
-from pipelines.datasets.settings import DataError, ImagenetSettings
+from pipelines.datasets.settings import ImagenetSettings
 from pipelines.order import Share
 from tests.methods.test_contract import Run, assert_zero_outside
 
@@ -65,7 +66,7 @@ def test_the_data_set_of_the_guide_works(monkeypatch: pytest.MonkeyPatch, tmp_pa
         assert sum(len(labels) for _, labels in data.test.batches()) == 7
         at = pipelines.position_of(asked, Request(0, 5, Share(), 5, None))
         assert at.steps_per_epoch == data.train.steps_per_epoch == 3
-    with pytest.raises(DataError, match="put the file there"):
+    with pytest.raises(UserError, match="put the file there"):
         names["FlowersSettings"](name="flowers", path="nowhere").check()
 
 

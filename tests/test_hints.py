@@ -11,8 +11,10 @@ import pytest
 from dynsparse import hints
 from dynsparse.config import schema as config
 from dynsparse.config.schema import RunConfig
-from dynsparse.errors import MOST_LINES, UserError, alike, some_of
-from dynsparse.training.network import check_layers
+from dynsparse.errors import UserError
+from dynsparse.training.network import require_layers
+from pipelines.common.errors import MOST_LINES
+from pipelines.common.text import alike, some_of
 from tests.training import runs
 
 GOOD: dict[str, Any] = {"model": {"name": "mnist_mlp"}, "method": {"name": "static"}, "data": {"name": "digits"}}
@@ -102,7 +104,7 @@ def test_sections_with_a_default_need_no_name() -> None:
 def test_a_pattern_that_matches_nothing_names_the_nearest_layers() -> None:
     settings = runs.config(model={"name": "imagenet_resnet50"}, sparsity={"include": ["layer3.1.conv9.weight"]})
     with pytest.raises(UserError) as caught:
-        check_layers(settings)
+        require_layers(settings)
     assert str(caught.value) == (
         "sparsity.include: 'layer3.1.conv9.weight' matches no weight that can be sparse; the nearest of 54 are "
         "layer1.1.conv1.weight, layer3.1.conv1.weight, layer3.1.conv2.weight, layer3.1.conv3.weight"

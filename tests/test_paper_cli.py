@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import re
-import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
-import dist_train
-from dynsparse.cli.paper_cli import Invocation, look, read_tables
-from dynsparse.cli.paper_flags import FLAGS
+from dynsparse.cli.asking import load_config
+from dynsparse.cli.options import parse
+from dynsparse.cli.paper.flags import FLAGS
+from dynsparse.cli.paper.translate import look, read_tables
+from dynsparse.cli.resuming import read_resume
 from dynsparse.config import schema
+from dynsparse.config.schema import RunConfig
 from dynsparse.errors import UserError
-from dynsparse.training.run.folder import differences
+from dynsparse.training.resume import differences
 from tests.training import runs
 
 MLP, WRN, RESNET = "mnist_mlp", "cifar10_WideResNet", "imagenet_resnet50"
@@ -33,13 +37,22 @@ DOCUMENTED = """
 """
 
 
-@pytest.fixture
-def read(monkeypatch: pytest.MonkeyPatch) -> Any:
+@dataclass(frozen=True)
+class Invocation:
     """What dist_train.py makes of a command line."""
 
+    config: RunConfig
+    resume: str | None
+    warnings: Sequence[str]
+
+
+@pytest.fixture
+def read(caplog: pytest.LogCaptureFixture) -> Any:
     def invocation(*words: Any) -> Invocation:
-        monkeypatch.setattr(sys, "argv", ["dist_train.py", *map(str, words)])
-        return dist_train.load_config(dist_train.parse_arguments())
+        caplog.clear()
+        asked = parse([*map(str, words)], "dist_train.py")
+        resume = read_resume(asked)
+        return Invocation(load_config(asked, resume), resume.go_on, caplog.messages)
 
     return invocation
 
@@ -464,10 +477,16 @@ REFUSED: list[tuple[list[str], list[str]]] = [
     (["--job-idx", "-1"], ["--job-idx: is '-1'; it must be"]),
     (["--model", "resnet"], ["--model: is 'resnet'; it must be mnist_mlp, cifar10_WideResNet or imagenet_resnet50"]),
     (["--data", ""], ["--data: is ''; it must be some text"]),
-    (["--rew"], ["unrecognized arguments: --rew; see --help"]),
-    (["--epochs"], ["argument --epochs: expected one argument; see --help"]),
-    (["--resume", "a", "--overwrite"], ["argument --overwrite: not allowed with argument --resume; see --help"]),
-    (["--resume", "a", "--evaluate", "b"], ["argument --evaluate: not allowed with argument --resume; see --help"]),
+    (["--rew"], ["unrecognized arguments: --rew; see dist_train.py --help"]),
+    (["--epochs"], ["argument --epochs: expected one argument; see dist_train.py --help"]),
+    (
+        ["--resume", "a", "--overwrite"],
+        ["argument --overwrite: not allowed with argument --resume; see dist_train.py --help"],
+    ),
+    (
+        ["--resume", "a", "--evaluate", "b"],
+        ["argument --evaluate: not allowed with argument --resume; see dist_train.py --help"],
+    ),
 ]
 
 

@@ -19,15 +19,20 @@ from types import FrameType
 from typing import Any
 
 from dynsparse import files, streams
-from dynsparse.cli.paper_cli import MODES, look, overlap, translate
-from dynsparse.cli.paper_flags import BOOLEAN, FLAGS, MLP, MODEL, TEXT, WRN, Parser, add_flags, flag_named
+from dynsparse.cli.paper.flags import BOOLEAN, FLAGS, MLP, MODEL, TEXT, WRN, add_flags, flag_named
+from dynsparse.cli.paper.translate import MODES, look, overlap, translate
+from dynsparse.cli.resuming import read_resume
 from dynsparse.config import schema
 from dynsparse.config.reading import plain, read_file, text_of
 from dynsparse.config.schema import RunConfig
-from dynsparse.errors import EXIT_BAD_INPUT, EXIT_DONE, EXIT_STOPPED, UserError, cut, nearest
+from dynsparse.config.shipped import found
+from dynsparse.errors import EXIT_BAD_INPUT, EXIT_DONE, EXIT_STOPPED, UserError
 from dynsparse.runtime import print_to_reader
-from dynsparse.settings import MOST
+from dynsparse.training.run import names
+from pipelines.common.command_line import Parser
 from pipelines.common.paths import argument, expanded
+from pipelines.common.settings import MOST
+from pipelines.common.text import cut, nearest
 
 LAUNCHER = Path(__file__).parents[2] / "launch" / "local.sh"
 FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
@@ -111,7 +116,8 @@ class Experiments:
         parser = _parser()
         parser.add_argument("--resume", action="append")
         try:
-            config = translate(parser.parse_intermixed_args(self.arguments(job)), None, "command line").config
+            asked = parser.parse_intermixed_args(self.arguments(job))
+            config = translate(asked, read_resume(asked), None, "command line").config
         except UserError as error:
             raise UserError(*(f"{self.path}: job {job.number}: {line}" for line in error.lines)) from None
         if config.run_name != job.run_name:
@@ -123,14 +129,14 @@ class Experiments:
 
     def is_done(self, job: Job) -> bool:
         """Whether it has come to its end."""
-        return _status(self.config(job).folder / "summary.json") == "done"
+        return _status(self.config(job).folder / names.SUMMARY) == "done"
 
     def state(self, job: Job) -> str:
         """How far it is: done, part done, or not begun."""
         if self.is_done(job):
             return "done"
         folder = self.config(job).folder
-        return "part done" if any(folder.glob("checkpoints/step-*.pt")) else "not begun"
+        return "part done" if any(folder.glob(f"{names.CHECKPOINTS}/{names.STEPS}")) else "not begun"
 
     def needs(self, job: Job) -> dict[str, bool]:
         """What has to be there first, jobs of the list or other runs, and whether it is."""
@@ -208,7 +214,7 @@ def key_of(name: str) -> str:
 
 def _parser() -> Parser:
     """Of what may follow --, as dist_train.py knows it."""
-    parser = Parser(add_help=False)
+    parser = Parser(prog="dist_train.py", add_help=False, allow_abbrev=False)
     parser.add_argument("overrides", nargs="*")
     parser.add_argument("--overwrite", action="store_true")
     parser.add_argument("--dry-run", action="store_true")
@@ -238,7 +244,7 @@ def _status(summary: Path) -> str | None:
 
 def read_jobs(path: str) -> dict[int, Job]:
     """The jobs of a list by number. UserError lists all that is wrong."""
-    entries = read_file(path, "list", "configs/experiments/")
+    entries = read_file(found(path), "list", "configs/experiments/")
     if not isinstance(entries, list) or not entries:
         raise UserError(f"{path}: holds no list of jobs; write '- {{job-idx: 0, model: ..., FLAG: VALUE}}' for each")
     jobs: dict[int, Job] = {}
@@ -344,6 +350,7 @@ def launch(command: Sequence[str]) -> int:
 
 def main(arguments: Sequence[str]) -> int:
     """Do what the command line says; the exit code."""
+    streams.go_on_without()
     try:
         return _main(arguments)
     except UserError as error:
@@ -357,6 +364,7 @@ def _main(arguments: Sequence[str]) -> int:
         own, rest = own[: own.index("--")], own[own.index("--") + 1 :]
     parser = Parser(
         prog="launch/experiment.sh",
+        allow_abbrev=False,
         usage="%(prog)s LIST [N ...] [--list] [--workers N|auto|demo] [--dry-run] [-- DIST_TRAIN_ARGUMENTS ...]",
         description="Run jobs of a list of experiments, such as configs/experiments/wrnet.yaml, one after another. "
         "Jobs that are done are skipped, those that were stopped go on from their newest checkpoint.",
@@ -404,9 +412,3 @@ def _ending(experiments: Experiments, chosen: Sequence[Job], place: int, code: i
     more = f"; not run:{''.join(left)}" if left else ""
     again = {EXIT_BAD_INPUT: "; mend it: the same command goes on", EXIT_STOPPED: "; the same command goes on"}
     return f"job {job.number} {why}{more}{again.get(code, '')}"
-
-
-if __name__ == "__main__":
-    streams.make_safe()
-    streams.go_on_without()
-    sys.exit(main(sys.argv[1:]))

@@ -14,10 +14,10 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 from pydantic import BaseModel
 
 from dynsparse.config.documents import MOST_BYTES, MOST_LEVELS, DocumentError, Written, load
-from dynsparse.errors import UserError, cut
+from dynsparse.errors import UserError
 from dynsparse.explain import kind_of
 from pipelines.common.files import read_text
-from pipelines.common.text import unfit
+from pipelines.common.text import cut, unfit
 
 
 def read_file(path: str | PathLike[str], option: str, examples: str) -> Any:

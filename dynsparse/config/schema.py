@@ -19,8 +19,9 @@ from pydantic import Field, ValidationError, ValidationInfo, field_validator, mo
 
 from dynsparse.config.documents import MOST_LEVELS
 from dynsparse.config.reading import plain, problems, read, read_file, under
+from dynsparse.config.shipped import found
 from dynsparse.distributed.allreduce import Gradients
-from dynsparse.errors import UserError, cut
+from dynsparse.errors import UserError
 from dynsparse.explain import explain_all, kind_of, place
 from dynsparse.masks.granularity import Granularity
 from dynsparse.methods import AnyMethod
@@ -29,8 +30,9 @@ from dynsparse.optimizers import OptimizerSettings, SgdSettings
 from dynsparse.reallocation import OnDesync
 from dynsparse.runtime import Backend
 from dynsparse.schedules import LrSettings, StepLr
-from dynsparse.settings import AtLeast1, Count, Settings
 from pipelines.common.paths import PathText
+from pipelines.common.settings import AtLeast1, Count, Settings
+from pipelines.common.text import cut
 from pipelines.datasets.settings import DataSettings
 
 Sparsity = Annotated[float, Field(ge=0, lt=1)]
@@ -225,7 +227,7 @@ class RunConfig(Settings):
     def folder(self) -> Path:
         return Path(self.runs) / self.run_name
 
-    def check_split(self, workers: int) -> None:
+    def require_split(self, workers: int) -> None:
         """Raise UserError unless each worker gets a sample for each of its micro-batches. Parts may differ by one."""
         train = self.train
         parts = workers * train.micro_batches
@@ -250,7 +252,7 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
 
 def read_mapping(path: str | Path) -> dict[Any, Any]:
     """The sections that a config's file holds, unchecked. UserError if it cannot be read or holds none."""
-    raw = plain(read_file(path, "--config", "configs/"), [RunConfig])
+    raw = plain(read_file(found(path), "--config", "configs/"), [RunConfig])
     if not isinstance(raw, dict):
         raise UserError(f"{path}: {kind_of(raw)}; a config is a mapping of sections, as those in configs/ are")
     return raw

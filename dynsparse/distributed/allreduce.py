@@ -16,7 +16,7 @@ from torch.futures import Future
 from torch.nn.parallel import DistributedDataParallel
 
 from dynsparse.masks import MaskSet
-from dynsparse.masks.layer import flat_view
+from dynsparse.masks.tensors import flat_view
 
 Gradients = Literal["auto", "active", "dense"]
 """What travels: the gradients of active weights, or all; auto: what is faster."""

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from dynsparse.masks import MaskSet
-from dynsparse.masks.layer import bits_of
 from dynsparse.masks.naming import named_parameters
-from dynsparse.masks.selection import random_bits, seed_for
+from dynsparse.masks.tensors import bits_of
+from dynsparse.seeds import random_bits, seed_for
 
 _CHUNK = 1 << 18  # Words with a key each in a table, which stays in the processor's cache; a factor for each chunk.
 

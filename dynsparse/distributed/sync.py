@@ -15,8 +15,8 @@ from torch import Tensor, nn, optim
 
 from dynsparse.distributed import digest
 from dynsparse.errors import UserError
-from dynsparse.masks.layer import flat_view
 from dynsparse.masks.maskset import MaskSet
+from dynsparse.masks.tensors import flat_view
 
 T = TypeVar("T")
 Group = dist.ProcessGroup | None

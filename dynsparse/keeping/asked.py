@@ -18,13 +18,14 @@ from dynsparse.explain import explain_all
 from dynsparse.keeping.steps import watcher_of
 from dynsparse.masks import LayerSpec, MaskSet, sparse_layers
 from dynsparse.masks.allocation import ALLOCATIONS
-from dynsparse.masks.granularity import Granularity, Kind, candidates, matching
+from dynsparse.masks.candidates import candidates, matching
+from dynsparse.masks.granularity import Granularity, Kind
 from dynsparse.masks.naming import named_parameters
 from dynsparse.masks.obstacles import listed
 from dynsparse.methods import AnyMethod, Method, MethodSettings
 from dynsparse.methods.base import Schedule
 from dynsparse.reallocation import OnDesync
-from dynsparse.settings import Settings
+from pipelines.common.settings import Settings
 
 log = logging.getLogger(__name__)
 

@@ -1,6 +1,7 @@
 """Masks: which weights are active, and every exact choice about them."""
 
-from dynsparse.masks.granularity import LayerSpec, sparse_layers
+from dynsparse.masks.candidates import sparse_layers
+from dynsparse.masks.granularity import LayerSpec
 from dynsparse.masks.layer import SparseLayer
 from dynsparse.masks.maskset import MaskSet
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -54,3 +55,13 @@ class Bits:
         whole[start - 8 * first : start - 8 * first + len(flags)] = flags
         whole = torch.nn.functional.pad(whole, (0, 8 * (last - first) - len(whole)))
         self._bytes[first:last] = (whole.view(-1, 8) * self._of_bit).sum(1, dtype=torch.uint8)
+
+
+def pack_bits(flags: Tensor) -> Tensor:
+    """Bool [n] to uint8 [ceil(n / 8)] on the CPU, first flag in the highest bit."""
+    return torch.from_numpy(np.packbits(flags.cpu().numpy()))
+
+
+def unpack_bits(packed: Tensor, n: int) -> Tensor:
+    """The inverse of `pack_bits`: bool [n] on the CPU."""
+    return torch.from_numpy(np.unpackbits(packed.numpy(), count=n).view(bool))

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from dynsparse.masks.bits import Bits
+from dynsparse.masks.drawing import draw_distinct, insert, merge_sorted, taken_before
 from dynsparse.masks.granularity import LayerSpec
 from dynsparse.masks.layer import SparseLayer
-from dynsparse.masks.selection import draw_distinct, insert, merge_sorted, taken_before
 
 IN_CACHE = 1 << 19
 """Active units of a block on a processor: larger intermediates leave its cache and cost page faults."""

@@ -16,11 +16,12 @@ import torch
 from torch import Tensor, nn
 
 from dynsparse.errors import UserError
+from dynsparse.masks.bits import pack_bits, unpack_bits
 from dynsparse.masks.block import Block, blocks
 from dynsparse.masks.granularity import LayerSpec
 from dynsparse.masks.layer import SparseLayer
 from dynsparse.masks.naming import named_parameters
-from dynsparse.masks.selection import seed_for
+from dynsparse.seeds import seed_for
 
 T = TypeVar("T")
 
@@ -199,13 +200,3 @@ def _explored(saved: Mapping[str, Any], mask: Tensor) -> Tensor:
     explored = mask.clone()
     explored[~mask] = unpack_bits(saved["explored_inactive"], mask.numel() - int(mask.count_nonzero()))
     return explored
-
-
-def pack_bits(flags: Tensor) -> Tensor:
-    """Bool [n] to uint8 [ceil(n / 8)] on the CPU, first flag in the highest bit."""
-    return torch.from_numpy(np.packbits(flags.cpu().numpy()))
-
-
-def unpack_bits(packed: Tensor, n: int) -> Tensor:
-    """The inverse of `pack_bits`: bool [n] on the CPU."""
-    return torch.from_numpy(np.unpackbits(packed.numpy(), count=n).view(bool))

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from dynsparse.errors import UserError
+from dynsparse.masks.tensors import is_dense
 
 _NAMED = 3  # Names in a message; the others are counted.
 
@@ -31,7 +32,7 @@ def obstacle(module: nn.Module, key: str) -> str | None:
         return "is an embedding with sparse gradients: set its sparse=False, or exclude it"
     if parameter.is_inference():
         return "was made in inference mode, and cannot be changed: make the model outside of it"
-    if not _is_dense(parameter):
+    if not is_dense(parameter):
         return "is a view with gaps in memory: make it contiguous, or exclude it"
     return None
 
@@ -49,11 +50,6 @@ def _computed(module: nn.Module, key: str) -> str:
 def _is_sharded(parameter: Tensor) -> bool:
     tensors = sys.modules.get("torch.distributed.tensor")  # Takes a second to import; without it there is no DTensor.
     return tensors is not None and isinstance(parameter, tensors.DTensor)
-
-
-def _is_dense(parameter: nn.Parameter) -> bool:
-    extent = sum((size - 1) * stride for size, stride in zip(parameter.shape, parameter.stride(), strict=True)) + 1
-    return extent == parameter.numel()
 
 
 def refuse_model(model: nn.Module) -> None:

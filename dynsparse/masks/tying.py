@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from dynsparse.masks.granularity import LayerSpec
-from dynsparse.masks.selection import seed_for
+from dynsparse.seeds import seed_for
 
 
 class SharedUnits(nn.Module):

@@ -24,7 +24,7 @@ from dynsparse.masks.granularity import Kind
 from dynsparse.masks.initial import initial_weights
 from dynsparse.masks.selection import Cut
 from dynsparse.schedules import Period, StepTable
-from dynsparse.settings import Count, Settings
+from pipelines.common.settings import Count, Settings
 
 Share = Annotated[float, Field(ge=0, le=1)]
 SomeShare = Annotated[float, Field(gt=0, le=1)]

@@ -11,11 +11,11 @@ from pydantic import Field
 from torch import Tensor
 
 from dynsparse.masks import MaskSet, SparseLayer
-from dynsparse.masks.bits import Bits
-from dynsparse.masks.maskset import pack_bits, unpack_bits
-from dynsparse.masks.selection import Cut, cuts_below, random_bits, seed_for
+from dynsparse.masks.bits import Bits, pack_bits, unpack_bits
+from dynsparse.masks.selection import Cut, cuts_below
 from dynsparse.methods.base import Clock, Dynamic, DynamicSettings
 from dynsparse.schedules import NotNegative, Period, StepTable
+from dynsparse.seeds import random_bits, seed_for
 
 
 class DeepRSettings(DynamicSettings):

@@ -13,7 +13,7 @@ from dynsparse.errors import UserError
 from dynsparse.masks import LayerSpec
 from dynsparse.masks.selection import Cut, cuts_below
 from dynsparse.methods.base import Clock, Dynamic, DynamicSettings, LayerChange
-from dynsparse.settings import AtLeast1
+from pipelines.common.settings import AtLeast1
 
 
 class DsrSettings(DynamicSettings):

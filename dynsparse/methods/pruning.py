@@ -11,13 +11,14 @@ from typing import Annotated, Literal
 from pydantic import Field
 from torch import Tensor
 
-from dynsparse.errors import UserError, alike, cut
+from dynsparse.errors import UserError
 from dynsparse.masks import LayerSpec, MaskSet, SparseLayer
 from dynsparse.masks.allocation import share_out
 from dynsparse.masks.granularity import Kind
 from dynsparse.masks.selection import Cut, cuts_smallest
 from dynsparse.methods.base import Clock, Method, MethodSettings
-from dynsparse.settings import AtLeast1, Count
+from pipelines.common.settings import AtLeast1, Count
+from pipelines.common.text import alike, cut
 
 Target = Annotated[float, Field(ge=0, lt=1)]
 

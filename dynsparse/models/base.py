@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Annotated
 
+from pydantic import Field
 from torch import nn
 
-from dynsparse.settings import Settings
+from pipelines.common.settings import Settings
 
+Width = Annotated[int, Field(ge=1, le=2**20)]
+"""Channels or features of a layer."""
+Widening = Annotated[float, Field(gt=0, le=1000)]
+"""A factor on the widths of a network."""
 MOST_LAYERS = 1000
 """Of a network that a config describes by a list or a depth."""
 

@@ -11,8 +11,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 from torch import nn
 
-from dynsparse.models.base import MOST_LAYERS, ModelSettings
-from dynsparse.settings import Width
+from dynsparse.models.base import MOST_LAYERS, ModelSettings, Width
 
 
 class MnistMlpSettings(ModelSettings):

@@ -8,9 +8,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from dynsparse.models.base import ModelSettings
+from dynsparse.models.base import ModelSettings, Widening
 from dynsparse.models.initialisation import init_convolutions
-from dynsparse.settings import Widening
 
 EXPANSION = 4  # Output channels of a bottleneck over its planes.
 

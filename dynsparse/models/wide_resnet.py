@@ -9,9 +9,8 @@ from pydantic import Field, field_validator
 from torch import Tensor, nn
 from torch.nn import functional
 
-from dynsparse.models.base import MOST_LAYERS, ModelSettings
+from dynsparse.models.base import MOST_LAYERS, ModelSettings, Widening
 from dynsparse.models.initialisation import init_convolutions
-from dynsparse.settings import Widening
 
 
 class WideResNetSettings(ModelSettings):

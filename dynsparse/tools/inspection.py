@@ -11,13 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dynsparse.errors import one_line
 from dynsparse.runtime import print_to_reader
-from dynsparse.tools.command_line import Parser
+from dynsparse.tables import align
 from dynsparse.tools.opening import Opened, looking_up, open_checkpoint
-from dynsparse.training.network import align
-from dynsparse.training.sources import checkpoint_of
+from dynsparse.training.checkpoint import checkpoint_of
+from pipelines.common.command_line import Parser
 from pipelines.common.paths import argument
+from pipelines.common.text import one_line
 
 PARTS = ("weights", "masks", "explored", "optimizer state", "initial weights", "rest")
 HELD = (
@@ -30,7 +30,7 @@ HELD = (
 def main(arguments: list[str]) -> None:
     """UserError for a checkpoint that is absent, damaged or does not hold together."""
     parser = Parser(
-        "inspect",
+        prog="python -m dynsparse inspect",
         description="Check a checkpoint and print what it is, what it takes of the disk and its table of layers. "
         "Needs no data.",
     )

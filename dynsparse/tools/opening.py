@@ -14,12 +14,15 @@ from torch import Tensor
 from dynsparse import files
 from dynsparse.config.schema import RunConfig, parse
 from dynsparse.distributed.digest import mask_digest, weight_digest
-from dynsparse.errors import UserError, one_line
-from dynsparse.training.checks import check_model
+from dynsparse.errors import UserError
+from dynsparse.training.checkpoint import read_run
+from dynsparse.training.compatibility import require_same_layers
 from dynsparse.training.network import Network, build_network
 from dynsparse.training.packing import mean_buffers, unpack_buffers, unpack_weights
-from dynsparse.training.saved import read_run
-from dynsparse.training.state import check_fits, versions
+from dynsparse.training.preflight import require_model_of
+from dynsparse.training.run import names
+from dynsparse.training.state import versions
+from pipelines.common.text import one_line
 
 
 @dataclass(frozen=True)
@@ -66,9 +69,9 @@ def open_checkpoint(path: Path) -> Opened:
         saved = read_run(path)
     config = _config(path, saved)
     try:
-        check_model(config, saved)
+        require_model_of(config, saved)
         network = build_network(config, torch.device("cpu"))
-        check_fits(saved, config, network.model, network.masks)
+        require_same_layers(saved, config, network.model, network.masks)
     except UserError as error:
         raise UserError(*(one_line(f"checkpoint {path}: {line}") for line in error.lines)) from None
     found = list(not_finite(saved))
@@ -130,9 +133,9 @@ def _against_summary(opened: Opened) -> list[str]:
 
 def _summary(path: Path) -> Mapping[str, Any] | None:
     """Of the run in whose checkpoints/ the file lies. What was set aside (*.stale) is of a history it does not tell."""
-    if path.absolute().parent.name != "checkpoints" or path.suffix != ".pt":
+    if path.absolute().parent.name != names.CHECKPOINTS or path.suffix != ".pt":
         return None
     try:
-        return files.json_object(files.read_bytes(path.absolute().parents[1] / "summary.json"))
+        return files.json_object(files.read_bytes(path.absolute().parents[1] / names.SUMMARY))
     except (OSError, ValueError):
         return None

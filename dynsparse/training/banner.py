@@ -8,7 +8,7 @@ from dynsparse.training.network import Network
 from pipelines.base import Data, SplitSize
 
 
-def start_lines(config: RunConfig, network: Network, data: Data, worker: Worker) -> tuple[str, str]:
+def banner_lines(config: RunConfig, network: Network, data: Data, worker: Worker) -> tuple[str, str]:
     """Two lines: name, device, workers, samples and classes of each split; and the network, with its parameters."""
     device = next(network.model.parameters()).device
     workers = f"{worker.world_size} worker{'s' * (worker.world_size > 1)} on {device.type}"

@@ -13,7 +13,6 @@ from torch.nn import functional
 from dynsparse.distributed import sync
 from dynsparse.errors import StopRequested, UserError
 from pipelines.base import EvaluationPipeline
-from pipelines.datasets.settings import DataError
 
 
 @dataclass(frozen=True)
@@ -103,7 +102,7 @@ def _count(
     while True:
         try:
             batch = next(batches, None) if failure is None else None
-        except DataError as error:
+        except UserError as error:
             batch, failure = None, str(error)
         stop, more = sync.any_of(stop_requested(), batch is not None)
         if stop:

@@ -13,10 +13,11 @@ from dynsparse.errors import UserError
 from dynsparse.masks import LayerSpec, MaskSet, SparseLayer, sparse_layers
 from dynsparse.masks.allocation import ALLOCATIONS
 from dynsparse.masks.granularity import Kind
-from dynsparse.masks.selection import seed_for
 from dynsparse.masks.tying import TiedLayer, tie
 from dynsparse.methods import Method, MethodSettings
 from dynsparse.runtime import memory
+from dynsparse.seeds import seed_for
+from dynsparse.tables import align
 from dynsparse.training.sources import NOTHING, Sources
 
 
@@ -82,17 +83,6 @@ def _counts(active: int, weights: int) -> tuple[str, str, str]:
     return f"{100 * (1 - active / max(1, weights)):.2f} %", f"{active:,}", f"{weights:,}"
 
 
-def align(rows: Sequence[tuple[str, ...]]) -> str:
-    """Text columns: the first to the left, the others to the right."""
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-
-    def line(row: tuple[str, ...]) -> str:
-        cells = [cell.rjust(width) for cell, width in zip(row, widths, strict=True)]
-        return "  ".join([row[0].ljust(widths[0]), *cells[1:]])
-
-    return "\n".join(line(row) for row in rows)
-
-
 def build_network(config: RunConfig, device: torch.device, sources: Sources = NOTHING) -> Network:
     """The model on its device, initialised and masked by the config's seed: the same on every rank.
 
@@ -150,7 +140,7 @@ def _count(active: int | Tensor) -> int:
     return active if isinstance(active, int) else active.numel()
 
 
-def check_layers(config: RunConfig) -> None:
+def require_layers(config: RunConfig) -> None:
     """Raise UserError for patterns that match no layer, and for what the method cannot do with them.
 
     Takes no memory: the model is built without weights.
@@ -160,7 +150,7 @@ def check_layers(config: RunConfig) -> None:
     with torch.device("meta"):
         specs = layer_specs(config, model)
         counts = _active_units(config, specs)
-    if config.start.masks_from is None:  # Those decide how much is active: see `checks.check_sources`.
+    if config.start.masks_from is None:  # Those decide how much is active: see `preflight.require_usable_sources`.
         build_method(config, specs).check(specs, counts)
 
 

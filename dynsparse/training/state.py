@@ -12,11 +12,11 @@ import torch
 from torch import Tensor, nn, optim
 
 from dynsparse.config.schema import RunConfig
-from dynsparse.errors import UserError
 from dynsparse.masks import MaskSet
 from dynsparse.methods import Method
 from dynsparse.runtime import Worker
 from dynsparse.training import packing
+from dynsparse.training.compatibility import require_same_evaluation, require_same_layers, require_same_settings
 from dynsparse.training.evaluate import Evaluations
 from dynsparse.training.precision import Precision
 from pipelines.base import TrainPipeline
@@ -136,20 +136,20 @@ class RunState:
         return lambda: {**rest, "masks": masks()}
 
     def load(self, saved: Mapping[str, Any]) -> None:
-        """Continue where `saved` was made. UserError if that was another model or method, DataError for other data.
+        """Continue where `saved` was made. UserError if that was another model or method, UserError for other data.
 
         On the same number of workers the run goes on bit for bit. On another
         number weights, masks, optimizer and sample order do; BatchNorm
         statistics become the mean over the old workers, and each worker's
         random state starts anew, for neither has a counterpart.
         """
-        check_settings(saved, self.config)
+        require_same_settings(saved, self.config)
         self.load_network(saved)
         packing.unpack_optimizer(self.model, self.masks, self.optimizer, saved["optimizer"])
         self.method.load_state_dict(saved["method"])
         self.precision.load_state_dict(saved.get("loss_scale", {}))  # Older checkpoints have none.
         self.train_data.load_state_dict(saved["data"])
-        check_evaluated_on(saved, self.evaluated_on)
+        require_same_evaluation(saved, self.evaluated_on)
         for rank in saved["ranks"]:  # Older checkpoints know of none.
             self.train_data.avoid(rank.get("bad_samples", {}))
         self.progress = _progress(saved["progress"], self.progress)
@@ -170,7 +170,7 @@ class RunState:
 
     def load_network(self, saved: Mapping[str, Any]) -> None:
         """Masks, weights, and BatchNorm statistics as the mean over the ranks: enough to evaluate."""
-        check_fits(saved, self.config, self.model, self.masks)
+        require_same_layers(saved, self.config, self.model, self.masks)
         self.masks.load_state_dict(saved["masks"])
         packing.unpack_weights(self.model, self.masks, saved["weights"])
         packing.unpack_buffers(self.model, _mean_buffers(saved["ranks"]))
@@ -192,74 +192,3 @@ def _progress(saved: Mapping[str, Any], ours: Progress) -> Progress:
 
 def _mean_buffers(ranks: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
     return packing.mean_buffers([rank["buffers"] for rank in ranks])
-
-
-def check_settings(state: Mapping[str, Any], config: RunConfig) -> None:
-    """Raise UserError if the state was made with another method, optimizer or sparsity, for which it means nothing."""
-    theirs = state["config"]
-    for kind, before, now in (
-        ("method", theirs["method"]["name"], config.method.name),
-        ("optimizer", theirs["train"]["optimizer"]["name"], config.train.optimizer.name),
-        ("sparsity.conv", theirs["sparsity"]["conv"], config.sparsity.conv),
-        ("sparsity.fc", theirs["sparsity"]["fc"], config.sparsity.fc),
-    ):
-        if before != now:
-            raise UserError(f"the checkpoint was made with {kind} {before}, this run has {now}; resume with the same")
-
-
-def check_evaluated_on(state: Mapping[str, Any], ours: Mapping[str, str]) -> None:
-    """Raise UserError if other samples choose the best epoch now, or test it: figures of before would not compare.
-
-    Checkpoints of older versions do not say which they were.
-    """
-    theirs = state.get("evaluated_on", ours)
-    for name in ("validation", "test"):
-        before, now = theirs.get(name), ours.get(name)
-        if before != now:
-            there = "has none" if now is None else "has some" if before is None else "has others"
-            raise UserError(
-                f"the checkpoint was evaluated on {'no' if before is None else 'certain'} {name} samples, this run "
-                f"{there}: resume with the same, or start a new run from its weights (start.weights_from)"
-            )
-
-
-def check_fits(state: Mapping[str, Any], config: RunConfig, model: nn.Module, masks: MaskSet) -> None:
-    """Raise UserError if the state is of another model or of other sparse layers, naming what differs."""
-    check_shapes(state, model)
-    mine = {layer.name: layer.spec.mask_dims for layer in masks}
-    saved = {name: layer["mask_dims"] for name, layer in state["masks"]["layers"].items()}
-    for name in [*mine, *saved]:
-        if mine.get(name) != saved.get(name):
-            raise UserError(
-                f"the checkpoint has other sparse layers: {name} differs in granularity or is sparse in one only; "
-                f"use its sparsity.granularity, include and exclude"
-            )
-    if config.method.name == "tied" and state["config"]["seed"] != config.seed:
-        raise UserError(
-            f"the checkpoint was made with seed {state['config']['seed']}, this run has {config.seed}; "
-            f"the seed says which weights are tied: take the same"
-        )
-
-
-def check_shapes(state: Mapping[str, Any], model: nn.Module) -> None:
-    """Raise UserError if the state is of another model. Of `model` its shapes matter, not its weights."""
-    sparse = {name: tuple(layer["shape"]) for name, layer in state["masks"]["layers"].items()}
-    theirs = {name: sparse.get(name, tuple(value.shape)) for name, value in state["weights"].items()}
-    _require_same({name: tuple(value.shape) for name, value in model.named_parameters()}, theirs)
-    buffers = {name: tuple(value.shape) for name, value in packing.buffers(model).items()}
-    for number, rank in enumerate(state["ranks"]):
-        theirs = {name: tuple(value.shape) for name, value in rank["buffers"].items()}
-        _require_same(buffers, theirs, f" of rank {number}")
-
-
-def _require_same(ours: Mapping[str, tuple[int, ...]], theirs: Mapping[str, tuple[int, ...]], where: str = "") -> None:
-    for name in [*ours, *theirs]:
-        if ours.get(name) != theirs.get(name):
-            raise UserError(
-                f"the checkpoint is of another model: {name}{where} is {_shape(theirs.get(name))} there, "
-                f"{_shape(ours.get(name))} here; use the config that it was made with"
-            )
-
-
-def _shape(shape: tuple[int, ...] | None) -> str:
-    return "absent" if shape is None else "x".join(map(str, shape)) or "a number"

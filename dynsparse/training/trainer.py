@@ -13,26 +13,25 @@ from torch.nn import functional
 from dynsparse.config.schema import RunConfig
 from dynsparse.distributed import sync
 from dynsparse.errors import StopRequested, UserError
-from dynsparse.masks.selection import seed_for
 from dynsparse.optimizers import check_layouts
 from dynsparse.reallocation import ReallocationReport
 from dynsparse.runtime import Worker
+from dynsparse.seeds import seed_for
 from dynsparse.sparse_training import SparseTraining
 from dynsparse.training import packing, penalties
 from dynsparse.training.callbacks import Callback, Observers, SamplesReport, Summary
 from dynsparse.training.checkpoint import CheckpointFolder, SaveTimer
-from dynsparse.training.checks import check_batch, samples_at_once
 from dynsparse.training.evaluate import Evaluation, Evaluations, evaluate, hits
 from dynsparse.training.network import Network, method_settings
 from dynsparse.training.network_input import network_input
 from dynsparse.training.parallel import Parallel
 from dynsparse.training.precision import Precision
+from dynsparse.training.preflight import require_samples_for_norm, samples_at_once
 from dynsparse.training.reports import Reporter
 from dynsparse.training.state import Progress, RunState
 from dynsparse.training.undo import Undo
 from dynsparse.training.waiting import wait_for_storage
 from pipelines.base import Batch, Data, EvaluationPipeline
-from pipelines.datasets.settings import DataError
 
 log = logging.getLogger(__name__)
 
@@ -116,7 +115,7 @@ class Trainer:
 
     def fit(self) -> Summary:
         """Train until the last epoch. Raises StopRequested, with a checkpoint saved, if asked to stop."""
-        check_batch(self.model, self.config, self.worker.world_size)
+        require_samples_for_norm(self.model, self.config, self.worker.world_size)
         self.reporter = Reporter(self.run, self.network)
         self._settle()
         if not self.resumed:
@@ -182,7 +181,7 @@ class Trainer:
         micro_batches, failure = None, None
         try:
             micro_batches = next(steps, None)
-        except DataError as error:
+        except UserError as error:
             failure = str(error)
         stop, failed, self._time_to_save = sync.any_of(
             self.stop_requested(), failure is not None, self.save_timer.is_due()
@@ -249,7 +248,7 @@ class Trainer:
         if not (self.parallel.whole or self.parallel.masks_gradients):
             self.masks.mask_gradients()  # What lies outside has no say below.
         if self.precision.unscale(self.optimizer, self.model.parameters()):
-            self.sparse.prepare_gradients(masked=not self.parallel.whole)
+            self.sparse.prepare_gradients()
             penalties.add_gradients(self.config.train.penalty, self.network.layers)
             self.progress.skipped_in_a_row = self.progress.bad_steps_in_a_row = 0
             self.precision.step(self.optimizer)  # And reallocates, if due.

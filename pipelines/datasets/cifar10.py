@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from pipelines.base import Data, Request
-from pipelines.datasets.settings import Cifar10Settings, DataError
+from pipelines.common.errors import UserError
+from pipelines.datasets.settings import Cifar10Settings
 from pipelines.ordered import assemble
 from pipelines.sources.base import Arrays, Listed, listing_of_arrays
 from pipelines.sources.official_files import require_files, require_md5, require_no_others
@@ -29,7 +30,7 @@ SAMPLES = 5000
 
 
 def check_files(settings: Cifar10Settings) -> None:
-    """Raise DataError unless the unpacked files of the Python version are there, or can be fetched.
+    """Raise UserError unless the unpacked files of the Python version are there, or can be fetched.
 
     They are pickles, which only those of the official archive are safe to open.
     """
@@ -68,7 +69,7 @@ def prepare(settings: Cifar10Settings) -> None:
 
 
 def load(settings: Cifar10Settings) -> tuple[Arrays, Arrays]:
-    """Training and test images, uint8 [n, 32, 32, 3]. Raises DataError for absent or damaged files.
+    """Training and test images, uint8 [n, 32, 32, 3]. Raises UserError for absent or damaged files.
 
     The files are pickles: torchvision opens none whose MD5 is not that of the official archive.
     """
@@ -79,7 +80,7 @@ def load(settings: Cifar10Settings) -> tuple[Arrays, Arrays]:
     except (OSError, RuntimeError, ValueError) as error:
         remedy = "put its files there by hand" if settings.download else "remove it and fetch it anew"
         reason = " ".join(str(error).split())
-        raise DataError(f"data.path: CIFAR-10 in {settings.path} cannot be read ({reason}); {remedy}") from None
+        raise UserError(f"data.path: CIFAR-10 in {settings.path} cannot be read ({reason}); {remedy}") from None
     # The files hold channel after channel; torchvision gives a view of that, DALI takes only what lies as it reads.
     train, test = (
         Arrays(np.ascontiguousarray(part.data), np.array(part.targets, dtype=np.int64), tuple(part.classes))
@@ -92,7 +93,7 @@ def listed(settings: Cifar10Settings) -> Listed:
     """Without padding. What a start would fetch, damaged files too, is taken to be as it should."""
     try:
         train, _ = load(settings.model_copy(update={"download": False}))
-    except DataError:
+    except UserError:
         if not settings.download:
             raise
         return Listed(np.repeat(np.arange(10, dtype=np.int64), SAMPLES), listing=None)

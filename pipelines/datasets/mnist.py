@@ -9,9 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipelines.base import Data, Request
+from pipelines.common.errors import UserError
 from pipelines.common.files import read_bytes
 from pipelines.datasets.in_memory import in_memory
-from pipelines.datasets.settings import DataError, MnistSettings
+from pipelines.datasets.settings import MnistSettings
 from pipelines.sources.base import Arrays, Listed
 from pipelines.sources.official_files import LARGEST, require_files, require_no_others
 from pipelines.views import Normalisation
@@ -30,7 +31,7 @@ SAMPLES = (5923, 6742, 5958, 6131, 5842, 5421, 5918, 6265, 5851, 5949)
 
 
 def check_files(settings: MnistSettings) -> None:
-    """Raise DataError unless the four unpacked files are there and can be read, or can be fetched."""
+    """Raise UserError unless the four unpacked files are there and can be read, or can be fetched."""
     _require_files(settings)
     if not settings.download:
         read(_folder(settings))
@@ -69,13 +70,13 @@ def _fetch(settings: MnistSettings) -> None:
         MNIST(settings.path, download=True)
     except (OSError, RuntimeError, ValueError, AssertionError) as error:
         reason = " ".join(str(error).split())
-        raise DataError(
+        raise UserError(
             f"data.path: MNIST in {settings.path} cannot be fetched ({reason}); put its files there by hand"
         ) from None
 
 
 def load(settings: MnistSettings) -> tuple[Arrays, Arrays]:
-    """Training and test images, uint8 [n, 28, 28, 1]. Raises DataError for absent or damaged files."""
+    """Training and test images, uint8 [n, 28, 28, 1]. Raises UserError for absent or damaged files."""
     prepare(settings)
     return read(_folder(settings))
 
@@ -114,8 +115,8 @@ def _array(path: Path, rank: int) -> NDArray[np.uint8]:
     return np.array(found)
 
 
-def _unusable(path: Path, reason: str) -> DataError:
-    return DataError(f"data.path: MNIST in {path} cannot be read ({reason}); remove it and fetch it anew")
+def _unusable(path: Path, reason: str) -> UserError:
+    return UserError(f"data.path: MNIST in {path} cannot be read ({reason}); remove it and fetch it anew")
 
 
 def listed(settings: MnistSettings) -> Arrays | Listed:

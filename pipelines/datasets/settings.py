@@ -7,16 +7,15 @@ from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
+from pipelines.common.errors import UserError
 from pipelines.common.paths import PathText
-from pipelines.common.text import one_line
+from pipelines.common.settings import AtLeast1, Count, Settings
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-MOST = 2**31 - 1
-Size = Annotated[int, Field(ge=1, le=MOST)]
 Side = Annotated[int, Field(ge=1, le=8192)]
 """Height, width or channels of an image."""
 MOST_CLASSES = 1 << 20
@@ -25,19 +24,8 @@ MOST_PIXELS = 60_000_000
 """Of an image, unless `data.most_pixels` says otherwise: nearly all photographs have fewer."""
 
 
-class DataError(ValueError):
-    """Data that cannot be used: value, rule and remedy on one line, whatever the names in it hold."""
-
-    def __init__(self, message: str) -> None:
-        super().__init__(one_line(message))
-
-
-class DataSetSettings(BaseModel):
+class DataSetSettings(Settings):
     """Base of each data set's settings; `name` selects the data set in a config."""
-
-    model_config = ConfigDict(
-        strict=True, extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True
-    )
 
     name: str
     loader: Literal["dali", "torch"] = "dali"
@@ -46,7 +34,7 @@ class DataSetSettings(BaseModel):
     """DALI's CPU threads in each worker; with the torch loader processes."""
     dtype: Literal["float32", "float16"] = "float32"
     """Of the images that the network gets. Half precision is for autocast (`train.precision`)."""
-    validation_samples: Annotated[int, Field(ge=0, le=MOST)] = 0
+    validation_samples: Count = 0
     """Training samples held out, class by class, to choose the best epoch by; they are not trained on."""
     split_seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     """What draws them: apart from the run's seed so that runs can share the split."""
@@ -58,11 +46,11 @@ class DataSetSettings(BaseModel):
 
     @property
     def classes(self) -> int:
-        """Raises DataError where the number must be read from the data, and has not been (`resolved`)."""
+        """Raises UserError where the number must be read from the data, and has not been (`resolved`)."""
         raise NotImplementedError
 
     def resolved(self) -> Self:
-        """With what is to be read from the data put in. Raises DataError if it cannot be had."""
+        """With what is to be read from the data put in. Raises UserError if it cannot be had."""
         return self
 
     @property
@@ -81,10 +69,10 @@ class DataSetSettings(BaseModel):
         return f"data.name: {self.name}"
 
     def check(self) -> None:
-        """Raise DataError if the data cannot be there. Before any process group or GPU is touched."""
+        """Raise UserError if the data cannot be there. Before any process group or GPU is touched."""
         # The package above it is looked for first: find_spec imports that.
         if self.loader == "dali" and (find_spec("nvidia") is None or find_spec("nvidia.dali") is None):
-            raise DataError(
+            raise UserError(
                 "data.loader is dali, which is not installed here; install nvidia-dali, or set data.loader=torch"
             )
         self.check_files()
@@ -141,7 +129,7 @@ class PhotographSettings(DataSetSettings):
     """Folder that holds train and, to evaluate on, val (or valid, validation), test, or both."""
     on_bad_file: Literal["stop", "skip"] = "stop"
     """A file that cannot be read or decoded ends the run, or another of its class comes in its place."""
-    most_pixels: Size = MOST_PIXELS
+    most_pixels: AtLeast1 = MOST_PIXELS
     """An image that declares more, or a file of over four times as many bytes, is a bad file: nothing is decoded."""
     exclude: PathText | None = None
     """File with the names of samples to leave out, a line each, as `python -m pipelines scan` writes it."""
@@ -178,7 +166,7 @@ class PhotographSettings(DataSetSettings):
     @property
     def classes(self) -> int:
         if self.number_of_classes is None:
-            raise DataError("data.number_of_classes is not known before the data are read; set it to do without them")
+            raise UserError("data.number_of_classes is not known before the data are read; set it to do without them")
         return self.number_of_classes
 
     def resolved(self) -> Self:
@@ -187,11 +175,11 @@ class PhotographSettings(DataSetSettings):
         found = self.count_classes()
         if not 2 <= found <= MOST_CLASSES:
             classes = "1 class" if found == 1 else f"{found:,} classes"
-            raise DataError(f"{self.where} has {classes}; there must be 2 to {MOST_CLASSES:,} to tell apart")
+            raise UserError(f"{self.where} has {classes}; there must be 2 to {MOST_CLASSES:,} to tell apart")
         return self.model_copy(update={"number_of_classes": found})
 
     def count_classes(self) -> int:
-        """Those of the training data. Raises DataError if they cannot be read."""
+        """Those of the training data. Raises UserError if they cannot be read."""
         raise NotImplementedError
 
     @property
@@ -256,9 +244,9 @@ class SyntheticSettings(DataSetSettings):
     shape: Annotated[list[Side], Field(min_length=3, max_length=3)] = [1, 28, 28]
     """Channels, height, width."""
     number_of_classes: Classes = 10
-    samples: Size = 1000
+    samples: AtLeast1 = 1000
     """Training samples."""
-    test_samples: Size = 200
+    test_samples: AtLeast1 = 200
     noise: Annotated[float, Field(ge=0, le=1e6)] = 64.0
     """Standard deviation of the noise, in grey levels of 0 to 255."""
 

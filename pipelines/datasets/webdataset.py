@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from pipelines.base import Data, Request
+from pipelines.common.errors import UserError
 from pipelines.datasets.imagenet import Photographs, photographs, sources_of
-from pipelines.datasets.settings import DataError, WebdatasetSettings
+from pipelines.datasets.settings import WebdatasetSettings
 from pipelines.sources.class_list import CLASSES, read_names
 from pipelines.sources.excluded import Excluded
 from pipelines.sources.parts import Parts
@@ -14,7 +15,7 @@ from pipelines.sources.shards import Shards, list_shards, matching, shard_parts
 
 
 def check_shards(settings: WebdatasetSettings) -> None:
-    """Raise DataError unless there are shards to train and to evaluate on, and no other classes. None is opened."""
+    """Raise UserError unless there are shards to train and to evaluate on, and no other classes. None is opened."""
     root = Path(settings.path)
     parts = _parts(settings)
     for pattern in parts.there:
@@ -22,7 +23,7 @@ def check_shards(settings: WebdatasetSettings) -> None:
     parts.require(root, settings.validation_samples)
     names = read_names(root)
     if names and len(names) != settings.classes:
-        raise DataError(
+        raise UserError(
             f"data.number_of_classes is {settings.classes}, {root / CLASSES} names {len(names)}; "
             f"correct the list, or set data.number_of_classes={len(names)}"
         )
@@ -37,7 +38,7 @@ def build(settings: WebdatasetSettings, request: Request) -> Data:
 
 
 def _parts(settings: WebdatasetSettings) -> Parts:
-    """The patterns of the shards: those given, or else by the names of folders. Raises DataError."""
+    """The patterns of the shards: those given, or else by the names of folders. Raises UserError."""
     root = Path(settings.path)
     val, test = settings.val_shards, settings.test_shards
     if val is None and test is None:

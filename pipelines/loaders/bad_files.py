@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from pipelines.datasets.settings import DataError
+from pipelines.common.errors import UserError
 from pipelines.loaders.base import Loader
 from pipelines.order import Indices, shuffled
 from pipelines.sources.base import Encoded, Source
@@ -38,11 +38,11 @@ class BadFiles:
     _instead: dict[int, int] = field(default_factory=dict)
 
     def found(self, faults: Mapping[int, str], position: str) -> None:
-        """Note bad samples. Raises DataError for the first one unless they are to be skipped."""
+        """Note bad samples. Raises UserError for the first one unless they are to be skipped."""
         if not self.skip:
             index, fault = next(iter(faults.items()))
             more = f" (and {len(faults) - 1} more in this batch)" if len(faults) > 1 else ""
-            raise DataError(
+            raise UserError(
                 f"{self.where}: {self._described(index)}, {position}: {fault}{more}; list all such files with "
                 f"`python -m pipelines scan` for data.exclude, or go on with data.on_bad_file=skip"
             )
@@ -76,7 +76,7 @@ class BadFiles:
         for other in others[shuffled(len(others), self.seed, "instead of", index)].tolist():
             if other not in self.faults and self.loader.fault(self.source, other) is None:
                 return int(other)
-        raise DataError(
+        raise UserError(
             f"{self.where}: class {self._class(label)} has no sample left that can be had; mend or remove the class"
         )
 

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from importlib import import_module
 
 from pipelines.base import Batch, Request
-from pipelines.datasets.settings import DataError, DataSetSettings
+from pipelines.common.errors import UserError
+from pipelines.datasets.settings import DataSetSettings
 from pipelines.images.reference import fault
 from pipelines.order import Indices, Uniforms
 from pipelines.sources.base import Encoded
@@ -66,9 +67,9 @@ class Loader(ABC):
             raise no_memory(source, index) from None
 
 
-def no_memory(source: Encoded, index: int) -> DataError:
+def no_memory(source: Encoded, index: int) -> UserError:
     """It is not the image's fault: those that are too large are bad samples."""
-    return DataError(
+    return UserError(
         f"{source.name(index)}: no memory is left to decode it; lower data.threads, data.most_pixels or the batch"
     )
 

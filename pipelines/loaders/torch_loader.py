@@ -16,8 +16,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from pipelines.base import Batch
+from pipelines.common.errors import UserError
 from pipelines.common.signals import undisturbed
-from pipelines.datasets.settings import DataError
 from pipelines.images.reference import decoded
 from pipelines.loaders.base import BadSamples, Feed, Loader, Stream, no_memory
 from pipelines.loaders.torch_views import made
@@ -150,12 +150,12 @@ class _Batches(Dataset[Any]):
     def __init__(self, loader: TorchLoader, recipe: Recipe) -> None:
         self._loader, self._recipe = loader, recipe
 
-    def __getitem__(self, key: Key) -> tuple[Tensor, Tensor, dict[int, str], DataError | None]:
+    def __getitem__(self, key: Key) -> tuple[Tensor, Tensor, dict[int, str], UserError | None]:
         try:
             return (*self._batch(key), None)
-        except DataError as error:  # From another process it would come with its traceback in its words.
+        except UserError as error:  # From another process it would come with its traceback in its words.
             # Without the old one's context, which holds the image: there may be no memory left.
-            return torch.empty(0), torch.empty(0), {}, DataError(str(error))
+            return torch.empty(0), torch.empty(0), {}, UserError(str(error))
 
     def _batch(self, key: Key) -> tuple[Tensor, Tensor, dict[int, str]]:
         indices, uniforms = key

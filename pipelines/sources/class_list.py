@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from pipelines.common.errors import UserError
 from pipelines.common.files import read_text
-from pipelines.datasets.settings import MOST_CLASSES, DataError
+from pipelines.datasets.settings import MOST_CLASSES
 from pipelines.sources.image_folder import require_names
 
 CLASSES = "classes.txt"
 
 
 def read_names(root: Path) -> tuple[str, ...]:
-    """Those in the folder of the shards; none if there is no such file. Raises DataError if it cannot be used."""
+    """Those in the folder of the shards; none if there is no such file. Raises UserError if it cannot be used."""
     path = root / CLASSES
     try:
         text = read_text(path)
@@ -20,11 +21,11 @@ def read_names(root: Path) -> tuple[str, ...]:
         return ()
     except (OSError, ValueError) as error:
         reason = "is no UTF-8" if isinstance(error, UnicodeDecodeError) else getattr(error, "strerror", error)
-        raise DataError(f"data.path: {path} cannot be read ({reason}); write a name of a class a line") from None
+        raise UserError(f"data.path: {path} cannot be read ({reason}); write a name of a class a line") from None
     if text.count("\n") > MOST_CLASSES:
-        raise DataError(f"data.path: {path} has more than {MOST_CLASSES:,} lines; write a name of a class a line")
+        raise UserError(f"data.path: {path} has more than {MOST_CLASSES:,} lines; write a name of a class a line")
     names = tuple(line.removesuffix("\r") for line in text.removesuffix("\n").split("\n"))
     if "" in names:
-        raise DataError(f"data.path: {path} has no name in line {names.index('') + 1}; write a name of a class a line")
+        raise UserError(f"data.path: {path} has no name in line {names.index('') + 1}; write a name of a class a line")
     require_names(f"{path} has the class", names)
     return names

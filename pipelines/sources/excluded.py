@@ -7,8 +7,8 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
+from pipelines.common.errors import UserError
 from pipelines.common.files import read_bytes
-from pipelines.datasets.settings import DataError
 
 MOST = 4_000_000
 """Names. With the bound on the file's size, one on memory."""
@@ -24,18 +24,18 @@ class Excluded:
 
     @classmethod
     def read(cls, file: str | None) -> Excluded:
-        """From a text file with a name a line; lines that start with # are comments. DataError if it cannot be read."""
+        """From a text file with a name a line; lines that start with # are comments. UserError if it cannot be read."""
         if file is None:
             return cls()
         try:
             content = read_bytes(file)
         except (OSError, ValueError) as error:
-            raise DataError(
+            raise UserError(
                 f"data.exclude: {file} cannot be read ({getattr(error, 'strerror', error)}); "
                 "give the list that `python -m pipelines scan` wrote"
             ) from None
         if content.count(b"\n") > MOST:
-            raise DataError(f"data.exclude: {file} has more than {MOST:,} lines; remove the files instead")
+            raise UserError(f"data.exclude: {file} has more than {MOST:,} lines; remove the files instead")
         # Editors of Windows put a mark in front and \r behind; no name on a list ends so.
         text = io.TextIOWrapper(io.BytesIO(content), "utf-8-sig", errors="surrogateescape", newline="\n")
         lines = (line.rstrip("\r\n") for line in text)
@@ -46,14 +46,14 @@ class Excluded:
         return {name for name in self.names if name.startswith(f"{part}/")}
 
     def require_under(self, parts: Collection[str], root: Path) -> None:
-        """Raise DataError if there are names in none of these folders, which would have no effect."""
+        """Raise UserError if there are names in none of these folders, which would have no effect."""
         known = tuple(f"{part}/" for part in parts)
         self.require_none([name for name in self.names if not name.startswith(known)], root)
 
     def require_none(self, missing: Collection[str], root: Path) -> None:
-        """Raise DataError if there are names that stand for nothing: the list is of other data."""
+        """Raise UserError if there are names that stand for nothing: the list is of other data."""
         if missing:
-            raise DataError(
+            raise UserError(
                 f"data.exclude: {self.file} names {len(missing)} files that {root} does not have, such as "
                 f"{min(missing)}; scan the folder again"
             )

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from pipelines.datasets.settings import DataError
+from pipelines.common.errors import UserError
 from pipelines.images.image_bytes import read_image
 from pipelines.sources.base import MOST_BYTES, Bytes, digest
 from pipelines.sources.excluded import NOTHING, Excluded
@@ -70,30 +70,30 @@ class ImageFiles:
 
 
 def class_names(folder: Path) -> list[str]:
-    """The names of the class folders, sorted. DataError for one that lists, pictures and exports could not hold."""
+    """The names of the class folders, sorted. UserError for one that lists, pictures and exports could not hold."""
     names = sorted(entry.name for entry in _scan(folder) if _is_folder(folder, entry))
     require_names(f"{folder} has the class", names)
     return names
 
 
 def require_names(where: str, names: Iterable[str]) -> None:
-    """Raise DataError for a class name that a line of a list, a picture or an export could not hold."""
+    """Raise UserError for a class name that a line of a list, a picture or an export could not hold."""
     if odd := next(filter(_NO_NAME.search, names), None):
-        raise DataError(
+        raise UserError(
             f"data.path: {where} {odd}, a name with a line end, a control character or bytes that are no UTF-8; "
             "rename it"
         )
 
 
 def parts_of(root: Path) -> Parts:
-    """Which of the folders is for what. Raises DataError."""
+    """Which of the folders is for what. Raises UserError."""
     return find_parts(root, holds_samples=lambda folder: any(_is_folder(folder, entry) for entry in _scan(folder)))
 
 
 def check_folders(root: Path, number_of_classes: int, validation_samples: int) -> tuple[list[str], Parts]:
     """The names of the classes, sorted: label i is the i-th; and which folder is for what.
 
-    Raises DataError unless all is there, for so many classes and so many training samples held out.
+    Raises UserError unless all is there, for so many classes and so many training samples held out.
     """
     parts = parts_of(root)
     classes = check_classes(root, parts, number_of_classes)
@@ -104,12 +104,12 @@ def check_folders(root: Path, number_of_classes: int, validation_samples: int) -
 def check_classes(root: Path, parts: Parts, number_of_classes: int) -> list[str]:
     """The names of the classes, sorted.
 
-    Raises DataError unless train has so many, the other parts no others, and each class folder holds an image.
+    Raises UserError unless train has so many, the other parts no others, and each class folder holds an image.
     """
     train = root / TRAIN
     classes = class_names(train)
     if len(classes) != number_of_classes:
-        raise DataError(
+        raise UserError(
             f"data.number_of_classes is {number_of_classes}, {train} has {len(classes)} class folders; "
             f"complete the data, or set data.number_of_classes={len(classes)}"
         )
@@ -117,12 +117,12 @@ def check_classes(root: Path, parts: Parts, number_of_classes: int) -> list[str]
     for part in parts.there[1:]:
         tested = class_names(root / part)
         if unknown := sorted(set(tested) - set(classes)):
-            raise DataError(
+            raise UserError(
                 f"data.path: {root / part} has {len(unknown)} classes that {train} lacks, such as {unknown[0]}; "
                 f"training must know every class: add them to train or remove them from {part}"
             )
         if not tested:
-            raise DataError(
+            raise UserError(
                 f"data.path: {root / part} has no class folders; put the validation images into {part}/CLASS/"
             )
         _require_images(root / part, tested)
@@ -132,7 +132,7 @@ def check_classes(root: Path, parts: Parts, number_of_classes: int) -> list[str]
 def _require_images(part: Path, classes: list[str]) -> None:
     for name in classes:
         if not any(is_image for _, is_image in _files(part, name)):
-            raise DataError(
+            raise UserError(
                 f"data.path: {part / name} holds no image ({', '.join(EXTENSIONS)}); fill the folder, "
                 "or remove the class"
             )
@@ -141,7 +141,7 @@ def _require_images(part: Path, classes: list[str]) -> None:
 def list_images(root: Path, part: str, classes: list[str], excluded: Excluded = NOTHING) -> ImageFiles:
     """The images in root/part/CLASS for those of the classes that are there: classes in order, paths sorted.
 
-    Raises DataError if the excluded are all there is of a class, or name files that are not there.
+    Raises UserError if the excluded are all there is of a class, or name files that are not there.
     """
     paths: list[bytes] = []
     labels: list[int] = []
@@ -153,7 +153,7 @@ def list_images(root: Path, part: str, classes: list[str], excluded: Excluded = 
             found = [f"{part}/{name}/{path}" for path in images]
             kept = [path for path in found if path not in left_out] if left_out else found
             if not kept:
-                raise DataError(f"data.exclude: {excluded.file} leaves no image of {part}/{name}; remove the class")
+                raise UserError(f"data.exclude: {excluded.file} leaves no image of {part}/{name}; remove the class")
             left_out.difference_update(found)
             paths += map(os.fsencode, kept)
             labels += [label] * len(kept)
@@ -175,7 +175,7 @@ def _say_strays(folder: Path) -> None:
 
 
 def class_folders(folder: Path) -> dict[str, tuple[int, int]]:
-    """By class, sorted: how many images its folder holds, and how much else. Raises DataError if it cannot be read."""
+    """By class, sorted: how many images its folder holds, and how much else. Raises UserError if it cannot be read."""
     found = {}
     for name in class_names(folder):
         images = [is_image for _, is_image in _files(folder, name)]
@@ -234,7 +234,7 @@ def _identity(folder: Path) -> tuple[int, int]:
     return found.st_dev, found.st_ino
 
 
-def _unreadable(folder: Path, error: Exception) -> DataError:
+def _unreadable(folder: Path, error: Exception) -> UserError:
     absent = getattr(error, "errno", None) in (errno.ENOENT, errno.ENOTDIR)
     remedy = "give the folder that holds train/CLASS/*.jpg and val/CLASS/*.jpg" if absent else "make it readable"
-    return DataError(f"data.path: {folder} cannot be read ({getattr(error, 'strerror', error)}); {remedy}")
+    return UserError(f"data.path: {folder} cannot be read ({getattr(error, 'strerror', error)}); {remedy}")

@@ -7,25 +7,25 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
+from pipelines.common.errors import UserError
 from pipelines.common.files import open_regular, require_regular
-from pipelines.datasets.settings import DataError
 
 LARGEST = 256 << 20
 """Bytes. The largest, the archive of CIFAR-10, has 170 MB."""
 
 
 def require_files(folder: Path, names: Iterable[str], remedy: str) -> None:
-    """Raise DataError unless all are there, as files that can be read."""
+    """Raise UserError unless all are there, as files that can be read."""
     require_no_others(paths := [folder / name for name in names])
     if missing := [path.name for path in paths if not path.exists()]:
-        raise DataError(
+        raise UserError(
             f"data.path: {folder} lacks {', '.join(missing)}; {remedy}, or set data.download=true where there is "
             "internet"
         )
 
 
 def require_no_others(paths: Iterable[Path]) -> None:
-    """Raise DataError for what is there and no file: whoever opens a pipe, to read or to replace it, waits for ever."""
+    """Raise UserError for what is there and no file: whoever opens a pipe, to read or to replace it, waits for ever."""
     for path in paths:
         try:
             require_regular(path, os.stat(path), LARGEST)
@@ -36,7 +36,7 @@ def require_no_others(paths: Iterable[Path]) -> None:
 
 
 def require_md5(path: Path, expected: str, what: str) -> None:
-    """Raise DataError for another content than the official one."""
+    """Raise UserError for another content than the official one."""
     found = hashlib.md5(usedforsecurity=False)
     try:
         with open_regular(path, LARGEST) as file:
@@ -45,11 +45,11 @@ def require_md5(path: Path, expected: str, what: str) -> None:
     except OSError as error:
         raise _unreadable(path, error) from None
     if found.hexdigest() != expected:
-        raise DataError(
+        raise UserError(
             f"data.path: {path} is not {what} (its MD5 is {found.hexdigest()}, that of the official one {expected}); "
             "remove it and fetch it anew"
         )
 
 
-def _unreadable(path: Path, error: Exception) -> DataError:
-    return DataError(f"data.path: {path} cannot be read ({getattr(error, 'strerror', error)}); put the file there")
+def _unreadable(path: Path, error: Exception) -> UserError:
+    return UserError(f"data.path: {path} cannot be read ({getattr(error, 'strerror', error)}); put the file there")

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipelines.datasets.settings import DataError
+from pipelines.common.errors import UserError
 
 TRAIN, TEST = "train", "test"
 VALIDATION = ("val", "valid", "validation")
@@ -28,14 +28,14 @@ class Parts:
         return (self.train, *(name for name in (self.validation, self.test) if name is not None))
 
     def require(self, root: Path, validation_samples: int) -> None:
-        """Raise DataError unless there is something to evaluate on, and one thing to choose the best epoch by."""
+        """Raise UserError unless there is something to evaluate on, and one thing to choose the best epoch by."""
         if self.test is None and validation_samples == 0:
-            raise DataError(
+            raise UserError(
                 f"data.path: {root} has nothing to evaluate on; name that folder {', '.join(VALIDATION)} or {TEST}, "
                 "with a folder for each class, or hold out training samples by data.validation_samples"
             )
         if self.validation is not None and validation_samples > 0:
-            raise DataError(
+            raise UserError(
                 f"data.validation_samples is {validation_samples}, and {root} has {self.validation} beside {self.test} "
                 f"to choose the best epoch by; set data.validation_samples=0, or move {self.validation} away"
             )
@@ -45,11 +45,11 @@ def find_parts(root: Path, holds_samples: Callable[[Path], bool]) -> Parts:
     """The parts of `root` by the names of its folders.
 
     A validation folder without test data is the test data. `test` counts only if it holds samples of known classes:
-    ImageNet's own test images come without. Raises DataError if two folders are for the same thing.
+    ImageNet's own test images come without. Raises UserError if two folders are for the same thing.
     """
     found = [name for name in VALIDATION if is_folder(root / name)]
     if len(found) > 1:
-        raise DataError(
+        raise UserError(
             f"data.path: {root} has {' and '.join(found)}, which are names for the same thing; move all but one away"
         )
     test = TEST if is_folder(root / TEST) and holds_samples(root / TEST) else None
@@ -58,8 +58,8 @@ def find_parts(root: Path, holds_samples: Callable[[Path], bool]) -> Parts:
 
 
 def is_folder(path: Path) -> bool:
-    """Raises DataError if that cannot be known."""
+    """Raises UserError if that cannot be known."""
     try:
         return path.is_dir()
     except OSError as error:
-        raise DataError(f"data.path: {path} cannot be read ({error.strerror}); make it readable") from None
+        raise UserError(f"data.path: {path} cannot be read ({error.strerror}); make it readable") from None

@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from pipelines.common.errors import UserError
 from pipelines.common.files import open_regular, read_bytes, require_regular
-from pipelines.datasets.settings import DataError
 from pipelines.sources.base import digest
 from pipelines.sources.shard_samples import samples_in
 from pipelines.sources.tar_headers import BLOCK, UnusableError
@@ -64,7 +64,7 @@ def decoded(name: NDArray[np.uint8]) -> str:
 
 
 def read_tar(path: Path, setting: str) -> Members:
-    """From the headers of a shard. Raises DataError."""
+    """From the headers of a shard. Raises UserError."""
     try:
         with open_regular(path) as file:
             found = samples_in(file)
@@ -76,7 +76,7 @@ def read_tar(path: Path, setting: str) -> Members:
         numbers = np.array([(len(s.name), s.offset, s.size, s.label) for s in found], dtype=np.int64).reshape(-1, 4)
         names = np.frombuffer(b"".join(sample.name for sample in found), dtype=np.uint8)
         return Members(names, *np.ascontiguousarray(numbers.T))
-    raise DataError(f"{setting}: {path} {reason}")
+    raise UserError(f"{setting}: {path} {reason}")
 
 
 def read_index(path: Path) -> Members | None:
@@ -106,11 +106,11 @@ def read_index(path: Path) -> Members | None:
 
 
 def write_index(path: Path, setting: str) -> None:
-    """Reads a shard and writes its index beside it, whole or not at all. Raises DataError or OSError."""
+    """Reads a shard and writes its index beside it, whole or not at all. Raises UserError or OSError."""
     try:
         stamp = _stamp(path)  # Before reading: whatever is changed from now on makes the index void.
     except OSError as error:
-        raise DataError(f"{setting}: {path} cannot be read ({error.strerror}); leave it out of the pattern") from None
+        raise UserError(f"{setting}: {path} cannot be read ({error.strerror}); leave it out of the pattern") from None
     found = read_tar(path, setting)
     table = np.stack((found.lengths, found.offsets, found.sizes, found.labels)).astype("<i8")
     numbers = np.array((len(found.labels), len(found.names), *stamp), dtype="<i8")

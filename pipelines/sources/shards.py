@@ -17,8 +17,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from pipelines.common.errors import UserError
 from pipelines.common.files import open_descriptor
-from pipelines.datasets.settings import DataError
 from pipelines.images.image_bytes import read_range
 from pipelines.sources.base import MOST_BYTES, Bytes, digest
 from pipelines.sources.class_list import read_names
@@ -110,7 +110,7 @@ def list_shards(
     """The samples of the shards that match `pattern`, a glob relative to `root`: shards sorted, samples as they stand.
 
     `excluded` are names of samples to leave out; those of other shards are passed over. `setting` is what
-    messages call the pattern. Raises DataError if a shard or a label is unusable, or, where `every_class`,
+    messages call the pattern. Raises UserError if a shard or a label is unusable, or, where `every_class`,
     if a class has no sample.
     """
     paths = matching(root, pattern, setting)
@@ -135,7 +135,7 @@ def matching(root: Path, pattern: str, setting: str) -> tuple[str, ...]:
         found = []
     shards = (path for path in found if not path.endswith(INDEX_SUFFIX) and not os.path.basename(path).startswith("."))
     if not (paths := tuple(shards)):
-        raise DataError(
+        raise UserError(
             f"{setting}: {pattern!r} matches no shard in {root}; "
             "give a pattern relative to that folder, such as 'train/*.tar'"
         )
@@ -171,7 +171,7 @@ def _without(parts: list[Members], paths: tuple[str, ...], excluded: frozenset[s
     for number, members in unwanted.items():
         names = parts[number].decoded_names()
         if unknown := sorted(members - set(names)):
-            raise DataError(
+            raise UserError(
                 f"data.exclude: {paths[number]}/{unknown[0]} is to be left out, but the shard has no such image; "
                 "correct the list of names to leave out"
             )
@@ -180,14 +180,14 @@ def _without(parts: list[Members], paths: tuple[str, ...], excluded: frozenset[s
 
 
 def shard_parts(root: Path, train: str = "train/*.tar") -> Parts:
-    """Patterns of the shards in the folders that are for evaluation. Raises DataError."""
+    """Patterns of the shards in the folders that are for evaluation. Raises UserError."""
     parts = find_parts(root, holds_samples=lambda folder: any(folder.glob(SHARDS)))
     test, validation = (None if name is None else f"{name}/{SHARDS}" for name in (parts.test, parts.validation))
     return Parts(test, validation, train)
 
 
 def count_classes(root: Path, pattern: str, setting: str = "data.train_shards") -> int:
-    """As many as `classes.txt` names; or else the labels in the shards show, from 0 on. Raises DataError."""
+    """As many as `classes.txt` names; or else the labels in the shards show, from 0 on. Raises UserError."""
     if names := read_names(root):
         return len(names)
     parts = _all_members(root, matching(root, pattern, setting), setting)
@@ -202,17 +202,17 @@ def _class_names(root: Path, number_of_classes: int) -> tuple[str, ...]:
 def _check_labels(found: Shards, pattern: str, setting: str, every_class: bool) -> None:
     classes = len(found.class_names)
     if len(found.labels) == 0:
-        raise DataError(f"{setting}: the shards {pattern!r} in {found.root} hold no sample; give shards with samples")
+        raise UserError(f"{setting}: the shards {pattern!r} in {found.root} hold no sample; give shards with samples")
     wrong = np.flatnonzero((found.labels < 0) | (found.labels >= classes))
     if len(wrong):
-        raise DataError(
+        raise UserError(
             f"{setting}: {found.name(wrong[0])} in {found.root} has label {found.labels[wrong[0]]}, "
             f"data.number_of_classes is {classes} and labels go from 0 to {classes - 1}; correct one of them"
         )
     missing = np.flatnonzero(np.bincount(found.labels, minlength=classes) == 0)
     if every_class and len(missing):
         label = missing[0]
-        raise DataError(
+        raise UserError(
             f"{setting}: {len(missing)} of {classes} classes have no sample in {pattern!r} in {found.root}, such as "
             f"label {label} ({found.class_names[label]}); complete the shards, or lower data.number_of_classes"
         )

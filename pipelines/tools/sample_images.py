@@ -25,14 +25,14 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import NoReturn
 
 import numpy as np
 from PIL import ExifTags, Image
 from tqdm import tqdm
 
+from pipelines.common.command_line import Parser
+from pipelines.common.errors import UserError
 from pipelines.common.paths import path_argument
-from pipelines.datasets.settings import DataError
 from pipelines.order import generator, shuffled
 
 Size = tuple[int, int]
@@ -138,10 +138,10 @@ def plan(part: str, each: int, size: Size, seed: int, damaged: float) -> list[Fi
 
 
 def write(files: Sequence[File], folder: Path, workers: int) -> None:
-    """All files, or none: they are moved into place together. DataError if there is no place for them."""
+    """All files, or none: they are moved into place together. UserError if there is no place for them."""
     try:
         if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
-            raise DataError(f"DIR is {folder}, which is there; it must be new or empty: remove it, or give another")
+            raise UserError(f"DIR is {folder}, which is there; it must be new or empty: remove it, or give another")
         target = folder.resolve()
         target.parent.mkdir(parents=True, exist_ok=True)
         with TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as temporary:
@@ -156,7 +156,7 @@ def write(files: Sequence[File], folder: Path, workers: int) -> None:
             unfinished.rename(target)
     except OSError as error:
         reason = f"{error.strerror}: {error.filename}"
-        raise DataError(f"DIR is {folder}, which cannot be written ({reason}); give another") from error
+        raise UserError(f"DIR is {folder}, which cannot be written ({reason}); give another") from error
 
 
 def contents(files: Sequence[File], workers: int) -> Iterator[bytes]:
@@ -168,11 +168,6 @@ def contents(files: Sequence[File], workers: int) -> Iterator[bytes]:
     spawn, ignored = multiprocessing.get_context("spawn"), (signal.SIGINT, signal.SIG_IGN)
     with ProcessPoolExecutor(workers, spawn, initializer=signal.signal, initargs=ignored) as pool:
         yield from pool.map(File.content, files, chunksize=8)
-
-
-class Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise DataError(f"{message}; see --help")
 
 
 def at_least_1(text: str) -> int:
@@ -192,8 +187,13 @@ def share(text: str) -> float:
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    """Raises DataError for arguments that cannot be."""
-    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    """Raises UserError for arguments that cannot be."""
+    parser = Parser(
+        prog="python -m pipelines sample_images",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
     parser.add_argument("folder", metavar="DIR", type=path_argument, help="folder to write; it must be new or empty")
     parser.add_argument("--train", metavar="N", type=at_least_1, default=100, help="training images a class (100)")
     parser.add_argument("--val", metavar="N", type=at_least_1, default=25, help="validation images a class (25)")
@@ -233,7 +233,7 @@ def run(arguments: Sequence[str] | None) -> None:
 def main(arguments: Sequence[str] | None = None) -> int:
     try:
         run(arguments)
-    except DataError as error:
+    except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

@@ -20,13 +20,15 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from pipelines.common.command_line import Parser
+from pipelines.common.errors import UserError
 from pipelines.common.paths import path_argument
-from pipelines.datasets.settings import MOST_PIXELS, DataError
+from pipelines.datasets.settings import MOST_PIXELS
 from pipelines.sources.class_list import read_names
 from pipelines.sources.image_folder import class_folders, list_images, parts_of
 from pipelines.sources.parts import TRAIN
 from pipelines.sources.shards import list_shards, shard_parts
-from pipelines.tools.sample_images import Parser, at_least_1
+from pipelines.tools.sample_images import at_least_1
 from pipelines.tools.scan_facts import Check, Decodes
 from pipelines.tools.scan_processes import examined, preload
 from pipelines.tools.scan_report import Part, Report, Tally, listable, shown, summary
@@ -37,7 +39,7 @@ MOST_CLASSES = 1 << 16
 
 
 def scan(parts: Sequence[Part], workers: int, check: Check) -> Report:
-    """Look at every image in so many processes. Raises DataError if they cannot start."""
+    """Look at every image in so many processes. Raises UserError if they cannot start."""
     tally = Tally({part.name: part for part in parts})
     total = sum(len(part.source.labels) for part in parts)
     sources = {part.name: part.source for part in parts}
@@ -48,7 +50,7 @@ def scan(parts: Sequence[Part], workers: int, check: Check) -> Report:
 
 
 def folder_parts(root: Path) -> list[Part]:
-    """Of a folder of images, whatever is amiss with it. Raises DataError if it cannot be read."""
+    """Of a folder of images, whatever is amiss with it. Raises UserError if it cannot be read."""
     found = []
     for name in parts_of(root).there:
         if (root / name).is_dir():
@@ -60,7 +62,7 @@ def folder_parts(root: Path) -> list[Part]:
 
 
 def scanned_shards(root: Path, patterns: Mapping[str, str]) -> list[Part]:
-    """Of shards, by part. Raises DataError if a shard cannot be read."""
+    """Of shards, by part. Raises UserError if a shard cannot be read."""
     found = {
         name: list_shards(root, pattern, MOST_CLASSES, setting="--shards", every_class=False)
         for name, pattern in patterns.items()
@@ -76,16 +78,16 @@ def scanned_shards(root: Path, patterns: Mapping[str, str]) -> list[Part]:
 
 
 def listed(root: Path, patterns: Sequence[str] | None) -> list[Part]:
-    """What there is to scan: folders of images, or shards. Raises DataError if there is nothing."""
+    """What there is to scan: folders of images, or shards. Raises UserError if there is nothing."""
     if not root.is_dir():
-        raise DataError(f"DIR is {root}, which is no folder; give the folder that holds train and val")
+        raise UserError(f"DIR is {root}, which is no folder; give the folder that holds train and val")
     if patterns is not None:
         return scanned_shards(root, dict(zip(PARTS, patterns, strict=True)))
     parts = folder_parts(root)
     if not any(len(part.source.labels) for part in parts):
         patterns = shard_parts(root).there
         if not (shards := {pattern.partition("/")[0]: pattern for pattern in patterns if any(root.glob(pattern))}):
-            raise DataError(
+            raise UserError(
                 f"DIR is {root}, which holds no images (train/CLASS/* and val/CLASS/*) and no shards "
                 "(train/*.tar and val/*.tar); give the folder that does, or patterns of shards by --shards"
             )
@@ -109,7 +111,7 @@ def write(path: Path, text: str) -> None:
         draft.write_text(text, encoding="utf-8", errors="surrogateescape")
         os.replace(draft, path)
     except OSError as error:
-        raise DataError(
+        raise UserError(
             f"{path} cannot be written ({error.strerror}); give another by --exclude or --report"
         ) from error
     finally:
@@ -117,7 +119,7 @@ def write(path: Path, text: str) -> None:
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    """Raises DataError for arguments that cannot be, places to write among them: a scan may take hours."""
+    """Raises UserError for arguments that cannot be, places to write among them: a scan may take hours."""
     form = argparse.RawDescriptionHelpFormatter
     parser = Parser(prog="python -m pipelines scan", description=__doc__, formatter_class=form, allow_abbrev=False)
     parser.add_argument("folder", metavar="DIR", type=path_argument, help="folder that holds train and val")
@@ -148,7 +150,7 @@ def _cpus() -> int:
 
 def require_place(option: str, path: Path) -> None:
     if path.is_dir() or not path.parent.is_dir() or not os.access(path.parent, os.W_OK):
-        raise DataError(f"{option} is {path}, which cannot be written; give a file in a folder that is there and yours")
+        raise UserError(f"{option} is {path}, which cannot be written; give a file in a folder that is there and yours")
 
 
 def run(arguments: Sequence[str] | None) -> None:
@@ -160,7 +162,7 @@ def run(arguments: Sequence[str] | None) -> None:
     report = scan(parts, asked.workers, Decodes(asked.most_pixels))
     if len(report.bad) == sum(report.images.values()):
         name, reason = next(iter(report.bad.items()))
-        raise DataError(
+        raise UserError(
             f"all {len(report.bad)} images are bad, such as {shown(name)}: {reason}; nothing is written: check DIR"
         )
     written = bool(report.bad) or asked.exclude.exists()
@@ -183,7 +185,7 @@ def run(arguments: Sequence[str] | None) -> None:
 def main(arguments: Sequence[str] | None = None) -> int:
     try:
         run(arguments)
-    except DataError as error:
+    except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

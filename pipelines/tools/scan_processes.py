@@ -12,8 +12,8 @@ from itertools import islice
 from multiprocessing.connection import wait
 from typing import Any
 
+from pipelines.common.errors import UserError
 from pipelines.common.signals import undisturbed
-from pipelines.datasets.settings import DataError
 from pipelines.sources.base import Encoded
 from pipelines.tools.scan_facts import Check, Facts, examine
 
@@ -28,7 +28,7 @@ Sample = tuple[str, int]
 def examined(parts: Mapping[str, Encoded], workers: int, check: Check) -> Generator[tuple[Sample, Facts], None, None]:
     """Each sample of each part, in the order in which so many processes are done with them.
 
-    Close it to end the processes. Raises DataError if they cannot start.
+    Close it to end the processes. Raises UserError if they cannot start.
     """
     chunks = _chunks(parts)
     busy: list[_Worker] = []
@@ -112,7 +112,7 @@ class _Worker:
     def _replaced(self) -> tuple[Sample, Facts] | None:
         self.stop()
         if not self._started:
-            raise DataError("a process of the scan has ended before its first image; is there memory left?")
+            raise UserError("a process of the scan has ended before its first image; is there memory left?")
         sample = self._unanswered[0]
         deadly = sample == self._suspect
         self._suspect = sample

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import io
 import multiprocessing
 import os
@@ -20,10 +19,11 @@ from typing import TypeVar
 import numpy as np
 from tqdm import tqdm
 
+from pipelines.common.command_line import Parser
+from pipelines.common.errors import UserError
 from pipelines.common.files import read_bytes
 from pipelines.common.paths import path_argument
 from pipelines.common.text import one_line
-from pipelines.datasets.settings import DataError
 from pipelines.order import Indices, shuffled
 from pipelines.sources.class_list import CLASSES
 from pipelines.sources.image_folder import ImageFiles, check_classes, class_names, list_images, parts_of
@@ -40,13 +40,13 @@ STEPS = 20
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    options = _parser().parse_args(arguments)
     try:
+        options = _parser().parse_args(arguments)
         if options.command == "index":
             index(options.root, options.pattern or ["*/*.tar"])
         else:
             write(options.folder, options.out, options.samples)
-    except DataError as error:
+    except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except OSError as error:
@@ -58,8 +58,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m pipelines shards", description=__doc__)
+def _parser() -> Parser:
+    parser = Parser(prog="python -m pipelines shards", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     indexing = commands.add_parser("index", help="write an index beside each shard: a start need not read the headers")
     indexing.add_argument("root", type=path_argument, help="folder of the shards")
@@ -74,7 +74,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def index(root: Path, patterns: Sequence[str]) -> None:
-    """In processes, as reading headers is Python's work. Raises DataError or OSError."""
+    """In processes, as reading headers is Python's work. Raises UserError or OSError."""
     shards = sorted({root / path for pattern in patterns for path in matching(root, pattern, "--pattern")})
     # Not forked: a fork of a process with threads, such as DALI's, may wait for ever for a lock that one of them held.
     workers = min(len(shards), os.cpu_count() or 1)
@@ -84,7 +84,7 @@ def index(root: Path, patterns: Sequence[str]) -> None:
             for _ in _progress(found, len(shards), "index", "shards"):
                 pass
         except BrokenProcessPool:
-            raise DataError(f"{root}: a process that reads shards has ended; is there memory left?") from None
+            raise UserError(f"{root}: a process that reads shards has ended; is there memory left?") from None
         finally:
             pool.shutdown(cancel_futures=True)
 
@@ -92,12 +92,12 @@ def index(root: Path, patterns: Sequence[str]) -> None:
 def write(folder: Path, out: Path, samples: int) -> None:
     """Training samples are mixed over the shards, the same way each time; the others stay in order.
 
-    A key is the sample's number. Writes all or nothing. Raises DataError or OSError.
+    A key is the sample's number. Writes all or nothing. Raises UserError or OSError.
     """
     if samples < 1:
-        raise DataError(f"--samples is {samples}, a shard holds at least one; give 1 or more")
+        raise UserError(f"--samples is {samples}, a shard holds at least one; give 1 or more")
     if out.exists() and not (out.is_dir() and next(out.iterdir(), None) is None):
-        raise DataError(f"{out} is there and not an empty folder; remove it, or give another name")
+        raise UserError(f"{out} is there and not an empty folder; remove it, or give another name")
     parts = parts_of(folder)
     classes = check_classes(folder, parts, len(class_names(folder / TRAIN)))
     sources = {part: list_images(folder, part, classes) for part in parts.there}
@@ -149,7 +149,7 @@ def _content(files: ImageFiles, sample: int) -> bytes:
     try:
         return read_bytes(path, LARGEST)
     except OSError as error:
-        raise DataError(
+        raise UserError(
             f"{os.fsdecode(path)} cannot be read ({error.strerror}); make it readable, or remove it"
         ) from None
 

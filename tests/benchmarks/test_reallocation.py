@@ -14,8 +14,8 @@ import torch
 
 from benchmarks import reallocation
 from benchmarks.full_scans import DenseLayer, in_torch, shared_out, with_numpy
+from benchmarks.harness.rounds import in_rounds
 from benchmarks.reallocation import DENSITIES, METHODS, OURS, PARTS, TINY, WAYS, Subject, check_work, compare_work
-from benchmarks.timing import in_rounds
 
 
 def run(*arguments: str) -> None:

@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 
 from benchmarks import scaling
-from benchmarks.scaling_worker import Parts, connections, counted, settings
+from benchmarks.parts.scaling.worker import Parts, connections, counted, settings
 from dynsparse.distributed import sync
 from dynsparse.runtime import Worker
 from tests.ranks import run_distributed

@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import pytest
 
 from benchmarks import startup
-from benchmarks.startup_worker import Parts
+from benchmarks.parts.startup_worker import Parts
 
 ROOT = Path(__file__).parents[2]
 

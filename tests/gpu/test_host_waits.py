@@ -1,6 +1,7 @@
 """The host does not wait for the GPU where it need not.
 
-Counted by torch on a GPU; on the CPU by the calls that would have to wait there, `benchmarks.gpu_bench.host_waits`.
+Counted by torch on a GPU; on the CPU by the calls that would have to wait there
+(`benchmarks.parts.gpu.bench.host_waits`).
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks.gpu_bench import FOR_EVER, MOVING, SMALL, WRN_32, host_waits, make_trainer, settings, steps
+from benchmarks.parts.gpu.bench import FOR_EVER, MOVING, SMALL, WRN_32, host_waits, make_trainer, settings, steps
 from tests.gpu.devices import GPU, Reallocating, everywhere
 
 #: None reallocates in the steps of a test.

@@ -16,7 +16,7 @@ from torch.distributed import FileStore  # type: ignore[attr-defined]
 from torch.nn import functional
 from torch.nn.parallel import DistributedDataParallel
 
-from benchmarks.gpu_bench import MOVING, SMALL, is_zero_outside, make_trainer, settings, steps
+from benchmarks.parts.gpu.bench import MOVING, SMALL, is_zero_outside, make_trainer, settings, steps
 from dynsparse.distributed.allreduce import ActiveAllReduce
 from dynsparse.training.checkpoint import read, write
 from tests.gpu.devices import CPU, GPU, Reallocating, everywhere, images_and_labels

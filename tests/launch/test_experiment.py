@@ -17,11 +17,10 @@ import pytest
 import yaml
 from PIL import Image
 
-import dist_train
-from dynsparse.cli import experiments
+from dynsparse.cli import experiments, train
 from dynsparse.cli.experiments import Experiments, Options, read_jobs, sparsity
 from dynsparse.config.schema import RunConfig
-from dynsparse.training.network import check_layers
+from dynsparse.training.network import require_layers
 from dynsparse.training.trainer import Trainer
 from tests.training import runs
 
@@ -140,7 +139,7 @@ def test_every_job_is_a_config_with_layers(paper: dict[str, Experiments]) -> Non
             built.setdefault(repr((config.model, config.sparsity.granularity)), config)
     assert methods == {"dense": 9, "dsr": 52, "static": 15, "tied": 7, "pruning": 7, "deepr": 7, "set": 7}
     for config in built.values():
-        check_layers(config)
+        require_layers(config)
     assert len(built) == 11
 
 
@@ -207,12 +206,7 @@ class Here:
         launcher, words = command[:4], command[5:]
         assert launcher == ["bash", str(runs.ROOT / "launch/local.sh"), "--workers", "auto"]
         self.commands.append(words)
-        self.monkeypatch.setattr(sys, "argv", ["dist_train.py", *words])
-        with pytest.raises(SystemExit) as left:
-            dist_train.main()
-        code = left.value.code
-        assert isinstance(code, int)
-        return code
+        return train.main(words)
 
     def __call__(self, *words: Any) -> int:
         self.commands.clear()
@@ -356,7 +350,7 @@ BAD_CALLS: list[tuple[list[str], str]] = [
     (["SMALL", "1", "--", "--config", "x"], "unrecognized arguments: --config"),
     (["SMALL", "1", "--", "sparsity.fcc=1"], "SMALL: job 1: command line: sparsity.fcc: unknown key"),
     (["SMALL", "1", "--", "--epochs", "9"], "SMALL: job 1: --epochs 9 and --prune contradict each other"),
-    (["SMALL", "--rewire"], "unrecognized arguments: --rewire; see --help"),
+    (["SMALL", "--rewire"], "unrecognized arguments: --rewire; see dist_train.py --help"),
     ([], "the following arguments are required: LIST"),
 ]
 

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dynsparse.masks.bits import Bits
+from dynsparse.masks.bits import Bits, pack_bits, unpack_bits
 
 CPU = torch.device("cpu")
 
@@ -56,3 +56,10 @@ def test_single_numbers_are_put_in_and_out(case: tuple[list[bool], dict[int, boo
     assert bits.at(numbers).tolist() == list(changes.values())
     everything = torch.arange(len(flags)).view(-1, 1)
     assert bits.at(everything).tolist() == [[flag] for flag in flags]
+
+
+@given(st.lists(st.booleans(), max_size=50))
+def test_bits_round_trip(flags: list[bool]) -> None:
+    packed = pack_bits(torch.tensor(flags, dtype=torch.bool))
+    assert packed.numel() == -(-len(flags) // 8)
+    assert unpack_bits(packed, len(flags)).tolist() == flags

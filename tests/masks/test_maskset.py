@@ -4,8 +4,6 @@ import itertools
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from torch import nn
 
 from dynsparse.errors import UserError
@@ -13,7 +11,6 @@ from dynsparse.masks import MaskSet, sparse_layers
 from dynsparse.masks.allocation import uniform
 from dynsparse.masks.granularity import Granularity
 from dynsparse.masks.layer import FEW
-from dynsparse.masks.maskset import pack_bits, unpack_bits
 
 
 def network() -> nn.Module:
@@ -235,10 +232,3 @@ def test_state_of_other_layers_is_refused() -> None:
     state = masked(granularity=2)[1].state_dict()
     with pytest.raises(ValueError, match=r"differ.*0\.weight, 2\.weight$"):
         masked(granularity=4)[1].load_state_dict(state)
-
-
-@given(st.lists(st.booleans(), max_size=50))
-def test_bits_round_trip(flags: list[bool]) -> None:
-    packed = pack_bits(torch.tensor(flags, dtype=torch.bool))
-    assert packed.numel() == -(-len(flags) // 8)
-    assert unpack_bits(packed, len(flags)).tolist() == flags

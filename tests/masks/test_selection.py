@@ -1,26 +1,10 @@
 from __future__ import annotations
 
-import math
-import subprocess
-import sys
-
-import numpy as np
-import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dynsparse.masks.selection import (
-    Cut,
-    chosen,
-    cuts_below,
-    cuts_smallest,
-    draw_distinct,
-    free_numbers,
-    merge_sorted,
-    random_bits,
-    seed_for,
-)
+from dynsparse.masks.selection import Cut, chosen, cuts_below, cuts_smallest
 
 # Few distinct values, so that ties are the rule.
 tied_scores = st.lists(st.sampled_from([0.0, 0.25, 0.5, 1.0, 3.0]), min_size=1, max_size=40)
@@ -54,113 +38,3 @@ def test_cuts_of_several_layers_do_not_mix() -> None:
         [False],
         [True, False],
     ]
-
-
-CPU = torch.device("cpu")
-
-layers_to_draw = st.lists(
-    st.integers(1, 60).flatmap(lambda n: st.tuples(st.just(n), st.integers(0, n), st.integers(0, 2**62))), max_size=6
-)
-
-
-@given(layers_to_draw)
-def test_draws_are_distinct_in_range_and_in_order(layers: list[tuple[int, int, int]]) -> None:
-    sizes, counts, seeds = ([layer[i] for layer in layers] for i in range(3))
-    drawn = draw_distinct(sizes, counts, seeds, CPU)
-    assert drawn.tolist() == sorted(set(drawn.tolist()))
-    start = 0
-    for part, size in zip(drawn.split(counts), sizes, strict=True):
-        assert all(start <= number < start + size for number in part.tolist())
-        start += size
-
-
-@given(layers_to_draw)
-def test_what_a_layer_draws_depends_on_its_own_arguments_alone(layers: list[tuple[int, int, int]]) -> None:
-    sizes, counts, seeds = ([layer[i] for layer in layers] for i in range(3))
-    together = draw_distinct(sizes, counts, seeds, CPU).split(counts)
-    start = 0
-    for part, size, count, seed in zip(together, sizes, counts, seeds, strict=True):
-        assert torch.equal(part - start, draw_distinct([size], [count], [seed], CPU))
-        start += size
-
-
-@pytest.mark.parametrize("count", [10, 200, 499, 700, 999])
-def test_draws_are_uniform(count: int) -> None:
-    """Every number, and every distance of two neighbours in the ring, comes up as often as it must.
-
-    Chi-square over 3,000 draws of 1,000 numbers stays within 6 sigma; with more than half it is the complement that
-    is drawn.
-    """
-    n, draws = 1000, 3000
-    hits, distances = torch.zeros(n), torch.zeros(n)
-    for seed in range(draws):
-        drawn = draw_distinct([n], [count], [seed_for("uniform", seed)], CPU)
-        hits[drawn] += 1
-        if count == 10:
-            distances += torch.bincount((drawn - drawn.roll(1)) % n, minlength=n)
-    expected = draws * count / n
-    chi_square = float(((hits - expected) ** 2 / (expected * (1 - count / n))).sum())
-    assert abs(chi_square - n) < 6 * (2 * n) ** 0.5
-    if count == 10:
-        # The next of 10 in a ring of 1000 is d further with probability C(999 - d, 8) / C(999, 9).
-        chance = [math.comb(n - 1 - d, 8) / math.comb(n - 1, 9) for d in range(1, 601)]
-        far = torch.tensor(chance) * draws * count
-        chi_square = float(((distances[1:601] - far) ** 2 / far).sum())
-        assert abs(chi_square - 600) < 6 * (2 * 600) ** 0.5
-
-
-def test_random_bits_are_splitmix64() -> None:
-    """Against the published recurrence, in Python's integers."""
-    seed, mask = 0x123456789ABCDEF, (1 << 64) - 1
-    state, expected = seed, []
-    for _ in range(100):
-        state = (state + 0x9E3779B97F4A7C15) & mask
-        z = ((state ^ (state >> 30)) * 0xBF58476D1CE4E5B9) & mask
-        z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & mask
-        expected.append((z ^ (z >> 31)) & (mask >> 1))
-    assert random_bits(seed, torch.arange(100)).tolist() == expected
-    assert random_bits(torch.tensor([seed, seed]), torch.tensor([99, 3])).tolist() == [expected[99], expected[3]]
-
-
-@given(st.sets(st.integers(0, 60)), st.sets(st.integers(0, 60)))
-def test_free_numbers(taken: set[int], ranks: set[int]) -> None:
-    free = [number for number in range(200) if number not in taken]
-    found = free_numbers(torch.tensor(sorted(taken), dtype=torch.int64), torch.tensor(sorted(ranks), dtype=torch.int64))
-    assert found.tolist() == [free[rank] for rank in sorted(ranks)]
-
-
-def test_draws_beyond_float32_and_int32() -> None:
-    """Numbers above 2^24 and 2^31 are exact."""
-    for n in (2**24 + 101, 2**40):
-        drawn = draw_distinct([n, n], [50, 50], [3, 4], CPU)
-        assert drawn.unique().numel() == 100
-        assert any(number % 2 for number in drawn.tolist())
-        assert n <= int(drawn[50:].min()) < int(drawn.max()) < 2 * n
-    taken = torch.arange(2**24, 2**24 + 1000, 2)
-    assert free_numbers(taken, torch.tensor([2**24, 2**24 + 3])).tolist() == [2**24 + 1, 2**24 + 7]
-
-
-@given(st.sets(st.integers(0, 200)), st.sets(st.integers(0, 200)))
-def test_merge_sorted(a: set[int], b: set[int]) -> None:
-    b = b - a
-    merged = merge_sorted(torch.tensor(sorted(a), dtype=torch.int64), torch.tensor(sorted(b), dtype=torch.int64))
-    assert merged.tolist() == sorted(a | b)
-
-
-def test_seeds_are_the_same_in_every_process() -> None:
-    """Unlike Python's hash of a string, which differs by PYTHONHASHSEED."""
-    code = "from dynsparse.masks.selection import seed_for; print(seed_for(1, 20, 'layer.weight'))"
-    outputs = {
-        subprocess.run(
-            [sys.executable, "-c", code], env={"PYTHONHASHSEED": seed}, capture_output=True, text=True, check=True
-        ).stdout
-        for seed in ("1", "2")
-    }
-    assert outputs == {f"{seed_for(1, 20, 'layer.weight')}\n"}
-
-
-def test_seeds_tell_events_apart() -> None:
-    seeds = {seed_for(run, step, name) for run in range(4) for step in range(20) for name in ("a", "b", "1")}
-    assert len(seeds) == 4 * 20 * 3
-    assert all(0 <= seed < 2**63 for seed in seeds)
-    assert np.unique([seed & 0xFFFF for seed in seeds]).size > 200

@@ -13,9 +13,9 @@ from dynsparse.config.schema import RunConfig
 from dynsparse.errors import UserError
 from dynsparse.masks import MaskSet, sparse_layers
 from dynsparse.masks.allocation import uniform
-from dynsparse.masks.granularity import candidates
+from dynsparse.masks.candidates import candidates
 from dynsparse.models.torchvision_models import TorchvisionSettings
-from dynsparse.training.network import check_layers
+from dynsparse.training.network import require_layers
 from tests.models.counting import specs, without_weights
 
 
@@ -80,7 +80,7 @@ def test_layers_without_weights_and_without_warnings(name: str, size: int, spars
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         model = without_weights(settings(name), (3, size, size), 1000)
-        check_layers(run_config(name, (3, size, size)))
+        require_layers(run_config(name, (3, size, size)))
     assert all(parameter.is_meta for parameter in model.parameters())
     assert len(specs(settings(name), model)) == sparse
 
@@ -103,7 +103,7 @@ def test_auxiliary_heads_are_left_out(name: str) -> None:
 )
 def test_images_that_a_model_cannot_take(name: str, shape: tuple[int, int, int], message: str) -> None:
     with pytest.raises(UserError) as caught:
-        check_layers(run_config(name, shape))
+        require_layers(run_config(name, shape))
     (line,) = caught.value.lines
     assert line.startswith(f"model.name is torchvision/{name}") and message in line
 

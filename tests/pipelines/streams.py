@@ -10,7 +10,8 @@ import torch
 
 import pipelines
 from pipelines.base import Batch, EvaluationPipeline, Request, TrainPipeline
-from pipelines.datasets.settings import DataError, DataSetSettings
+from pipelines.common.errors import UserError
+from pipelines.datasets.settings import DataSetSettings
 from pipelines.loaders import base as loaders
 from pipelines.loaders.bad_files import BadFiles
 from pipelines.order import Share
@@ -105,9 +106,9 @@ def assert_known_beforehand(settings: DataSetSettings, samples: int) -> None:
     found = pipelines.position_of(settings, asked)
     assert isinstance(found, Position) and found.state_dict() == expected.state_dict()
     assert found.steps_per_epoch == expected.steps_per_epoch == (samples - 5) // 12
-    with pytest.raises(DataError, match=rf"global_batch_size is {samples}, the data set has {samples - 5} samples"):
+    with pytest.raises(UserError, match=rf"global_batch_size is {samples}, the data set has {samples - 5} samples"):
         pipelines.position_of(settings, request(batch=samples))
-    with pytest.raises(DataError, match="validation_samples is 99999"):
+    with pytest.raises(UserError, match="validation_samples is 99999"):
         pipelines.position_of(settings.model_copy(update={"validation_samples": 99999}), asked)
-    with pytest.raises(DataError, match="made with seed 8, this run has 7"):
+    with pytest.raises(UserError, match="made with seed 8, this run has 7"):
         found.load_state_dict({**expected.state_dict(), "seed": 8})

@@ -19,8 +19,8 @@ import torch
 
 import pipelines
 from pipelines.base import Batch, Data, TrainPipeline
+from pipelines.common.errors import UserError
 from pipelines.datasets import imagenet
-from pipelines.datasets.settings import DataError
 from pipelines.order import SampleOrder
 from tests.pipelines.pictures import CLASSES, DAMAGE, damage, numbered_folder, settings
 from tests.pipelines.streams import LOADERS, SEED, assert_same, endless, joined, request, whole
@@ -73,7 +73,7 @@ def test_the_first_bad_file_is_named(folder: Path, kind: str, loader: str) -> No
         rf"sample {sample} of 60\), epoch 0, batch 1: {reason}; "
         r".*pipelines\.scan.*data\.exclude.*data\.on_bad_file=skip$"
     )
-    with pytest.raises(DataError, match=match):
+    with pytest.raises(UserError, match=match):
         next(steps)
 
 
@@ -158,7 +158,7 @@ def test_a_class_with_no_file_left_is_an_error(folder: Path, loader: str) -> Non
     for file in training_files(folder):
         if file.parent.name == "bee":
             damage(file, "junk")
-    with pytest.raises(DataError, match=r"class bee has no sample left that can be had; mend or remove the class"):
+    with pytest.raises(UserError, match=r"class bee has no sample left that can be had; mend or remove the class"):
         steps_of(build(folder, loader, on_bad_file="skip"), 2)
 
 
@@ -186,7 +186,7 @@ def test_evaluation_leaves_bad_files_out(folder: Path, loader: str, workers: int
 def test_evaluation_stops_at_a_bad_file(folder: Path, loader: str) -> None:
     damage(folder / "val" / "bee" / "0004.png", "junk")
     match = r"val/bee/0004\.png \(class bee, sample 11 of 30\), evaluation: is no image"
-    with pytest.raises(DataError, match=match):
+    with pytest.raises(UserError, match=match):
         whole(build(folder, loader).test)
 
 
@@ -222,17 +222,17 @@ class TestExcluded:
 
     def test_names_of_other_data_are_refused(self, folder: Path, tmp_path: Path) -> None:
         (tmp_path / "list").write_text("train/ape/none.png\n")
-        with pytest.raises(DataError, match=r"data\.exclude: .*list names 1 files .* train/ape/none\.png; scan"):
+        with pytest.raises(UserError, match=r"data\.exclude: .*list names 1 files .* train/ape/none\.png; scan"):
             build(folder, "dali", exclude=str(tmp_path / "list"))
 
     def test_an_emptied_class_is_refused(self, folder: Path, tmp_path: Path) -> None:
         names = [f"train/bee/{file.name}" for file in (folder / "train" / "bee").iterdir()]
         (tmp_path / "list").write_text("\n".join(names))
-        with pytest.raises(DataError, match=r"data\.exclude: .*list leaves no image of train/bee; remove the class"):
+        with pytest.raises(UserError, match=r"data\.exclude: .*list leaves no image of train/bee; remove the class"):
             build(folder, "dali", exclude=str(tmp_path / "list"))
 
     def test_an_absent_list_is_refused_before_anything_starts(self, folder: Path) -> None:
-        with pytest.raises(DataError, match=r"data\.exclude: nowhere cannot be read \(No such file"):
+        with pytest.raises(UserError, match=r"data\.exclude: nowhere cannot be read \(No such file"):
             settings(folder, exclude="nowhere").check()
 
 
@@ -240,7 +240,7 @@ def test_a_changed_folder_is_refused(folder: Path) -> None:
     """Another name is enough: with as many files the position would mean other samples without a word."""
     state = build(folder, "dali").train.state_dict()
     (folder / "train" / "ape" / "0000.png").rename(folder / "train" / "ape" / "0001.png")
-    with pytest.raises(DataError, match=r"the data have changed .* \(60 training samples then, 60 now"):
+    with pytest.raises(UserError, match=r"the data have changed .* \(60 training samples then, 60 now"):
         build(folder, "dali").train.load_state_dict(state)
 
 

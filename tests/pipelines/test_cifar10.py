@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 
 import pipelines
 from pipelines.base import Request, TrainPipeline
+from pipelines.common.errors import UserError
 from pipelines.datasets import cifar10
-from pipelines.datasets.settings import Cifar10Settings, DataError
+from pipelines.datasets.settings import Cifar10Settings
 from pipelines.loaders import base as loaders
 from pipelines.loaders.torchvision_ops import import_torchvision
 from pipelines.order import SampleOrder, Share
@@ -181,9 +182,9 @@ def test_batches_differ_from_step_to_step(folder: Path) -> None:
 def test_absent_files_are_refused_before_anything_starts(folder: Path) -> None:
     (folder / "cifar-10-batches-py" / "data_batch_4").unlink()
     match = r"data\.path: .*cifar-10-batches-py lacks data_batch_4;.*data\.download=true"
-    with pytest.raises(DataError, match=match):
+    with pytest.raises(UserError, match=match):
         settings(folder).check()
-    with pytest.raises(DataError, match=match):
+    with pytest.raises(UserError, match=match):
         pipelines.prepare(settings(folder))
     settings(folder, download=True).check()
 
@@ -193,9 +194,9 @@ def test_the_check_refuses_what_a_start_refuses(folder: Path) -> None:
     file = folder / "cifar-10-batches-py" / "data_batch_3"
     file.write_bytes(pickle.dumps(pickle.loads(file.read_bytes()), protocol=4))
     match = r"data\.path: .*data_batch_3 is not CIFAR-10's \(its MD5 is \w{32}, .* one \w{32}\); remove it and fetch"
-    with pytest.raises(DataError, match=match):
+    with pytest.raises(UserError, match=match):
         settings(folder).check()
-    with pytest.raises(DataError, match="cannot be read"):
+    with pytest.raises(UserError, match="cannot be read"):
         cifar10.load(settings(folder))
 
 
@@ -208,20 +209,20 @@ def test_what_is_no_file_of_cifar_is_refused(folder: Path, kind: str, reason: st
     put(file, kind)
     asked = settings(folder, download=download)
     for act in (asked.check, lambda: pipelines.prepare(asked), lambda: cifar10.load(asked)):
-        with pytest.raises(DataError, match=rf"data\.path: .*data_batch_3 cannot be read \({reason}"):
+        with pytest.raises(UserError, match=rf"data\.path: .*data_batch_3 cannot be read \({reason}"):
             act()
 
 
 def test_an_archive_that_is_a_pipe_is_refused(folder: Path) -> None:
     os.mkfifo(folder / "cifar-10-python.tar.gz")
     (folder / "cifar-10-batches-py/test_batch").unlink()
-    with pytest.raises(DataError, match=r"cifar-10-python\.tar\.gz cannot be read \(is a pipe"):
+    with pytest.raises(UserError, match=r"cifar-10-python\.tar\.gz cannot be read \(is a pipe"):
         settings(folder, download=True).check()
 
 
 def test_damaged_files_are_named_and_not_unpickled(folder: Path) -> None:
     (folder / "cifar-10-batches-py" / "test_batch").write_bytes(b"cposix\nsystem\n(S'false'\ntR.")
-    with pytest.raises(DataError, match=r"data\.path: CIFAR-10 in .* cannot be read .*remove it and fetch it anew"):
+    with pytest.raises(UserError, match=r"data\.path: CIFAR-10 in .* cannot be read .*remove it and fetch it anew"):
         cifar10.load(settings(folder))
 
 
@@ -230,7 +231,7 @@ def test_the_order_of_training_is_known_beforehand(folder: Path, augment: bool) 
     assert_known_beforehand(settings(folder, augment=augment), 5 * EACH)
     assert_known_beforehand(settings(folder, augment=augment, download=True), 5 * EACH)
     (folder / "cifar-10-batches-py" / "test_batch").write_bytes(b"damaged")
-    with pytest.raises(DataError, match="cannot be read"):
+    with pytest.raises(UserError, match="cannot be read"):
         pipelines.position_of(settings(folder), request())
     fetched_anew = pipelines.position_of(settings(folder, download=True), request(batch=100))
     assert fetched_anew.steps_per_epoch == 500

@@ -19,7 +19,8 @@ import torch
 import pipelines
 from dynsparse.streams import LogLine
 from pipelines.base import Data
-from pipelines.datasets.settings import MOST_PIXELS, DataError
+from pipelines.common.errors import UserError
+from pipelines.datasets.settings import MOST_PIXELS
 from pipelines.images.reference import LACKS_END, content_fault, decoded, rgb
 from pipelines.loaders.dali_images import given
 from pipelines.loaders.dali_loader import Probe
@@ -129,7 +130,7 @@ def test_the_limit_is_the_configs(folder: Path, loader: str) -> None:
     """Of 24 x 20 pixels are all of them."""
     assert len(list(build(folder, loader, most_pixels=480).train.epoch())) == 2
     match = r"declares 24 x 20 pixels, more than the 479 of data\.most_pixels \(and 23 more in this batch\)"
-    with pytest.raises(DataError, match=match):
+    with pytest.raises(UserError, match=match):
         next(build(folder, loader, most_pixels=479).train.epoch())
 
 
@@ -204,7 +205,7 @@ class TestEndMark:
     @pytest.mark.parametrize("loader", LOADERS)
     def test_such_a_file_is_a_bad_file(self, folder: Path, loader: str) -> None:
         (folder / "val" / "bee" / "0001.jpg").write_bytes(encoded(picture(24, 20, 1))[:-2])
-        with pytest.raises(DataError, match=rf"val/bee/0001\.jpg \(class bee, .*: {LACKS_END}; list all such"):
+        with pytest.raises(UserError, match=rf"val/bee/0001\.jpg \(class bee, .*: {LACKS_END}; list all such"):
             whole(build(folder, loader).test)
         data = build(folder, loader, on_bad_file="skip")
         assert len(whole(data.test)[1]) == 30 and data.test.left_out == 1
@@ -230,7 +231,7 @@ def test_names_with_line_ends_and_escape_codes_are_said_on_one_line(
     data = build(folder, loader, on_bad_file=decision, most_pixels=480)
     shown = r"train/ape/a\nerror: b\x1b[31m\u2028c.jpg"
     if decision == "stop":
-        with pytest.raises(DataError) as raised:
+        with pytest.raises(UserError) as raised:
             steps(data, 2)
         said = str(raised.value)
     else:
@@ -242,7 +243,7 @@ def test_names_with_line_ends_and_escape_codes_are_said_on_one_line(
 OUT_OF_MEMORY = """if True:
     import resource, sys
     import pipelines
-    from pipelines.datasets.settings import DataError
+    from pipelines.datasets.settings import UserError
     from tests.pipelines.pictures import settings
     from tests.pipelines.streams import request
     if __name__ == "__main__":
@@ -251,7 +252,7 @@ OUT_OF_MEMORY = """if True:
         resource.setrlimit(resource.RLIMIT_DATA, (used + (200 << 20),) * 2)
         try:
             next(data.train.epoch())
-        except DataError as error:
+        except UserError as error:
             print(error)
 """
 

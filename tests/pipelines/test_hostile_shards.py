@@ -17,7 +17,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipelines.datasets.settings import DataError, WebdatasetSettings
+from pipelines.common.errors import UserError
+from pipelines.datasets.settings import WebdatasetSettings
 from pipelines.sources import shard_index
 from pipelines.sources.base import digest
 from pipelines.sources.shard_index import INDEX_KIND, index_of, read_index, write_index
@@ -155,7 +156,7 @@ def test_an_index_that_is_too_short(tmp_path: Path, content: bytes) -> None:
 
 @pytest.mark.parametrize("pattern", ["a" * 300, "a\0b", "../*.tar", "*/" * 3000 + "*.tar", "**a"])
 def test_patterns_that_cannot_be(tmp_path: Path, pattern: str) -> None:
-    with pytest.raises(DataError, match="matches no shard in"):
+    with pytest.raises(UserError, match="matches no shard in"):
         list_shards(tmp_path, pattern, 2)
 
 
@@ -173,14 +174,14 @@ def test_patterns_that_cannot_be(tmp_path: Path, pattern: str) -> None:
 def test_lists_of_classes_that_cannot_be(tmp_path: Path, content: bytes, message: str) -> None:
     root = shards_of(tmp_path, {"train": 4, "val": 2})
     (root / "classes.txt").write_bytes(content)
-    with pytest.raises(DataError, match=message):
+    with pytest.raises(UserError, match=message):
         settings(root, number_of_classes=2).check()
 
 
 def test_a_list_of_classes_that_is_a_pipe(tmp_path: Path) -> None:
     root = shards_of(tmp_path, {"train": 4, "val": 2})
     os.mkfifo(root / "classes.txt")
-    with pytest.raises(DataError, match=r"classes.txt cannot be read \(is a pipe, not a file\)"):
+    with pytest.raises(UserError, match=r"classes.txt cannot be read \(is a pipe, not a file\)"):
         settings(root).resolved()
 
 
@@ -205,11 +206,11 @@ def test_the_number_of_classes_is_read_from_list_or_labels(tmp_path: Path, index
     found.check()
     (root / "classes.txt").write_bytes("ape\r\nübel\r\n猿\r\n".encode())
     assert settings(root).resolved().classes == 3
-    with pytest.raises(DataError, match=r"matches no shard in "):
+    with pytest.raises(UserError, match=r"matches no shard in "):
         settings(root / "train").resolved()
     pack(root / "train/1.tar", sample("a", 10**17))
     (root / "classes.txt").unlink()
-    with pytest.raises(DataError, match="has 100,000,000,000,000,001 classes; there must be 2 to 1,048,576"):
+    with pytest.raises(UserError, match="has 100,000,000,000,000,001 classes; there must be 2 to 1,048,576"):
         settings(root).resolved()
 
 
@@ -242,10 +243,10 @@ def test_shards_are_for_what_their_folders_say(
 
 def test_shards_need_something_to_evaluate_on(tmp_path: Path) -> None:
     root = shards_of(tmp_path, {"train": 6})
-    with pytest.raises(DataError, match="has nothing to evaluate on"):
+    with pytest.raises(UserError, match="has nothing to evaluate on"):
         settings(root, number_of_classes=2).check()
     shards_of(tmp_path, {"val": 2, "test": 2})
-    with pytest.raises(DataError, match=r"validation_samples is 2, and .* has val/.* beside test/"):
+    with pytest.raises(UserError, match=r"validation_samples is 2, and .* has val/.* beside test/"):
         settings(root, number_of_classes=2, validation_samples=2).check()
 
 

@@ -12,7 +12,8 @@ import pytest
 
 import pipelines
 from pipelines import preview
-from pipelines.datasets.settings import DataError, ImagenetSettings, WebdatasetSettings
+from pipelines.common.errors import UserError
+from pipelines.datasets.settings import ImagenetSettings, WebdatasetSettings
 from pipelines.sources.excluded import Excluded
 from pipelines.sources.image_folder import class_folders, list_images, parts_of
 from tests.pipelines.pictures import CLASSES, numbered_folder, picture, settings
@@ -69,7 +70,7 @@ def test_links_to_folders_are_followed_once_and_never_in_circles(tmp_path: Path)
     (tmp_path / "train/cat").symlink_to(ape)
     assert names(tmp_path, ["cat"])[0] == "train/cat/0.jpg"
     (ape / "itself").symlink_to("itself")
-    with pytest.raises(DataError, match=r"train/ape/itself cannot be read \(Too many levels of symbolic links\)"):
+    with pytest.raises(UserError, match=r"train/ape/itself cannot be read \(Too many levels of symbolic links\)"):
         names(tmp_path)
 
 
@@ -105,7 +106,7 @@ def test_class_names_that_no_line_can_hold_are_refused(tmp_path: Path, name: byt
     root = numbered_folder(tmp_path, train=9, val=3)
     files(root, b"train/" + name + b"/0.jpg", part.encode() + b"/" + name + b"/0.jpg")
     for act in (lambda: settings(root, number_of_classes=4).check(), lambda: settings(root).check()):
-        with pytest.raises(DataError, match=r"data\.path: .*has the class .*; rename it$") as caught:
+        with pytest.raises(UserError, match=r"data\.path: .*has the class .*; rename it$") as caught:
             act()
         assert str(caught.value).isprintable()
 
@@ -160,7 +161,7 @@ def test_test_images_of_no_known_class_are_no_test_data(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("folders", [["val", "valid"], ["valid", "validation", "test"]])
 def test_two_folders_for_the_same_thing_are_refused(tmp_path: Path, folders: list[str]) -> None:
-    with pytest.raises(DataError, match=r"has val.* and valid.*, which are names for the same thing; move all but one"):
+    with pytest.raises(UserError, match=r"has val.* and valid.*, which are names for the same thing; move all but one"):
         parts(tmp_path, *folders)
 
 
@@ -183,7 +184,7 @@ def test_a_validation_folder_beside_test_data_chooses_the_best(tmp_path: Path, l
     held_out = settings(root, validation_samples=3)
     for act in (held_out.check, lambda: pipelines.build(held_out, request(batch=3))):
         with pytest.raises(
-            DataError, match=r"data\.validation_samples is 3, and .* has val beside test .*validation_samples=0"
+            UserError, match=r"data\.validation_samples is 3, and .* has val beside test .*validation_samples=0"
         ):
             act()
 
@@ -191,7 +192,7 @@ def test_a_validation_folder_beside_test_data_chooses_the_best(tmp_path: Path, l
 def test_without_test_data_samples_must_be_held_out(tmp_path: Path) -> None:
     root = numbered_folder(tmp_path, train=9, val=3)
     shutil.rmtree(root / "val")
-    with pytest.raises(DataError, match=r"data\.path: .* has nothing to evaluate on; .*data\.validation_samples"):
+    with pytest.raises(UserError, match=r"data\.path: .* has nothing to evaluate on; .*data\.validation_samples"):
         settings(root).check()
     asked = settings(root, validation_samples=3)
     asked.check()
@@ -204,7 +205,7 @@ def test_the_number_of_classes_is_read(tmp_path: Path) -> None:
     root = numbered_folder(tmp_path, train=9, val=3)
     files(root, "train/__MACOSX/0.jpg")
     asked = ImagenetSettings.model_validate({"name": "imagenet", "path": str(root)})
-    with pytest.raises(DataError, match=r"data\.number_of_classes is not known before the data are read; set it"):
+    with pytest.raises(UserError, match=r"data\.number_of_classes is not known before the data are read; set it"):
         _ = asked.classes
     found = asked.resolved()
     assert found.number_of_classes == found.classes == len(CLASSES)
@@ -212,19 +213,19 @@ def test_the_number_of_classes_is_read(tmp_path: Path) -> None:
     found.check()
     given = settings(root, number_of_classes=4)
     assert given.resolved() is given
-    with pytest.raises(DataError, match=r"number_of_classes is 4, .* has 3 class folders"):
+    with pytest.raises(UserError, match=r"number_of_classes is 4, .* has 3 class folders"):
         given.check()
 
 
 def test_without_data_the_number_of_classes_is_asked_for(tmp_path: Path) -> None:
     asked = ImagenetSettings.model_validate({"name": "imagenet", "path": str(tmp_path / "nowhere")})
     with pytest.raises(
-        DataError,
+        UserError,
         match=r"nowhere/train cannot be read \(No such file.*val/CLASS/\*\.jpg$",
     ):
         asked.resolved()
     files(tmp_path, "train/ape/0.jpg")
-    with pytest.raises(DataError, match=r"data\.path: .* has 1 class; there must be 2 to"):
+    with pytest.raises(UserError, match=r"data\.path: .* has 1 class; there must be 2 to"):
         asked.model_copy(update={"path": str(tmp_path)}).resolved()
 
 
@@ -233,17 +234,17 @@ def test_lists_of_names_to_leave_out_are_read_with_care(tmp_path: Path) -> None:
     file.write_bytes(b"\xef\xbb\xbf# of Windows\r\ntrain/ape/0.jpg\r\n\r\ncaf\xe9\0.jpg")
     assert Excluded.read(str(file)).names == {"train/ape/0.jpg", "caf\udce9\0.jpg"}
     os.truncate(file, 5 << 30)
-    with pytest.raises(DataError, match=r"data\.exclude: .* cannot be read \(has 5,368,709,120 bytes, more than"):
+    with pytest.raises(UserError, match=r"data\.exclude: .* cannot be read \(has 5,368,709,120 bytes, more than"):
         Excluded.read(str(file))
     file.write_bytes(b"\n" * 5_000_000)
-    with pytest.raises(DataError, match=r"more than 4,000,000 lines; remove the files instead"):
+    with pytest.raises(UserError, match=r"more than 4,000,000 lines; remove the files instead"):
         Excluded.read(str(file))
     file.unlink()
     os.mkfifo(file)
     for odd, reason in ((str(file), "is a pipe"), ("/dev/zero", "is a device"), (str(tmp_path), "is a folder")):
-        with pytest.raises(DataError, match=rf"data\.exclude: .* cannot be read \({reason}"):
+        with pytest.raises(UserError, match=rf"data\.exclude: .* cannot be read \({reason}"):
             Excluded.read(odd)
-    with pytest.raises(DataError, match="null byte"):
+    with pytest.raises(UserError, match="null byte"):
         Excluded.read("a\0b")
 
 
@@ -251,7 +252,7 @@ def test_lists_of_names_to_leave_out_are_read_with_care(tmp_path: Path) -> None:
 def test_names_to_leave_out_that_have_no_effect_are_refused(tmp_path: Path, name: str) -> None:
     root = numbered_folder(tmp_path, train=9, val=3)
     (root / "list").write_text(f"train/bee/0001.png\n{name}\n")
-    with pytest.raises(DataError, match=rf"data\.exclude: .*list names 1 files that .* does not have, such as {name}"):
+    with pytest.raises(UserError, match=rf"data\.exclude: .*list names 1 files that .* does not have, such as {name}"):
         pipelines.build(settings(root, exclude=str(root / "list")), request(batch=3))
 
 
@@ -270,7 +271,7 @@ def test_links_to_themselves_are_refused(tmp_path: Path, place: str) -> None:
     (root / place).symlink_to(root / place)
     for act in (pipelines.build, pipelines.position_of):
         with pytest.raises(
-            DataError, match=r"data\.path: .*(Too many levels of symbolic links|nothing to evaluate on)"
+            UserError, match=r"data\.path: .*(Too many levels of symbolic links|nothing to evaluate on)"
         ):
             act(settings(root), request(batch=3))
 
@@ -285,7 +286,7 @@ def test_paths_that_cannot_be(path: str) -> None:
         WebdatasetSettings(name="webdataset", val_shards=path, train_shards="*"),
     ):
         for act in (asked.resolved, asked.model_copy(update={"number_of_classes": 3}).check):
-            with pytest.raises(DataError) as caught:
+            with pytest.raises(UserError) as caught:
                 act()
             assert "\n" not in str(caught.value)
 

@@ -17,8 +17,9 @@ from pydantic import ValidationError
 import pipelines
 from pipelines import augment
 from pipelines.base import Request, TrainPipeline
+from pipelines.common.errors import UserError
 from pipelines.datasets import imagenet
-from pipelines.datasets.settings import DataError, ImagenetSettings
+from pipelines.datasets.settings import ImagenetSettings
 from pipelines.loaders import dali_views
 from pipelines.order import SampleOrder, Share
 from pipelines.sources.image_folder import list_images
@@ -275,15 +276,15 @@ def test_labels_are_those_of_train_where_val_lacks_a_class(folder: Path) -> None
 
 def test_absent_folders_are_refused(folder: Path) -> None:
     shutil.rmtree(folder / "train")
-    with pytest.raises(DataError, match=r"data\.path: .*/train cannot be read \(No such file.*train/CLASS/"):
+    with pytest.raises(UserError, match=r"data\.path: .*/train cannot be read \(No such file.*train/CLASS/"):
         settings(folder).check()
-    with pytest.raises(DataError, match=r"data\.path: .*/train cannot be read"):
+    with pytest.raises(UserError, match=r"data\.path: .*/train cannot be read"):
         pipelines.build(settings(folder), request())
 
 
 def test_another_number_of_classes_is_refused(folder: Path) -> None:
     match = r"data\.number_of_classes is 1000, .*/train has 3 class folders; .*data\.number_of_classes=3"
-    with pytest.raises(DataError, match=match):
+    with pytest.raises(UserError, match=match):
         settings(folder, number_of_classes=1000).check()
 
 
@@ -292,20 +293,20 @@ def test_a_class_folder_without_images_is_refused(folder: Path, part: str) -> No
     shutil.rmtree(folder / part / "bee")
     (folder / part / "bee").mkdir()
     (folder / part / "bee" / "notes.txt").write_text("x")
-    with pytest.raises(DataError, match=rf"data\.path: .*/{part}/bee holds no image \(jpg, .*remove the class"):
+    with pytest.raises(UserError, match=rf"data\.path: .*/{part}/bee holds no image \(jpg, .*remove the class"):
         settings(folder).check()
 
 
 def test_a_class_only_in_val_is_refused(folder: Path) -> None:
     shutil.copytree(folder / "val" / "bee", folder / "val" / "dog")
-    with pytest.raises(DataError, match=r"data\.path: .*/val has 1 class.* that .*/train lacks, such as dog;"):
+    with pytest.raises(UserError, match=r"data\.path: .*/val has 1 class.* that .*/train lacks, such as dog;"):
         settings(folder).check()
 
 
 def test_validation_images_in_no_class_folders_are_refused(folder: Path) -> None:
     for name in CLASSES:
         shutil.rmtree(folder / "val" / name)
-    with pytest.raises(DataError, match=r"data\.path: .*/val has no class folders; put .* into val/CLASS/"):
+    with pytest.raises(UserError, match=r"data\.path: .*/val has no class folders; put .* into val/CLASS/"):
         settings(folder).check()
 
 
@@ -322,5 +323,5 @@ def test_the_order_of_training_is_known_beforehand(folder: Path) -> None:
     assert_known_beforehand(settings(folder, augment=False), 60)
     listed = folder / "bad.txt"
     listed.write_text(f"val/{CLASSES[0]}/999.JPEG\n")
-    with pytest.raises(DataError, match=r"data\.exclude: .* names 1 files that .* does not have"):
+    with pytest.raises(UserError, match=r"data\.exclude: .* names 1 files that .* does not have"):
         pipelines.position_of(settings(folder, exclude=str(listed)), request())

@@ -12,8 +12,9 @@ import torch
 from numpy.typing import NDArray
 
 import pipelines
+from pipelines.common.errors import UserError
 from pipelines.datasets import mnist
-from pipelines.datasets.settings import DataError, MnistSettings
+from pipelines.datasets.settings import MnistSettings
 from pipelines.loaders.torchvision_ops import import_torchvision
 from tests.pipelines.pictures import put
 
@@ -78,7 +79,7 @@ def test_the_check_refuses_what_a_start_refuses(raw: Path, name: str) -> None:
     file, content, reason = WRONG[name]
     (raw / file).write_bytes(content)
     for act in acts(settings(raw)):
-        with pytest.raises(DataError, match=rf"data\.path: MNIST in .*{file} cannot be read \({reason}"):
+        with pytest.raises(UserError, match=rf"data\.path: MNIST in .*{file} cannot be read \({reason}"):
             act()
 
 
@@ -95,7 +96,7 @@ def test_what_is_no_file_is_refused(raw: Path, kind: str, reason: str, download:
     put(raw / TRAIN_LABELS, kind)
     asked = settings(raw, download=download)
     for act in [*acts(asked), lambda: pipelines.prepare(asked)]:
-        with pytest.raises(DataError, match=rf"data\.path: .*{TRAIN_LABELS} cannot be read \({reason}"):
+        with pytest.raises(UserError, match=rf"data\.path: .*{TRAIN_LABELS} cannot be read \({reason}"):
             act()
 
 

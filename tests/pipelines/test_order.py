@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipelines.datasets.settings import DataError
+from pipelines.common.errors import UserError
 from pipelines.order import SampleOrder, Share, evaluation_batches
 
 
@@ -99,7 +99,7 @@ def test_an_order_is_a_fair_shuffle() -> None:
 
 
 def test_a_data_set_smaller_than_a_batch_is_refused() -> None:
-    with pytest.raises(DataError, match=r"global_batch_size is 64, the data set has 63 samples.*lower it to 63"):
+    with pytest.raises(UserError, match=r"global_batch_size is 64, the data set has 63 samples.*lower it to 63"):
         SampleOrder(0, 63, 64)
 
 

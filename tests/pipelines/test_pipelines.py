@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 
 import pipelines
 from pipelines.base import Data, EvaluationPipeline
+from pipelines.common.errors import UserError
 from pipelines.datasets import digits, mnist, synthetic
 from pipelines.datasets.settings import (
     Cifar10Settings,
-    DataError,
     DataSetSettings,
     DigitsSettings,
     MnistSettings,
@@ -118,7 +118,7 @@ def test_resume_on_another_number_of_workers_sees_the_rest(workers: int) -> None
 def test_a_position_in_other_data_is_refused() -> None:
     pipeline = training(numbered(101), request())
     other = training(numbered(100), request())
-    with pytest.raises(DataError, match=r"the data have changed .* \(101 training samples then, 100 now;"):
+    with pytest.raises(UserError, match=r"the data have changed .* \(101 training samples then, 100 now;"):
         other.load_state_dict(pipeline.state_dict())
 
 
@@ -161,9 +161,9 @@ def test_nothing_is_held_out_and_training_data_not_evaluated_unless_asked() -> N
 
 def test_a_position_in_another_split_is_refused() -> None:
     data, other = assembled(validation_samples=20), assembled(validation_samples=20, split_seed=1)
-    with pytest.raises(DataError, match=r"other samples held out than data\.split_seed"):
+    with pytest.raises(UserError, match=r"other samples held out than data\.split_seed"):
         other.train.load_state_dict(data.train.state_dict())
-    with pytest.raises(DataError, match="made with samples 81, this run has 101"):
+    with pytest.raises(UserError, match="made with samples 81, this run has 101"):
         assembled().train.load_state_dict(data.train.state_dict())
 
 
@@ -256,7 +256,7 @@ def test_mnist_from_files_in_its_real_format(mnist_folder: Path) -> None:
 
 def test_absent_mnist_is_refused_before_anything_starts(tmp_path: Path) -> None:
     settings = MnistSettings(name="mnist", path=str(tmp_path / "nowhere"))
-    with pytest.raises(DataError, match=r"data\.path: .*nowhere.* lacks train-images.*data\.download=true"):
+    with pytest.raises(UserError, match=r"data\.path: .*nowhere.* lacks train-images.*data\.download=true"):
         settings.check()
 
 
@@ -274,18 +274,18 @@ def test_nothing_is_fetched_to_know_it(kind: type[DataSetSettings], samples: int
     asked = kind.model_validate({"name": kind.__name__[:-8].lower(), "path": str(tmp_path / "data"), "download": True})
     found = pipelines.position_of(asked, request(batch=100))
     assert found.steps_per_epoch == samples // 100
-    with pytest.raises(DataError, match=f"the data set has {samples} samples"):
+    with pytest.raises(UserError, match=f"the data set has {samples} samples"):
         pipelines.position_of(asked, request(batch=samples + 1))
     saved = {"seed": 7, "samples": samples, "global_batch": 100, "listing": "a", "split": "b", "epoch": 3, "batch": 2}
     found.load_state_dict(saved)
-    with pytest.raises(DataError, match="made with seed 8"):
+    with pytest.raises(UserError, match="made with seed 8"):
         found.load_state_dict({**saved, "seed": 8})
     assert not (tmp_path / "data").exists()
 
 
 def test_damaged_mnist_is_named(mnist_folder: Path) -> None:
     (mnist_folder / "MNIST/raw/train-labels-idx1-ubyte").write_bytes(gzip.compress(b"no labels"))
-    with pytest.raises(DataError, match=r"data\.path: MNIST in .* cannot be read"):
+    with pytest.raises(UserError, match=r"data\.path: MNIST in .* cannot be read"):
         mnist.load(MnistSettings(name="mnist", path=str(mnist_folder)))
 
 

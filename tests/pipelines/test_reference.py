@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 import pipelines
+from pipelines.common.errors import UserError
 from pipelines.datasets import imagenet
-from pipelines.datasets.settings import DataError, WebdatasetSettings
+from pipelines.datasets.settings import WebdatasetSettings
 from pipelines.images.image_bytes import NoImageError, read_image
 from pipelines.images.jpeg import structure
 from pipelines.images.png import is_plain
@@ -244,6 +245,6 @@ def test_a_shards_sample_has_the_same_limit(tmp_path: Path, loader: str) -> None
     given_ = {"name": "webdataset", "path": str(tmp_path), "number_of_classes": 2, "image_size": 8, "loader": loader}
     asked = WebdatasetSettings.model_validate({**given_, "evaluation_resize": 8, "threads": 1, "most_pixels": 400})
     with pytest.raises(
-        DataError, match=r"b\.jpg \(class 1, .* evaluation: cannot be read \(has [\d,]+ bytes, more than"
+        UserError, match=r"b\.jpg \(class 1, .* evaluation: cannot be read \(has [\d,]+ bytes, more than"
     ):
         whole(pipelines.build(asked, request(batch=2)).test)

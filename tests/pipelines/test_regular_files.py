@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from pipelines.common.errors import UserError
 from pipelines.common.files import read_bytes
-from pipelines.datasets.settings import DataError
 from pipelines.sources.excluded import Excluded
 
 ENDLESS = Path("/proc/self/pagemap")
@@ -23,7 +23,7 @@ def test_a_file_that_holds_more_than_it_says_is_refused() -> None:
 
 @needs_proc
 def test_a_list_without_end_is_refused() -> None:
-    with pytest.raises(DataError, match=r"data\.exclude: /proc/self/pagemap cannot be read \(has more than"):
+    with pytest.raises(UserError, match=r"data\.exclude: /proc/self/pagemap cannot be read \(has more than"):
         Excluded.read(str(ENDLESS))
 
 

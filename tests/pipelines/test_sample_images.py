@@ -184,7 +184,7 @@ def test_an_empty_folder_is_filled(written: Written, tmp_path: Path) -> None:
 )
 def test_refusals(options: list[str], line: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([str(tmp_path / "new"), *options]) == 2
-    assert capsys.readouterr().err == f"error: {line}; see --help\n"
+    assert capsys.readouterr().err == f"error: {line}; see python -m pipelines sample_images --help\n"
     assert not names(tmp_path)
 
 

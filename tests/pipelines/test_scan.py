@@ -21,7 +21,8 @@ import pytest
 from PIL import Image
 
 import pipelines
-from pipelines.datasets.settings import DataError, DataSetSettings, ImagenetSettings, WebdatasetSettings
+from pipelines.common.errors import UserError
+from pipelines.datasets.settings import DataSetSettings, ImagenetSettings, WebdatasetSettings
 from pipelines.sources.base import Bytes, Encoded
 from pipelines.tools import scan
 from pipelines.tools.sample_images import ODD, encoded
@@ -234,7 +235,7 @@ def test_a_process_that_dies_of_a_file_ends_no_scan(tmp_path: Path) -> None:
 
 def test_processes_that_cannot_start_end_the_scan(tmp_path: Path) -> None:
     parts = scan.folder_parts(fill(tmp_path, {"train/ape/a.jpg": b""}))
-    with pytest.raises(DataError, match="has ended before its first image"):
+    with pytest.raises(UserError, match="has ended before its first image"):
         scan.scan(parts, 1, Unpicklable())
 
 
@@ -317,7 +318,7 @@ def test_nothing_bad_writes_no_list_and_empties_an_old_one(tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "the following arguments are required: DIR; see --help"),
+        ([], "the following arguments are required: DIR; see python -m pipelines scan --help"),
         (["{0}/none"], "none, which is no folder; give the folder that holds"),
         (["{0}/empty"], "holds no images (train/CLASS/* and val/CLASS/*) and no shards"),
         (["{0}", "--shards", "a/*.tar", "b/*.tar"], "--shards: 'a/*.tar' matches no shard"),

@@ -22,7 +22,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipelines.datasets.settings import DataError
+from pipelines.common.errors import UserError
 from pipelines.sources import shard_index, shards
 from pipelines.sources.base import Encoded
 from pipelines.sources.image_folder import EXTENSIONS, list_images
@@ -232,7 +232,7 @@ def test_samples_that_are_none(shard: Path, tmp_path: Path, members: list[Member
 
 def refusal(root: Path, pattern: str = "train/*.tar", classes: int = 2, **options: Any) -> str:
     """The message, which is one line and begins with the setting."""
-    with pytest.raises(DataError) as caught:
+    with pytest.raises(UserError) as caught:
         listed(root, pattern, classes, setting="data.some_shards", **options)
     message = str(caught.value)
     assert "\n" not in message

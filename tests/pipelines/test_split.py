@@ -5,7 +5,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from pipelines.datasets.settings import DataError
+from pipelines.common.errors import UserError
 from pipelines.split import stratified
 
 SEEDS = st.integers(0, 2**62)
@@ -57,11 +57,11 @@ def test_each_sample_is_held_out_equally_often() -> None:
 @pytest.mark.parametrize("count", [10, 11])
 def test_holding_out_everything_is_refused(count: int) -> None:
     with pytest.raises(
-        DataError, match=rf"validation_samples is {count}, the training set has 10 samples.*less than 10"
+        UserError, match=rf"validation_samples is {count}, the training set has 10 samples.*less than 10"
     ):
         stratified(np.arange(10) % 2, count, 0)
 
 
 def test_emptying_a_class_is_refused() -> None:
-    with pytest.raises(DataError, match=r"validation_samples is 8; of class 5 \(1 samples\) none would be left"):
+    with pytest.raises(UserError, match=r"validation_samples is 8; of class 5 \(1 samples\) none would be left"):
         stratified(np.array([0] * 9 + [5]), 8, 0)

@@ -151,12 +151,12 @@ def test_no_bomb_takes_memory(tmp_path: Path) -> None:
         file.truncate(100 << 30)
     code = (
         "import resource, sys\nfrom pathlib import Path\nfrom pipelines.sources.shard_index import read_tar\n"
-        "from pipelines.datasets.settings import DataError\n"
+        "from pipelines.common.errors import UserError\n"
         "used = int(open('/proc/self/statm').read().split()[0]) * resource.getpagesize() + (300 << 20)\n"
         "resource.setrlimit(resource.RLIMIT_AS, (used, used))\n"
         "for path in sorted(Path(sys.argv[1]).glob('*.tar')):\n"
         "    try: read_tar(path, 'here')\n"
-        "    except DataError as error: print(error)\n"
+        "    except UserError as error: print(error)\n"
     )
     ended = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=False)
     assert ended.returncode == 0, ended.stderr

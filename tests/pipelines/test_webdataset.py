@@ -10,7 +10,8 @@ from pydantic import ValidationError
 
 import pipelines
 from pipelines.base import Request, TrainPipeline
-from pipelines.datasets.settings import DataError, WebdatasetSettings
+from pipelines.common.errors import UserError
+from pipelines.datasets.settings import WebdatasetSettings
 from pipelines.tools import shards as shard_tools
 from tests.pipelines.pictures import CLASSES, damage, numbered_folder
 from tests.pipelines.pictures import settings as folder_settings
@@ -66,7 +67,7 @@ def test_workers_and_resume_change_nothing(tmp_path: Path) -> None:
 def test_a_bad_sample_is_named_and_can_be_skipped(tmp_path: Path, loader: str) -> None:
     _, shards = written(tmp_path, damaged="val/bee/0004.png")
     match = r"data\.path: .*shards: val/00001\.tar/\d+\.png \(class bee, sample 11 of 30\), evaluation: is no image of"
-    with pytest.raises(DataError, match=match) as caught:
+    with pytest.raises(UserError, match=match) as caught:
         whole(pipelines.build(settings(shards, loader=loader), request()).test)
     test = pipelines.build(settings(shards, loader=loader, on_bad_file="skip"), request()).test
     assert len(whole(test)[1]) == 29 and test.left_out == 1
@@ -81,15 +82,15 @@ def test_a_shard_cut_short_in_mid_run_is_named(tmp_path: Path) -> None:
     data = pipelines.build(settings(shards), request())
     for tar in (shards / "val").glob("*.tar"):
         tar.write_bytes(tar.read_bytes()[:700])
-    with pytest.raises(DataError, match=r"val/00000\.tar/\d+\.png .*: cannot be read"):
+    with pytest.raises(UserError, match=r"val/00000\.tar/\d+\.png .*: cannot be read"):
         whole(data.test)
 
 
 def test_absent_shards_are_refused_before_anything_starts(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"data\.train_shards: 'train/\*\.tar' matches no shard in"):
+    with pytest.raises(UserError, match=r"data\.train_shards: 'train/\*\.tar' matches no shard in"):
         settings(tmp_path).check()
     _, shards = written(tmp_path)
-    with pytest.raises(DataError, match=r"data\.val_shards: 'test/\*' matches no shard in"):
+    with pytest.raises(UserError, match=r"data\.val_shards: 'test/\*' matches no shard in"):
         settings(shards, val_shards="test/*").check()
 
 
@@ -99,7 +100,7 @@ def test_the_order_of_training_is_known_beforehand(tmp_path: Path) -> None:
     next(shards.glob("val/*.tar")).write_bytes(b"no tar" * 1000)
     for path in shards.glob("val/*.index"):
         path.unlink()
-    with pytest.raises(DataError, match=r"data\.val_shards: .* is no tar"):
+    with pytest.raises(UserError, match=r"data\.val_shards: .* is no tar"):
         pipelines.position_of(settings(shards), request())
 
 

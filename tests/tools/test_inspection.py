@@ -18,7 +18,7 @@ import pytest
 import torch
 
 from dynsparse.config.schema import RunConfig
-from dynsparse.masks.maskset import pack_bits
+from dynsparse.masks.bits import pack_bits
 from dynsparse.tools.export.csr import to_csr
 from dynsparse.tools.inspection import bytes_by_part
 from dynsparse.training.checkpoint import read

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from dynsparse.errors import UserError
-from dynsparse.masks.maskset import pack_bits
+from dynsparse.masks.bits import pack_bits
 from dynsparse.training import checkpoint
 from dynsparse.training.checkpoint import CheckpointFolder, checksum, read, set_aside_after, write
 from dynsparse.training.checkpoint import folder as checkpoint_folder

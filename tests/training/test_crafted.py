@@ -21,8 +21,8 @@ from torch import Tensor
 from dynsparse.errors import UserError
 from dynsparse.training.checkpoint import checksum, read, write
 from dynsparse.training.checkpoint.archive import MOST_TIMES, SPARE_BYTES
-from dynsparse.training.run.folder import checkpoints_of, find_start, take_folder
-from dynsparse.training.saved import SavedProgress
+from dynsparse.training.checkpoint.schema import SavedProgress
+from dynsparse.training.resume import checkpoints_of, find_resume_point, take_folder
 from dynsparse.training.state import Progress
 from tests.training import runs
 
@@ -240,7 +240,7 @@ def test_one_that_does_not_hold_together_is_passed_over(
     CHANGES[message](state)
     for name in ("step-000000016", "latest", "best"):
         write(folder / f"{name}.pt", state)
-    start = find_start(runs.config(runs=str(tmp_path), name="a"), resume="auto", overwrite=False)
+    start = find_resume_point(runs.config(runs=str(tmp_path), name="a"), resume="auto", overwrite=False)
     assert start is not None
     assert start.path == folder / "step-000000012.pt"
     said = next(record.getMessage() for record in caplog.records if "step-000000016.pt: " in record.getMessage())
@@ -256,7 +256,7 @@ def test_a_file_with_another_steps_content_is_passed_over(
     for name in ("step-000000016", "latest", "best"):
         shutil.copy(folder / "step-000000008.pt", folder / f"{name}.pt")
     config = runs.config(runs=str(tmp_path), name="a")
-    start = find_start(config, resume="auto", overwrite=False)
+    start = find_resume_point(config, resume="auto", overwrite=False)
     assert start is not None
     assert start.path == folder / "step-000000012.pt"
     assert "step-000000016.pt: holds step 8, not what its name says" in caplog.text
@@ -273,7 +273,7 @@ def test_the_newest_under_any_name_is_taken(whole_run: Path, tmp_path: Path, lef
     for path in folder.iterdir():
         if path.name.startswith("step") or (path.stem, left) == ("latest", "best"):
             path.unlink()
-    start = find_start(runs.config(runs=str(tmp_path), name="a"), resume="auto", overwrite=False)
+    start = find_resume_point(runs.config(runs=str(tmp_path), name="a"), resume="auto", overwrite=False)
     assert start is not None
     assert (start.path, start.state["progress"]["step"]) == (folder / f"{left}.pt", step)
 
@@ -283,7 +283,9 @@ def test_going_back_leaves_the_only_file_of_a_later_step(whole_run: Path, tmp_pa
     folder = Path(shutil.copytree(whole_run, tmp_path / "a")) / "checkpoints"
     config = runs.config(runs=str(tmp_path), name="a")
     (folder / "step-000000016.pt").unlink()
-    take_folder(config, find_start(config, resume=str(folder / "step-000000008.pt"), overwrite=False), overwrite=False)
+    take_folder(
+        config, find_resume_point(config, resume=str(folder / "step-000000008.pt"), overwrite=False), overwrite=False
+    )
     assert read(folder / "latest.pt")["progress"]["step"] == 8
     assert read(folder / "latest.pt.stale")["progress"]["step"] == 16
 
@@ -301,14 +303,14 @@ def test_a_trained_run_without_any_checkpoint_is_not_begun_anew(whole_run: Path,
         with pytest.raises(
             UserError, match=r"a holds a run that has trained \(metrics.jsonl\), and no checkpoint of it"
         ):
-            find_start(config, resume="auto", overwrite=False, launch=launch)
-    assert find_start(config, resume=None, overwrite=True) is None
+            find_resume_point(config, resume="auto", overwrite=False, launch=launch)
+    assert find_resume_point(config, resume=None, overwrite=True) is None
     (copied / "metrics.jsonl").write_text('{"kind": "reallocation", "step": 3}\n')
-    start = find_start(config, resume="auto", overwrite=False)
+    start = find_resume_point(config, resume="auto", overwrite=False)
     assert start is not None
     assert start.path.name == "initial.pt", "killed in its first epoch"
     start.path.unlink()
-    assert find_start(config, resume="auto", overwrite=False) is None, "killed before its first checkpoint"
+    assert find_resume_point(config, resume="auto", overwrite=False) is None, "killed before its first checkpoint"
 
 
 def test_the_schema_knows_all_of_the_progress() -> None:

@@ -15,9 +15,8 @@ import torch
 
 from dynsparse.config.schema import RunConfig
 from dynsparse.errors import UserError
-from dynsparse.training.checkpoint import read
-from dynsparse.training.run.folder import checkpoints_of, find_start, take_folder
-from dynsparse.training.sources import checkpoint_of
+from dynsparse.training.checkpoint import checkpoint_of, read
+from dynsparse.training.resume import checkpoints_of, find_resume_point, take_folder
 from tests.training import runs
 
 
@@ -48,7 +47,7 @@ def whole_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
     """A finished run's folder, and its summary."""
     torch.set_num_threads(1)  # As the tests have.
     config = settings(tmp_path_factory.mktemp("runs"))
-    take_folder(config, find_start(config, resume=None, overwrite=False), overwrite=False)
+    take_folder(config, find_resume_point(config, resume=None, overwrite=False), overwrite=False)
     return config.folder, runs.trainer(config, checkpoints=checkpoints_of(config)).fit()
 
 
@@ -75,7 +74,7 @@ def test_it_goes_on_from_the_one_before(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     copy, config = damaged_copy(whole_run[0], tmp_path, damage), settings(tmp_path)
-    start = find_start(config, resume="auto" if by == "auto" else str(copy), overwrite=False)
+    start = find_resume_point(config, resume="auto" if by == "auto" else str(copy), overwrite=False)
     assert start is not None
     assert start.path == copy / "checkpoints" / "step-000000012.pt"
     assert "step-000000016.pt: damaged or no checkpoint" in caplog.text or "its checksum differs" in caplog.text
@@ -103,12 +102,12 @@ def test_a_damaged_file_that_was_asked_for_is_an_error(whole_run: tuple[Path, An
     copy, config = damaged_copy(whole_run[0], tmp_path, DAMAGE["truncated"]), settings(tmp_path)
     newest = copy / "checkpoints" / "step-000000016.pt"
     with pytest.raises(UserError, match=r"step-000000016\.pt: damaged .*use an earlier one"):
-        find_start(config, resume=str(newest), overwrite=False)
+        find_resume_point(config, resume=str(newest), overwrite=False)
     for path in (copy / "checkpoints").iterdir():
         path.write_bytes(b"")
     for resume in ("auto", str(copy)):
         with pytest.raises(UserError) as caught:
-            find_start(config, resume=resume, overwrite=False)
+            find_resume_point(config, resume=resume, overwrite=False)
         assert [name in line for name, line in zip(("16", "12", "08"), caught.value.lines, strict=False)] == [True] * 3
 
 

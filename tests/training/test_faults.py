@@ -11,7 +11,7 @@ import pytest
 from dynsparse.config.schema import RunConfig
 from dynsparse.runtime import Worker
 from dynsparse.training.callbacks import standard_observers
-from dynsparse.training.run.folder import checkpoints_of, find_start, take_folder
+from dynsparse.training.resume import checkpoints_of, find_resume_point, take_folder
 from tests.ranks import run_distributed
 from tests.training import runs
 
@@ -82,7 +82,7 @@ def assert_same(actual: Path, expected: Path) -> None:
 def replaced_run(folder: Path) -> None:
     """One of another seed, where the next is to be."""
     old = small_run(folder, "faulty", seed=4, train={"epochs": 1})
-    take_folder(old, find_start(old, resume=None, overwrite=False), overwrite=False)
+    take_folder(old, find_resume_point(old, resume=None, overwrite=False), overwrite=False)
     runs.trainer(old, checkpoints=checkpoints_of(old)).fit()
 
 

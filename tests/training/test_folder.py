@@ -14,11 +14,11 @@ import pytest
 from dynsparse.config.schema import RunConfig
 from dynsparse.errors import StopRequested, UserError
 from dynsparse.training.checkpoint import read, set_aside_after
-from dynsparse.training.run.folder import (
+from dynsparse.training.resume import (
     begun_by,
     checkpoints_of,
     differences,
-    find_start,
+    find_resume_point,
     is_finished,
     require_writable,
     take_folder,
@@ -30,7 +30,7 @@ def open_folder(
     config: RunConfig, *, resume: str | None, overwrite: bool, launch: str | None = None, retry: bool = False
 ) -> dict[str, Any] | None:
     """Both halves at once, as in a run where nothing else is wrong; the state to resume from."""
-    start = find_start(config, resume=resume, overwrite=overwrite, launch=launch, retry=retry)
+    start = find_resume_point(config, resume=resume, overwrite=overwrite, launch=launch, retry=retry)
     take_folder(config, start, overwrite=overwrite, launch=launch)
     return None if start is None else start.state
 
@@ -88,7 +88,7 @@ def test_a_lock_alone_is_no_run(tmp_path: Path) -> None:
     settings.folder.mkdir()
     (settings.folder / "lock.json").touch()
     (settings.folder / "lock-0123456789abcdef.partial").touch()
-    assert find_start(settings, resume=None, overwrite=False) is None
+    assert find_resume_point(settings, resume=None, overwrite=False) is None
 
 
 def test_resume_auto_of_nothing_is_a_new_run(tmp_path: Path) -> None:
@@ -165,7 +165,7 @@ def test_looking_for_a_start_changes_nothing(tmp_path: Path) -> None:
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
     earlier = settings.folder / "checkpoints" / "step-000000008.pt"
     for resume, overwrite in ((None, True), ("auto", False), (str(earlier), False)):
-        find_start(settings, resume=resume, overwrite=overwrite)
+        find_resume_point(settings, resume=resume, overwrite=overwrite)
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
 
 
@@ -294,8 +294,8 @@ def test_a_finished_run_is_not_taken_for_a_new_one_of_the_same_id(tmp_path: Path
     runs.trainer(settings, checkpoints=checkpoints_of(settings)).fit()
     (settings.folder / "summary.json").write_text("{}")
     with pytest.raises(UserError, match=r"'job-1' has finished; to begin another there, give it an --rdzv-id"):
-        find_start(settings, **command, launch="job-1")
-    start = find_start(settings, **command, launch="job-1", retry=True)
+        find_resume_point(settings, **command, launch="job-1")
+    start = find_resume_point(settings, **command, launch="job-1", retry=True)
     assert start is not None
     assert is_finished(settings, start)
 
@@ -305,8 +305,8 @@ def test_a_later_attempt_of_a_launch_without_any_id_is_refused(tmp_path: Path) -
     settings = runs.config(runs=str(tmp_path), name="a")
     for command in COMMANDS[:2]:
         with pytest.raises(UserError, match="cannot tell whose it is; give torchrun an --rdzv-id"):
-            find_start(settings, **command, retry=True)
-    assert find_start(settings, resume="auto", overwrite=False, retry=True) is not None
+            find_resume_point(settings, **command, retry=True)
+    assert find_resume_point(settings, resume="auto", overwrite=False, retry=True) is not None
 
 
 @pytest.mark.parametrize("overwrite", [True, False])
@@ -359,6 +359,6 @@ def test_a_folder_that_vanishes_comes_back_as_the_runs_own(tmp_path: Path) -> No
     checkpoints.save(trained(settings, steps=5), 5)
     assert checkpoints.failure is None
     assert begun_by("this one", settings.folder)
-    start = find_start(settings, resume=None, overwrite=True, launch="this one")
+    start = find_resume_point(settings, resume=None, overwrite=True, launch="this one")
     assert start is not None
     assert start.state["progress"]["step"] == 5

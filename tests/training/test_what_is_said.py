@@ -11,18 +11,18 @@ import pytest
 import torch
 
 import pipelines
-from dist_train import check_evaluation, require_same_classes
+from dynsparse.cli.actions.evaluation import require_data_of
 from dynsparse.config.schema import RunConfig
 from dynsparse.errors import UserError
 from dynsparse.runtime import Worker
-from dynsparse.training.banner import start_lines
+from dynsparse.training.banner import banner_lines
+from dynsparse.training.building import require_same_classes
 from dynsparse.training.callbacks import standard_observers
 from dynsparse.training.callbacks.base import Summary
 from dynsparse.training.callbacks.closing import closing_text
-from dynsparse.training.checkpoint import read
+from dynsparse.training.checkpoint import how_chosen, read, result_of
 from dynsparse.training.network import build_network
-from dynsparse.training.run.folder import checkpoints_of
-from dynsparse.training.sources import how_chosen, result_of
+from dynsparse.training.resume import checkpoints_of
 from dynsparse.training.trainer import Trainer
 from pipelines.base import Data, Request
 from pipelines.order import Share
@@ -51,7 +51,7 @@ def test_two_lines_say_what_is_trained_on_what() -> None:
     settings = runs.config(name="a", data={"validation_samples": 20})
     network, data = build_network(settings, torch.device("cpu")), built(settings)
     shares = "(sparsity 79.95 %, of the whole model 74.56 %)"
-    assert start_lines(settings, network, data, Worker()) == (
+    assert banner_lines(settings, network, data, Worker()) == (
         "a: 1 worker on cpu; synthetic: samples: train 80, validation 20, test 50; 10 classes, images 1x6x6",
         f"mnist_mlp by dsr: 1,364 parameters; active 255 of 1,272 in 3 sparse layers {shares}",
     )
@@ -60,7 +60,7 @@ def test_two_lines_say_what_is_trained_on_what() -> None:
 def test_a_split_that_lacks_classes_is_told() -> None:
     settings = runs.config(name="a", data={"test_samples": 3})
     network, data = build_network(settings, torch.device("cpu")), built(settings)
-    assert "test 3 (of 3 classes alone); 10 classes" in start_lines(settings, network, data, Worker())[0]
+    assert "test 3 (of 3 classes alone); 10 classes" in banner_lines(settings, network, data, Worker())[0]
 
 
 def test_a_start_says_so_and_leaves_the_config_to_its_file(tmp_path: Path) -> None:
@@ -178,6 +178,6 @@ def test_classes_of_other_names_are_refused_in_evaluation() -> None:
 def test_a_check_of_an_evaluation_refuses_classes_of_other_names(tmp_path: Path) -> None:
     folder = pictures.numbered_folder(tmp_path / "images", train=12, val=3)
     settings = runs.config(data=pictures.settings(folder).model_dump())
-    check_evaluation(settings, Worker(), {"input": {"class_names": ["ape", "bee", "cat"]}})
+    require_data_of({"input": {"class_names": ["ape", "bee", "cat"]}}, settings, Worker())
     with pytest.raises(UserError, match="class 2 is cat, and cow where the checkpoint was trained"):
-        check_evaluation(settings, Worker(), {"input": {"class_names": ["ape", "bee", "cow"]}})
+        require_data_of({"input": {"class_names": ["ape", "bee", "cow"]}}, settings, Worker())

@@ -16,11 +16,12 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from dynsparse.errors import UserError, nearest, one_line
+from dynsparse.errors import UserError
 from dynsparse.runtime import print_to_reader
-from dynsparse.tools.command_line import Parser
 from dynsparse.tools.export.network import ExportedNetwork, source_of, take_network
+from pipelines.common.command_line import Parser
 from pipelines.common.paths import argument
+from pipelines.common.text import nearest, one_line
 
 FORMATS = {
     "torch": ("torch_file", "state_dict, dense tensors with zeros"),
@@ -33,7 +34,7 @@ FORMATS = {
 def main(arguments: list[str]) -> None:
     """UserError for a checkpoint that is not whole, and for a file that cannot or must not be written."""
     parser = Parser(
-        "export",
+        prog="python -m dynsparse export",
         description="Take the network of a checkpoint away, in evaluation mode. Needs no data.",
         epilog="\n".join(f"  {name:12} {text}" for name, (_, text) in FORMATS.items()),
         formatter_class=argparse.RawDescriptionHelpFormatter,

@@ -19,6 +19,7 @@ from dynsparse.training.callbacks.base import (
     Summary,
     Writer,
 )
+from dynsparse.training.run import names
 
 log = logging.getLogger(__name__)
 
@@ -147,7 +148,6 @@ def standard_observers(
     config: RunConfig, *, launch: str | None = None, resumed_from: Path | None = None
 ) -> list[Callback]:
     """What a run from the command line is watched by. The rest is for its history: see `HistoryFile`."""
-    from dynsparse.training.callbacks import input_file
     from dynsparse.training.callbacks.closing import ClosingTable
     from dynsparse.training.callbacks.history_file import HistoryFile
     from dynsparse.training.callbacks.input_file import InputFile
@@ -157,10 +157,10 @@ def standard_observers(
 
     folder = config.folder
     members: list[Callback] = [
-        HistoryFile(folder / "history.jsonl", launch=launch, resumed_from=resumed_from),
-        MetricsFile(folder / "metrics.jsonl"),  # After the one that looks how far it went.
-        SummaryFile(folder / "summary.json"),
-        InputFile(folder / input_file.NAME),
+        HistoryFile(folder / names.HISTORY, launch=launch, resumed_from=resumed_from),
+        MetricsFile(folder / names.METRICS),  # After the one that looks how far it went.
+        SummaryFile(folder / names.SUMMARY),
+        InputFile(folder / names.INPUT),
     ]
     if config.log.tensorboard:
         from dynsparse.training.callbacks.tensorboard import TensorBoard

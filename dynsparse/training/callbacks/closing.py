@@ -6,8 +6,8 @@ import os
 import sys
 from pathlib import Path
 
+from dynsparse.tables import align
 from dynsparse.training.callbacks.base import Display, Summary
-from dynsparse.training.network import align
 
 
 class ClosingTable(Display):

@@ -14,6 +14,7 @@ from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 from tensorboard.summary.writer.record_writer import RecordWriter
 
 from dynsparse import files
+from dynsparse.training.run import names
 
 _VERSION = "brain.Event:2"
 _numbers = itertools.count()
@@ -26,7 +27,7 @@ class EventFile:
     """
 
     def __init__(self, folder: Path) -> None:
-        name = f"events.out.tfevents.{int(time.time()):010d}.{socket.gethostname()}.{os.getpid()}.{next(_numbers)}"
+        name = f"{names.EVENTS}.{int(time.time()):010d}.{socket.gethostname()}.{os.getpid()}.{next(_numbers)}"
         self.path = folder / name
         header = _record(Event(wall_time=time.time(), file_version=_VERSION))
         self.records = files.Appender(self.path, lines=False, header=header)

@@ -10,8 +10,8 @@ from typing import Any
 
 from dynsparse import files
 from dynsparse.training.callbacks.base import RunReport, Summary, Writer
-from dynsparse.training.run import log_lines
-from dynsparse.training.run.holder import now
+from dynsparse.training.run import log_lines, names
+from dynsparse.training.run.clock import now
 
 
 class HistoryFile(Writer):
@@ -45,7 +45,7 @@ class HistoryFile(Writer):
                 "step": run.start_step,
                 "epoch": run.start_epoch,
                 # As long as the resume has not cut it.
-                "reached": log_lines.last_step(self.path.with_name("metrics.jsonl")),
+                "reached": log_lines.last_step(self.path.with_name(names.METRICS)),
                 "resumed": run.resumed,
                 "from": None if self.resumed_from is None else str(self.resumed_from),
                 "world_size": run.world_size,

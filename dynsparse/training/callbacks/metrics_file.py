@@ -16,7 +16,7 @@ from dynsparse import files
 from dynsparse.reallocation import ReallocationReport
 from dynsparse.training.callbacks.base import EpochReport, RunReport, Writer
 from dynsparse.training.evaluate import Evaluation
-from dynsparse.training.run import log_lines
+from dynsparse.training.run import log_lines, names
 
 log = logging.getLogger(__name__)
 
@@ -137,7 +137,7 @@ def _cut(path: Path, run: RunReport) -> None:
     if found is None:
         return
     if found.damaged:
-        aside = path.with_name(f"{path.name}.damaged")
+        aside = path.with_name(names.damaged(path.name))
         beyond = _set_aside(path, aside)
         but = f", but for {beyond:,} bytes, for which that is too long" if beyond else ""
         log.warning("%s: %s damaged; moved to %s%s", path, found.damaged, aside.name, but)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import re
 import secrets
 import shutil
 import time
@@ -15,14 +14,14 @@ from typing import NamedTuple
 
 from dynsparse import files
 from dynsparse.errors import StorageError, UserError
-from dynsparse.training.checkpoint.file import State, read, write
+from dynsparse.training.checkpoint.format import State, read, write
 from dynsparse.training.checkpoint.timing import InBackground
+from dynsparse.training.run import names
 
 log = logging.getLogger(__name__)
 
 RETRY_SECONDS = 10.0
 """Between two tries to write what could not be written, where no save is due."""
-_STEP_FILE = re.compile(r"step-(\d{9})\.pt")
 
 
 class _Saved(NamedTuple):
@@ -130,8 +129,8 @@ class CheckpointFolder:
     def _save(self, state: State, step: int, *, best: bool, initial: bool) -> None:
         self._saves += 1
         saved = _Saved(state, step, self._saves)
-        names = {"latest": True, "best": best, "initial": initial}
-        self._unwritten |= {name: saved for name, given in names.items() if given}
+        wanted = {"latest": True, "best": best, "initial": initial}
+        self._unwritten |= {name: saved for name, given in wanted.items() if given}
         self._write()
 
     def _write(self) -> None:
@@ -155,7 +154,7 @@ class CheckpointFolder:
             self._when_gone()
         remove_partial(self.folder)
         if name == "latest" and not self._has(saved):
-            path = self.folder / f"step-{saved.step:09d}.pt"
+            path = self.folder / names.of_step(saved.step)
             files.make_way(path)
             write(path, saved.state, before=self._guard)
             self._whole = _Written(path, saved.step, saved.number)
@@ -177,13 +176,13 @@ class CheckpointFolder:
         self._failed_at = time.monotonic()
         remedy = "free space or restore the folder"
         if name == "latest":
-            path = self.folder / f"step-{saved.step:09d}.pt"
+            path = self.folder / names.of_step(saved.step)
             message = f"cannot be written ({error}); {remedy}, then resume: the checkpoints before it are whole"
         elif name == "best":
-            path = self.folder / "best.pt"
+            path = self.folder / names.BEST
             message = f"could not be written ({error}), of step {saved.step}; {remedy}: it is missing, or of before"
         else:
-            path = self.folder / "initial.pt"
+            path = self.folder / names.INITIAL
             message = (
                 f"could not be written ({error}), and the state is in no other file; {remedy}, then start anew with "
                 f"--overwrite, or go on without this file with --resume auto"
@@ -195,7 +194,7 @@ class CheckpointFolder:
 
     def _prune(self, step: int) -> None:
         """Remove the files of steps before this one, but for the last few. One that stays does no harm."""
-        kept = [path for path in self.files() if (step_in_name(path) or 0) <= step and path.is_file()]
+        kept = [path for path in self.files() if (names.step_in(path) or 0) <= step and path.is_file()]
         for old in kept[self.keep :]:
             with contextlib.suppress(OSError):
                 self._guard()
@@ -203,7 +202,7 @@ class CheckpointFolder:
 
     def files(self) -> list[Path]:
         """The checkpoints by step, newest first."""
-        there = (path for path in self.folder.glob("step-*.pt") if _STEP_FILE.fullmatch(path.name))
+        there = (path for path in self.folder.glob(names.STEPS) if names.step_in(path) is not None)
         return sorted((path for path in there if path.is_symlink() or not path.is_dir()), reverse=True)
 
     def newest(self, read: Callable[[Path], State] = read) -> tuple[Path, State] | None:
@@ -218,7 +217,7 @@ class CheckpointFolder:
         for name in ("latest", "best"):
             looks.at(self.folder / f"{name}.pt")
         if looks.found is None:
-            looks.at(self.folder / "initial.pt")
+            looks.at(self.folder / names.INITIAL)
         if looks.found is None and looks.damaged:
             raise UserError(*looks.damaged, f"{self.folder}: no whole checkpoint; start anew with --overwrite")
         for line in looks.damaged:
@@ -257,12 +256,6 @@ class _Looks:
         return True
 
 
-def step_in_name(path: Path) -> int | None:
-    """Of step-000000123.pt; None for other names."""
-    match = _STEP_FILE.fullmatch(path.name)
-    return int(match[1]) if match else None
-
-
 class _Written(NamedTuple):
     path: Path
     step: int
@@ -272,7 +265,7 @@ class _Written(NamedTuple):
 
 def remove_partial(folder: Path) -> None:
     """Remove what a process that was killed while it wrote has left. What cannot be removed is in nobody's way."""
-    for path in folder.glob("*.partial"):
+    for path in folder.glob(names.PARTIAL):
         with contextlib.suppress(OSError):
             files.remove(path)
 
@@ -307,12 +300,12 @@ def set_aside_after(
     `before` is called before each is renamed, and may raise.
     """
     remove_partial(folder)
-    for path in folder.glob("step-*.pt"):
-        if (step_in_name(path) or 0) > step:
+    for path in folder.glob(names.STEPS):
+        if (names.step_in(path) or 0) > step:
             _set_aside(path, before)
-    for path in (folder / "best.pt", folder / "latest.pt"):
+    for path in (folder / names.BEST, folder / names.LATEST):
         # The latest is another name of a step's file, but where that was removed.
-        if path.is_file() and (path.name == "best.pt" or path.stat().st_nlink == 1):
+        if path.is_file() and (path.name == names.BEST or path.stat().st_nlink == 1):
             try:
                 if read(path)["progress"]["step"] > step:
                     _set_aside(path, before)

@@ -14,7 +14,6 @@ from dynsparse import streams
 from dynsparse.config import schema
 from dynsparse.errors import UserError
 from pipelines.base import Data, EvaluationPipeline, Request
-from pipelines.datasets.settings import DataError
 from pipelines.loaders.base import loader
 from pipelines.order import Share
 from pipelines.sources.base import digest
@@ -53,7 +52,7 @@ def look(name: str, out: Path) -> int:
         data = pipelines.build(settings, _request())
         with closing(data):
             np.savez(out, **{part: _grey_levels(data, pipeline) for part, pipeline in _parts(data).items()})
-    except (UserError, DataError) as error:
+    except UserError as error:
         import sys
 
         print("".join(f"error: {line}\n" for line in str(error).splitlines()), end="", file=sys.stderr)

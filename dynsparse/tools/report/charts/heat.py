@@ -13,9 +13,9 @@ from matplotlib.colors import LogNorm, Normalize
 from matplotlib.ticker import EngFormatter, FuncFormatter, LogLocator, MaxNLocator, NullLocator
 from numpy.typing import NDArray
 
-from dynsparse.errors import one_line
 from dynsparse.tools.report.charts.svg import INK, Chart, as_json, figure, inline, plot_box, rounded
 from dynsparse.tools.report.words import clipped, percent
+from pipelines.common.text import one_line
 
 WIDTH = 620
 COLUMNS = 200

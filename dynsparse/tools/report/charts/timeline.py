@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from matplotlib.axes import Axes
 from matplotlib.ticker import EngFormatter, MaxNLocator
 
-from dynsparse.errors import one_line
 from dynsparse.tools.report.charts.svg import GRID, INK, LOSS, MUTED, Chart, figure, inline, series_colour
 from dynsparse.tools.report.history import Session
+from pipelines.common.text import one_line
 
 WIDTH = 620
 MOST = 40
