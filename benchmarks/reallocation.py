@@ -190,7 +190,7 @@ class Subject:
         """To where `reallocator(clock)` is called."""
         if not self._at_step:
             self.restore()
-            self.reallocator.before_step(CLOCK)
+            self.seen = self.reallocator.before_step(CLOCK)
             self._at_step = True
         self.empty_cache()
 
@@ -200,11 +200,11 @@ class Subject:
     def reallocate(self) -> int:
         """Returns the weights dropped."""
         self._at_step = False
-        return sum(self.reallocator(CLOCK).dropped.values())
+        return sum(self.reallocator(CLOCK, self.seen).dropped.values())
 
     def apply(self, plan: Plan) -> None:
         self._at_step = False
-        self.reallocator.apply(plan)
+        self.reallocator.apply(plan, costs=self.seen.growth_costs)
 
     def reallocate_with_digests(self) -> None:
         """What each of several workers hashes: masks and weights before, masks after."""
@@ -220,8 +220,7 @@ class Subject:
     def whole_event(self) -> None:
         """All that a step with a reallocation does beside backward and the optimizer."""
         self._at_step = False
-        self.reallocator.before_step(CLOCK)
-        self.reallocator.after_step(CLOCK)
+        self.reallocator.after_step(CLOCK, self.reallocator.before_step(CLOCK))
 
 
 @lru_cache(maxsize=1)
@@ -326,10 +325,10 @@ def check_work(way: str, subject: Subject, after: Sequence[DenseLayer]) -> list[
 def by_part(amount: Amount, moves: int) -> Result:
     subject = Subject(amount, amount.sparsity, moves=moves)
     subject.restore_to_step()
-    plan = subject.reallocator.plan(CLOCK)
+    plan = subject.reallocator.plan(CLOCK, subject.seen)
     ways: dict[str, Callable[[], Any]] = {
         OURS: subject.reallocate,
-        "plan": lambda: subject.reallocator.plan(CLOCK),
+        "plan": lambda: subject.reallocator.plan(CLOCK, subject.seen),
         "apply": lambda: subject.apply(plan),
         "ours with digests": subject.reallocate_with_digests,
         "mask digest": lambda: digest.mask_digest(subject.masks),

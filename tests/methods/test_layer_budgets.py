@@ -79,8 +79,8 @@ def test_layers_keep_their_budget(
                 layer.weight.grad = torch.randn(layer.spec.shape, generator=generator)
         masks.apply_to_weights()
         clock = Clock(step, 0, 10, 1)
-        reallocator.before_step(clock)
-        report = reallocator.after_step(clock)
+        seen = reallocator.before_step(clock)
+        report = reallocator.after_step(clock, seen)
         assert report is not None
         masks.check()
         if trades:
@@ -105,8 +105,8 @@ def test_erk_survives_rigl_on_resnet50() -> None:
     reallocator = Reallocator(network.model, network.masks, method, torch.optim.SGD(network.model.parameters(), lr=0.1))
     step = int(config.method.period.at(0))  # type: ignore[union-attr]
     clock = Clock(step, 0, 5000, 100)
-    reallocator.before_step(clock)
-    report = reallocator.after_step(clock)
+    seen = reallocator.before_step(clock)
+    report = reallocator.after_step(clock, seen)
     assert report is not None
     assert sum(report.dropped.values()) > 100_000
     assert dict(report.active) == before
