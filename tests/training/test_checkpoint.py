@@ -16,7 +16,7 @@ import torch
 from dynsparse.errors import UserError
 from dynsparse.masks.bits import pack_bits
 from dynsparse.training import checkpoint
-from dynsparse.training.checkpoint import CheckpointFolder, checksum, kept, read, set_aside_after, write
+from dynsparse.training.checkpoint import CheckpointFolder, checksum, kept, read, set_aside_after, write, zip_writer
 from dynsparse.training.trainer import Trainer
 from tests.training import runs
 
