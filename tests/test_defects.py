@@ -196,9 +196,9 @@ class TestState:
         for step in (1, 2):
             for parameter in reallocator.model.parameters():
                 parameter.grad = torch.ones_like(parameter)
-            reallocator.before_step(Clock(step, 0))
+            seen = reallocator.before_step(Clock(step, 0))
             reallocator.optimizers[0].step()
-            reallocator(Clock(step, 0))
+            reallocator(Clock(step, 0), seen)
             (_, momentum) = next(iter(moments(reallocator.optimizers[0], layer)))
             assert not momentum[~layer.mask].any()
             assert not layer.weight.detach()[~layer.mask].any()

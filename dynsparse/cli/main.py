@@ -11,8 +11,9 @@ import sys
 from importlib import import_module
 from typing import NoReturn
 
-from dynsparse import streams, torchrun
+from dynsparse import torchrun
 from dynsparse.errors import EXIT_BAD_INPUT, EXIT_DONE, EXIT_INTERRUPTED, UserError
+from pipelines.common import streams
 from pipelines.common.text import nearest, one_line
 
 VERBS = {

@@ -22,7 +22,7 @@ from dynsparse.methods import AnyMethod
 from dynsparse.models import AnyModel
 from pipelines.common.paths import PathText
 from pipelines.common.settings import Count, Settings
-from pipelines.datasets.settings import DataSettings
+from pipelines.datasets.registry import DataSettings
 
 
 class RunConfig(Settings):

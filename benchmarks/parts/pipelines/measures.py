@@ -33,8 +33,10 @@ from dynsparse.training.evaluate import evaluate
 from dynsparse.training.trainer import Trainer
 from pipelines import augment
 from pipelines.base import Data, Request
-from pipelines.datasets.imagenet import MEAN, NORMALISATION, STD
-from pipelines.datasets.settings import MOST_PIXELS, ImagenetSettings, WebdatasetSettings
+from pipelines.datasets.imagenet import ImagenetSettings
+from pipelines.datasets.photographs import MEAN, NORMALISATION, STD
+from pipelines.datasets.webdataset import WebdatasetSettings
+from pipelines.images.encoded import MOST_PIXELS
 from pipelines.images.reference import decoded
 from pipelines.loaders import dali_views, torch_views
 from pipelines.loaders.dali_images import given

@@ -7,10 +7,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from dynsparse import streams
 from dynsparse.cli.experiments.jobs import Job, read_jobs, read_numbers
 from dynsparse.cli.experiments.listed import Experiments, Options
 from dynsparse.errors import EXIT_BAD_INPUT, EXIT_DONE, EXIT_STOPPED, UserError
+from pipelines.common import streams
 from pipelines.common.command_line import Parser
 from pipelines.common.paths import argument
 
