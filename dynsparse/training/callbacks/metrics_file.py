@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from dynsparse import files
+from dynsparse.appender import Appender
 from dynsparse.reallocation import ReallocationReport
 from dynsparse.training.callbacks.base import EpochReport, RunReport, Writer
 from dynsparse.training.evaluate import Evaluation
@@ -34,7 +35,7 @@ class MetricsFile(Writer):
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._lines = files.Appender(path)
+        self._lines = Appender(path)
         self._resume: RunReport | None = None
         """The start for which the file is still to be cut."""
 
@@ -199,7 +200,7 @@ def _set_aside(path: Path, aside: Path) -> int:
     """Append the damaged lines to another file, up to a size at which nobody reads it. Returns the bytes beyond."""
     files.make_way(aside)
     room, beyond = _MOST_DAMAGED - (aside.stat().st_size if aside.exists() else 0), 0
-    appender = files.Appender(aside)
+    appender = Appender(aside)
     for line in log_lines.read(path, log_lines.metrics_line):
         if not _is_damaged(line):
             continue
