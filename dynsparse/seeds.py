@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 
-import torch
 from torch import Tensor
 
 # Odd constants of SplitMix64, see `random_bits`. The first is the golden ratio's, as an int64.
