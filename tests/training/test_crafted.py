@@ -20,7 +20,7 @@ from torch import Tensor
 
 from dynsparse.errors import UserError
 from dynsparse.training.checkpoint import checksum, read, write
-from dynsparse.training.checkpoint.archive import MOST_TIMES, SPARE_BYTES
+from dynsparse.training.checkpoint.limits import MOST_TIMES, SPARE_BYTES
 from dynsparse.training.checkpoint.schema import SavedProgress
 from dynsparse.training.resume import checkpoints_of, find_resume_point, take_folder
 from dynsparse.training.state import Progress
