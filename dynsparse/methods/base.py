@@ -274,14 +274,17 @@ class Dynamic(Method):
         self.settings = settings
 
     def is_due(self, clock: Clock) -> bool:
+        """Whether to reallocate after this step: every `period` steps before `stop_epoch`."""
         return clock.epoch < self.settings.stop_epoch and clock.step % int(self.settings.period.at(clock.epoch)) == 0
 
     @property
     def counts_epochs(self) -> bool:
+        """Whether `stop_epoch` or a table over epochs is set."""
         stops = "stop_epoch" in self.settings.model_fields_set
         return stops or any(isinstance(value, StepTable) and len(value.points) > 1 for _, value in self.settings)
 
     def begin(self, layer: SparseLayer, units: Tensor, generator: torch.Generator) -> Tensor | None:
+        """First weights of grown units, as `new_weights` says: None for 0, or a draw."""
         if self.settings.new_weights == "zero":
             return None
         return initial_weights(layer.spec, units.numel(), generator)
