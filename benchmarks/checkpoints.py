@@ -29,7 +29,7 @@ from benchmarks.harness import record
 from benchmarks.harness.page import spread, table
 from benchmarks.harness.record import PAGES
 from benchmarks.harness.rounds import finished, summary
-from dynsparse.config import schema
+from dynsparse.config import loading
 from dynsparse.config.schema import RunConfig
 from dynsparse.runtime import Worker
 from dynsparse.training.checkpoint import CheckpointFolder, kept, write
@@ -94,7 +94,7 @@ def main() -> None:
 
 
 def settings(amount: Amount, sparsity: float, optimizer: str) -> RunConfig:
-    return schema.parse(
+    return loading.parse(
         {
             "model": {"name": "imagenet_resnet50", "widen_factor": amount.width},
             "sparsity": {"conv": sparsity, "fc": sparsity},
