@@ -23,7 +23,7 @@ _numbers = itertools.count()
 class EventFile:
     """Takes events as torch's `FileWriter` does, and keeps them until `records` writes them.
 
-    In the thread that trains, without a thread of its own.
+    It has no thread of its own: the thread that trains writes.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -38,9 +38,11 @@ class EventFile:
         self.add_event(Event(session_log=SessionLog(status=SessionLog.START)), step)
 
     def add_summary(self, summary: Any, global_step: int | None = None, walltime: float | None = None) -> None:
+        """Add an event of this summary, as `FileWriter.add_summary` does."""
         self.add_event(Event(summary=summary), global_step, walltime)
 
     def add_event(self, event: Any, step: int | None = None, walltime: float | None = None) -> None:
+        """Add an event, as `FileWriter.add_event` does. `walltime` is in seconds; None for now."""
         event.wall_time = time.time() if walltime is None else walltime
         if step is not None:
             event.step = int(step)
@@ -48,7 +50,7 @@ class EventFile:
 
 
 def _record(event: Any) -> bytes:
-    """An event as it stands in the file: its length, its bytes, a checksum of each."""
+    """Return an event as the file holds it: its length, its bytes, a checksum of each."""
     buffer = io.BytesIO()
     RecordWriter(buffer).write(event.SerializeToString())
     return buffer.getvalue()

@@ -15,10 +15,9 @@ from dynsparse.training.run.clock import now
 
 
 class HistoryFile(Writer):
-    """Appends a line at each start and each end. A start that follows a start is of a run that died in between.
+    """Appends a line at each start and each end. A start that follows a start tells of a run that died in between.
 
-    Never cut by a resume, unlike metrics.jsonl: a start at fewer steps than
-    were reached before tells what was lost.
+    A resume never cuts it, unlike metrics.jsonl. A start at fewer steps than were reached before tells what was lost.
     """
 
     def __init__(self, path: Path, *, launch: str | None = None, resumed_from: Path | None = None) -> None:
