@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import sys
 
-from dynsparse import streams
 from dynsparse.cli.main import train
+from pipelines.common import streams
 
 if __name__ == "__main__":
     streams.make_safe()  # Before anything opens a file.

@@ -1,4 +1,4 @@
-"""How a training process ends: its last words, and the exit code that it leaves for its launcher."""
+"""The end of a training process: its last message, and the exit code that it leaves for its launcher."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import sys
 import traceback
 from typing import NoReturn
 
-from dynsparse import streams, torchrun
+from dynsparse import torchrun
 from dynsparse.errors import (
     EXIT_BAD_INPUT,
     EXIT_DONE,
@@ -21,6 +21,7 @@ from dynsparse.errors import (
     UserError,
 )
 from dynsparse.runtime import Worker, lost_peer
+from pipelines.common import streams
 
 
 def ended_by(error: BaseException, worker: Worker) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 
-from dynsparse import streams, torchrun
+from dynsparse import torchrun
 from dynsparse.cli.actions.base import require
 from dynsparse.cli.actions.training import Training
 from dynsparse.cli.asking import action_of
@@ -13,6 +13,7 @@ from dynsparse.cli.leaving import ended_by, noted
 from dynsparse.cli.options import parse
 from dynsparse.errors import EXIT_DONE
 from dynsparse.runtime import Worker
+from pipelines.common import streams
 
 
 def main(words: Sequence[str], program: str = "dynsparse train") -> int:

@@ -31,6 +31,7 @@ from dynsparse.training.reports import Reporter
 from dynsparse.training.state import Progress, RunState
 from dynsparse.training.undo import Undo
 from dynsparse.training.waiting import wait_for_storage
+from pipelines import preview
 from pipelines.base import Batch, Data, EvaluationPipeline
 
 log = logging.getLogger(__name__)
@@ -205,7 +206,7 @@ class Trainer:
     def _show(self, micro_batches: Sequence[Batch]) -> None:
         """Give the observers a look at the first batch of a run."""
         if self.worker.is_main and self.progress.step == 0 and not self.resumed:
-            self.observers.on_samples(SamplesReport(self.data.picture(*micro_batches[0], most=32)))
+            self.observers.on_samples(SamplesReport(preview.picture(self.data, *micro_batches[0], most=32)))
 
     def _share_bad_samples(self) -> None:
         """Tell all ranks what any has found, so that none need find it again."""

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 import pipelines
 from benchmarks.harness.record import ROOT
 from benchmarks.harness.rounds import summary
-from dynsparse.config import schema
+from dynsparse.config import loading
 from dynsparse.models.resnet50 import ResNet50Settings
 from dynsparse.runtime import Worker
 from dynsparse.training.building import build_parts
@@ -33,8 +33,10 @@ from dynsparse.training.evaluate import evaluate
 from dynsparse.training.trainer import Trainer
 from pipelines import augment
 from pipelines.base import Data, Request
-from pipelines.datasets.imagenet import MEAN, NORMALISATION, STD
-from pipelines.datasets.settings import MOST_PIXELS, ImagenetSettings, WebdatasetSettings
+from pipelines.datasets.imagenet import ImagenetSettings
+from pipelines.datasets.photographs import MEAN, NORMALISATION, STD
+from pipelines.datasets.webdataset import WebdatasetSettings
+from pipelines.images.encoded import MOST_PIXELS
 from pipelines.images.reference import decoded
 from pipelines.loaders import dali_views, torch_views
 from pipelines.loaders.dali_images import given
@@ -412,7 +414,7 @@ def network(bench: Bench, photographs: Path) -> Result:
     if len(sample_images.CLASSES) * amount.each < 100:
         asked += ["train.global_batch_size=8", "train.lr.warmup_epochs=0", "method.stop_epoch=1"]
     path = ROOT / "configs" / "sample_images_resnet.yaml"
-    configs = {loader: schema.load(path, [*asked, f"data.loader={loader}"]) for loader in ("dali", "torch")}
+    configs = {loader: loading.load(path, [*asked, f"data.loader={loader}"]) for loader in ("dali", "torch")}
     parts = {loader: build_parts(config, Worker()) for loader, config in configs.items()}
     trained, data = parts["dali"]
     with redirect_stdout(sys.stderr):

@@ -20,12 +20,12 @@ from pipelines.base import TrainPipeline
 from pipelines.position import Position
 
 Rule = Callable[[], object]
-"""Raises UserError."""
+"""A check that raises UserError, or returns."""
 
 
 @dataclass(frozen=True)
 class Action(ABC):
-    """What a command line asks for, with the config that it is about."""
+    """An action that a command line asks for, with its config."""
 
     config: RunConfig
 
@@ -64,7 +64,11 @@ def network_rules(config: RunConfig, worker: Worker) -> list[Rule]:
 
 def start_rules(config: RunConfig, worker: Worker, resume: str | None) -> list[Rule]:
     """Return the rules of a start on real data."""
-    rules = [*network_rules(config, worker), lambda: require_split(config, worker.world_size), config.data.check]
+    rules = [
+        *network_rules(config, worker),
+        lambda: require_split(config, worker.world_size),
+        lambda: pipelines.check(config.data),
+    ]
     if resume is None and not is_later_attempt(config):
         rules.append(lambda: require_sources(config))
     return rules

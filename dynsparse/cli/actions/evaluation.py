@@ -33,7 +33,7 @@ class Evaluation(Action):
 
     def rules(self, worker: Worker) -> list[Rule]:
         """Return the rules of a network that is given data."""
-        return [*network_rules(self.config, worker), self.config.data.check]
+        return [*network_rules(self.config, worker), lambda: pipelines.check(self.config.data)]
 
     def rehearse(self, worker: Worker) -> str:
         """Raise UserError for a checkpoint of another network, and for data that it cannot be evaluated on."""

@@ -14,7 +14,7 @@ from dynsparse.cli.actions.base import Action, Rule, position_in, start_rules
 from dynsparse.errors import UserError
 from dynsparse.runtime import Worker
 from dynsparse.training.building import data_request
-from pipelines.preview import write_png
+from pipelines.preview import picture, write_png
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Preview(Action):
         path = config.folder.with_name(f"{config.folder.name}_preview.png")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            write_png(data.picture(images, labels, most=count), path)
+            write_png(picture(data, images, labels, most=count), path)
         except OSError as error:
             raise UserError(f"--preview: {path} cannot be written ({error.strerror}); set runs=") from None
         print(f"{min(count, len(labels))} training samples in {path}", flush=True)
