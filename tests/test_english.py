@@ -29,7 +29,6 @@ NOT_YET = (
     "dynsparse/sparse_training.py",
     "dynsparse/tables.py",
     "dynsparse/torchrun.py",
-    "pipelines",
     "benchmarks",
     "launch",
     "tests",
