@@ -64,6 +64,6 @@ class Unwritten:
         else:
             what = (
                 f"could not be written ({error}), and the state is in no other file; {_REMEDY}, then start anew with "
-                f"--overwrite, or go on without this file with --resume auto"
+                f"--overwrite, or resume without this file with --resume auto"
             )
         return f"checkpoint {path}: {what}"
