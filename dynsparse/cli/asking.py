@@ -1,4 +1,4 @@
-"""From the words of a command line to one action with its config."""
+"""Reading a command line: its options become one action with its config."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From a YAML file and `section.key=value` overrides to a validated config.
+"""Loading a config: a YAML file and `section.key=value` overrides become a valid `RunConfig`.
 
 All mistakes are listed at once, each with its place, the value, the rule and the remedy.
 """

@@ -88,10 +88,12 @@ class RunConfig(Settings):
 
     @property
     def run_name(self) -> str:
+        """The name of the run's folder."""
         return self.name or f"{self.model.name.replace('/', '_')}_{self.job_idx}"
 
     @property
     def folder(self) -> Path:
+        """The run's folder."""
         return Path(self.runs) / self.run_name
 
     def require_split(self, workers: int) -> None:
@@ -109,6 +111,7 @@ class RunConfig(Settings):
         return self.model_dump()
 
     def as_yaml(self) -> str:
+        """Return the resolved config as the YAML that a run's folder holds."""
         return yaml.safe_dump(self.as_dict(), sort_keys=False)
 
 

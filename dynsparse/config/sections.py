@@ -23,12 +23,12 @@ MOST_IN_A_BATCH = 1 << 20
 
 
 class SparsitySettings(Settings):
-    """Which layers are sparse, how sparse, and in what units."""
+    """The sparse layers, their sparsity and their unit."""
 
     conv: Sparsity = 0.5
-    """Share of the weights of each sparse convolution that are 0."""
+    """Fraction of the weights of each sparse convolution that are 0."""
     fc: Sparsity = 0.98
-    """Share of the weights of each sparse linear layer that are 0."""
+    """Fraction of the weights of each sparse linear layer that are 0."""
     allocation: Literal["uniform", "erk"] = "uniform"
     """uniform: each layer as above; erk: as many weights in all, but small layers are denser (Evci et al. 2020)."""
     granularity: Granularity = 4
@@ -45,7 +45,7 @@ class PenaltySettings(Settings):
     l1: Annotated[float, Field(ge=0)] = 0.0
     """Coefficient of the sum of magnitudes."""
     group_lasso: bool = False
-    """In convolutions, take the sum of the norms of the kernel slices instead."""
+    """Sum the norms of the kernel slices of convolutions instead."""
 
 
 class StartSettings(Settings):
@@ -99,7 +99,7 @@ class DistributedSettings(Settings):
     backend: Backend = "auto"
     """auto: NCCL where there are GPUs, gloo on the CPU otherwise."""
     timeout_seconds: Annotated[float, Field(gt=0, le=7 * 24 * 3600)] = 300
-    """How long a worker waits for the others before it gives up. Nothing that a worker does alone may take as long."""
+    """Seconds that a worker waits for the others before it gives up: more than any of them works alone."""
     gradients: Gradients = "dense"
     """Gradients that travel between the ranks each step. active: those of active weights alone, so that bytes fall with
     the density; dense: all; auto: the faster of both, measured in steps at the start. With more than two ranks the two

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dynsparse import files
+from dynsparse.appender import Appender
 from dynsparse.training.callbacks.base import RunReport
 from dynsparse.training.run import log_lines, names
 from dynsparse.training.run.log_lines import Line
@@ -100,7 +101,7 @@ def _set_damaged_aside(path: Path, damaged: log_lines.Damaged) -> None:
     aside = path.with_name(names.damaged(path.name))
     files.make_way(aside)
     space, beyond = _MOST_DAMAGED - (aside.stat().st_size if aside.exists() else 0), 0
-    appender = files.Appender(aside)
+    appender = Appender(aside)
     for line in log_lines.read(path, metrics_line):
         if not _is_damaged(line):
             continue

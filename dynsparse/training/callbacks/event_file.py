@@ -13,7 +13,7 @@ from typing import Any
 from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 from tensorboard.summary.writer.record_writer import RecordWriter
 
-from dynsparse import files
+from dynsparse.appender import Appender
 from dynsparse.training.run import names
 
 _VERSION = "brain.Event:2"
@@ -30,7 +30,7 @@ class EventFile:
         name = f"{names.EVENTS}.{int(time.time()):010d}.{socket.gethostname()}.{os.getpid()}.{next(_numbers)}"
         self.path = folder / name
         header = _record(Event(wall_time=time.time(), file_version=_VERSION))
-        self.records = files.Appender(self.path, lines=False, header=header)
+        self.records = Appender(self.path, lines=False, header=header)
 
     def begin_anew(self, step: int) -> None:
         """Let TensorBoard forget what earlier files tell of this step and later ones."""

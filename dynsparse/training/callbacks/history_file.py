@@ -8,7 +8,7 @@ import socket
 from pathlib import Path
 from typing import Any
 
-from dynsparse import files
+from dynsparse.appender import Appender
 from dynsparse.training.callbacks.base import RunReport, Summary, Writer
 from dynsparse.training.run import log_lines, names
 from dynsparse.training.run.clock import now
@@ -24,7 +24,7 @@ class HistoryFile(Writer):
         self.path = path
         self.launch = launch
         self.resumed_from = resumed_from
-        self._lines = files.Appender(path)
+        self._lines = Appender(path)
 
     @property
     def pending(self) -> bool:

@@ -7,7 +7,7 @@ import math
 from pathlib import Path
 from typing import Any
 
-from dynsparse import files
+from dynsparse.appender import Appender
 from dynsparse.reallocation import ReallocationReport
 from dynsparse.training.callbacks.base import EpochReport, RunReport, Writer
 from dynsparse.training.callbacks.cutting import cut
@@ -22,7 +22,7 @@ class MetricsFile(Writer):
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._lines = files.Appender(path)
+        self._lines = Appender(path)
         self._resume: RunReport | None = None
         """The start for which the file is still to be cut."""
 
