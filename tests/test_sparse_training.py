@@ -139,7 +139,7 @@ def test_gradients_can_be_prepared_before_they_are_clipped() -> None:
 
 
 def test_the_readmes_loop_works_and_takes_at_most_six_lines(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Without the statements that name SparseTraining it is a whole loop of somebody else's."""
+    """The loop without the statements that name SparseTraining is a whole loop of somebody else's."""
     import_torchvision()
     page = (ROOT / "README.md").read_text()
     source, saving = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
