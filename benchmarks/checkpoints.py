@@ -27,10 +27,9 @@ from benchmarks.harness.rounds import finished, in_rounds, ratios, returned, sum
 from benchmarks.harness.runs import data_of, run_config, settled
 from benchmarks.harness.script import page_parser, run
 from dynsparse.config.schema import RunConfig
-from dynsparse.training.checkpoint import CheckpointFolder, write
-from dynsparse.training.checkpoint import file as checkpoint_file
-from dynsparse.training.checkpoint import folder as checkpoint_folder
-from dynsparse.training.checkpoint.archive import save_deflated
+from dynsparse.training.checkpoint import CheckpointFolder, kept, write
+from dynsparse.training.checkpoint import format as checkpoint_format
+from dynsparse.training.checkpoint.deflating import save_deflated
 from dynsparse.training.network import build_network
 from dynsparse.training.reports import Reporter
 from dynsparse.training.trainer import Trainer
@@ -105,7 +104,7 @@ def times(amount: Amount, folder: Path) -> Result:
     trained, batch = trainer(settings(amount, 0.9, "SGD"), folder / "time")
     ways = {way: partial(block, trained, batch, amount.steps, way) for way in WAYS}
     found = in_rounds(ways, amount.rounds, measure=returned)
-    checkpoint_file.save_deflated, checkpoint_folder.write = save_deflated, write
+    checkpoint_format.save_deflated, kept.write = save_deflated, write
     blocks = {way: [taken for taken, _, _ in rounds] for way, rounds in found.items()}
     held_up = {way: [waited for _, waited, _ in rounds] for way, rounds in found.items() if way != "none"}
     lost = {way: [a - b for a, b in zip(blocks[way], blocks["none"], strict=True)] for way in held_up}
@@ -143,14 +142,14 @@ def block(trained: Trainer, batch: list[Batch], steps: int, way: str) -> tuple[f
 def timed_writes(way: str) -> list[float]:
     """Have the coming saves written in this way; the list gets the seconds of each."""
     seconds: list[float] = []
-    checkpoint_file.save_deflated = torch.save if way == "foreground, not deflated" else save_deflated  # type: ignore[assignment]
+    checkpoint_format.save_deflated = torch.save if way == "foreground, not deflated" else save_deflated  # type: ignore[assignment]
 
     def timed(path: Path, state: Any) -> None:
         began = time.perf_counter()
         write(path, state)
         seconds.append(time.perf_counter() - began)
 
-    checkpoint_folder.write = timed
+    kept.write = timed
     return seconds
 
 

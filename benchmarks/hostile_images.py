@@ -22,7 +22,7 @@ from typing import Any
 from benchmarks.harness.processes import Ended, watched
 from benchmarks.harness.record import ROOT, Result, keep
 from benchmarks.harness.script import plain_parser
-from tests.pipelines.hostile import BOMBS, SPECIALS, bomb
+from tests.pipelines.images.hostile import BOMBS, SPECIALS, bomb
 from tests.pipelines.pictures import picture
 
 CLASSES, EACH = ("ape", "bee", "cat"), 8

@@ -31,7 +31,7 @@ from benchmarks.parts.pipelines.bench import TINY, Amount, Bench
 from benchmarks.parts.pipelines.feed import feed
 from benchmarks.parts.pipelines.memory import resident
 from benchmarks.parts.pipelines.speed import speed
-from pipelines.loaders.torchvision_ops import import_torchvision
+from pipelines.common.torchvision_ops import import_torchvision
 
 NAME = "pipelines"
 FIGURE = "pipeline-memory.svg"

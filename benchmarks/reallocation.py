@@ -68,10 +68,10 @@ def measure(asked: Namespace) -> Result:
 def by_part(amount: Amount, moves: int) -> Result:
     subject = Subject(amount, amount.sparsity, moves=moves)
     subject.restore_to_step()
-    plan = subject.reallocator.plan(CLOCK)
+    plan = subject.reallocator.plan(CLOCK, subject.seen)
     ways: dict[str, Act] = {
         OURS: subject.reallocate,
-        "plan": lambda: subject.reallocator.plan(CLOCK),
+        "plan": lambda: subject.reallocator.plan(CLOCK, subject.seen),
         "apply": lambda: subject.apply(plan),
         "ours with digests": subject.reallocate_with_digests,
         "mask digest": lambda: digest.mask_digest(subject.masks),

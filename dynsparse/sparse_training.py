@@ -76,7 +76,8 @@ class SparseTraining(Watcher):
         on_desync: "abort" or "repair", when ranks hold different masks or weights.
         on_reallocation: called with each `ReallocationReport`.
         mask_in_backward: mask gradients as soon as backward has made them, so that norms and clipping see those of
-            the active weights. False for a loop that calls `prepare_gradients()` itself before each step.
+            the active weights. False for a loop that leaves them 0 outside the masks itself, unless
+            `wants_whole_gradients`, and calls `prepare_gradients()` before each step.
 
     All ranks construct it with the same arguments. Raises UserError for what cannot work, and leaves all as it was.
     """
@@ -172,14 +173,14 @@ class SparseTraining(Watcher):
     # What a loop may call.
 
     @_on_the_host
-    def prepare_gradients(self, *, masked: bool = False) -> None:
+    def prepare_gradients(self) -> None:
         """Look at the gradients and mask them now, after the last backward and `GradScaler.unscale_`.
 
         Only needed by what uses gradients before the step, such as clipping by norm, in the steps in which the method
-        looks at whole gradients: RigL's reallocations, each step of sparse momentum. `masked`: they are 0 outside the
-        masks already, unless `wants_whole_gradients`. Nothing is learnt from them if no step follows.
+        looks at whole gradients: RigL's reallocations, each step of sparse momentum. Nothing is learnt from them if no
+        step follows.
         """
-        self._gradients.look(self.masks, masked=masked)
+        self._gradients.look(self.masks)
 
     @property
     def wants_whole_gradients(self) -> bool:
@@ -298,7 +299,7 @@ class SparseTraining(Watcher):
         if overflows(optimizer) or not self._gradients.are_there:
             self._begin_round()
             return
-        self.reallocator.learn(self._optimizers.layers_of(optimizer, self.masks))
+        self.reallocator.learn(self._gradients.seen, self._optimizers.layers_of(optimizer, self.masks))
         number = self._optimizers.number_of(optimizer, self.masks)
         if number is not None:
             self._stepped.add(number)
@@ -335,7 +336,7 @@ class SparseTraining(Watcher):
             self.verify()
         self.reallocator.optimizers = self._optimizers.alive
         self.reallocator.untrained = self._optimizers.untrained(self.masks) if due else set()
-        report = self.reallocator.after_step(clock)
+        report = self.reallocator.after_step(clock, self._gradients.seen)
         self._begin_round()
         if self.steps > self._asked.total_steps and not self._said_over:
             self._said_over = True

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 import pipelines
-from dynsparse.config import schema
+from dynsparse.config import loading
 from dynsparse.config.schema import RunConfig
 from dynsparse.masks import MaskSet
 from dynsparse.methods.base import Method
@@ -36,7 +36,7 @@ def run_config(model: Section, method: Section, image: int, classes: int, **sect
     }
     for name, section in sections.items():
         document[name] = {**document.get(name, {}), **section}
-    return schema.parse({name: dict(section) for name, section in document.items()})
+    return loading.parse({name: dict(section) for name, section in document.items()})
 
 
 def data_of(config: RunConfig, worker: Worker | None = None, device: torch.device = CPU) -> Data:

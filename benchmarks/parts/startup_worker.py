@@ -20,22 +20,23 @@ BEGAN = time.perf_counter()
 
 def main() -> None:
     parts, file = Watch(), Path(sys.argv[1])
-    import dist_train  # Its imports are a part.
     import pipelines
-    from dynsparse.training import network
+    from dynsparse.cli import train  # Its imports are a part.
+    from dynsparse.cli.actions import training as start
+    from dynsparse.training import building, network
     from dynsparse.training.trainer import Trainer
 
     imports = time.perf_counter() - BEGAN
     # By itself, for it would count towards whatever comes to need it first.
     parts.timed(import_module, "torch._dynamo")("torch._dynamo")
-    parts.on(dist_train, "load_config", "config and checks")
-    parts.on(dist_train, "check", "config and checks")
+    parts.on(train, "action_of", "config and checks")
+    parts.on(train, "require", "config and checks")
     parts.on(pipelines, "build", "data")
-    parts.on(dist_train, "build_network", "network")
+    parts.on(building, "build_network", "network")
     parts.on(network, "MaskSet", "masks")
     parts.on(Trainer, "__init__", "trainer")
     parts.on(Trainer, "_settle", "settle")
-    parts.on(dist_train, "standard_observers", "observers")
+    parts.on(start, "standard_observers", "observers")
     parts.on(Trainer, "_show", "observers")
     parts.on(Trainer, "_save", "initial checkpoint")
     parts.on(Trainer, "_fetch", "first batch")
@@ -48,8 +49,7 @@ def main() -> None:
         sys.exit(0)
 
     Trainer.train_step = first_step  # type: ignore[assignment,method-assign]
-    sys.argv = ["dist_train.py", *sys.argv[2:]]
-    dist_train.main()
+    train.main(sys.argv[2:], "dist_train.py")
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from dynsparse.errors import UserError
 from dynsparse.masks import MaskSet, SparseLayer
 from dynsparse.masks.tensors import is_dense
 from dynsparse.methods import Clock
-from dynsparse.reallocation import Reallocator
+from dynsparse.reallocation import Reallocator, Seen
 
 _MASKED_AT = "_dynsparse_masked_at"
 """An attribute of a gradient: its version and that of the masks when it was masked. It is as it was if both hold."""
@@ -22,23 +22,25 @@ _MASKED_AT = "_dynsparse_masked_at"
 class Gradients:
     """Lets a method look at each gradient once, and masks it as often as it takes.
 
-    A round is what leads to one step: one or several backward passes, looks, and clipping in between.
+    The contract: after backward, gradients are 0 outside the masks, unless they are wanted whole. Then they are masked
+    once they have been looked at. A round leads to one step: backward passes, looks, and clipping in between.
     """
 
     def __init__(self, masks: MaskSet, reallocator: Reallocator, coming: Callable[[], Clock], *, masking: bool) -> None:
-        """`coming` gives the clock of the step to come. With `masking` each is masked as soon as it is there."""
+        """`coming` gives the clock of the step to come. Without `masking` the loop itself keeps the contract."""
         self.masks = masks
         self.reallocator = reallocator
         self.coming = coming
+        self.masking = masking
         self.are_there = False
         """Whether the step has any."""
+        self.seen = Seen()
+        """Facts of this round's gradients, from before they were masked."""
         self._new: set[str] = set()
         self._has_looked = False
         self._masks_version = 0
         self._wants_whole: tuple[int, bool] = (-1, False)
-        self._hooks = [
-            layer.weight.register_post_accumulate_grad_hook(_noting(ref(self), layer, masking)) for layer in masks
-        ]
+        self._hooks = [layer.weight.register_post_accumulate_grad_hook(_noting(ref(self), layer)) for layer in masks]
 
     @property
     def are_wanted_whole(self) -> bool:
@@ -51,7 +53,7 @@ class Gradients:
     def begin_round(self) -> None:
         """Forget what belonged to the step that is over."""
         self.are_there = self._has_looked = False
-        self.reallocator.forget()
+        self.seen = Seen()
 
     def follow_masks(self) -> None:
         """Rely no more on what the masks before these have masked."""
@@ -63,19 +65,17 @@ class Gradients:
             hook.remove()
 
     @torch.no_grad()
-    def look(
-        self, layers: Iterable[SparseLayer], *, masked: bool = False, scale: Tensor | None = None, keep: bool = False
-    ) -> None:
-        """Look at what gradients of these layers are new since the last look, and mask all.
+    def look(self, layers: Iterable[SparseLayer], *, scale: Tensor | None = None, keep: bool = False) -> None:
+        """Look at those gradients of these layers that are new since the last look, and mask all.
 
         The first look of a round is at all layers: others of its optimizers may step on gradients of the same
-        backward. `masked`: all are 0 outside the masks already, unless wanted whole. `scale`: what they are multiplied
-        with. `keep`: what was seen counts, though the gradient is gone by now.
+        backward. `scale`: a GradScaler's factor, that they still have. `keep`: what was seen counts, though the
+        gradient is gone by now.
         """
         gradients = self._found()
         self.are_there |= bool(gradients) or not len(self.masks)
         if not keep:
-            self.reallocator.keep(gradients)
+            self.seen.keep(gradients)
         changed = {name for name, gradient in gradients.items() if not self._is_as_masked(gradient)}
         new = set(self._new)
         if not self._has_looked:
@@ -83,22 +83,23 @@ class Gradients:
         if self.are_wanted_whole:  # What was masked already for an earlier step says nothing of where to grow.
             new &= changed
         if to_see := [layer for layer in layers if layer.name in new]:
-            self.reallocator.look(self.coming(), to_see, masked=masked or not changed, scale=scale)
-        elif changed and not masked:  # Clipped, say, since they were looked at.
+            self.seen.add(self.reallocator.look(self.coming(), to_see, scale=scale))
+        written = changed and self.masking  # Clipped, say, since they were looked at.
+        if written or (to_see and self.are_wanted_whole):
             self.masks.mask_gradients()
         self._new, self._has_looked = set(), True
         for gradient in gradients.values():
-            self.mark(gradient)
+            self._mark(gradient)
 
-    def note(self, layer: SparseLayer, gradient: Tensor, *, masking: bool) -> None:
+    def note(self, layer: SparseLayer, gradient: Tensor) -> None:
         """Take note of a gradient that backward has just made, and mask it unless it is wanted whole."""
         self._new.add(layer.name)
-        maskable = masking and not gradient.is_sparse and gradient.device == layer.device
+        maskable = self.masking and not gradient.is_sparse and gradient.device == layer.device
         if maskable and not self.are_wanted_whole:
             layer.mask_(gradient)
-            self.mark(gradient)
+            self._mark(gradient)
 
-    def mark(self, gradient: Tensor) -> None:
+    def _mark(self, gradient: Tensor) -> None:
         """Note that a gradient is masked as it is."""
         setattr(gradient, _MASKED_AT, (gradient._version, self._masks_version))
 
@@ -121,13 +122,13 @@ class Gradients:
         return found
 
 
-def _noting(gradients: ref[Gradients], layer: SparseLayer, masking: bool) -> Callable[[Tensor], None]:
+def _noting(gradients: ref[Gradients], layer: SparseLayer) -> Callable[[Tensor], None]:
     """A hook of a weight. It keeps nothing alive."""
 
     def note(weight: Tensor) -> None:
         owner, gradient = gradients(), weight.grad
         if owner is not None and gradient is not None:
-            owner.note(layer, gradient, masking=masking)
+            owner.note(layer, gradient)
 
     return note
 

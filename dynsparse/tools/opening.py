@@ -12,14 +12,16 @@ import torch
 from torch import Tensor
 
 from dynsparse import files
-from dynsparse.config.schema import RunConfig, parse
+from dynsparse.config.loading import parse
+from dynsparse.config.schema import RunConfig
 from dynsparse.distributed.digest import mask_digest, weight_digest
 from dynsparse.errors import UserError
+from dynsparse.training.checkpoint import read_run
 from dynsparse.training.compatibility import require_same_layers
 from dynsparse.training.network import Network, build_network
 from dynsparse.training.packing import mean_buffers, unpack_buffers, unpack_weights
 from dynsparse.training.preflight import require_model_of
-from dynsparse.training.saved import read_run
+from dynsparse.training.run import names
 from dynsparse.training.state import versions
 from pipelines.common.text import one_line
 
@@ -132,9 +134,9 @@ def _against_summary(opened: Opened) -> list[str]:
 
 def _summary(path: Path) -> Mapping[str, Any] | None:
     """Of the run in whose checkpoints/ the file lies. What was set aside (*.stale) is of a history it does not tell."""
-    if path.absolute().parent.name != "checkpoints" or path.suffix != ".pt":
+    if path.absolute().parent.name != names.CHECKPOINTS or path.suffix != ".pt":
         return None
     try:
-        return files.json_object(files.read_bytes(path.absolute().parents[1] / "summary.json"))
+        return files.json_object(files.read_bytes(path.absolute().parents[1] / names.SUMMARY))
     except (OSError, ValueError):
         return None

@@ -17,6 +17,7 @@ from dynsparse.masks.tying import TiedLayer, tie
 from dynsparse.methods import Method, MethodSettings
 from dynsparse.runtime import memory
 from dynsparse.seeds import seed_for
+from dynsparse.tables import align
 from dynsparse.training.sources import NOTHING, Sources
 
 
@@ -80,17 +81,6 @@ class Network:
 def _counts(active: int, weights: int) -> tuple[str, str, str]:
     """Sparsity, active and all weights."""
     return f"{100 * (1 - active / max(1, weights)):.2f} %", f"{active:,}", f"{weights:,}"
-
-
-def align(rows: Sequence[tuple[str, ...]]) -> str:
-    """Text columns: the first to the left, the others to the right."""
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-
-    def line(row: tuple[str, ...]) -> str:
-        cells = [cell.rjust(width) for cell, width in zip(row, widths, strict=True)]
-        return "  ".join([row[0].ljust(widths[0]), *cells[1:]])
-
-    return "\n".join(line(row) for row in rows)
 
 
 def build_network(config: RunConfig, device: torch.device, sources: Sources = NOTHING) -> Network:

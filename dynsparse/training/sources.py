@@ -7,7 +7,6 @@ the dynamic one began with.
 
 from __future__ import annotations
 
-import logging
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,73 +17,15 @@ import torch
 from torch import Tensor, nn
 
 from dynsparse.config.schema import RunConfig
-from dynsparse.errors import StorageError, UserError
+from dynsparse.errors import UserError
 from dynsparse.masks import LayerSpec
 from dynsparse.masks.bits import unpack_bits
 from dynsparse.training import packing
-from dynsparse.training.checkpoint import CheckpointFolder
+from dynsparse.training.checkpoint import checkpoint_of, read_run
 from dynsparse.training.exported import read_weights
-from dynsparse.training.saved import read_run
-
-log = logging.getLogger(__name__)
+from dynsparse.training.run import names
 
 State = Mapping[str, Any]
-
-
-def _run_of(source: str) -> str:
-    """Of a run's checkpoints/ folder the run; anything else as it is. UserError if it is empty."""
-    if not source:
-        raise UserError("CKPT is empty; name a checkpoint, or a run's folder, such as runs/digits_dsr")
-    path = Path(source)
-    if path.is_dir() and path.absolute().name == "checkpoints" and not (path / "checkpoints").is_dir():
-        return str(path.parent if path.name else path.absolute().parent)  # "." has no name.
-    return source
-
-
-def checkpoint_of(source: str) -> Path:
-    """The file that `source` names: a checkpoint, a run's folder or its checkpoints/, or the folder + `_initial`.
-
-    Of a folder its latest; where that is damaged, the newest whole one. UserError if there is none.
-    """
-    path = Path(_run_of(source))
-    if path.is_dir():
-        return _latest(path / "checkpoints")
-    run = path.with_name(path.name.removesuffix("_initial"))
-    if not path.exists() and run != path:
-        return run / "checkpoints" / "initial.pt"
-    return path
-
-
-def result_of(source: str) -> Path:
-    """The file that `source` names when it is to be used: as `checkpoint_of`, but of a run's folder the best.
-
-    The latest where no epoch has been the best yet. UserError if there is none.
-    """
-    best = Path(_run_of(source)) / "checkpoints" / "best.pt"
-    return best if best.is_file() else checkpoint_of(source)
-
-
-def how_chosen(path: Path, state: State) -> str:
-    """Which checkpoint that is, in words: "runs/x/checkpoints/best.pt: epoch 7 of 10, the best in validation"."""
-    progress, epochs = state["progress"], state["config"]["train"].get("epochs", "?")
-    words = f"{path}: epoch {progress['epoch']} of {epochs}, step {progress['step']:,}"
-    on = "on the test data" if progress.get("validation_top1") is None else "in validation"
-    return f"{words}, the best {on} up to then" if path.name == "best.pt" else words
-
-
-def _latest(folder: Path) -> Path:
-    latest = folder / "latest.pt"
-    try:
-        read_run(latest)
-    except StorageError:
-        raise
-    except UserError:
-        found = CheckpointFolder(folder, keep=1).newest(read_run)
-        if found is None:
-            return latest
-        log.warning("%s is damaged or missing; %s is taken instead", latest, found[0])
-        return found[0]
-    return latest
 
 
 @dataclass(frozen=True)
@@ -189,7 +130,7 @@ def _read(source: str | None, key: str) -> State | None:
 
 def _exported(path: Path) -> dict[str, Tensor] | None:
     """The weights in a file of `python -m dynsparse export`; None for what is none, and for files of runs."""
-    if path.parent.name == "checkpoints":
+    if path.parent.name == names.CHECKPOINTS:
         return None
     try:
         return read_weights(path)

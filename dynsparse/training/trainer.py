@@ -31,6 +31,7 @@ from dynsparse.training.reports import Reporter
 from dynsparse.training.state import Progress, RunState
 from dynsparse.training.undo import Undo
 from dynsparse.training.waiting import wait_for_storage
+from pipelines import preview
 from pipelines.base import Batch, Data, EvaluationPipeline
 
 log = logging.getLogger(__name__)
@@ -205,7 +206,7 @@ class Trainer:
     def _show(self, micro_batches: Sequence[Batch]) -> None:
         """Give the observers a look at the first batch of a run."""
         if self.worker.is_main and self.progress.step == 0 and not self.resumed:
-            self.observers.on_samples(SamplesReport(self.data.picture(*micro_batches[0], most=32)))
+            self.observers.on_samples(SamplesReport(preview.picture(self.data, *micro_batches[0], most=32)))
 
     def _share_bad_samples(self) -> None:
         """Tell all ranks what any has found, so that none need find it again."""
@@ -248,7 +249,7 @@ class Trainer:
         if not (self.parallel.whole or self.parallel.masks_gradients):
             self.masks.mask_gradients()  # What lies outside has no say below.
         if self.precision.unscale(self.optimizer, self.model.parameters()):
-            self.sparse.prepare_gradients(masked=not self.parallel.whole)
+            self.sparse.prepare_gradients()
             penalties.add_gradients(self.config.train.penalty, self.network.layers)
             self.progress.skipped_in_a_row = self.progress.bad_steps_in_a_row = 0
             self.precision.step(self.optimizer)  # And reallocates, if due.

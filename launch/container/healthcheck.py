@@ -20,6 +20,7 @@ from urllib.error import HTTPError
 from urllib.request import urlopen
 
 from dynsparse.files import json_object, read_bytes
+from dynsparse.training.run import names
 from dynsparse.training.run.holder import Holder
 
 SILENT_SECONDS = 60.0
@@ -28,7 +29,7 @@ SILENT_SECONDS = 60.0
 
 def silent_workers(runs: Path) -> Iterator[str]:
     """Of this container: what holds a folder elsewhere is told by another process's life."""
-    for path in runs.glob("*/lock.json"):
+    for path in runs.glob(f"*/{names.LOCK}"):
         try:
             content = read_bytes(path)
             alive = datetime.fromisoformat(json_object(content)["alive"])

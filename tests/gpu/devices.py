@@ -64,7 +64,7 @@ class Reallocating:
             values = 0.1 * torch.randn(layer.active_units, layer.spec.unit_size, generator=generator)
             layer.scatter_(layer.weight, values.to(layer.weight.device))
             layer.weight.grad = torch.randn(layer.spec.shape, generator=generator).to(layer.weight.device)
-        self.reallocator.before_step(self.clock(step))
+        self.seen = self.reallocator.before_step(self.clock(step))
 
     def state(self) -> dict[str, Tensor]:
         """Masks and weights, on the CPU."""

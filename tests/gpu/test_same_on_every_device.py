@@ -32,11 +32,11 @@ def test_one_plan_gives_the_same_masks_and_weights(name: str, device: torch.devi
         if not ours.reallocator.is_due(clock):
             continue
         events += 1
-        plan = ours.reallocator.plan(clock)
+        plan = ours.reallocator.plan(clock, ours.seen)
         reports = []
         for one in (ours, theirs):
-            one.reallocator._plan = lambda clock, scores, plan=plan: plan  # type: ignore[method-assign,misc]
-            reports.append(one.reallocator(clock))
+            one.reallocator._plan = lambda *given, plan=plan: plan  # type: ignore[method-assign,misc]
+            reports.append(one.reallocator(clock, one.seen))
             del one.reallocator._plan
             one.masks.check()
         assert reports[0] == reports[1]
@@ -56,8 +56,8 @@ def test_the_same_plan_is_made(name: str, device: torch.device) -> None:
             one.before(step)
         clock = ours.clock(step)
         if ours.reallocator.is_due(clock):
-            assert ours.reallocator.plan(clock) == theirs.reallocator.plan(clock)
-            assert ours.reallocator(clock) == theirs.reallocator(clock)
+            assert ours.reallocator.plan(clock, ours.seen) == theirs.reallocator.plan(clock, theirs.seen)
+            assert ours.reallocator(clock, ours.seen) == theirs.reallocator(clock, theirs.seen)
 
 
 @everywhere

@@ -112,10 +112,10 @@ class Run:
         clock = Clock(number, (number - 1) // 2, steps_per_epoch=2, epochs=STEPS)  # The first half of a run.
         if self.active_gradients and not self.reallocator.wants_whole_gradients(clock):
             self.masks.mask_gradients()
-        self.reallocator.before_step(clock)
+        seen = self.reallocator.before_step(clock)
         self.optimizer.step()
         self.optimizer.zero_grad()
-        report = self.reallocator.after_step(clock)
+        report = self.reallocator.after_step(clock, seen)
         if report is not None:
             self.events += 1
             self.moved += sum(report.dropped.values())
@@ -259,6 +259,6 @@ def test_growth_by_score_takes_the_largest_free() -> None:
         layer.weight.copy_(torch.tensor([[0.5, 0.4, 0.3, 0.2, 0.1, 0, 0, 0]]))
     layer.weight.grad = torch.tensor([[9.0, 9, 9, 9, 9, 1, -3, 2]])
     reallocator = Reallocator(model, masks, GrowByGradient(), torch.optim.SGD(model.parameters(), lr=1.0))
-    reallocator.before_step(Clock(2, 0))
-    reallocator(Clock(2, 0))
+    seen = reallocator.before_step(Clock(2, 0))
+    reallocator(Clock(2, 0), seen)
     assert layer.active.tolist() == [0, 1, 2, 3, 6]

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from dynsparse.config import schema
+from dynsparse.config import loading
 from dynsparse.masks import MaskSet, sparse_layers
 from dynsparse.methods import Clock
 from dynsparse.reallocation import Reallocator
@@ -79,8 +79,8 @@ def test_layers_keep_their_budget(
                 layer.weight.grad = torch.randn(layer.spec.shape, generator=generator)
         masks.apply_to_weights()
         clock = Clock(step, 0, 10, 1)
-        reallocator.before_step(clock)
-        report = reallocator.after_step(clock)
+        seen = reallocator.before_step(clock)
+        report = reallocator.after_step(clock, seen)
         assert report is not None
         masks.check()
         if trades:
@@ -94,7 +94,7 @@ def test_layers_keep_their_budget(
 
 def test_erk_survives_rigl_on_resnet50() -> None:
     """One event of the config that people run: eight layers that ERK makes dense stay so, and all others too."""
-    config = schema.load(ROOT / "configs" / "imagenet_rigl_erk.yaml")
+    config = loading.load(ROOT / "configs" / "imagenet_rigl_erk.yaml")
     network = build_network(config, torch.device("cpu"))
     before = {layer.name: layer.active_weights for layer in network.masks}
     assert sum(layer.is_full for layer in network.masks) == 8
@@ -105,8 +105,8 @@ def test_erk_survives_rigl_on_resnet50() -> None:
     reallocator = Reallocator(network.model, network.masks, method, torch.optim.SGD(network.model.parameters(), lr=0.1))
     step = int(config.method.period.at(0))  # type: ignore[union-attr]
     clock = Clock(step, 0, 5000, 100)
-    reallocator.before_step(clock)
-    report = reallocator.after_step(clock)
+    seen = reallocator.before_step(clock)
+    report = reallocator.after_step(clock, seen)
     assert report is not None
     assert sum(report.dropped.values()) > 100_000
     assert dict(report.active) == before
@@ -121,7 +121,7 @@ def test_a_classifier_that_is_to_be_dense_stays_dense(name: str) -> None:
         "sparsity": {"conv": 0.9, "fc": 0.0},
         "data": {"name": "synthetic"},
     }
-    network = build_network(schema.parse(raw), torch.device("cpu"))
+    network = build_network(loading.parse(raw), torch.device("cpu"))
     assert network.masks.layers
     assert all(layer.spec.kind == "conv" for layer in network.masks)
     assert network.model.get_parameter("fc.weight").count_nonzero() == network.model.get_parameter("fc.weight").numel()

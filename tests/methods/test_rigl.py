@@ -31,8 +31,8 @@ def test_worked_by_hand() -> None:
     )
     layer = reallocator.masks.layers[0]
     set_gradient(layer, [9, 9, 9, 9, 9, 1, -3, 2, 0, -0.5])
-    reallocator.before_step(HALF_WAY)
-    report = reallocator.after_step(HALF_WAY)
+    seen = reallocator.before_step(HALF_WAY)
+    report = reallocator.after_step(HALF_WAY, seen)
     assert report is not None
     assert layer.active.tolist() == [0, 1, 2, 6, 7]
     assert values(layer) == [0.5, 0.4, -0.3, 0, 0, 0, 0, 0, 0, 0]
@@ -85,8 +85,8 @@ def grown_on_a_rank(worker: Worker) -> list[int]:
     clock = Clock(1, 0, steps_per_epoch=100, epochs=1)
     parallel = DistributedDataParallel(model)  # Named, for its reducer ends with it.
     parallel(GRADIENTS[worker.rank]).backward()
-    reallocator.before_step(clock)
-    reallocator.after_step(clock)
+    seen = reallocator.before_step(clock)
+    reallocator.after_step(clock, seen)
     active: list[int] = masks.layers[0].active.tolist()
     return active
 

@@ -40,8 +40,8 @@ def test_worked_by_hand() -> None:
         set_gradient(first, [float(g) for g in gradients[0]])
         set_gradient(second, [float(g) for g in gradients[1]])
         clock = Clock(step, 0, steps_per_epoch=2, epochs=2)
-        reallocator.before_step(clock)
-        report = reallocator.after_step(clock)
+        seen = reallocator.before_step(clock)
+        report = reallocator.after_step(clock, seen)
     assert report is not None
     assert reallocator.method.momentum["0.weight"].flatten()[:6].tolist() == [-2, 2, 0, 2, 0, -4]  # type: ignore[attr-defined]
     assert list(report.dropped.values()) == [1, 1]

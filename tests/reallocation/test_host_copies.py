@@ -50,10 +50,10 @@ def test_host_copies_do_not_grow_with_layers(name: str, options: dict[str, Any])
                 layer.weight.grad = torch.randn_like(layer.weight)
             clock = Clock(step, step - 1, steps_per_epoch=1, epochs=4)
             with host_waits(CPU) as waits:
-                reallocator.before_step(clock)
+                seen = reallocator.before_step(clock)
                 reallocator.optimizers[0].step()
                 reallocator.method.after_step(reallocator.masks, clock, seed=2)
-                reallocator(clock)
+                reallocator(clock, seen)
             counts[layers, step] = len(waits)
         reallocator.masks.check()
     assert max(counts.values()) <= AT_MOST, counts

@@ -198,8 +198,8 @@ def repaired_before_growing(worker: Worker) -> Any:
         masks.set_active(layer, (layer.active + 1) % 600 if int(layer.active[-1]) < 599 else layer.active - 1)
         masks.apply_to_weights()
     layer.weight.grad = torch.randn(20, 30, generator=torch.Generator().manual_seed(7))
-    reallocator.before_step(Clock(1, 0, 1, 9))
-    report = reallocator(Clock(1, 0, 1, 9))
+    seen = reallocator.before_step(Clock(1, 0, 1, 9))
+    report = reallocator(Clock(1, 0, 1, 9), seen)
     masks.check()
     return report.repaired, digest.mask_digest(masks), digest.weight_digest(model, masks)
 

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 import pipelines
-from dynsparse.config import schema
+from dynsparse.config import loading
 from dynsparse.config.schema import RunConfig
 from dynsparse.runtime import Worker
 from dynsparse.training.callbacks import Callback
@@ -47,7 +47,7 @@ def config(**sections: Any) -> RunConfig:
             raw[name] = {**raw.get(name, {}), **value}
         else:
             raw[name] = value
-    return schema.parse(raw)
+    return loading.parse(raw)
 
 
 def trainer(

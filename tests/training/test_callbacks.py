@@ -24,7 +24,7 @@ from dynsparse.training.callbacks.history_file import HistoryFile
 from dynsparse.training.callbacks.summary_file import SummaryFile
 from dynsparse.training.callbacks.tensorboard import LAYOUT
 from dynsparse.training.checkpoint import read
-from dynsparse.training.run.folder import checkpoints_of
+from dynsparse.training.resume import checkpoints_of
 from dynsparse.training.run.log_lines import last_step
 from tests.training import runs
 from tests.training.test_folder import open_folder

@@ -15,9 +15,8 @@ import torch
 
 from dynsparse.config.schema import RunConfig
 from dynsparse.errors import UserError
-from dynsparse.training.checkpoint import read
-from dynsparse.training.run.folder import checkpoints_of, find_resume_point, take_folder
-from dynsparse.training.sources import checkpoint_of
+from dynsparse.training.checkpoint import checkpoint_of, read
+from dynsparse.training.resume import checkpoints_of, find_resume_point, take_folder
 from tests.training import runs
 
 

@@ -11,7 +11,7 @@ import pytest
 from dynsparse.config.schema import RunConfig
 from dynsparse.runtime import Worker
 from dynsparse.training.callbacks import standard_observers
-from dynsparse.training.run.folder import checkpoints_of, find_resume_point, take_folder
+from dynsparse.training.resume import checkpoints_of, find_resume_point, take_folder
 from tests.ranks import run_distributed
 from tests.training import runs
 

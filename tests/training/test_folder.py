@@ -14,7 +14,7 @@ import pytest
 from dynsparse.config.schema import RunConfig
 from dynsparse.errors import StopRequested, UserError
 from dynsparse.training.checkpoint import read, set_aside_after
-from dynsparse.training.run.folder import (
+from dynsparse.training.resume import (
     begun_by,
     checkpoints_of,
     differences,
@@ -51,7 +51,7 @@ def test_a_new_run_writes_its_resolved_config(tmp_path: Path) -> None:
 def test_an_existing_run_is_refused_resumed_or_replaced(tmp_path: Path) -> None:
     finished_run(tmp_path)
     settings = runs.config(runs=str(tmp_path), name="a")
-    with pytest.raises(UserError, match=r"a exists; go on with --resume auto, replace it with --overwrite"):
+    with pytest.raises(UserError, match=r"a exists; resume it with --resume auto, replace it with --overwrite"):
         open_folder(settings, resume=None, overwrite=False)
     saved = open_folder(settings, resume="auto", overwrite=False)
     assert saved is not None

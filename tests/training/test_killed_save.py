@@ -14,7 +14,7 @@ import torch
 from dynsparse.errors import UserError
 from dynsparse.training import checkpoint
 from dynsparse.training.checkpoint import CheckpointFolder, read
-from dynsparse.training.checkpoint import file as checkpoint_file
+from dynsparse.training.checkpoint import format as checkpoint_format
 
 _CONTEXT = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload(["dynsparse.training.checkpoint"])
@@ -59,14 +59,14 @@ class Mortal:
         save_deflated(content, file)
 
 
-save_deflated = checkpoint_file.save_deflated
+save_deflated = checkpoint_format.save_deflated
 
 
 def save_until_killed(folder: Path, n: int) -> None:
     """Saves after steps 10 and 15, each the best so far, in the background, to a folder that has step 5."""
     CheckpointFolder(folder, keep=2).save(state(5), 5, best=True)
     mortal = Mortal(n)
-    checkpoint_file.save_deflated = mortal.save_deflated
+    checkpoint_format.save_deflated = mortal.save_deflated
     for name in ("replace", "link", "fsync"):
         setattr(os, name, mortal.before(getattr(os, name)))
     Path.unlink = mortal.before(Path.unlink)  # type: ignore[method-assign]

@@ -22,9 +22,9 @@ import pytest
 
 from dynsparse.errors import UserError
 from dynsparse.training.run import lock
-from dynsparse.training.run.ground import Ground
 from dynsparse.training.run.holder import Holder
 from dynsparse.training.run.lock import LostError, RunLock, Watch, holding
+from dynsparse.training.run.storage import StorageCheck
 from tests.training import runs
 
 OTHER = """
@@ -461,24 +461,24 @@ def test_storage_that_is_away_is_waited_for(tmp_path: Path) -> None:
     """A folder that is missing may come back: it is made anew after a while, if it was not a file system of its own."""
     (tmp_path / "runs" / "a").mkdir(parents=True)
     now = [0.0]
-    ground = Ground(tmp_path / "runs" / "a", clock=lambda: now[0])
-    ground.stand()
-    ground.require(30)
+    storage = StorageCheck(tmp_path / "runs" / "a", clock=lambda: now[0])
+    storage.remember()
+    storage.require(30)
     (tmp_path / "runs").rename(tmp_path / "away")
     for seconds in (0, 20, 30):
         now[0] = seconds
         with pytest.raises(OSError, match="is gone, or its storage is away"):
-            ground.require(30)
+            storage.require(30)
     now[0] = 31
-    ground.require(30)
+    storage.require(30)
     (tmp_path / "away").rename(tmp_path / "runs")
-    ground.require(30)
-    ground._device = -1
+    storage.require(30)
+    storage._device = -1
     (tmp_path / "runs").rename(tmp_path / "away")
     for seconds in (100, 1000):
         now[0] = seconds
         with pytest.raises(OSError, match="is gone"):
-            ground.require(30)
+            storage.require(30)
 
 
 def test_a_removed_folder_comes_back_with_its_lock(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -617,9 +617,8 @@ IMPATIENT = """
 import sys
 from dynsparse.training.run import lock
 lock.BEAT_SECONDS, lock.STALE_SECONDS = 0.1, 1.0
-sys.argv[0] = "dist_train.py"
-import dist_train
-dist_train.main()
+from dynsparse.cli.main import train
+train(sys.argv[1:], "dist_train.py")
 """
 
 

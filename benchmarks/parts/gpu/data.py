@@ -14,8 +14,8 @@ import pipelines
 from benchmarks.harness.rounds import compared, summaries
 from benchmarks.parts.gpu.bench import Bench, Found, rounds_until
 from pipelines.base import Data, Request
-from pipelines.datasets.imagenet import STD
-from pipelines.datasets.settings import ImagenetSettings
+from pipelines.datasets.imagenet import ImagenetSettings
+from pipelines.datasets.photographs import STD
 from pipelines.order import Share
 from pipelines.tools import sample_images
 

@@ -90,8 +90,7 @@ class Event:
 
     def act(self) -> None:
         """All that a step with a reallocation does beside forward, backward and the optimizer."""
-        self.reallocator.before_step(self.clock)
-        report = self.reallocator.after_step(self.clock)
+        report = self.reallocator.after_step(self.clock, self.reallocator.before_step(self.clock))
         assert report is not None
         self.moved = sum(report.dropped.values())
 
@@ -160,14 +159,15 @@ def _compare_with_cpu(bench: Bench, found: Found, name: str, moves: int) -> None
     pair = [Event(resnet(bench), name, moves, device, ["*"], CPU) for device in (bench.device, CPU)]
     same_plans, same = True, True
     for _ in range(3):
+        seen = []
         for event in pair:
             event.shake()
-            event.reallocator.before_step(event.clock)
-        plan, theirs = (event.reallocator.plan(event.clock) for event in pair)
+            seen.append(event.reallocator.before_step(event.clock))
+        plan, theirs = (event.reallocator.plan(event.clock, one) for event, one in zip(pair, seen, strict=True))
         same_plans &= plan == theirs
-        for event in pair:
-            event.reallocator._plan = lambda clock, scores, plan=plan: plan  # type: ignore[method-assign,misc]
-            event.reallocator(event.clock)
+        for event, one in zip(pair, seen, strict=True):
+            event.reallocator._plan = lambda *given, plan=plan: plan  # type: ignore[method-assign,misc]
+            event.reallocator(event.clock, one)
             del event.reallocator._plan
         masks = {mask_digest(event.masks) for event in pair}
         weights = {weight_digest(event.network.model, event.masks) for event in pair}

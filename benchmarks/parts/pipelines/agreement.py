@@ -12,13 +12,13 @@ from torch import Tensor, nn
 
 from benchmarks.harness.record import ROOT, Result
 from benchmarks.parts.pipelines.bench import CLASSES, Bench, close
-from dist_train import build_parts
-from dynsparse.config import schema
+from dynsparse.config import loading
 from dynsparse.runtime import Worker
+from dynsparse.training.building import build_parts
 from dynsparse.training.evaluate import evaluate
 from dynsparse.training.trainer import Trainer
 from pipelines.base import Data
-from pipelines.datasets.imagenet import NORMALISATION
+from pipelines.datasets.photographs import NORMALISATION
 from pipelines.tools import sample_images
 
 
@@ -74,7 +74,7 @@ def network(bench: Bench, photographs: Path) -> Result:
     if len(sample_images.CLASSES) * amount.each < 100:
         asked += ["train.global_batch_size=8", "train.lr.warmup_epochs=0", "method.stop_epoch=1"]
     path = ROOT / "configs" / "sample_images_resnet.yaml"
-    configs = {loader: schema.load(path, [*asked, f"data.loader={loader}"]) for loader in ("dali", "torch")}
+    configs = {loader: loading.load(path, [*asked, f"data.loader={loader}"]) for loader in ("dali", "torch")}
     parts = {loader: build_parts(config, Worker()) for loader, config in configs.items()}
     trained, data = parts["dali"]
     with redirect_stdout(sys.stderr):

@@ -11,7 +11,8 @@ from torch import Tensor
 
 import pipelines
 from pipelines.base import Data, Request
-from pipelines.datasets.settings import ImagenetSettings, WebdatasetSettings
+from pipelines.datasets.imagenet import ImagenetSettings
+from pipelines.datasets.webdataset import WebdatasetSettings
 from pipelines.order import Share
 from pipelines.tools import sample_images
 

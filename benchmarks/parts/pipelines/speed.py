@@ -18,7 +18,7 @@ from benchmarks.harness.record import Result
 from benchmarks.harness.rounds import in_rounds, ratio, returned, summaries
 from benchmarks.parts.pipelines.bench import Amount, Bench, endless
 from benchmarks.parts.pipelines.stages import dali_stages, torch_stages
-from pipelines.datasets.imagenet import MEAN, STD
+from pipelines.datasets.photographs import MEAN, STD
 from pipelines.tools import shards as shard_tools
 
 COMPARED = (("dali", "torch"), ("dali", "torchvision"), ("torch", "torchvision"), ("dali, shards", "dali"))

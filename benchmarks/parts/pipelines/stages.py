@@ -16,8 +16,8 @@ from nvidia.dali import fn, pipeline_def, types
 from benchmarks.harness.record import Result
 from benchmarks.parts.pipelines.bench import CLASSES, Amount
 from pipelines import augment
-from pipelines.datasets.imagenet import NORMALISATION
-from pipelines.datasets.settings import MOST_PIXELS
+from pipelines.datasets.photographs import NORMALISATION
+from pipelines.images.encoded import MOST_PIXELS
 from pipelines.images.reference import decoded
 from pipelines.loaders import dali_views, torch_views
 from pipelines.loaders.dali_images import given
@@ -39,7 +39,7 @@ def dali_stages(folder: Path, amount: Amount) -> Result:
 
 def _graph_ms(folder: Path, amount: Amount, stage: str) -> float:
     source, view = (
-        list_images(folder, "train", check_folders(str(folder), CLASSES)),
+        list_images(folder, "train", check_folders(folder, CLASSES, 0)[0]),
         RandomResizedCrop(amount.image_size),
     )
     order = SampleOrder(0, len(source.labels), min(amount.batch, len(source.labels)))
@@ -87,7 +87,7 @@ def _partial_graph(batches: Iterator[Any], size: int, stage: str) -> Any:
 def torch_stages(folder: Path, amount: Amount) -> Result:
     """Take the torch loader's steps one by one. Returns CPU milliseconds an image of each."""
     source, view = (
-        list_images(folder, "train", check_folders(str(folder), CLASSES)),
+        list_images(folder, "train", check_folders(folder, CLASSES, 0)[0]),
         RandomResizedCrop(amount.image_size),
     )
     chosen = np.arange(amount.traced) % len(source.labels)
@@ -106,7 +106,7 @@ def torch_stages(folder: Path, amount: Amount) -> Result:
         times.append(time.process_time())
         tensor = torch_views.pixels(image.crop((left, top, left + width, top + height)))
         times.append(time.process_time())
-        small = torch_views._resized(tensor, amount.image_size, amount.image_size)
+        small = torch_views.resized(tensor, amount.image_size, amount.image_size)
         times.append(time.process_time())
         torch_views._mirrored(small, mirror).float().sub_(mean).div_(std)
         times.append(time.process_time())

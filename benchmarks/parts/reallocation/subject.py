@@ -117,7 +117,7 @@ class Subject:
         """Put all back to where `reallocator(clock)` is called."""
         if not self._at_step:
             self.restore()
-            self.reallocator.before_step(CLOCK)
+            self.seen = self.reallocator.before_step(CLOCK)
             self._at_step = True
         self.empty_cache()
 
@@ -127,11 +127,11 @@ class Subject:
     def reallocate(self) -> int:
         """Reallocate. Returns the weights dropped."""
         self._at_step = False
-        return sum(self.reallocator(CLOCK).dropped.values())
+        return sum(self.reallocator(CLOCK, self.seen).dropped.values())
 
     def apply(self, plan: Plan) -> None:
         self._at_step = False
-        self.reallocator.apply(plan)
+        self.reallocator.apply(plan, costs=self.seen.growth_costs)
 
     def reallocate_with_digests(self) -> None:
         """Reallocate and hash as each of several workers does: masks and weights before, masks after."""
@@ -147,8 +147,7 @@ class Subject:
     def whole_event(self) -> None:
         """Do all that a step with a reallocation does beside backward and the optimizer."""
         self._at_step = False
-        self.reallocator.before_step(CLOCK)
-        self.reallocator.after_step(CLOCK)
+        self.reallocator.after_step(CLOCK, self.reallocator.before_step(CLOCK))
 
 
 @lru_cache(maxsize=1)

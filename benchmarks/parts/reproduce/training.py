@@ -14,13 +14,13 @@ import torch
 
 from benchmarks.harness.record import Result
 from benchmarks.parts.reproduce.recipes import RECIPES, Config, merged, settings_of
-from dist_train import build_parts
-from dynsparse.config import schema
+from dynsparse.config import loading
+from dynsparse.config.schema import RunConfig
 from dynsparse.runtime import Worker
+from dynsparse.training.building import build_trainer
 from dynsparse.training.callbacks import Callback, ReallocationReport, RunReport
-from dynsparse.training.run.folder import checkpoints_of
+from dynsparse.training.resume import checkpoints_of
 from dynsparse.training.sources import read_sources
-from dynsparse.training.trainer import Trainer
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class Densities(Callback):
             points.append((round(step / self._steps_per_epoch, 3), round(active[name] / self._weights[name], 6)))
 
 
-def config_of(job: Job) -> schema.RunConfig:
+def config_of(job: Job) -> RunConfig:
     recipe = RECIPES[job.data]
     raw = merged(recipe.base, settings_of(job.method, recipe, job.sparsity, Path(job.runs) / f"dense_{job.seed}"))
     other = "conv" if recipe.kind == "fc" else "fc"
@@ -63,17 +63,17 @@ def config_of(job: Job) -> schema.RunConfig:
     if job.epochs is not None:
         raw = merged(raw, shortened(raw, job.epochs))
     raw |= {"seed": job.seed, "runs": job.runs, "name": f"{job.method}_{job.seed}"}
-    return schema.parse(raw, job.overrides, source=f"{job.method} at {job.sparsity}")
+    return loading.parse(raw, job.overrides, source=f"{job.method} at {job.sparsity}")
 
 
 def run(job: Job) -> Result:
     """Train once, in a process of its own with one thread."""
     torch.set_num_threads(1)  # The order of sums, and so the last bits, depend on it.
     config, densities, began = config_of(job), Densities(), time.monotonic()
-    trainer = Trainer(
+    trainer = build_trainer(
         config,
-        *build_parts(config, Worker(), read_sources(config)),
         Worker(),
+        read_sources(config),
         observers=[densities],
         checkpoints=checkpoints_of(config) if job.method == "dense" else None,
     )

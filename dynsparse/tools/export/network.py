@@ -15,7 +15,7 @@ from torch.nn.utils import parametrize
 
 from dynsparse.errors import UserError
 from dynsparse.tools.opening import Opened, looking_up, open_checkpoint
-from dynsparse.training.sources import how_chosen, result_of
+from dynsparse.training.checkpoint import how_chosen, result_of
 
 
 @dataclass(frozen=True)

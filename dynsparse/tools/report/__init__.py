@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 from dynsparse.errors import UserError
+from dynsparse.training.run import names
 from pipelines.common.command_line import Parser
 from pipelines.common.paths import argument
 from pipelines.common.text import one_line
@@ -59,11 +60,11 @@ def _require_libraries() -> None:
         )
 
 
-def _folders(names: list[str]) -> list[Path]:
+def _folders(given: list[str]) -> list[Path]:
     """The folders, all of them runs by their look. UserError with a line for each that is not."""
     problems: list[str] = []
     seen: dict[str, str] = {}
-    for name in names:
+    for name in given:
         real = os.path.realpath(name)  # Of links that lead in a circle too.
         if not name:
             problems.append("RUN is empty; name a run's folder, such as runs/digits_dsr")
@@ -74,7 +75,7 @@ def _folders(names: list[str]) -> list[Path]:
         seen.setdefault(real, name)
     if problems:
         raise UserError(*problems)
-    return [Path(name) for name in names]
+    return [Path(name) for name in given]
 
 
 def _problem(path: Path) -> str | None:
@@ -90,21 +91,23 @@ def _problem(path: Path) -> str | None:
     except OSError as error:
         return f"cannot be read ({error.strerror}); allow it, or copy the run"
     instead = f"in it is {inside[0]}" if len(inside) == 1 else f"runs in it are {', '.join(inside[:3])}"
-    return f"is no run, it has no metrics.jsonl and no config.yaml; {instead if inside else 'name a folder of runs/'}"
+    return (
+        f"is no run, it has no {names.METRICS} and no {names.CONFIG}; {instead if inside else 'name a folder of runs/'}"
+    )
 
 
 def _is_run(folder: Path) -> bool:
-    return (folder / "metrics.jsonl").is_file() or (folder / "config.yaml").is_file()
+    return any((folder / name).is_file() for name in (names.METRICS, names.CONFIG))
 
 
 def _out(given: str | None, folders: list[Path]) -> Path:
     """Where the page goes. UserError before any work if it cannot."""
-    path = Path(given) if given is not None else (folders[0] if len(folders) == 1 else Path()) / "report.html"
+    path = Path(given) if given is not None else (folders[0] if len(folders) == 1 else Path()) / names.REPORT
     if path.suffix not in (".html", ".htm"):  # So that a slip replaces no file of a run.
         raise UserError(f"--out: {path} does not end in .html; give the page's file, such as report.html")
     try:
         if path.is_dir():
-            raise UserError(f"--out: {path} is a folder; give a file in it, such as {path / 'report.html'}")
+            raise UserError(f"--out: {path} is a folder; give a file in it, such as {path / names.REPORT}")
         if not path.parent.is_dir():
             raise UserError(f"--out: {path.parent} is no folder; make it first, or name another")
     except OSError as error:

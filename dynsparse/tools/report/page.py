@@ -22,6 +22,7 @@ from dynsparse.tools.report.charts.svg import Chart, drawing
 from dynsparse.tools.report.charts.timeline import beginning, outcome, timeline
 from dynsparse.tools.report.curves import curves
 from dynsparse.tools.report.run import Run
+from dynsparse.training.run import names
 
 HERE = Path(__file__).parent
 
@@ -163,8 +164,8 @@ def _binning(runs: Sequence[Run]) -> Iterator[str]:
             )
         if metrics.moves.added < run.reallocations:
             yield (
-                f"{run.label}: metrics.jsonl tells of {metrics.moves.added:,} of {run.reallocations:,} reallocations, "
-                f"as the method makes one a step; weights dropped and grown are of those alone."
+                f"{run.label}: {names.METRICS} tells of {metrics.moves.added:,} of {run.reallocations:,} "
+                f"reallocations, as the method makes one a step; weights dropped and grown are of those alone."
             )
         if metrics.epochs.size > 1:
             yield f"{run.label}: {metrics.epochs.added:,} epochs, of which curves show one in {metrics.epochs.size:,}."

@@ -17,8 +17,9 @@ from dynsparse.errors import UserError
 from dynsparse.tools.report.history import History, read_history
 from dynsparse.tools.report.metrics import Metrics, read_metrics
 from dynsparse.tools.report.summary import checked_summary
+from dynsparse.training.run import names
 from dynsparse.training.run.holder import Holder
-from dynsparse.training.run.log_lines import BadLineError
+from dynsparse.training.run.log_records import BadLineError
 
 
 @dataclass(frozen=True)
@@ -69,23 +70,23 @@ class Run:
     def status_in_words(self) -> str:
         process = f"process {self.holder.process} on {self.holder.host}" if self.holder else "a process"
         return {
-            "stopped": "stopped on request; goes on with --resume auto",
+            "stopped": "stopped on request; resume it with --resume auto",
             "failed": "ended by an error",
             "running": f"running: {process}",
-            "died": f"died: {process} is gone and wrote no end; goes on with --resume auto",
+            "died": f"died: {process} is gone and wrote no end; resume it with --resume auto",
             "unfinished": f"no end is written: {process} is training, or died",
         }.get(self.status, self.status)
 
 
 def read_runs(folders: Sequence[Path]) -> list[Run]:
     """UserError with a line for each that has nothing to show."""
-    names = Counter(_name(folder) for folder in folders)
+    counts = Counter(_name(folder) for folder in folders)
     runs: list[Run] = []
     problems: list[str] = []
     for folder in folders:
         name = _name(folder)
         try:
-            runs.append(_read(folder, name if names[name] == 1 else f"{name} ({folder})"))
+            runs.append(_read(folder, name if counts[name] == 1 else f"{name} ({folder})"))
         except UserError as error:
             problems += error.lines
     if problems:
@@ -99,24 +100,26 @@ def _name(folder: Path) -> str:
 
 def _read(folder: Path, label: str) -> Run:
     notes: list[str] = []
-    path = folder / "metrics.jsonl"
+    path = folder / names.METRICS
     try:
         metrics = read_metrics(path) if path.exists() else Metrics()
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}); allow it, or copy the run") from None
-    history = _history(folder / "history.jsonl", notes)
-    for name, lines in (("metrics.jsonl", metrics.damaged), ("history.jsonl", history and history.damaged)):
+    history = _history(folder / names.HISTORY, notes)
+    for name, lines in ((names.METRICS, metrics.damaged), (names.HISTORY, history and history.damaged)):
         if lines:
-            notes.append(f"{name}: {lines} damaged and left out")
+            notes.append(f"{name}: {lines} damaged and skipped")
     if metrics.is_empty:
         because = f"; {notes[0]}" if notes else ""
-        raise UserError(f"{folder}: no epoch or reallocation is in its metrics.jsonl yet{because}; wait for the first")
-    config = _mapping(folder / "config.yaml", notes)
-    summary = _mapping(folder / "summary.json", notes)
+        raise UserError(
+            f"{folder}: no epoch or reallocation is in its {names.METRICS} yet{because}; wait for the first"
+        )
+    config = _mapping(folder / names.CONFIG, notes)
+    summary = _mapping(folder / names.SUMMARY, notes)
     try:
         summary = None if summary is None else checked_summary(summary)
     except BadLineError as error:
-        notes.append(f"summary.json: is not what training writes ({error}), and is left out")
+        notes.append(f"{names.SUMMARY}: is not what training writes ({error}), and is skipped")
         summary = None
     return Run(folder, label, config or {}, metrics, history, summary, _holder(folder), tuple(notes))
 
@@ -126,7 +129,7 @@ def _history(path: Path, notes: list[str]) -> History | None:
     try:
         return read_history(path)
     except OSError as error:
-        notes.append(f"{path.name}: cannot be read ({error.strerror}), and is left out")
+        notes.append(f"{path.name}: cannot be read ({error.strerror}), and is skipped")
         return None
 
 
@@ -141,18 +144,18 @@ def _mapping(path: Path, notes: list[str]) -> dict[str, Any] | None:
             notes.append(f"{path.name}: is missing")
         return None
     except OSError as error:
-        notes.append(f"{path.name}: cannot be read ({error.strerror}), and is left out")
+        notes.append(f"{path.name}: cannot be read ({error.strerror}), and is skipped")
         return None
     except (ValueError, TypeError, RecursionError):
         found = None
     if not isinstance(found, dict):
-        notes.append(f"{path.name}: is damaged, and left out")
+        notes.append(f"{path.name}: is damaged, and skipped")
         return None
     return found
 
 
 def _holder(folder: Path) -> Holder | None:
     try:
-        return Holder.decode(files.read_bytes(folder / "lock.json"))
+        return Holder.decode(files.read_bytes(folder / names.LOCK))
     except OSError:
         return None

@@ -8,8 +8,6 @@ from pathlib import Path
 from dynsparse import files
 from dynsparse.training.callbacks.base import RunReport, Writer
 
-NAME = "input.json"
-
 
 class InputFile(Writer):
     """Written at the start (`network_input.network_input`)."""

@@ -6,11 +6,11 @@ import json
 import os
 import socket
 from dataclasses import asdict, dataclass, fields
-from datetime import datetime, timezone
 from pathlib import Path
 from uuid import uuid4
 
 from dynsparse.files import json_object
+from dynsparse.training.run.clock import now
 
 _MOST_PROCESSES = 2**22
 _LONGEST = 1000
@@ -78,11 +78,6 @@ class Holder:
     def __str__(self) -> str:
         launch = f", launch '{self.launch}'" if self.launch else ""
         return f"process {self.process} on {self.host} (since {self.since}{launch})"
-
-
-def now() -> str:
-    """UTC, as 2026-11-23T08:00:00+00:00."""
-    return datetime.now(timezone.utc).isoformat(timespec="seconds")
 
 
 def _readable(process: int) -> bool:

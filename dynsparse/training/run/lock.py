@@ -31,15 +31,14 @@ from typing import TypeVar
 from dynsparse import files
 from dynsparse.distributed import sync
 from dynsparse.errors import StorageError, StorageFaultError, UserError
-from dynsparse.training.run.ground import Ground
-from dynsparse.training.run.holder import Holder, now
+from dynsparse.training.run import names
+from dynsparse.training.run.clock import now
+from dynsparse.training.run.holder import Holder
+from dynsparse.training.run.storage import StorageCheck
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 
-NAME = "lock.json"
-OWNER = "owner.json"
-CLAIMS = "lock-*.partial"
 BEAT_SECONDS = 5.0
 STALE_SECONDS = 30.0
 """Without a sign of life. Six beats: storage that others use too may stand still for a while."""
@@ -72,12 +71,12 @@ class RunLock:
         have taken the lock: this process stood still for too long. And with
         whether that other run is an attempt of the same launch.
         """
-        self.path = folder / NAME
+        self.path = folder / names.LOCK
         self.launch = launch
         self.grace = grace
         self.again = again
         self.on_loss = on_loss
-        self._owner = folder / OWNER
+        self._owner = folder / names.OWNER
         self._me = Holder.myself(launch)
         self._began = time.monotonic()
         self._watch = Watch()
@@ -86,7 +85,7 @@ class RunLock:
         self._file = -1
         self._odd = False
         self._lost: str | None = None
-        self._ground = Ground(folder)
+        self._storage = StorageCheck(folder)
         self._released = Event()
         self._thread: Thread | None = None
 
@@ -103,10 +102,10 @@ class RunLock:
             while not self._create():
                 if not self._free() and time.monotonic() >= deadline:
                     return False
-            for left in (*self.path.parent.glob(CLAIMS), *files.left_by_writers(self._owner)):
+            for left in (*self.path.parent.glob(names.CLAIMS), *files.left_by_writers(self._owner)):
                 if not files.is_folder(left):
                     left.unlink(missing_ok=True)  # Of starts that died as they took over.
-        self._ground.stand()
+        self._storage.remember()
         self._thread = Thread(target=self._beat, name="lock", daemon=True)
         self._thread.start()
         return True
@@ -198,12 +197,16 @@ class RunLock:
         files.write_whole(self._owner, self._me.encode(self._me.since), check)
 
     def _unlock(self, is_mine: Callable[[Path], bool]) -> None:
-        if self._take_away(is_mine) and os.listdir(self.path.parent) == [OWNER] and self._owner_there() == self._me:
+        if (
+            self._take_away(is_mine)
+            and os.listdir(self.path.parent) == [names.OWNER]
+            and self._owner_there() == self._me
+        ):
             self._owner.unlink()  # There is nothing to own.
 
     def _take_away(self, is_meant: Callable[[Path], bool]) -> bool:
         """Remove the lock. One that has come in its place since it was looked at goes back."""
-        aside = self.path.with_name(f"lock-{secrets.token_hex(8)}.partial")
+        aside = self.path.with_name(names.claim(secrets.token_hex(8)))
         try:
             os.rename(self.path, aside)
         except FileNotFoundError:
@@ -250,7 +253,7 @@ class RunLock:
 
     def _remove(self, content: bytes) -> None:
         """Remove the lock if it is still `content`. Of many that want to, one does."""
-        claim = self.path.with_name(f"lock-{sha256(content).hexdigest()[:16]}.partial")
+        claim = self.path.with_name(names.claim(sha256(content).hexdigest()[:16]))
         try:
             os.close(os.open(claim, os.O_CREAT | os.O_EXCL))
         except FileExistsError:
@@ -285,7 +288,7 @@ class RunLock:
         """Who is named in owner.json; None if nobody is. OSError while the storage is away."""
         content = _content(self._owner)
         if content is None:
-            self._ground.require(STALE_SECONDS)
+            self._storage.require(STALE_SECONDS)
             return None
         return Holder.decode(content)
 

@@ -8,7 +8,8 @@ import os
 from pathlib import Path
 from random import Random
 
-from dynsparse.training.run.holder import Holder, now
+from dynsparse.training.run.clock import now
+from dynsparse.training.run.holder import Holder
 from tests.fuzz.mutations.registry import mutation
 from tests.fuzz.mutations.texts import ODD_VALUES
 from tests.fuzz.mutations.which import replace

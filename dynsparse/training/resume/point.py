@@ -1,0 +1,120 @@
+"""Where a run resumes: which checkpoint, or none for a new run. Decided on rank 0 alone."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from dynsparse import files
+from dynsparse.config.schema import RunConfig
+from dynsparse.errors import UserError
+from dynsparse.training.checkpoint import checkpoint_of, read_run
+from dynsparse.training.resume.ownership import begun_by, checkpoints_of, holds_run, is_occupied
+from dynsparse.training.run import names
+
+log = logging.getLogger(__name__)
+
+
+class ResumePoint(NamedTuple):
+    """The checkpoint that a run resumes from."""
+
+    path: Path
+    state: dict[str, Any]
+
+
+def find_resume_point(
+    config: RunConfig, *, resume: str | None, overwrite: bool, launch: str | None = None, retry: bool = False
+) -> ResumePoint | None:
+    """Return the checkpoint to resume from, or None for a new run. Changes nothing.
+
+    `resume` is "auto", a checkpoint's path, or a run's folder as in `checkpoint_of`. "auto" takes the newest valid
+    checkpoint, and begins a new run if there is none. UserError rather than mixing two runs.
+
+    A later attempt of a launch that took the folder resumes from what the launch has saved: `resume` and `overwrite`
+    had their effect in the attempt that took it. An attempt that ended before it took the folder has changed nothing.
+    `retry` says that torchrun calls this a later attempt. It does so after a fault, but not where machines join or
+    leave.
+    """
+    folder = config.folder
+    if begun_by(launch, folder):
+        return _in_launch(config, resume=resume, launch=launch, retry=retry)
+    if launch is None and retry and resume != "auto" and is_occupied(folder):
+        raise UserError(f"{folder}: another attempt cannot tell whose it is; give torchrun an --rdzv-id")
+    if resume == "auto":
+        return _auto(config)
+    if resume is not None:
+        return _named(folder, resume)
+    if is_occupied(folder) and not overwrite:
+        raise UserError(f"{folder} exists; resume it with --resume auto, replace it with --overwrite, or set name=")
+    if is_occupied(folder) and not holds_run(folder):
+        raise UserError(f"{folder} holds no run of dynsparse and is not replaced; set name= or runs=")
+    return None
+
+
+def _auto(config: RunConfig) -> ResumePoint | None:
+    found, folder = _newest(config), config.folder
+    foreign = [name for name in (names.CONFIG, names.METRICS, names.SUMMARY) if (folder / name).exists()]
+    if found is None and foreign and not holds_run(folder):
+        raise UserError(f"{folder} holds a {foreign[0]} that is not of a dynsparse run; set name= or runs=")
+    return found
+
+
+def _named(folder: Path, resume: str) -> ResumePoint:
+    path = checkpoint_of(resume)
+    state = read_run(path)
+    if is_occupied(folder) and folder.resolve() not in path.resolve().parents:
+        raise UserError(
+            f"{folder} holds another run than checkpoint {path}; give this one a name of its own (name=...)"
+        )
+    return ResumePoint(path, state)
+
+
+def _in_launch(config: RunConfig, *, resume: str | None, launch: str | None, retry: bool) -> ResumePoint | None:
+    """Return where a later attempt of a launch resumes. The one before may have ended before its first checkpoint."""
+    point = _newest(config)
+    if point is None:
+        return None if resume in (None, "auto") else ResumePoint(path := checkpoint_of(resume), read_run(path))
+    if resume != "auto":
+        if is_finished(config, point) and not retry:  # Most likely a new launch, under the id of an old one.
+            raise UserError(
+                f"{config.folder} holds a run that launch '{launch}' has finished; "
+                "to begin another there, give it an --rdzv-id of its own"
+            )
+        log.info("launch '%s' has begun this run: resuming it, whatever the command line says", launch)
+    return point
+
+
+def _newest(config: RunConfig) -> ResumePoint | None:
+    """Return the newest valid checkpoint; None where nothing has been trained.
+
+    UserError for a run that has lost all of them: to begin anew would write over what is left of it.
+    """
+    found = checkpoints_of(config).newest(read_run)
+    if found is not None and found[0].name != names.INITIAL:
+        return ResumePoint(*found)
+    if trace := _trained(config.folder):
+        raise UserError(
+            f"{config.folder} holds a run that has trained ({trace}), and no checkpoint of it to resume from; bring "
+            f"its {names.CHECKPOINTS}/ back, begin anew with --overwrite, or set name="
+        )
+    return found and ResumePoint(*found)
+
+
+def _trained(folder: Path) -> str | None:
+    """Name a file that shows that a run has trained there for an epoch or to its end; None if none does."""
+    if (folder / names.SUMMARY).exists():
+        return names.SUMMARY
+    if left := sorted((folder / names.CHECKPOINTS).glob(names.STALE)):
+        return f"{names.CHECKPOINTS}/{left[0].name}"
+    try:
+        if any(b'"kind": "epoch"' in line for line in files.lines(folder / names.METRICS)):
+            return names.METRICS
+    except OSError:
+        pass
+    return None
+
+
+def is_finished(config: RunConfig, point: ResumePoint) -> bool:
+    """Tell whether nothing is left to do: all epochs are behind `point`, and the summary is written."""
+    return point.state["progress"]["epoch"] >= config.train.epochs and (config.folder / names.SUMMARY).exists()

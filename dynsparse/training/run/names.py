@@ -1,0 +1,75 @@
+"""Names of all files in a run's folder. No other module spells them."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+CONFIG = "config.yaml"
+METRICS = "metrics.jsonl"
+HISTORY = "history.jsonl"
+SUMMARY = "summary.json"
+INPUT = "input.json"
+REPORT = "report.html"
+LAUNCH = "launch.json"
+LOCK = "lock.json"
+OWNER = "owner.json"
+EVENTS = "events.out.tfevents"
+"""Beginning of TensorBoard's names, which end with the time, the host and the process."""
+
+CHECKPOINTS = "checkpoints"
+"""The folder of these four kinds of file."""
+LATEST, BEST, INITIAL = "latest.pt", "best.pt", "initial.pt"
+STEPS = "step-*.pt"
+STALE = "*.pt.stale*"
+"""Checkpoints of a history that a resume has left."""
+
+PARTIAL = "*.partial"
+"""Files that were being written when their process was killed: see `files.whole`."""
+CLAIMS = "lock-*.partial"
+"""Locks of dead runs that a start is about to remove."""
+
+WRITTEN_WHOLE = (LAUNCH, CONFIG, METRICS, SUMMARY, INPUT)
+"""Files that take their name in one step: a kill may leave a partial file beside each."""
+
+FROM_START = (LOCK, OWNER, f"{OWNER}.{PARTIAL}", CLAIMS, f"{LAUNCH}.{PARTIAL}")
+"""Patterns of what lies in the folder before a run has taken it."""
+
+_STEP_FILE = re.compile(r"step-(\d{9})\.pt")
+
+
+def claim(mark: str) -> str:
+    """Name of a lock that is about to be removed."""
+    return CLAIMS.replace("*", mark)
+
+
+def damaged(name: str) -> str:
+    """Name of the file that takes the damaged lines of a log."""
+    return f"{name}.damaged"
+
+
+def of_step(step: int) -> str:
+    """Name of the checkpoint after `step`, such as step-000000123.pt."""
+    return f"step-{step:09d}.pt"
+
+
+def step_in(path: Path) -> int | None:
+    """Return the step in such a name; None for other names."""
+    match = _STEP_FILE.fullmatch(path.name)
+    return int(match[1]) if match else None
+
+
+OVERWRITTEN = (
+    LAUNCH,
+    *(f"{name}.{PARTIAL}" for name in WRITTEN_WHOLE),
+    *(f"{CHECKPOINTS}/{name}" for name in ("*.pt", STALE, PARTIAL)),
+    HISTORY,
+    damaged(HISTORY),
+    REPORT,
+    METRICS,
+    damaged(METRICS),
+    SUMMARY,
+    INPUT,
+    f"{EVENTS}.*",
+)
+"""Patterns of what --overwrite removes: all that a run writes, but the config, which is replaced, and the lock."""
