@@ -25,7 +25,6 @@ NOT_YET = (
     "dynsparse/schedules.py",
     "dynsparse/tables.py",
     "dynsparse/torchrun.py",
-    "pipelines",
     "benchmarks",
     "launch",
     "tests",
