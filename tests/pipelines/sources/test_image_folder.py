@@ -1,4 +1,4 @@
-"""Which files of a folder are images, and which of its folders are for what."""
+"""Folders of images: the files that count as images, and the parts that folders are for."""
 
 from __future__ import annotations
 
@@ -156,7 +156,7 @@ def test_folders_are_known_by_their_names(
 
 
 def test_test_images_of_no_known_class_are_no_test_data(tmp_path: Path) -> None:
-    """As those of ImageNet come: one folder of images."""
+    """Test images as ImageNet has them: one folder without classes."""
     files(tmp_path, "test/1.jpg")
     assert parts(tmp_path, "val") == ("val", None)
 

@@ -403,7 +403,7 @@ def many(tmp_path: Path) -> Path:
 
 
 def descriptors(folder: Path) -> int:
-    """How many files of the folder this process has open."""
+    """Count the files of the folder that this process has open."""
     links = (Path("/proc/self/fd") / number for number in os.listdir("/proc/self/fd"))
     return sum(os.path.realpath(link).startswith(f"{folder.resolve()}/") for link in links)
 
