@@ -11,7 +11,7 @@ import pytest
 
 from tests.training import runs
 
-LOST = "warning: standard output cannot be written ({}); training goes on without it"
+LOST = "warning: standard output cannot be written ({}); training continues without it"
 FULL, CLOSED, GONE, UNREAD = "No space left on device", "Bad file descriptor", "Input/output error", "Broken pipe"
 
 

@@ -158,7 +158,7 @@ def test_a_class_with_no_file_left_is_an_error(folder: Path, loader: str) -> Non
     for file in training_files(folder):
         if file.parent.name == "bee":
             damage(file, "junk")
-    with pytest.raises(UserError, match=r"class bee has no sample left that can be had; mend or remove the class"):
+    with pytest.raises(UserError, match=r"class bee has no good sample left; repair or remove the class"):
         steps_of(build(folder, loader, on_bad_file="skip"), 2)
 
 

@@ -308,4 +308,4 @@ def test_images_in_no_class_folder_are_told(tmp_path: Path, caplog: pytest.LogCa
     found = list_images(tmp_path, "train", ["ape", "bee"])
     assert len(found.labels) == 2
     (told,) = caplog.messages
-    assert told.startswith(f"{tmp_path}/train: 2 images lie in no class folder and are left out, such as a.PNG;")
+    assert told.startswith(f"{tmp_path}/train: 2 images lie in no class folder and are skipped, such as a.PNG;")

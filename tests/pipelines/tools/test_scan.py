@@ -312,7 +312,7 @@ def test_nothing_bad_writes_no_list_and_empties_an_old_one(tmp_path: Path) -> No
     root = fill(
         tmp_path, {f"{part}/ape/{i}.png": encoded(picture(i), "PNG") for i, part in enumerate(["train", "val"])}
     )
-    assert run(str(root), "--workers=1").endswith("nothing to leave out\n")
+    assert run(str(root), "--workers=1").endswith("nothing to exclude\n")
     assert sorted(path.name for path in root.iterdir()) == ["scan.json", "train", "val"]
     (root / "exclude.txt").write_text("train/ape/7.jpg\n")
     assert "which was there, is now without names" in run(str(root), "--workers=1")
