@@ -14,7 +14,6 @@ NOT_YET = (
     "dynsparse/tools/export",
     "dynsparse/tools/report",
     "dynsparse/training",
-    "pipelines",
     "benchmarks",
     "tests",
     "docs",

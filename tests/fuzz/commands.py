@@ -60,7 +60,7 @@ def tool(*words: str, takes_checkpoint: bool = True) -> Callable[[Random, Scene]
 
 
 HERE = (f"name={NAME}", "runs=runs", "train.epochs=2")
-"""So that a config which is damaged does not name another folder, or train for ever."""
+"""Settings that keep a damaged config from naming another folder, or training for ever."""
 
 COMMANDS = {
     command.name: command
@@ -108,7 +108,7 @@ LIKELY = {
     "partial": _FILE,
     "lock": _LOCK,
 }
-"""How often each command runs on each kind of mutation, in the order of `COMMANDS`."""
+"""Weight of each command for each kind of mutation, in the order of `COMMANDS`."""
 
 
 def choose(rng: Random, kind: str, begin: str = "") -> Command:
@@ -123,11 +123,11 @@ def execute(home: Path, line: list[str]) -> int:
     from dynsparse.cli import train
     from dynsparse.cli.actions import training
     from dynsparse.cli.main import run
-    from dynsparse.training.run import lock
+    from dynsparse.training.run import timing
 
     # Else a holder that can only be watched takes half a minute to prove dead.
-    lock.STALE_SECONDS = 0.4
-    lock._POLL_SECONDS = 0.05  # type: ignore[attr-defined]
+    timing.STALE_SECONDS = 0.4
+    timing.POLL_SECONDS = 0.05
     training.BEAT_SECONDS = -0.5  # `--check` looks for a second longer.
     logging.getLogger().handlers.clear()
     os.chdir(home)
