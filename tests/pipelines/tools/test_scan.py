@@ -315,7 +315,7 @@ def test_nothing_bad_writes_no_list_and_empties_an_old_one(tmp_path: Path) -> No
     assert run(str(root), "--workers=1").endswith("nothing to exclude\n")
     assert sorted(path.name for path in root.iterdir()) == ["scan.json", "train", "val"]
     (root / "exclude.txt").write_text("train/ape/7.jpg\n")
-    assert "which was there, is now without names" in run(str(root), "--workers=1")
+    assert "existed, and is now without names" in run(str(root), "--workers=1")
     assert all(line.startswith("#") for line in (root / "exclude.txt").read_text().splitlines())
 
 
