@@ -32,7 +32,8 @@ from pipelines.tools import scan
 from pipelines.tools.sample_images import ODD, encoded
 from pipelines.tools.scan_facts import examine
 from pipelines.tools.scan_processes import DEADLY
-from pipelines.tools.scan_report import Duplicates, Report, listable, summary
+from pipelines.tools.scan_report import Duplicates, Report
+from pipelines.tools.scan_summary import listable, summary
 from tests.pipelines.streams import LOADERS, request, whole
 
 UNKNOWN = "is no image of a known format, or its header is damaged"
