@@ -42,7 +42,7 @@ FRAGMENT = re.compile(
 )
 FILES = sorted(
     path
-    for folder in ("dynsparse", "pipelines", "benchmarks", "launch", "tests", "docs", "examples")
+    for folder in ("dynsparse", "pipelines", "launch", "tests", "docs", "examples")
     for path in (ROOT / folder).rglob("*.py")
     if not path.relative_to(ROOT).as_posix().startswith(NOT_YET)
 )
