@@ -166,7 +166,7 @@ def _compare_with_cpu(bench: Bench, found: Found, name: str, moves: int) -> None
         plan, theirs = (event.reallocator.plan(event.clock, one) for event, one in zip(pair, seen, strict=True))
         same_plans &= plan == theirs
         for event, one in zip(pair, seen, strict=True):
-            event.reallocator._plan = lambda *given, plan=plan: plan  # type: ignore[method-assign,misc]
+            event.reallocator._plan = lambda *given, plan=plan: plan  # type: ignore[method-assign]
             event.reallocator(event.clock, one)
             del event.reallocator._plan
         masks = {mask_digest(event.masks) for event in pair}
