@@ -1,7 +1,7 @@
 """One reallocation with dense masks and scans over whole layers. `benchmarks.reallocation` compares with it.
 
 `with_numpy` does what the code behind the paper does (Mostafa & Wang 2019): a mask is a float32 tensor of the weight's
-shape; one loop over the layers drops, a second lists all free positions, takes away those just dropped, puts the
+shape. One loop over the layers drops. A second lists all free positions, takes away those just dropped, puts the
 candidates in a random order and takes the first. `in_torch` computes the same with bool masks and torch alone, and
 needs no difference of sets, for it remembers what was free. Both are written plainly, for weights as single units.
 """

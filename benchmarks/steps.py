@@ -3,8 +3,8 @@
     python -m benchmarks.steps             (about 4 minutes on 2 cores; a quiet machine)
     python -m benchmarks.steps --page      (the page anew, from the JSON)
 
-Each way has a Trainer of its own, on the same batch; rounds in which the ways take turns. Beside the ratio of whole
-steps, which is as noisy as the machine, the work that a step of that way adds is timed by itself, within these steps.
+Each way has a Trainer of its own, on the same batch; rounds in which the ways take turns. The ratio of whole steps is
+as noisy as the machine. So the work that a step of that way adds is timed by itself too, within these steps.
 """
 
 from __future__ import annotations
