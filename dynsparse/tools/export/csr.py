@@ -102,7 +102,7 @@ class SparseLinear(nn.Module):
 
 
 def load(path: str | Path, *, run_sparse: bool = True) -> nn.Module:
-    """Return the network in a file that `encode` wrote, in evaluation mode, on the CPU. UserError if it is no such file.
+    """Return the network in a file that `encode` wrote, in evaluation mode, on the CPU. UserError for other files.
 
     Large linear layers of low density multiply CSR matrices (RUN_FROM, RUN_BELOW). All else has dense tensors,
     convolutions too: torch has no sparse ones. Without `run_sparse` it is the ordinary module, to be moved or trained.
@@ -130,7 +130,7 @@ def _build(settings: ModelSettings, content: dict[str, Any]) -> nn.Module:
 
 
 def _run_sparse(model: nn.Module, path: str, matrix: Tensor) -> None:
-    """Replace an nn.Linear that is large and sparse. In other classes, such as attention, `forward` is not all that reads it."""
+    """Replace an nn.Linear that is large and sparse. Other classes, such as attention, read weights past `forward`."""
     layer = model.get_submodule(path)
     weights, active = matrix.numel(), matrix.values().numel()
     if type(layer) is nn.Linear and weights >= RUN_FROM and active <= RUN_BELOW * weights:

@@ -20,7 +20,7 @@ _MOST_BYTES = 2**31 - 2**24
 
 
 def encode(network: ExportedNetwork) -> bytes:
-    """Return the file's content. UserError for a missing library, a network that is too large, or one that torch refuses.
+    """Return the file's content. UserError for a missing library, and for a network that is too large or torch refuses.
 
     Torch's exporter multiplies BatchNorm into the convolutions and linear layers: other values than the checkpoint's,
     zeros where they were.

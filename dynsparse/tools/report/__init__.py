@@ -21,7 +21,7 @@ EPILOG = (
 
 
 def main(arguments: list[str]) -> None:
-    """Write the page. UserError for a folder that is no run or has nothing to show, and for a page that cannot be written."""
+    """Write the page. UserError for what is no run or has nothing to show, and for a page that cannot be written."""
     given = _parser().parse_args(arguments)
     _require_libraries()
     folders = _folders(given.runs)
