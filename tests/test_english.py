@@ -28,7 +28,6 @@ NOT_YET = (
     "benchmarks",
     "launch",
     "tests",
-    "docs",
 )
 """Parts of the tree that are still to be rewritten."""
 FRAGMENT = re.compile(
