@@ -327,7 +327,7 @@ def test_samples_can_be_left_out(shard: Path, tmp_path: Path) -> None:
     assert found.listing != before.listing
     for name in ("train/0.tar/c.jpg", "train/0.tar/", "train/1.tar/a.cls"):
         message = refusal(tmp_path, excluded=frozenset({name}))
-        assert message.startswith(f"data.exclude: {name} is to be left out, but the shard has no such image")
+        assert message.startswith(f"data.exclude: {name} is to be skipped, but the shard has no such image")
     assert "1 of 2 classes have no sample" in refusal(tmp_path, excluded=left_out | {"train/1.tar/a.jpg"})
 
 
@@ -403,7 +403,7 @@ def many(tmp_path: Path) -> Path:
 
 
 def descriptors(folder: Path) -> int:
-    """How many files of the folder this process has open."""
+    """Count the files of the folder that this process has open."""
     links = (Path("/proc/self/fd") / number for number in os.listdir("/proc/self/fd"))
     return sum(os.path.realpath(link).startswith(f"{folder.resolve()}/") for link in links)
 
