@@ -68,7 +68,7 @@ class SparseTraining(Watcher):
         sparsity: fraction of zeros in each layer; or by kind, `{"conv": 0.9, "fc": 0.5}`, where a kind that is missing
             or 0 stays dense.
         total_steps: optimizer steps of the whole run: batches over gradient accumulation. Schedules end with it.
-        steps_per_epoch: optimizer steps of an epoch, for methods whose settings speak of epochs.
+        steps_per_epoch: optimizer steps of an epoch, for methods with settings in epochs.
         allocation: "uniform" or "erk", where small layers are denser.
         granularity: unit of a convolution: 4 an element, 3 a kernel row, 2 a kernel slice, 1 a filter.
         include: patterns of parameter names to make sparse, in place of the usual choice.
