@@ -41,7 +41,7 @@ def train(folder: Path) -> list[Path]:
     killed.kill()
     killed.wait()
     for method in METHODS:
-        subprocess.run(_command(folder, method), cwd=ROOT, env=_environment(), check=True)  # noqa: S603 - of ours
+        subprocess.run(command(folder, method), cwd=ROOT, env=environment(), check=True)  # noqa: S603 - of ours
     return [folder / method for method in METHODS]
 
 
