@@ -136,8 +136,8 @@ class Pod:
         volumes = {volume["name"]: volume for volume in self.spec["volumes"]}
         for mount in container.get("volumeMounts", []):
             mounts.append((*self._volume(volumes[mount["name"]], mount), mount["mountPath"]))
-        # After the volumes: this environment may lie in /tmp, which is one.
-        mounts += [("ro", path, path) for path in (sys.base_prefix, sys.prefix)]
+        # After the volumes: this environment may lie in /tmp, which is one. It may be a link to one elsewhere.
+        mounts += [("ro", str(Path(path).resolve()), path) for path in (sys.base_prefix, sys.prefix)]
         return [word for mount in mounts for word in mount]
 
     def _volume(self, volume: dict[str, Any], mount: dict[str, Any]) -> tuple[str, str]:
