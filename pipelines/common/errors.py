@@ -7,6 +7,10 @@ from __future__ import annotations
 
 from pipelines.common.text import cut, one_line
 
+EXIT_DONE = 0
+EXIT_BAD_INPUT = 2
+EXIT_INTERRUPTED = 130  # 128 + SIGINT, as in shells.
+
 LONGEST_LINE = 4000
 MOST_LINES = 30
 

@@ -1,7 +1,7 @@
-"""Folders of images with a subfolder a class: which files there are, and of which class.
+"""Folders of images with a subfolder a class.
 
-A class is a folder, and its images are those in it and in the folders within it, at any depth. Hidden files and folders
-are the system's, and so are a few of its own names.
+A class is a folder. Its images are in it and in the folders within it, at any depth. Hidden files and folders, and a
+few names that systems use, are ignored.
 """
 
 from __future__ import annotations
@@ -30,17 +30,16 @@ log = logging.getLogger(__name__)
 EXTENSIONS = ("jpg", "jpeg", "png", "webp", "bmp", "tif", "tiff")
 _SUFFIXES = tuple(f".{extension}" for extension in EXTENSIONS)
 _SYSTEM = frozenset({"__MACOSX", "@eaDir", "lost+found", "$RECYCLE.BIN", "System Volume Information"})
-"""Folders that systems leave in others: no classes, nor images, but thumbnails and such."""
+"""Folders that systems create in others: they hold no images, but thumbnails and such."""
 _NO_NAME = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
-"""Line ends, controls, and bytes that are no UTF-8 (as surrogates)."""
+"""Line ends, control characters, and bytes that are no UTF-8 (as surrogates)."""
 
 
 @dataclass(frozen=True)
 class ImageFiles:
     """An `Encoded` source: files under `root`, with labels int64 [n].
 
-    The paths stand end to end in one array: a million strings would take
-    several times the memory, in each worker.
+    The paths are joined in one array: a million strings would take several times the memory, in each worker.
     """
 
     root: bytes
@@ -56,7 +55,7 @@ class ImageFiles:
         return self.paths[self.ends[index] : self.ends[index + 1]].tobytes()
 
     def path(self, index: int) -> Bytes:
-        """The path's bytes, as DALI takes it."""
+        """Return the path's bytes."""
         return np.frombuffer(self.root + self._relative(index), dtype=np.uint8)
 
     def name(self, index: int) -> str:
@@ -71,14 +70,14 @@ class ImageFiles:
 
 
 def class_names(folder: Path) -> list[str]:
-    """The names of the class folders, sorted. UserError for one that lists, pictures and exports could not hold."""
+    """Return the sorted names of the class folders. Raises UserError for an invalid name."""
     names = sorted(entry.name for entry in _scan(folder) if _is_folder(folder, entry))
     require_names(f"{folder} has the class", names)
     return names
 
 
 def require_names(where: str, names: Iterable[str]) -> None:
-    """Raise UserError for a class name that a line of a list, a picture or an export could not hold."""
+    """Raise UserError for a class name that a line of a list, a picture or an export cannot hold."""
     if odd := next(filter(_NO_NAME.search, names), None):
         raise UserError(
             f"data.path: {where} {odd}, a name with a line end, a control character or bytes that are no UTF-8; "
@@ -87,14 +86,14 @@ def require_names(where: str, names: Iterable[str]) -> None:
 
 
 def parts_of(root: Path) -> Parts:
-    """Which of the folders is for what. Raises UserError."""
+    """Return the parts of a data set, by the names of its folders. Raises UserError."""
     return find_parts(root, holds_samples=lambda folder: any(_is_folder(folder, entry) for entry in _scan(folder)))
 
 
 def check_folders(root: Path, number_of_classes: int, validation_samples: int) -> tuple[list[str], Parts]:
-    """The names of the classes, sorted: label i is the i-th; and which folder is for what.
+    """Return the sorted names of the classes (label i is the i-th) and the parts.
 
-    Raises UserError unless all is there, for so many classes and so many training samples held out.
+    Raises UserError unless everything is there for this number of classes and of held-out training samples.
     """
     parts = parts_of(root)
     classes = check_classes(root, parts, number_of_classes)
@@ -103,9 +102,10 @@ def check_folders(root: Path, number_of_classes: int, validation_samples: int) -
 
 
 def check_classes(root: Path, parts: Parts, number_of_classes: int) -> list[str]:
-    """The names of the classes, sorted.
+    """Return the sorted names of the classes.
 
-    Raises UserError unless train has so many, the other parts no others, and each class folder holds an image.
+    Raises UserError unless train has this number of classes, the other parts have no others, and each class folder
+    holds an image.
     """
     train = root / TRAIN
     classes = class_names(train)
@@ -140,9 +140,9 @@ def _require_images(part: Path, classes: list[str]) -> None:
 
 
 def list_images(root: Path, part: str, classes: list[str], excluded: Excluded = NOTHING) -> ImageFiles:
-    """The images in root/part/CLASS for those of the classes that are there: classes in order, paths sorted.
+    """Return the images in root/part/CLASS, for the classes that exist there: classes in order, paths sorted.
 
-    Raises UserError if the excluded are all there is of a class, or name files that are not there.
+    Raises UserError if all images of a class are excluded, or excluded names do not exist.
     """
     paths: list[bytes] = []
     labels: list[int] = []
@@ -166,17 +166,17 @@ def list_images(root: Path, part: str, classes: list[str], excluded: Excluded = 
 
 
 def _say_strays(folder: Path) -> None:
-    """Warn of images that lie beside the class folders: nobody has said what they show."""
+    """Warn of images beside the class folders, whose class is unknown."""
     strays = [e.name for e in _scan(folder) if e.name.lower().endswith(_SUFFIXES) and not _is_folder(folder, e)]
     if strays:
         log.warning(
-            "%s: %d images lie in no class folder and are left out, such as %s; move them into one, or away",
+            "%s: %d images lie in no class folder and are skipped, such as %s; move them into one, or away",
             folder, len(strays), min(strays),
         )  # fmt: skip
 
 
 def class_folders(folder: Path) -> dict[str, tuple[int, int]]:
-    """By class, sorted: how many images its folder holds, and how much else. Raises UserError if it cannot be read."""
+    """Count images and other files of each class, sorted by class. Raises UserError if a folder cannot be read."""
     found = {}
     for name in class_names(folder):
         images = [is_image for _, is_image in _files(folder, name)]
@@ -185,10 +185,10 @@ def class_folders(folder: Path) -> dict[str, tuple[int, int]]:
 
 
 def _files(part: Path, name: str) -> Iterator[tuple[str, bool]]:
-    """The files of a class, in no order: the path from the class folder on, and whether it is an image by its name.
+    """Yield the files of a class, in no order: the path in the class folder, and True if its name is an image's.
 
-    No file is opened or asked for its kind. Each folder is entered once, whatever links lead to it, and those above
-    never: so links cannot go round in circles, or multiply.
+    No file is opened or examined. Each folder is entered once, whatever links lead to it, and folders above it never:
+    so links cannot make a circle, or multiply files.
     """
     top = part / name
     entered = {_identity(part.parent), _identity(part)}
@@ -207,11 +207,11 @@ def _files(part: Path, name: str) -> Iterator[tuple[str, bool]]:
                 inner.append(f"{prefix}{entry.name}/")
             else:
                 yield prefix + entry.name, False
-        waiting += sorted(inner, reverse=True)  # In order: which of two links is entered must not be chance.
+        waiting += sorted(inner, reverse=True)  # Sorted: which of two links is entered must not depend on chance.
 
 
 def _scan(folder: Path) -> Iterator[os.DirEntry[str]]:
-    """The entries of a folder, in no order, less those that are the system's."""
+    """Yield the entries of a folder, in no order, without those of the system."""
     try:
         with os.scandir(folder) as entries:
             yield from (entry for entry in entries if entry.name[0] != "." and entry.name not in _SYSTEM)
@@ -220,7 +220,7 @@ def _scan(folder: Path) -> Iterator[os.DirEntry[str]]:
 
 
 def _is_folder(folder: Path, entry: os.DirEntry[str]) -> bool:
-    """The same for a link to a folder."""
+    """Return True for a folder or a link to one. Raises UserError if it cannot be read."""
     try:
         return entry.is_dir()
     except OSError as error:

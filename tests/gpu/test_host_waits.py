@@ -1,7 +1,7 @@
 """The host does not wait for the GPU where it need not.
 
 Counted by torch on a GPU; on the CPU by the calls that would have to wait there
-(`benchmarks.parts.gpu.bench.host_waits`).
+(`benchmarks.parts.gpu.waits.host_waits`).
 """
 
 from __future__ import annotations
@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks.parts.gpu.bench import FOR_EVER, MOVING, SMALL, WRN_32, host_waits, make_trainer, settings, steps
+from benchmarks.parts.gpu.bench import FOR_EVER, MOVING, SMALL, WRN_32, make_trainer, settings, steps
+from benchmarks.parts.gpu.waits import host_waits
 from tests.gpu.devices import GPU, Reallocating, everywhere
 
 #: None reallocates in the steps of a test.

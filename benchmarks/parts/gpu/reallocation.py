@@ -9,18 +9,18 @@ from typing import Any
 
 import torch
 
-from benchmarks.harness.rounds import compared, summary
+from benchmarks.harness.rounds import Act, compared, summary
 from benchmarks.parts.gpu.bench import (
     FOR_EVER,
     Bench,
     Case,
     Found,
     device_ms,
-    host_waits,
     resnet,
     rounds_until,
     settings,
 )
+from benchmarks.parts.gpu.waits import host_waits
 from dynsparse.distributed.digest import mask_digest, weight_digest
 from dynsparse.methods import Clock
 from dynsparse.methods.deepr import DeepR
@@ -115,7 +115,7 @@ def _times(bench: Bench, found: Found, moves: Mapping[str, int]) -> None:
     def turn(title: str) -> Callable[[], Any]:
         return lambda: by_device[title].append(device_ms(bench, events[title].act))
 
-    ways: dict[str, Callable[[], Any]] = {title: turn(title) for title in events}
+    ways: dict[str, Act] = {title: turn(title) for title in events}
     ways[MASKING] = events["dsr"].masks.mask_gradients
     times = rounds_until(bench, ways, 10, before=lambda way: events["dsr" if way == MASKING else way].shake())
     figures = {

@@ -17,6 +17,7 @@ import pytest
 import torch
 
 import pipelines
+from pipelines.__main__ import PROGRAM
 from pipelines.base import Data
 from pipelines.common.errors import UserError
 from pipelines.common.streams import LogLine
@@ -24,7 +25,6 @@ from pipelines.images.encoded import MOST_PIXELS
 from pipelines.images.reference import LACKS_END, content_fault, decoded, rgb
 from pipelines.loaders.dali_images import given
 from pipelines.loaders.dali_loader import Probe
-from pipelines.tools import scan
 from tests.pipelines.images import hostile
 from tests.pipelines.images.hostile import BOMBS, bomb, encoded
 from tests.pipelines.pictures import CLASSES, numbered_folder, picture, settings
@@ -109,7 +109,7 @@ def test_a_run_over_bombs_goes_on_and_takes_little_memory(folder: Path, loader: 
 
 def test_the_scan_says_the_same_of_them(folder: Path) -> None:
     expected = laid(folder / "train" / "bee")
-    assert scan.main([str(folder), "--workers=2"]) == 0
+    assert PROGRAM.run(["scan", str(folder), "--workers=2"]) == 0
     report = json.loads((folder / "scan.json").read_text())
     assert set(report["bad"]) == {f"train/bee/{name}" for name in expected}
     wrong = {name: why for name, why in report["bad"].items() if not re.fullmatch(expected[name.split("/")[2]], why)}
@@ -135,7 +135,7 @@ def test_the_limit_is_the_configs(folder: Path, loader: str) -> None:
 
 
 def test_the_scan_has_the_same_limit(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert scan.main([str(folder), "--workers=1", "--most-pixels=479"]) == 2
+    assert PROGRAM.run(["scan", str(folder), "--workers=1", "--most-pixels=479"]) == 2
     assert "all 90 images are bad, such as train/ape/0000.png: declares 24 x 20 pixels" in capsys.readouterr().err
 
 
@@ -214,7 +214,7 @@ class TestEndMark:
         for number in range(2):
             (folder / "val" / "bee" / f"{number}.jpg").write_bytes(encoded(picture(24, 20, 1))[:-2])
         (folder / "val" / "bee" / "2.jpg").write_bytes(encoded(picture(24, 20, 1))[:-40])
-        assert scan.main([str(folder), "--workers=1"]) == 0
+        assert PROGRAM.run(["scan", str(folder), "--workers=1"]) == 0
         assert json.loads((folder / "scan.json").read_text())["bad_for_their_end_alone"] == 2
         lines = capsys.readouterr().out.splitlines()
         assert lines[1] == "bad: 3"

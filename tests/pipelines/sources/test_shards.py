@@ -22,6 +22,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pipelines.__main__ import PROGRAM
 from pipelines.common.errors import UserError
 from pipelines.sources import shard_index, shards
 from pipelines.sources.base import Encoded
@@ -77,7 +78,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def written(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("shards") / "new/out"
-    assert shard_tools.main(["write", str(folder), str(out), "--samples", "10"]) == 0
+    assert PROGRAM.run(["shards", "write", str(folder), str(out), "--samples", "10"]) == 0
     return out
 
 
@@ -125,7 +126,7 @@ def test_mistakes_of_the_command_line(
     arguments: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "a file").touch()
-    assert shard_tools.main([argument.format(tmp_path) for argument in arguments]) == 2
+    assert PROGRAM.run(["shards", *[argument.format(tmp_path) for argument in arguments]]) == 2
     assert message in capsys.readouterr().err
 
 
@@ -341,7 +342,7 @@ def test_the_listing_tells_samples_apart_not_folders(shard: Path, tmp_path: Path
 
 def test_an_index_stands_for_the_headers(shard: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = listed(tmp_path)
-    assert shard_tools.main(["index", str(tmp_path)]) == 0
+    assert PROGRAM.run(["shards", "index", str(tmp_path)]) == 0
     assert sorted(os.listdir(shard.parent)) == ["0.tar", "0.tar.index"]
     monkeypatch.setattr(shards, "read_tar", None)
     found = listed(tmp_path)

@@ -21,6 +21,7 @@ import pytest
 from PIL import Image
 
 import pipelines
+from pipelines.__main__ import PROGRAM
 from pipelines.common.errors import UserError
 from pipelines.datasets.imagenet import ImagenetSettings
 from pipelines.datasets.webdataset import WebdatasetSettings
@@ -112,7 +113,7 @@ def run(*arguments: str) -> str:
     out = io.StringIO()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "stdout", out)
-        assert scan.main(arguments) == 0
+        assert PROGRAM.run(["scan", *arguments]) == 0
     return out.getvalue()
 
 
@@ -229,7 +230,7 @@ def test_a_process_that_dies_of_a_file_ends_no_scan(tmp_path: Path) -> None:
     names = [f"{name}{i}" for i, name in enumerate(names)]
     names[7], names[8] = "accident", "raises"
     root = fill(tmp_path / "images", {f"train/ape/{name}.jpg": name.encode() for name in names})
-    report = scan.scan(scan.folder_parts(root), 2, partial(deadly, accidents=tmp_path / "accidents"))
+    report = scan.scan(scan._folder_parts(root), 2, partial(deadly, accidents=tmp_path / "accidents"))
     assert (tmp_path / "accidents").exists()
     fatal = {f"train/ape/fatal{i}.jpg": DEADLY for i in (0, 5, 66)}
     assert report.bad == {**fatal, "train/ape/raises.jpg": "cannot be checked (ArithmeticError: too much)"}
@@ -237,7 +238,7 @@ def test_a_process_that_dies_of_a_file_ends_no_scan(tmp_path: Path) -> None:
 
 
 def test_processes_that_cannot_start_end_the_scan(tmp_path: Path) -> None:
-    parts = scan.folder_parts(fill(tmp_path, {"train/ape/a.jpg": b""}))
+    parts = scan._folder_parts(fill(tmp_path, {"train/ape/a.jpg": b""}))
     with pytest.raises(UserError, match="has ended before its first image"):
         scan.scan(parts, 1, Unpicklable())
 
@@ -255,7 +256,7 @@ def test_structure_is_reported_and_stops_nothing(tmp_path: Path) -> None:
     images = ["train/ape/1.jpg", "train/ape/2.jpg", "train/bee/1.jpg", "val/cat/1.jpg", "val/ape/1.jpg"]
     root = fill(tmp_path, {name: name.encode() for name in [*images, "train/dog/notes.txt", "train/stray.jpg"]})
     (root / "train/ape/deeper").mkdir()
-    report = scan.scan(scan.folder_parts(root), 1, fine)
+    report = scan.scan(scan._folder_parts(root), 1, fine)
     assert report.empty_classes == ["train/dog"]
     assert report.classes_only_in_val == ["cat"]
     assert report.classes_of_one_image == ["train/bee", "val/ape", "val/cat"]
@@ -337,7 +338,7 @@ def test_nothing_bad_writes_no_list_and_empties_an_old_one(tmp_path: Path) -> No
 def test_refusals(arguments: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     fill(tmp_path, {"train/ape/1.jpg": b"no image", "empty/notes.txt": b""})
     before = sorted(tmp_path.rglob("*"))
-    assert scan.main([argument.format(tmp_path) for argument in arguments]) == 2
+    assert PROGRAM.run(["scan", *[argument.format(tmp_path) for argument in arguments]]) == 2
     out, err = capsys.readouterr()
     assert (out, err.count("\n")) == ("", 1)
     assert err.startswith("error: ")
@@ -351,7 +352,8 @@ def test_ctrl_c_leaves_neither_files_nor_processes(tmp_path: Path) -> None:
     for i in range(1, 600):
         os.link(root / "train/ape/0.jpg", root / f"train/ape/{i}.jpg")
     program = (
-        "import sys; from pipelines.tools.scan import main; print('ready', flush=True); sys.exit(main(sys.argv[1:]))"
+        "import sys, pipelines.tools.scan\n"
+        "from pipelines.__main__ import PROGRAM; print('ready', flush=True); PROGRAM.start(['scan', *sys.argv[1:]])"
     )
     command = [sys.executable, "-c", program, str(root), "--workers=2"]
     with subprocess.Popen(

@@ -19,7 +19,7 @@ from dynsparse.errors import UserError
 from pipelines.common.paths import written
 from tests.training import runs
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
 GOOD = """
 model: {name: mnist_mlp}
