@@ -1,4 +1,4 @@
-"""What the front door cannot keep, it refuses in one line that says what to do, and leaves all as it was."""
+"""Refusals of the front door: one line that says what to do, and nothing is changed."""
 
 from __future__ import annotations
 
@@ -248,7 +248,7 @@ def test_methods(method: Any, message: str) -> None:
 
 
 def test_pruning_ends_at_the_sparsity_that_was_asked_for() -> None:
-    """In place of settings of its own; a run that is too short for it is refused."""
+    """The sparsity asked for replaces the method's settings. A run that is too short for it is refused."""
     pruning = {"name": "pruning", "after_epoch": 1, "every_epochs": 1, "iterations": 3}
     for epochs in (4, 9):
         model = mlp()
@@ -458,7 +458,7 @@ def test_a_copy_of_a_copy_that_is_trained() -> None:
 
 
 def test_two_on_one_module_and_nobody_keeps_them() -> None:
-    """What keeps a model sparse lives as long as the model."""
+    """The object that keeps a model sparse lives as long as the model."""
     model = nn.LSTM(8, 8)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     for pattern in ("weight_ih*", "weight_hh*"):
@@ -518,7 +518,7 @@ def test_pruning_does_not_begin_with_a_pruned_network() -> None:
 
 
 def test_a_network_does_not_become_sparser_by_new_masks_unasked() -> None:
-    """Of the same seed, they would take just the weights that the first ones left out."""
+    """Masks of the same seed would take just the weights that the first ones made inactive."""
     model = mlp()
     sparsify(model, sparsity=0.4).release()
     assert "0.weight is sparse already" in refusal(lambda: sparsify(model, sparsity=0.9))

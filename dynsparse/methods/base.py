@@ -78,6 +78,11 @@ class LayerChange:
         return self.units - self.active
 
 
+def by_kept(layers: Sequence[LayerChange]) -> Sequence[Fraction]:
+    """Proportions of the weights that each layer keeps (paper: R_l)."""
+    return [Fraction(layer.kept * layer.unit_size) for layer in layers]
+
+
 class MethodSettings(Settings):
     """Base of each method's settings; `name` selects the method in a config."""
 

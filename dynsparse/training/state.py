@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import platform
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -17,58 +17,11 @@ from dynsparse.methods import Method
 from dynsparse.runtime import Worker
 from dynsparse.training import packing
 from dynsparse.training.compatibility import require_same_evaluation, require_same_layers, require_same_settings
-from dynsparse.training.evaluate import Evaluations
 from dynsparse.training.precision import Precision
+from dynsparse.training.progress import Progress
 from pipelines.base import TrainPipeline
 
 log = logging.getLogger(__name__)
-
-
-@dataclass
-class Progress:
-    """How far a run has come. The same on every rank."""
-
-    epoch: int = 0
-    """Epochs trained and evaluated."""
-    step: int = 0
-    """Optimizer steps done."""
-    best_top1: float | None = None
-    """The highest of all epochs, on the validation samples where there are any, else on the test samples."""
-    test_top1_at_best: float | None = None
-    test_top1: float | None = None
-    test_top5: float | None = None
-    validation_top1: float | None = None
-    reallocations: int = 0
-    desyncs_repaired: int = 0
-    skipped_steps: int = 0
-    """Steps whose loss or gradients were no finite numbers, those in search of fp16's scale among them."""
-    skipped_in_a_row: int = 0
-    """How many of the latest steps; 0 after one that was not."""
-    bad_steps_in_a_row: int = 0
-    """Those of them that the scale was not to blame for."""
-    gradients: str = ""
-    """What travels between the ranks, "active" or "dense", as it was asked for or chosen."""
-    seconds: float = 0.0
-    """Spent up to the latest save, on rank 0's clock."""
-    initial_active: dict[str, int] = field(default_factory=dict)
-    """Active weights of each layer at the start."""
-
-    @property
-    def best_top1_on(self) -> str | None:
-        """Whose samples have chosen the best epoch: "validation" or "test"; None without one."""
-        if self.best_top1 is None:
-            return None
-        return "test" if self.validation_top1 is None else "validation"
-
-    def take(self, results: Evaluations, *, eligible: bool = True) -> bool:
-        """Note what an epoch reached. Returns whether it is the best so far; it cannot be if not `eligible`."""
-        is_best = eligible and (self.best_top1 is None or results.selecting.top1 > self.best_top1)
-        if is_best:
-            self.best_top1 = results.selecting.top1
-            self.test_top1_at_best = results.test.top1 if results.test else None
-        self.test_top1, self.test_top5 = (results.test.top1, results.test.top5) if results.test else (None, None)
-        self.validation_top1 = results.validation.top1 if results.validation else None
-        return is_best
 
 
 @dataclass
@@ -125,7 +78,7 @@ class RunState:
             "versions": versions(),
             "input": dict(self.input),
             "evaluated_on": dict(self.evaluated_on),
-            "progress": asdict(self.progress),
+            "progress": self.progress.model_dump(),
             "weights": packing.pack_weights(self.model, self.masks),
             "optimizer": packing.pack_optimizer(self.model, self.masks, self.optimizer),
             "method": self.method.state_dict(),
@@ -185,9 +138,10 @@ def versions() -> dict[str, str]:
 
 
 def _progress(saved: Mapping[str, Any], ours: Progress) -> Progress:
-    """Of another version there may be less, or more."""
-    known = {one.name: saved[one.name] for one in fields(Progress) if one.name in saved}
-    return Progress(**{**known, "initial_active": {**ours.initial_active, **known.get("initial_active", {})}})
+    """Return the saved progress, of which another version may have less, or more."""
+    return Progress.model_validate(
+        {**saved, "initial_active": {**ours.initial_active, **saved.get("initial_active", {})}}
+    )
 
 
 def _mean_buffers(ranks: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:

@@ -27,8 +27,9 @@ from dynsparse.training.network_input import network_input
 from dynsparse.training.parallel import Parallel
 from dynsparse.training.precision import Precision
 from dynsparse.training.preflight import require_samples_for_norm, samples_at_once
+from dynsparse.training.progress import Progress
 from dynsparse.training.reports import Reporter
-from dynsparse.training.state import Progress, RunState
+from dynsparse.training.state import RunState
 from dynsparse.training.undo import Undo
 from dynsparse.training.waiting import wait_for_storage
 from pipelines import preview

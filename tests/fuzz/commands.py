@@ -60,7 +60,7 @@ def tool(*words: str, takes_checkpoint: bool = True) -> Callable[[Random, Scene]
 
 
 HERE = (f"name={NAME}", "runs=runs", "train.epochs=2")
-"""So that a config which is damaged does not name another folder, or train for ever."""
+"""Settings that keep a damaged config from naming another folder, or training for ever."""
 
 COMMANDS = {
     command.name: command
@@ -108,7 +108,7 @@ LIKELY = {
     "partial": _FILE,
     "lock": _LOCK,
 }
-"""How often each command runs on each kind of mutation, in the order of `COMMANDS`."""
+"""Weight of each command for each kind of mutation, in the order of `COMMANDS`."""
 
 
 def choose(rng: Random, kind: str, begin: str = "") -> Command:

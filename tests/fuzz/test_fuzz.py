@@ -15,7 +15,7 @@ from tests.fuzz.inputs.mutations import MUTATIONS
 from tests.training import runs
 
 CASES = {"runs": 200, "inputs": 170}
-"""In `make test`: a fixed number, however fast the machine is."""
+"""Cases in `make test`: a fixed number, however fast the machine is."""
 HOUR = 3600
 
 

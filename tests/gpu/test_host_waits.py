@@ -39,7 +39,7 @@ def test_masking_gradients_waits_for_nothing(device: torch.device) -> None:
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("name", sorted(QUIET))
 def test_a_step_between_reallocations_waits_once(name: str, precision: str, device: torch.device) -> None:
-    """For whether loss and gradients are finite, before the optimizer's step."""
+    """The one wait is for whether loss and gradients are finite, before the optimizer's step."""
     config = settings(SMALL, {"name": name, **QUIET[name]}, train={"precision": precision, "channels_last": True})
     trainer = make_trainer(config, device)
     steps(trainer, 3)  # After which weights outside the masks are counted, once each.

@@ -8,7 +8,8 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
-Count = Annotated[int, Field(ge=0, lt=1 << 62)]
+from dynsparse.training.progress import Count, Progress
+
 Size = Annotated[int, Field(ge=1, lt=1 << 40)]
 
 
@@ -18,22 +19,11 @@ class Part(BaseModel):
     model_config = ConfigDict(strict=True, extra="ignore", arbitrary_types_allowed=True)
 
 
-class SavedProgress(Part):
+class SavedProgress(Progress):
+    """Progress in a checkpoint, which always says these two."""
+
     epoch: Count
     step: Count
-    best_top1: float | None = None
-    test_top1_at_best: float | None = None
-    test_top1: float | None = None
-    test_top5: float | None = None
-    validation_top1: float | None = None
-    reallocations: Count = 0
-    desyncs_repaired: Count = 0
-    skipped_steps: Count = 0
-    skipped_in_a_row: Count = 0
-    bad_steps_in_a_row: Count = 0
-    gradients: str = ""
-    seconds: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
-    initial_active: dict[str, Count] = {}
 
 
 class SavedLayer(Part):

@@ -34,5 +34,5 @@ def program(home: Path, line: list[str], suspects: Mapping[str, bytes]) -> int:
 
 
 def said(text: str) -> Any:
-    """What a program printed as JSON."""
+    """Read the JSON that a program printed."""
     return json.loads(text)
