@@ -9,7 +9,7 @@ from pipelines.common.text import cut, one_line
 
 EXIT_DONE = 0
 EXIT_BAD_INPUT = 2
-EXIT_INTERRUPTED = 130  # 128 + SIGINT, as in shells.
+EXIT_INTERRUPTED = 130  # 128 + SIGINT, as in shells. In training a second Ctrl-C, which waits for no checkpoint.
 
 LONGEST_LINE = 4000
 MOST_LINES = 30

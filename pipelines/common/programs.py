@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from typing import NoReturn
@@ -24,8 +24,6 @@ class Program:
     """Module and help text by verb. A module has `main(arguments)`, which returns the exit code, or None for 0."""
     note: str = ""
     """Last words of the usage."""
-    before: Callable[[str], None] = lambda module: None
-    """Called with the module's name before the verb."""
 
     @property
     def usage(self) -> str:
@@ -64,6 +62,4 @@ class Program:
         verb, *rest = arguments
         if verb not in self.verbs:
             raise UserError(f"unknown command '{verb}'{nearest(verb, self.verbs)}; see {self.name} --help")
-        module = self.verbs[verb][0]
-        self.before(module)
-        return int(import_module(module).main(rest) or EXIT_DONE)
+        return int(import_module(self.verbs[verb][0]).main(rest) or EXIT_DONE)
