@@ -14,7 +14,7 @@ import pytest
 from tests.fuzz.inputs.mutations import MUTATIONS
 from tests.training import runs
 
-CASES = {"runs": 200, "inputs": 170}
+CASES = {"runs": 140, "inputs": 170}
 """Cases in `make test`: a fixed number, however fast the machine is."""
 HOUR = 3600
 
