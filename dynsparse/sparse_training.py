@@ -11,7 +11,7 @@ from weakref import WeakSet
 import torch
 from torch import Tensor, nn, optim
 
-from dynsparse.distributed import sync
+from dynsparse.distributed import agreement, sync
 from dynsparse.errors import UserError
 from dynsparse.keeping.asked import Asked
 from dynsparse.keeping.gradients import Gradients, closure_that_looks
@@ -68,7 +68,7 @@ class SparseTraining(Watcher):
         sparsity: fraction of zeros in each layer; or by kind, `{"conv": 0.9, "fc": 0.5}`, where a kind that is missing
             or 0 stays dense.
         total_steps: optimizer steps of the whole run: batches over gradient accumulation. Schedules end with it.
-        steps_per_epoch: optimizer steps of an epoch, for methods whose settings speak of epochs.
+        steps_per_epoch: optimizer steps of an epoch, for methods with settings in epochs.
         allocation, granularity, include, exclude: as in a config's `sparsity` section.
         masks: instead of `sparsity`, the active weights at the start: bool tensors of the weights' shapes by layer, or
             the `MaskSet` that the model has. "random": draw them though the model is sparse already.
@@ -378,7 +378,7 @@ class SparseTraining(Watcher):
         """Refuse ranks that were given other arguments: their masks would part ways."""
         settings = getattr(self.method, "settings", None)
         mine = torch.tensor([seed_for(self._asked, self._method_name, settings)])
-        if sync.all_agree(["arguments"], mine, self.reallocator.group):
+        if agreement.all_agree(["arguments"], mine, self.reallocator.group):
             raise UserError(
                 "ranks made SparseTraining with different arguments; give all the same, or each a process_group of its "
                 "own where they train models of their own"

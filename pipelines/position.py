@@ -40,7 +40,7 @@ class Position:
             raise UserError(
                 f"the data have changed since the checkpoint was made ({theirs['samples']} training samples then, "
                 f"{ours['samples']} now; the names of files are compared, less those of data.exclude); its position "
-                f"means other samples: restore the data, or begin anew"
+                f"means other samples: restore the data, or start a new run"
             )
         for key in ("seed", "samples", "global_batch"):
             if theirs[key] != ours[key]:

@@ -11,12 +11,34 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 NOT_YET = (
-    "dynsparse/tools/export",
-    "dynsparse/tools/report",
-    "dynsparse/training",
+    "dynsparse/training/banner.py",
+    "dynsparse/training/building.py",
+    "dynsparse/training/compatibility.py",
+    "dynsparse/training/evaluate.py",
+    "dynsparse/training/exported.py",
+    "dynsparse/training/network.py",
+    "dynsparse/training/network_input.py",
+    "dynsparse/training/packing.py",
+    "dynsparse/training/parallel.py",
+    "dynsparse/training/penalties.py",
+    "dynsparse/training/precision.py",
+    "dynsparse/training/preflight.py",
+    "dynsparse/training/reports.py",
+    "dynsparse/training/sources.py",
+    "dynsparse/training/state.py",
+    "dynsparse/training/stopping.py",
+    "dynsparse/training/trainer.py",
+    "dynsparse/training/undo.py",
+    "dynsparse/training/waiting.py",
     "benchmarks",
-    "tests",
-    "docs",
+    "tests/benchmarks",
+    "tests/cli",
+    "tests/config",
+    "tests/tools",
+    "tests/training",
+    "tests/slurm",
+    "tests/storage",
+    "tests/test_",
 )
 """Parts of the tree that are still to be rewritten."""
 FRAGMENT = re.compile(
@@ -25,7 +47,7 @@ FRAGMENT = re.compile(
 )
 FILES = sorted(
     path
-    for folder in ("dynsparse", "pipelines", "benchmarks", "launch", "tests", "docs", "examples")
+    for folder in ("dynsparse", "pipelines", "launch", "tests", "docs", "examples")
     for path in (ROOT / folder).rglob("*.py")
     if not path.relative_to(ROOT).as_posix().startswith(NOT_YET)
 )

@@ -681,7 +681,7 @@ def test_an_average_of_weights(average: str) -> None:
     sparse.apply_masks(nn.Sequential(ema))
     assert nonzero(ema.parameters()) <= ACTIVE
     assert nonzero(model.parameters()) <= ACTIVE
-    with pytest.raises(UserError, match="the model is no copy of the sparse one"):
+    with pytest.raises(UserError, match="the model is not a copy of the sparse one"):
         sparse.apply_masks(nn.Linear(3, 3))
 
 

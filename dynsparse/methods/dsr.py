@@ -12,7 +12,8 @@ from torch import Tensor
 from dynsparse.errors import UserError
 from dynsparse.masks import LayerSpec
 from dynsparse.masks.selection import Cut, cuts_below
-from dynsparse.methods.base import Clock, Dynamic, DynamicSettings, LayerChange, by_kept
+from dynsparse.methods.base import Dynamic, DynamicSettings, LayerChange, by_kept
+from dynsparse.methods.clock import Clock
 from pipelines.common.settings import AtLeast1
 
 

@@ -1,4 +1,4 @@
-"""How far a run has come. A checkpoint holds it, and it is validated as it is read."""
+"""Progress of a run. A checkpoint holds it, and it is validated as it is read."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ Count = Annotated[int, Field(ge=0, lt=1 << 62)]
 
 
 class Progress(BaseModel):
-    """Progress of a run. The same on every rank."""
+    """Counts and best results up to now, the same on every rank."""
 
     model_config = ConfigDict(strict=True, extra="ignore")
 

@@ -1,4 +1,4 @@
-"""The error for what a user can mend.
+"""The error for mistakes that a user can correct.
 
 A message names the value, the rule that it breaks and the remedy, on one line.
 """

@@ -99,7 +99,7 @@ def lost_output() -> str | None:
 
 
 def _warn(error: OSError) -> None:
-    line = f"warning: standard output cannot be written ({error.strerror}); training goes on without it"
+    line = f"warning: standard output cannot be written ({error.strerror}); training continues without it"
     print(line, file=sys.stderr, flush=True)
 
 

@@ -24,7 +24,7 @@ from pipelines.common.streams import LogLine
 from pipelines.images.encoded import MOST_PIXELS
 from pipelines.images.reference import LACKS_END, content_fault, decoded, rgb
 from pipelines.loaders.dali_images import given
-from pipelines.loaders.dali_loader import Probe
+from pipelines.loaders.dali_probe import Probe
 from tests.pipelines.images import hostile
 from tests.pipelines.images.hostile import BOMBS, bomb, encoded
 from tests.pipelines.pictures import CLASSES, numbered_folder, picture, settings
@@ -57,7 +57,7 @@ SPECIAL = {
     "sparse file of 5 GB": r"cannot be read \(has 5,368,709,120 bytes, more than 241,048,576: .*data\.most_pixels .*\)",
     "no image, of 200 MB": "is no image of a known format, or its header is damaged",
 }
-"""Why those of `hostile.SPECIALS` are refused."""
+"""Reasons why `hostile.SPECIALS` are refused."""
 
 
 def laid(folder: Path) -> dict[str, str]:
@@ -127,7 +127,7 @@ def test_time_is_bounded_by_pixels_and_scans_together() -> None:
 
 @pytest.mark.parametrize("loader", LOADERS)
 def test_the_limit_is_the_configs(folder: Path, loader: str) -> None:
-    """Of 24 x 20 pixels are all of them."""
+    """All images have 24 x 20 pixels."""
     assert len(list(build(folder, loader, most_pixels=480).train.epoch())) == 2
     match = r"declares 24 x 20 pixels, more than the 479 of data\.most_pixels \(and 23 more in this batch\)"
     with pytest.raises(UserError, match=match):
@@ -141,7 +141,7 @@ def test_the_scan_has_the_same_limit(folder: Path, capsys: pytest.CaptureFixture
 
 @pytest.mark.parametrize("first", range(4))
 def test_both_decoders_give_one_verdict_on_mutations(first: int) -> None:
-    """And the same pixels: DALI of what it is given, and the reference, which the torch loader decodes with."""
+    """DALI makes the same pixels of its input as the reference, with which the torch loader decodes."""
     probe = Probe()
     met: Counter[str] = Counter()
     for number in range(first * 200, first * 200 + 200):
@@ -259,7 +259,7 @@ OUT_OF_MEMORY = """if True:
 
 @pytest.mark.parametrize("loader", ["dali", pytest.param("torch", marks=pytest.mark.slow)])
 def test_an_image_for_which_no_memory_is_left_is_named(tmp_path: Path, loader: str) -> None:
-    """And not skipped: it may be good."""
+    """The image is not skipped: it may be good."""
     for part in ("train", "val"):
         for name in CLASSES:
             (tmp_path / "images" / part / name).mkdir(parents=True)

@@ -26,9 +26,10 @@ from pipelines.__main__ import PROGRAM
 from pipelines.common.errors import UserError
 from pipelines.sources import shard_index, shards
 from pipelines.sources.base import Encoded
-from pipelines.sources.image_folder import EXTENSIONS, list_images
+from pipelines.sources.image_folder import list_images
 from pipelines.sources.shard_index import index_of, write_index
 from pipelines.sources.shards import Shards, list_shards
+from pipelines.sources.walking import EXTENSIONS
 from pipelines.tools import shards as shard_tools
 
 CLASSES = ["ape", "bee", "cat"]
@@ -327,7 +328,7 @@ def test_samples_can_be_left_out(shard: Path, tmp_path: Path) -> None:
     assert found.listing != before.listing
     for name in ("train/0.tar/c.jpg", "train/0.tar/", "train/1.tar/a.cls"):
         message = refusal(tmp_path, excluded=frozenset({name}))
-        assert message.startswith(f"data.exclude: {name} is to be left out, but the shard has no such image")
+        assert message.startswith(f"data.exclude: {name} is to be skipped, but the shard has no such image")
     assert "1 of 2 classes have no sample" in refusal(tmp_path, excluded=left_out | {"train/1.tar/a.jpg"})
 
 
@@ -403,7 +404,7 @@ def many(tmp_path: Path) -> Path:
 
 
 def descriptors(folder: Path) -> int:
-    """How many files of the folder this process has open."""
+    """Count the files of the folder that this process has open."""
     links = (Path("/proc/self/fd") / number for number in os.listdir("/proc/self/fd"))
     return sum(os.path.realpath(link).startswith(f"{folder.resolve()}/") for link in links)
 

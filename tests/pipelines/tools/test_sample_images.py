@@ -13,7 +13,7 @@ import yaml
 from PIL import Image, ImageOps
 
 from pipelines.__main__ import PROGRAM
-from pipelines.sources.image_folder import check_folders
+from pipelines.sources.class_folders import check_folders
 from pipelines.tools import sample_images
 from pipelines.tools.sample_images import CLASSES, DAMAGE, ODD, File
 
@@ -49,7 +49,7 @@ def written(tmp_path: Path) -> Written:
 
 @pytest.fixture(scope="module")
 def rich(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """With odd and damaged files."""
+    """A folder with odd and damaged files."""
     folder = tmp_path_factory.mktemp("sample") / "images"
     assert PROGRAM.run(["sample_images", str(folder), *SMALL, "--odd", "--damaged", str(SHARE)]) == 0
     return folder

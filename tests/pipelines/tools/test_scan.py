@@ -32,7 +32,8 @@ from pipelines.tools import scan
 from pipelines.tools.sample_images import ODD, encoded
 from pipelines.tools.scan_facts import examine
 from pipelines.tools.scan_processes import DEADLY
-from pipelines.tools.scan_report import Duplicates, Report, listable, summary
+from pipelines.tools.scan_report import Duplicates, Report
+from pipelines.tools.scan_summary import listable, summary
 from tests.pipelines.streams import LOADERS, request, whole
 
 UNKNOWN = "is no image of a known format, or its header is damaged"
@@ -59,7 +60,7 @@ def picture(seed: int, width: int = 60, height: int = 44) -> Image.Image:
 
 
 def files() -> dict[str, bytes]:
-    """By path. What is no file is made by `folder`."""
+    """Contents by path. `folder` makes what is no file."""
     odd = {f"train/ape/{name}": make(picture(i)) for i, (name, make) in enumerate(ODD.items())}
     cut = {f"train/ape/truncated.{kind[:4]}": encoded(picture(30), kind)[:-300] for kind in ("png", "webp")}
     good = {f"{folder}/{i}.jpg": encoded(picture(100 + i)) for i, folder in enumerate(["train/bee", "val/bee"] * 3)}
@@ -140,7 +141,7 @@ def settings(root: Path, exclude: Path, **options: object) -> DataSetSettings:
 
 
 def train_and_evaluate(given: DataSetSettings, batch: int) -> tuple[int, int]:
-    """How many images: an epoch's, and the evaluation's. A bad one would end either."""
+    """Count the images of an epoch and of the evaluation. A bad one would end either."""
     data = pipelines.build(given, request(batch=batch))
     trained = sum(len(labels) for step in data.train.epoch() for _, labels in step)
     return trained, len(whole(data.test)[1])
@@ -244,7 +245,7 @@ def test_processes_that_cannot_start_end_the_scan(tmp_path: Path) -> None:
 
 
 class Unpicklable:
-    """To be exact: it can be pickled, and not be unpickled."""
+    """A check that can be pickled, but not unpickled."""
 
     def __reduce__(self) -> tuple[Callable[[int], None], tuple[int]]:
         return os._exit, (1,)
@@ -312,10 +313,10 @@ def test_nothing_bad_writes_no_list_and_empties_an_old_one(tmp_path: Path) -> No
     root = fill(
         tmp_path, {f"{part}/ape/{i}.png": encoded(picture(i), "PNG") for i, part in enumerate(["train", "val"])}
     )
-    assert run(str(root), "--workers=1").endswith("nothing to leave out\n")
+    assert run(str(root), "--workers=1").endswith("nothing to exclude\n")
     assert sorted(path.name for path in root.iterdir()) == ["scan.json", "train", "val"]
     (root / "exclude.txt").write_text("train/ape/7.jpg\n")
-    assert "which was there, is now without names" in run(str(root), "--workers=1")
+    assert "existed, and is now without names" in run(str(root), "--workers=1")
     assert all(line.startswith("#") for line in (root / "exclude.txt").read_text().splitlines())
 
 
