@@ -13,11 +13,13 @@ from __future__ import annotations
 import io
 import time
 from argparse import Namespace
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
+from unittest.mock import patch
 
 import torch
 
@@ -104,7 +106,6 @@ def times(amount: Amount, folder: Path) -> Result:
     trained, batch = trainer(settings(amount, 0.9, "SGD"), folder / "time")
     ways = {way: partial(block, trained, batch, amount.steps, way) for way in WAYS}
     found = in_rounds(ways, amount.rounds, measure=returned)
-    checkpoint_format.save_deflated, kept.write = save_deflated, write
     blocks = {way: [taken for taken, _, _ in rounds] for way, rounds in found.items()}
     held_up = {way: [waited for _, waited, _ in rounds] for way, rounds in found.items() if way != "none"}
     lost = {way: [a - b for a, b in zip(blocks[way], blocks["none"], strict=True)] for way in held_up}
@@ -124,33 +125,35 @@ def times(amount: Amount, folder: Path) -> Result:
 def block(trained: Trainer, batch: list[Batch], steps: int, way: str) -> tuple[float, float, float]:
     """Train a block, with a save after its first step. Returns seconds: of all, held up by the save, of its write."""
     assert trained.checkpoints is not None
-    writing, held_up = timed_writes(way), 0.0
-    began = finished()
-    for step in range(steps):
-        trained.train_step(batch)
-        if step == 0 and way != "none":
-            waited = finished()
-            trained._save()
-            if way != "background":
-                trained.checkpoints.wait()
-            held_up = time.perf_counter() - waited
-    taken = finished() - began
-    trained.checkpoints.wait()
+    held_up = 0.0
+    with timed_writes(way) as writing:
+        began = finished()
+        for step in range(steps):
+            trained.train_step(batch)
+            if step == 0 and way != "none":
+                waited = finished()
+                trained._save()
+                if way != "background":
+                    trained.checkpoints.wait()
+                held_up = time.perf_counter() - waited
+        taken = finished() - began
+        trained.checkpoints.wait()
     return taken, held_up, sum(writing)
 
 
-def timed_writes(way: str) -> list[float]:
-    """Have the coming saves written in this way; the list gets the seconds of each."""
+@contextmanager
+def timed_writes(way: str) -> Iterator[list[float]]:
+    """Have saves written in this way; the list gets the seconds of each."""
     seconds: list[float] = []
-    checkpoint_format.save_deflated = torch.save if way == "foreground, not deflated" else save_deflated  # type: ignore[assignment]
 
     def timed(*arguments: Any, **options: Any) -> None:
         began = time.perf_counter()
         write(*arguments, **options)
         seconds.append(time.perf_counter() - began)
 
-    kept.write = timed
-    return seconds
+    save = torch.save if way == "foreground, not deflated" else save_deflated
+    with patch.object(checkpoint_format, "save_deflated", save), patch.object(kept, "write", timed):
+        yield seconds
 
 
 # Size

@@ -30,8 +30,8 @@ def laughs(levels: int, merged: bool) -> str:
     return "\n".join(lines) + "\n"
 
 
-def text(content: str) -> Callable[[Path], None]:
-    return lambda path: path.write_text(content, encoding="utf-8", errors="surrogatepass") and None
+def text(content: str) -> Callable[[Path], object]:
+    return lambda path: path.write_text(content, encoding="utf-8", errors="surrogatepass")
 
 
 def hollow(path: Path) -> None:
@@ -39,7 +39,7 @@ def hollow(path: Path) -> None:
         file.truncate(5 << 30)
 
 
-CASES: dict[str, Callable[[Path], None]] = {
+CASES: dict[str, Callable[[Path], object]] = {
     "an ordinary config": text(GOOD),
     "a thousand laughs": text(laughs(9, merged=False)),
     "merge keys that laugh": text(laughs(9, merged=True)),

@@ -56,9 +56,9 @@ def scanning(folder: Path) -> list[str]:
     return [sys.executable, "-m", "pipelines", "scan", str(folder), "--workers=2"]
 
 
-def laid(name: str) -> Callable[[Path], None]:
+def laid(name: str) -> Callable[[Path], object]:
     """Return a function that puts a bomb in a place."""
-    return SPECIALS[name] if name in SPECIALS else lambda path: path.write_bytes(bomb(name)) and None
+    return SPECIALS[name] if name in SPECIALS else lambda path: path.write_bytes(bomb(name))
 
 
 def measured(folder: Path, work: Path, names: list[str], rounds: int) -> Result:

@@ -4,7 +4,7 @@
     python -m benchmarks.reallocation --page      (the page anew, from the JSON)
 
 ResNet-50 with the paper's sparse layers on the CPU, 2 threads. Every timed call begins with the same weights, masks and
-momentum, put back before it outside the clock, and with nothing of them in the processor's cache, as after a step.
+momentum, which are put back outside the clock. Nothing of them is in the processor's cache then, as after a step.
 """
 
 from __future__ import annotations

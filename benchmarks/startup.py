@@ -3,8 +3,8 @@
     python -m benchmarks.startup            (about 1 minute on 2 cores; a quiet machine)
     python -m benchmarks.startup --page     (the page anew, from the JSON)
 
-Start: fresh processes, dense and sparse in turn. Masks: those of ResNet-50, and of networks of 10 to 1000 layers and of
-0.1 to 10 million weights, with one reallocation each, to see how the time grows.
+Start: fresh processes, dense and sparse in turn. Masks: those of ResNet-50. Growth: networks of 10 to 1000 layers
+and of 0.1 to 10 million weights, with one reallocation each.
 """
 
 from __future__ import annotations

@@ -1,11 +1,10 @@
 """One training step, sparse against the same step dense.
 
-    python -m benchmarks.steps                       (about 4 minutes on 2 cores; a quiet machine)
-    python -m benchmarks.steps --also bf16 compile   (autocast and torch.compile too: about 3 minutes more)
-    python -m benchmarks.steps --page                (the page anew, from the JSON)
+    python -m benchmarks.steps             (about 4 minutes on 2 cores; a quiet machine)
+    python -m benchmarks.steps --page      (the page anew, from the JSON)
 
-Each way has a Trainer of its own, on the same batch; rounds in which the ways take turns. Beside the ratio of whole
-steps, which is as noisy as the machine, the work that a step of that way adds is timed by itself, within these steps.
+Each way has a Trainer of its own, on the same batch; rounds in which the ways take turns. The ratio of whole steps is
+as noisy as the machine. So the work that a step of that way adds is timed by itself too, within these steps.
 """
 
 from __future__ import annotations
@@ -13,8 +12,9 @@ from __future__ import annotations
 from argparse import Namespace
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from functools import partial
+from unittest.mock import patch
 
 import torch
 
@@ -56,24 +56,16 @@ TITLES = {
 }
 TARGETS = {STATIC: 1.02, DSR: 1.02, DEEPR: 1.25}
 """Ratios to the dense step, at most."""
-PAIR = (DENSE, STATIC)
 CASES = {"resnet50": RESNET, "wrn": WRN}
-MORE = {
-    "bf16": replace(WRN, title="WRN-28-2, bf16 autocast", ways=PAIR, precision="bf16"),
-    "compile": replace(WRN, title="WRN-28-2, torch.compile", ways=PAIR, compile=True),
-}
 
 
 def main() -> None:
-    parser = page_parser(__doc__)
-    parser.add_argument("--also", metavar="CASE", nargs="+", choices=MORE, default=[], help=f"of {', '.join(MORE)}")
-    run("steps", parser, measure, page)
+    run("steps", page_parser(__doc__), measure, page)
 
 
 def measure(asked: Namespace) -> Result:
     torch.set_num_threads(1 if asked.tiny else THREADS)
-    cases = {**CASES, **{name: MORE[name] for name in asked.also}}
-    return {"cases": {name: measured(tiny(case) if asked.tiny else case) for name, case in cases.items()}}
+    return {"cases": {name: measured(tiny(case) if asked.tiny else case) for name, case in CASES.items()}}
 
 
 def measured(case: Case) -> Result:
@@ -121,16 +113,12 @@ def trainers(case: Case, data: Data) -> dict[str, Trainer]:
 def watched(trainers: Sequence[Trainer]) -> Iterator[Watch]:
     """Time all that a step does for masks and methods. A dense step makes the same calls, on no layers."""
     watch = Watch(clock=lambda: (finished(),))
-    original = penalties.add_gradients
-    watch.on(penalties, "add_gradients")
     for trainer in trainers:
         for name in ("prepare_gradients", "before_step", "after_step"):
             watch.on(trainer.sparse, name)
         watch.on(trainer.masks, "mask_gradients")
-    try:
+    with patch.object(penalties, "add_gradients", watch.timed(penalties.add_gradients, "penalties")):
         yield watch
-    finally:
-        penalties.add_gradients = original
 
 
 def sizes(network: Network) -> Result:

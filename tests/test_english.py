@@ -31,7 +31,14 @@ NOT_YET = (
     "dynsparse/training/undo.py",
     "dynsparse/training/waiting.py",
     "benchmarks",
-    "tests",
+    "tests/benchmarks",
+    "tests/cli",
+    "tests/config",
+    "tests/tools",
+    "tests/training",
+    "tests/slurm",
+    "tests/storage",
+    "tests/test_",
 )
 """Parts of the tree that are still to be rewritten."""
 FRAGMENT = re.compile(
@@ -40,7 +47,7 @@ FRAGMENT = re.compile(
 )
 FILES = sorted(
     path
-    for folder in ("dynsparse", "pipelines", "benchmarks", "launch", "tests", "docs", "examples")
+    for folder in ("dynsparse", "pipelines", "launch", "tests", "docs", "examples")
     for path in (ROOT / folder).rglob("*.py")
     if not path.relative_to(ROOT).as_posix().startswith(NOT_YET)
 )

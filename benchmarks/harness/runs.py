@@ -19,7 +19,7 @@ from dynsparse.runtime import Worker
 from dynsparse.training.callbacks import Callback
 from dynsparse.training.network import Network
 from dynsparse.training.trainer import Trainer
-from pipelines.base import Batch, Data, Request
+from pipelines.base import Batch, Data, EvaluationPipeline, Request
 from pipelines.order import Share
 
 Section = Mapping[str, Any]
@@ -44,6 +44,11 @@ def data_of(config: RunConfig, worker: Worker | None = None, device: torch.devic
     share = Share(worker.rank, worker.world_size, 1)
     batch = config.train.global_batch_size
     return pipelines.build(config.data, Request(config.seed, batch, share, 10, device.index))
+
+
+def evaluation_of(data: Data) -> EvaluationPipeline:
+    assert data.test is not None
+    return data.test
 
 
 def made_up_batch(images: int, size: int, classes: int, device: torch.device) -> list[Batch]:

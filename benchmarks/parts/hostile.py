@@ -46,4 +46,5 @@ def measured(case: str, prepare: Callable[[str, Path], list[str]]) -> Result:
 
 
 def most_above(found: dict[str, Result], ordinary: str, key: str) -> float:
-    return round(max(case[key] - found[ordinary][key] for case in found.values()), 2)
+    most: float = max(case[key] - found[ordinary][key] for case in found.values())
+    return round(most, 2)

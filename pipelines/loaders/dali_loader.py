@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from nvidia.dali import Pipeline, fn, pipeline_def, types
 
 from pipelines.base import Batch
@@ -24,6 +23,7 @@ from pipelines.images.reference import decoded
 from pipelines.loaders import dali_views
 from pipelines.loaders.base import BadSamples, Feed, Loader, Stream, no_memory
 from pipelines.loaders.dali_images import given, is_large, size_of
+from pipelines.loaders.dali_probe import Probe, to_torch
 from pipelines.loaders.dali_views import Normaliser, made, on_gpu
 from pipelines.order import Indices, Uniforms
 from pipelines.sources.base import Arrays, Encoded
@@ -133,8 +133,8 @@ class DaliFeed(Feed):
                 self._start()
         if faults := self._in_flight.popleft().faults:
             raise BadSamples(faults)
-        tensor = _to_torch(images)
-        return (tensor.permute(0, 3, 1, 2) if self._loader.channels_last else tensor), _to_torch(labels)
+        tensor = to_torch(images)
+        return (tensor.permute(0, 3, 1, 2) if self._loader.channels_last else tensor), to_torch(labels)
 
     def _run(self) -> Any:
         device_id = self._loader.device_id
@@ -215,11 +215,6 @@ def _ahead(batches: Iterator[Any]) -> Generator[Any, None, None]:
             yield batch
 
 
-def _to_torch(tensors: Any) -> torch.Tensor:
-    """Return DALI's tensor list as a torch tensor, without a copy: DALI does not reuse the memory while it is held."""
-    return torch.utils.dlpack.from_dlpack(tensors.as_tensor())
-
-
 # exec_dynamic: outputs stay valid while the next batch is made.
 @pipeline_def(exec_dynamic=True)  # type: ignore[untyped-decorator]
 def _graph(samples: Iterator[Any], recipe: Recipe, normalised: Normaliser) -> Any:
@@ -235,41 +230,6 @@ def _graph(samples: Iterator[Any], recipe: Recipe, normalised: Normaliser) -> An
     )
     pixels = dali_views.Decoded(image) if in_memory else dali_views.Encoded(image)
     return made(recipe.view, pixels, normalised, *others), labels.gpu() if on_gpu() else labels
-
-
-class Probe:
-    """Decodes one image at a time, to find images that DALI cannot decode."""
-
-    def __init__(self, device_id: int | None = None) -> None:
-        self._device_id = device_id
-        self._pipeline: Pipeline | None = None
-        self._lock = Lock()  # The thread that reads ahead tries replacements while a failed batch is searched.
-
-    def pixels(self, encoded: Bytes) -> NDArray[np.uint8] | None:
-        """Return uint8 [height, width, 3] on the CPU; None if it cannot be decoded."""
-        with self._lock:
-            return self._pixels(encoded)
-
-    def _pixels(self, encoded: Bytes) -> NDArray[np.uint8] | None:
-        if self._pipeline is None:
-            self._pipeline = _probe_graph(batch_size=1, num_threads=1, device_id=self._device_id)
-            self._pipeline.build()
-        try:
-            self._pipeline.feed_input("encoded", [encoded])
-            images = self._pipeline.run()[0]
-        except RuntimeError as error:
-            self._pipeline = None  # It cannot be used after an error.
-            if "memory" in str(error) or "CUDA" in str(error):
-                raise  # Not the image's fault.
-            return None
-        found: NDArray[np.uint8] = _to_torch(images)[0].cpu().numpy().copy()
-        return found
-
-
-@pipeline_def(prefetch_queue_depth=1)  # type: ignore[untyped-decorator]
-def _probe_graph() -> Any:
-    encoded = fn.external_source(name="encoded", dtype=types.UINT8, ndim=1)
-    return dali_views.Encoded(encoded).whole()
 
 
 THE_LOADER = DaliLoader

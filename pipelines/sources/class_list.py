@@ -6,7 +6,7 @@ from pathlib import Path
 
 from pipelines.common.errors import UserError
 from pipelines.common.files import read_text
-from pipelines.sources.image_folder import require_names
+from pipelines.sources.class_folders import require_names
 
 CLASSES = "classes.txt"
 MOST_CLASSES = 1 << 20

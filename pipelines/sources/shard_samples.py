@@ -14,8 +14,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import BinaryIO
 
-from pipelines.sources.image_folder import EXTENSIONS
 from pipelines.sources.tar_headers import Member, UnusableError, members
+from pipelines.sources.walking import EXTENSIONS
 
 LABEL = "cls"
 _IMAGES = {extension.encode() for extension in EXTENSIONS}

@@ -23,13 +23,15 @@ from pipelines.common.command_line import Parser, at_least_1
 from pipelines.common.errors import UserError
 from pipelines.common.paths import path_argument
 from pipelines.images.encoded import MOST_PIXELS
+from pipelines.sources.class_folders import class_folders, parts_of
 from pipelines.sources.class_list import read_names
-from pipelines.sources.image_folder import class_folders, list_images, parts_of
+from pipelines.sources.image_folder import list_images
 from pipelines.sources.parts import TRAIN
 from pipelines.sources.shards import list_shards, shard_parts
 from pipelines.tools.scan_facts import Check, Decodes
 from pipelines.tools.scan_processes import examined, preload
-from pipelines.tools.scan_report import Part, Report, Tally, listable, shown, summary
+from pipelines.tools.scan_report import Part, Report, Tally
+from pipelines.tools.scan_summary import listable, shown, summary
 
 PARTS = ("train", "val")
 MOST_CLASSES = 1 << 16

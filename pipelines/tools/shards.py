@@ -24,8 +24,9 @@ from pipelines.common.errors import UserError
 from pipelines.common.files import read_bytes
 from pipelines.common.paths import path_argument
 from pipelines.order import Indices, shuffled
+from pipelines.sources.class_folders import check_classes, class_names, parts_of
 from pipelines.sources.class_list import CLASSES
-from pipelines.sources.image_folder import ImageFiles, check_classes, class_names, list_images, parts_of
+from pipelines.sources.image_folder import ImageFiles, list_images
 from pipelines.sources.parts import TRAIN
 from pipelines.sources.shard_index import write_index
 from pipelines.sources.shard_samples import LABEL

@@ -28,7 +28,7 @@ def run(*arguments: str) -> None:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What the script has written, tiny."""
+    """Folder that the script has written to, tiny."""
     folder = tmp_path_factory.mktemp("reallocation")
     run("--tiny", "--output", str(folder))
     return folder

@@ -39,7 +39,7 @@ def content(written: Path) -> Any:
 
 
 MESSAGES = {2: [1, 1], 3: [2, 1, 1], 4: [2, 2, 2, 2]}
-"""Of a comparison, by the number of ranks: log2(n) from each rank; the third of three asks the first, who answers."""
+"""Messages of a comparison: log2(n) from each of n ranks. The third of three asks the first, who answers."""
 
 
 @pytest.mark.slow

@@ -20,7 +20,7 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.mark.slow
 def test_tiny(tmp_path: Path) -> None:
-    """In a process of its own: it sets the number of threads."""
+    """Run it in a process of its own: it sets the number of threads."""
     command = [sys.executable, "-m", "benchmarks.steps", "--tiny", "--output", str(tmp_path)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

@@ -12,6 +12,7 @@ import torch
 
 import pipelines
 from benchmarks.harness.rounds import compared, summaries
+from benchmarks.harness.runs import evaluation_of
 from benchmarks.parts.gpu.bench import Bench, Found, rounds_until
 from pipelines.base import Data, Request
 from pipelines.datasets.imagenet import ImagenetSettings
@@ -57,7 +58,7 @@ def _data(bench: Bench, folder: str, batch: int, threads: int) -> dict[str, Data
 
 def _compare(found: Found, data: Mapping[str, Data]) -> None:
     largest = 0.0
-    for (ours, labels), (theirs, same) in zip(*(one.test.batches() for one in data.values()), strict=True):
+    for (ours, labels), (theirs, same) in zip(*(evaluation_of(one).batches() for one in data.values()), strict=True):
         assert torch.equal(labels.cpu(), same.cpu())
         levels = 255 * torch.tensor(STD).view(1, 3, 1, 1) * (ours.cpu() - theirs.cpu())
         largest = max(largest, float(levels.abs().max()))

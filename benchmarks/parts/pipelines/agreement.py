@@ -11,6 +11,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from benchmarks.harness.record import ROOT, Result
+from benchmarks.harness.runs import evaluation_of
 from benchmarks.parts.pipelines.bench import CLASSES, Bench, close
 from dynsparse.config import loading
 from dynsparse.runtime import Worker
@@ -45,7 +46,7 @@ def _as_png(folder: Path, png: Path) -> None:
 
 def differences(bench: Bench, path: Path) -> Result:
     """Differences of values: a pixel has three."""
-    dali, torch_ = (bench.data(path, loader, CLASSES).test for loader in ("dali", "torch"))
+    dali, torch_ = (evaluation_of(bench.data(path, loader, CLASSES)) for loader in ("dali", "torch"))
     levels_of = torch.tensor(NORMALISATION.std).view(1, 3, 1, 1)
     largest, largest_normalised, total, total_normalised, over, count, images = 0.0, 0.0, 0.0, 0.0, 0, 0, 0
     for (ours, labels), (theirs, same_labels) in zip(dali.batches(), torch_.batches(), strict=True):
@@ -82,10 +83,10 @@ def network(bench: Bench, photographs: Path) -> Result:
     found: Result = {"epochs": amount.network_epochs}
     predictions = []
     for loader, (_, same_data) in parts.items():
-        on = evaluate(trained.model, same_data.test, torch.device("cpu"), nullcontext())
+        on = evaluate(trained.model, evaluation_of(same_data), torch.device("cpu"), nullcontext())
         found[loader] = {"top1": on.top1, "loss": on.loss, "images": on.samples}
         predictions.append(_predictions(trained.model, same_data))
-        close(same_data.train, same_data.test)
+        close(same_data.train, evaluation_of(same_data))
     found["difference_in_points"] = found["dali"]["top1"] - found["torch"]["top1"]
     found["predictions_that_differ"] = int((predictions[0] != predictions[1]).sum())
     return found
@@ -94,4 +95,4 @@ def network(bench: Bench, photographs: Path) -> Result:
 @torch.no_grad()
 def _predictions(model: nn.Module, data: Data) -> Tensor:
     model.eval()
-    return torch.cat([model(images).argmax(1) for images, _ in data.test.batches()])
+    return torch.cat([model(images).argmax(1) for images, _ in evaluation_of(data).batches()])

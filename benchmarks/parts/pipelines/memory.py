@@ -11,6 +11,7 @@ import torch
 
 from benchmarks.harness.processes import memory
 from benchmarks.harness.record import Result
+from benchmarks.harness.runs import evaluation_of
 from benchmarks.parts.pipelines.bench import CLASSES, Bench, close
 
 
@@ -41,8 +42,8 @@ def _epochs(bench: Bench, folder: Path, loader: str) -> list[Result]:
     for _ in range(bench.amount.memory_epochs):
         for _ in data.train.epoch():
             pass
-        for _ in data.test.batches():
+        for _ in evaluation_of(data).batches():
             pass
         found.append(memory())
-    close(data.train, data.test)
+    close(data.train, evaluation_of(data))
     return found

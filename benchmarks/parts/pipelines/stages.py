@@ -22,7 +22,8 @@ from pipelines.images.reference import decoded
 from pipelines.loaders import dali_views, torch_views
 from pipelines.loaders.dali_images import given
 from pipelines.order import SampleOrder, Share
-from pipelines.sources.image_folder import check_folders, list_images
+from pipelines.sources.class_folders import check_folders
+from pipelines.sources.image_folder import list_images
 from pipelines.views import RandomResizedCrop
 
 DALI_STAGES = ("read", "size and window", "decode", "resize", "flip and normalise")

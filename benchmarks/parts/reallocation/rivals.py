@@ -68,8 +68,8 @@ def compare_work(subject: Subject, after: Mapping[str, Sequence[DenseLayer]]) ->
 def check_work(way: str, subject: Subject, after: Sequence[DenseLayer]) -> list[int]:
     """Count what a way has grown in each layer.
 
-    RuntimeError if it did not drop what lies below the threshold, and only that, or did not grow as many in positions
-    that were free before.
+    RuntimeError unless it dropped exactly what lies below the threshold, and grew as many in positions that were free
+    before.
     """
     grown = []
     for name, layer, start in zip([x.name for x in subject.masks], after, subject.start, strict=True):

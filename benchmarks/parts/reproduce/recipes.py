@@ -154,7 +154,7 @@ def merged(base: Config, more: Config) -> Config:
     result = dict(base)
     for key, value in more.items():
         known = result.get(key)
-        nested = isinstance(value, dict) and isinstance(known, dict) and value.get("name") in (None, known.get("name"))
-        # A table by epoch is one value.
-        result[key] = merged(known, value) if nested and not any(isinstance(k, int) for k in value) else value
+        both = isinstance(value, dict) and isinstance(known, dict) and value.get("name") in (None, known.get("name"))
+        table = both and any(isinstance(k, int) for k in value)  # By epoch: one value.
+        result[key] = merged(result[key], value) if both and not table else value
     return result

@@ -76,8 +76,8 @@ def ring(ranks: int, size: float, link: Link) -> float:
 def plan_of(cases: Sequence[Mapping[str, Any]]) -> Plan:
     """Return the plan that was counted.
 
-    RuntimeError if the broadcast does not grow by the same bytes with each layer, or if some rank of some case hands
-    over anything but it and its messages of as many comparisons.
+    RuntimeError unless the broadcast grows by the same bytes with each layer, and every rank hands over only it and
+    its messages of as many comparisons.
     """
     counted = {case["layers"]: sent for case in cases for sent in connected(case)}
     few, many = min(counted), max(counted)

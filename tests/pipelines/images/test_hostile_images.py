@@ -24,7 +24,7 @@ from pipelines.common.streams import LogLine
 from pipelines.images.encoded import MOST_PIXELS
 from pipelines.images.reference import LACKS_END, content_fault, decoded, rgb
 from pipelines.loaders.dali_images import given
-from pipelines.loaders.dali_loader import Probe
+from pipelines.loaders.dali_probe import Probe
 from tests.pipelines.images import hostile
 from tests.pipelines.images.hostile import BOMBS, bomb, encoded
 from tests.pipelines.pictures import CLASSES, numbered_folder, picture, settings

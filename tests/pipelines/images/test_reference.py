@@ -22,7 +22,7 @@ from pipelines.images.jpeg import structure
 from pipelines.images.png import is_plain
 from pipelines.images.reference import content_fault, decoded, rgb
 from pipelines.loaders.dali_images import given
-from pipelines.loaders.dali_loader import Probe
+from pipelines.loaders.dali_probe import Probe
 from tests.pipelines.images.hostile import chunk, encoded, png, segment, turned
 from tests.pipelines.pictures import numbered_folder, picture, settings
 from tests.pipelines.streams import LOADERS, request, whole

@@ -16,8 +16,9 @@ from pipelines import preview
 from pipelines.common.errors import UserError
 from pipelines.datasets.imagenet import ImagenetSettings
 from pipelines.datasets.webdataset import WebdatasetSettings
+from pipelines.sources.class_folders import class_folders, parts_of
 from pipelines.sources.excluded import Excluded
-from pipelines.sources.image_folder import class_folders, list_images, parts_of
+from pipelines.sources.image_folder import list_images
 from tests.pipelines.pictures import CLASSES, numbered_folder, picture, settings
 from tests.pipelines.streams import LOADERS, request, whole
 

@@ -26,9 +26,10 @@ from pipelines.__main__ import PROGRAM
 from pipelines.common.errors import UserError
 from pipelines.sources import shard_index, shards
 from pipelines.sources.base import Encoded
-from pipelines.sources.image_folder import EXTENSIONS, list_images
+from pipelines.sources.image_folder import list_images
 from pipelines.sources.shard_index import index_of, write_index
 from pipelines.sources.shards import Shards, list_shards
+from pipelines.sources.walking import EXTENSIONS
 from pipelines.tools import shards as shard_tools
 
 CLASSES = ["ape", "bee", "cat"]

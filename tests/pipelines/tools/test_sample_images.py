@@ -13,7 +13,7 @@ import yaml
 from PIL import Image, ImageOps
 
 from pipelines.__main__ import PROGRAM
-from pipelines.sources.image_folder import check_folders
+from pipelines.sources.class_folders import check_folders
 from pipelines.tools import sample_images
 from pipelines.tools.sample_images import CLASSES, DAMAGE, ODD, File
 

@@ -32,7 +32,8 @@ from pipelines.tools import scan
 from pipelines.tools.sample_images import ODD, encoded
 from pipelines.tools.scan_facts import examine
 from pipelines.tools.scan_processes import DEADLY
-from pipelines.tools.scan_report import Duplicates, Report, listable, summary
+from pipelines.tools.scan_report import Duplicates, Report
+from pipelines.tools.scan_summary import listable, summary
 from tests.pipelines.streams import LOADERS, request, whole
 
 UNKNOWN = "is no image of a known format, or its header is damaged"
@@ -315,7 +316,7 @@ def test_nothing_bad_writes_no_list_and_empties_an_old_one(tmp_path: Path) -> No
     assert run(str(root), "--workers=1").endswith("nothing to exclude\n")
     assert sorted(path.name for path in root.iterdir()) == ["scan.json", "train", "val"]
     (root / "exclude.txt").write_text("train/ape/7.jpg\n")
-    assert "which was there, is now without names" in run(str(root), "--workers=1")
+    assert "existed, and is now without names" in run(str(root), "--workers=1")
     assert all(line.startswith("#") for line in (root / "exclude.txt").read_text().splitlines())
 
 
