@@ -37,7 +37,6 @@ from dynsparse.training.checkpoint import folder as checkpoint_folder
 from dynsparse.training.checkpoint import format as checkpoint_format
 from dynsparse.training.checkpoint.archive import save_deflated
 from dynsparse.training.network import build_network
-from dynsparse.training.reports import Reporter
 from dynsparse.training.trainer import Trainer
 from pipelines.base import Batch, Request
 from pipelines.order import Share
@@ -118,7 +117,6 @@ def trainer(config: RunConfig, folder: Path) -> tuple[Trainer, list[Batch]]:
     request = Request(config.seed, config.train.global_batch_size, Share(0, 1, 1), 10, device_id=device.index)
     data = pipelines.build(config.data, request)
     trainer = Trainer(config, build_network(config, device), data, Worker(), checkpoints=CheckpointFolder(folder, 2))
-    trainer.reporter = Reporter(trainer.run, trainer.network)
     trainer._settle()
     batch = [(images.to(device), labels.to(device)) for images, labels in next(iter(data.train.epoch()))]
     data.close()
@@ -131,7 +129,7 @@ def trainer(config: RunConfig, folder: Path) -> tuple[Trainer, list[Batch]]:
 def times(amount: Amount, folder: Path) -> Result:
     """Medians over the rounds: seconds of a block, ratios within a round, and of a save its parts in ms."""
     run, batch = trainer(settings(amount, 0.9, "SGD"), folder / "time")
-    assert run.checkpoints is not None
+    assert run.saving.checkpoints is not None
     blocks: dict[str, list[float]] = {way: [] for way in WAYS}
     calls: dict[str, list[float]] = {way: [] for way in WAYS if way != "none"}
     writes: list[float] = []
@@ -143,12 +141,12 @@ def times(amount: Amount, folder: Path) -> Result:
                 run.train_step(batch)
                 if step == 0 and way != "none":
                     waited = finished()
-                    run._save()
+                    run.saving.save()
                     if way != "background":
-                        run.checkpoints.wait()
+                        run.saving.checkpoints.wait()
                     call = time.perf_counter() - waited
             block = finished() - began
-            run.checkpoints.wait()
+            run.saving.checkpoints.wait()
             if round_number >= 0:
                 blocks[way].append(block)
                 if way != "none":

@@ -78,6 +78,10 @@ class OrderedTraining:
         self._at.load_state_dict(state)
         self.close()
 
+    def seek(self, epoch: int, batch: int) -> None:
+        self._at.seek(epoch, batch)
+        self.close()
+
 
 def _micro_batches(order: SampleOrder, share: Share, uniforms: int, epoch: int, batch: int) -> Stream:
     """Places in the order, from a position on, for ever, and random numbers."""

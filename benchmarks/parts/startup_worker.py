@@ -47,7 +47,8 @@ def main() -> None:
     parts, file = Parts(), Path(sys.argv[1])
     import dist_train  # Its imports are a part.
     import pipelines
-    from dynsparse.training import network
+    from dynsparse.training import network, trainer
+    from dynsparse.training.saving import Saving
     from dynsparse.training.trainer import Trainer
 
     parts.seconds["imports"] = time.perf_counter() - BEGAN
@@ -62,8 +63,8 @@ def main() -> None:
     parts.note(Trainer, "_settle", "settle")
     parts.note(dist_train, "standard_observers", "observers")
     parts.note(Trainer, "_show", "observers")
-    parts.note(Trainer, "_save", "initial checkpoint")
-    parts.note(Trainer, "_fetch", "first batch")
+    parts.note(Saving, "save", "initial checkpoint")
+    parts.note(trainer, "_next", "first batch")
     step = parts.timed(Trainer.train_step, "first step")
 
     def first_step(*arguments: Any) -> None:

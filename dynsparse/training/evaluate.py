@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from dynsparse.distributed import sync
-from dynsparse.errors import StopRequested, UserError
+from dynsparse.errors import RunError, StopRequested, UserError
 from pipelines.base import EvaluationPipeline
 
 
@@ -66,7 +66,7 @@ def evaluate(
 ) -> Evaluation:
     """Evaluate `model` on the pipeline's samples. A collective: each rank takes its share.
 
-    Raises UserError on every rank if the data of any cannot be had, StopRequested on every rank once any is asked to
+    Raises RunError on every rank if the data of any cannot be had, StopRequested on every rank once any is asked to
     stop. The model's buffers must agree between ranks (`sync.average_buffers`), or the result would depend on which
     rank sees which sample.
     """
@@ -78,10 +78,10 @@ def evaluate(
         model.train(was_training)
     loss_sum, top1, top5, samples, left_out, failures = sync.sum_(counts).tolist()
     if failures:
-        raise UserError(*sync.all_said(failure))
+        raise RunError(*sync.all_said(failure))
     assert int(samples + left_out) == pipeline.samples, f"evaluated {int(samples)} samples of {pipeline.samples}"
     if not samples:
-        raise UserError(f"none of {pipeline.samples} samples to evaluate on can be had; mend the data")
+        raise RunError(f"none of {pipeline.samples} samples to evaluate on can be had; mend the data")
     return Evaluation(loss_sum / samples, 100 * top1 / samples, 100 * top5 / samples, int(samples), int(left_out))
 
 

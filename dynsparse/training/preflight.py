@@ -16,18 +16,13 @@ from dynsparse.training.network import Network, build_method, build_network, bui
 from dynsparse.training.sources import NOTHING, Sources, read_sources
 
 
-def samples_at_once(config: RunConfig, workers: int) -> int:
-    """Samples of a worker in one forward pass; in some it may be one more."""
-    return config.train.global_batch_size // (workers * config.train.micro_batches)
-
-
 def require_samples_for_norm(model: nn.Module, config: RunConfig, workers: int) -> None:
     """Raise UserError if a worker would get a single sample at a time, which BatchNorm cannot train on.
 
     Of `model` its modules matter, not its weights.
     """
     normalises = any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules())
-    if normalises and samples_at_once(config, workers) < 2:
+    if normalises and config.train.samples_at_once(workers) < 2:
         raise UserError(
             f"train.global_batch_size is {config.train.global_batch_size}: one sample at a time for each of "
             f"{workers} workers x {config.train.micro_batches} micro-batches; "

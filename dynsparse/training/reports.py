@@ -46,7 +46,11 @@ class Reporter:
         self._reading = Stopwatch()
         self._gradient_bytes, self._epoch_bytes, self._epoch_steps = 0, 0, 0
         self._trained_images, self._trained_seconds = 0, 0.0
-        self._seconds_before = run.progress.seconds
+        self._seconds_before = 0.0
+
+    def session_begins(self) -> None:
+        """Begin to time: a new run, or one that resumes from the state that was loaded."""
+        self.session, self._seconds_before = Stopwatch(), self.run.progress.seconds
 
     @property
     def seconds(self) -> float:

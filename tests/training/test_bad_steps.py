@@ -202,12 +202,12 @@ def test_an_infinite_loss_with_finite_gradients_is_told_to_all() -> None:
 def test_the_search_for_a_scale_is_not_counted_as_divergence(caplog: pytest.LogCaptureFixture) -> None:
     """From a scale of 2^60 the gradients overflow until it has come down; fewer bad steps are allowed than that."""
     trainer = runs.trainer(runs.config(model=CNN, train={"epochs": 8, "precision": "fp16", "max_bad_steps": 3}))
-    trainer.precision.scaler.load_state_dict({**trainer.precision.scaler.state_dict(), "scale": 2.0**60})
+    trainer.engine.precision.scaler.load_state_dict({**trainer.engine.precision.scaler.state_dict(), "scale": 2.0**60})
     with caplog.at_level(logging.WARNING):
         summary = trainer.fit()
     assert summary.status == "done"
     assert 10 < summary.skipped_steps < 60
-    assert 1 <= trainer.precision.scaler.get_scale() < 2.0**50
+    assert 1 <= trainer.engine.precision.scaler.get_scale() < 2.0**50
     assert "skipped" not in caplog.text
 
 
