@@ -25,7 +25,7 @@ from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
 from benchmarks.harness.record import ROOT, keep
-from tests.pipelines.hostile import BOMBS, SPECIALS, bomb
+from tests.pipelines.images.hostile import BOMBS, SPECIALS, bomb
 from tests.pipelines.pictures import picture
 
 CLASSES, EACH = ("ape", "bee", "cat"), 8

@@ -25,11 +25,11 @@ KINDS = {"JPEG": {"quality": 90}, "PNG": {}, "WEBP": {"quality": 90}}
 MEASURE = """
 import sys, time
 from pathlib import Path
-from pipelines.loaders import base as loaders
+from pipelines.loaders.registry import loader as loader_of
 from pipelines.base import Request
-from pipelines.datasets.settings import ImagenetSettings
+from pipelines.datasets.imagenet import ImagenetSettings
 from pipelines.sources.image_folder import list_images
-from pipelines.datasets.imagenet import NORMALISATION
+from pipelines.datasets.photographs import NORMALISATION
 from pipelines.order import SampleOrder, Share
 from pipelines.views import RandomResizedCrop, Recipe
 
@@ -44,7 +44,7 @@ def stream():
             yield order.micro_batch(*place), order.randoms(*place, view.uniforms)
 
 settings = ImagenetSettings(name="imagenet", path=sys.argv[1], threads=2)
-feed = loaders.loader(settings, Request(7, batch, Share(), batch, None)).feed(
+feed = loader_of(settings, Request(7, batch, Share(), batch, None)).feed(
     Recipe(source, view, NORMALISATION), stream(), batch
 )
 for _ in range(4):

@@ -33,7 +33,7 @@ from benchmarks.harness import record
 from benchmarks.harness.page import spread, table
 from benchmarks.harness.record import PAGES
 from benchmarks.parts.pipelines.measures import PARTS, TINY, Amount, Bench, Result
-from pipelines.loaders.torchvision_ops import import_torchvision
+from pipelines.common.torchvision_ops import import_torchvision
 
 NAME = "pipelines"
 FIGURE = "pipeline-memory.svg"

@@ -28,13 +28,12 @@ import torch
 
 from benchmarks import plots
 from benchmarks.harness.record import PAGES, keep
-from dist_train import build_parts
 from dynsparse.config import schema
 from dynsparse.runtime import Worker
+from dynsparse.training.building import build_trainer
 from dynsparse.training.callbacks import Callback, ReallocationReport, RunReport
 from dynsparse.training.resume import checkpoints_of
 from dynsparse.training.sources import read_sources
-from dynsparse.training.trainer import Trainer
 
 Config = dict[str, Any]
 FRACTION = 0.1
@@ -235,10 +234,10 @@ def run(job: Job) -> dict[str, Any]:
     config = schema.parse(raw, job.overrides, source=f"{job.method} at {job.sparsity}")
     densities = Densities()
     began = time.monotonic()
-    trainer = Trainer(
+    trainer = build_trainer(
         config,
-        *build_parts(config, Worker(), read_sources(config)),
         Worker(),
+        read_sources(config),
         observers=[densities],
         checkpoints=checkpoints_of(config) if job.method == "dense" else None,
     )

@@ -92,8 +92,10 @@ def note_exit_code(code: int) -> None:
     """Leave the code in DYNSPARSE_EXIT_FILE if set: torchrun returns 1 for whatever a worker did."""
     path = os.environ.get("DYNSPARSE_EXIT_FILE")
     if path:
+        partial = Path(f"{path}.{os.getpid()}.partial")
         with contextlib.suppress(OSError):  # The launcher may be gone, and its folder with it.
-            Path(path).write_text(f"{code}\n")
+            partial.write_text(f"{code}\n")
+            partial.replace(path)  # In one step: torchrun may end this process at any moment.
 
 
 def _is_first(mark: str) -> bool:

@@ -25,8 +25,8 @@ from typing import Any
 
 sys.path[0] = str(Path(__file__).parents[1])
 
-from dynsparse import streams
 from dynsparse.errors import EXIT_BAD_INPUT, EXIT_DONE, EXIT_FAULT, EXIT_INTERRUPTED, EXIT_STOPPED
+from pipelines.common import streams
 
 streams.make_safe()
 streams.go_on_without()

@@ -13,4 +13,4 @@ if ! "$PYTHON" -c 'import torch' 2>/dev/null; then
 fi
 # From wherever this is called: a job's paths are relative to there.
 export PYTHONPATH=$root${PYTHONPATH:+:$PYTHONPATH}
-exec "$PYTHON" -m dynsparse.cli.experiments "$@"
+exec "$PYTHON" -m dynsparse experiments "$@"

@@ -1,49 +1,58 @@
 """Data: which samples make up a batch, and how they get there. Imports nothing of dynsparse.
 
-The registry of data sets is `DataSettings` in config.py; `build` below turns
-settings into pipelines.
+The functions below turn settings into pipelines. A data set is the module of its settings: it has `build`, and may have
+`check_files`, `prepare` and `listed`. The registry is `datasets/registry.py`.
 """
 
 from __future__ import annotations
 
 from importlib import import_module
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # Light to import: what only checks a file must not wait for torch.
     from pipelines.base import Data, Request, TrainPipeline
-    from pipelines.datasets.settings import DataSetSettings
     from pipelines.position import Position
-    from pipelines.sources.base import Numbered
+    from pipelines.settings import DataSetSettings
+
+
+def check(settings: DataSetSettings) -> None:
+    """Raise UserError if the data cannot be there. Runs before any process group or GPU is touched."""
+    settings.require_loader()
+    _call(settings, "check_files")
+
+
+def prepare(settings: DataSetSettings) -> None:
+    """Fetch files. One process a machine calls this, before all call `build`. Raises UserError if it cannot."""
+    _call(settings, "prepare")
 
 
 def build(settings: DataSetSettings, request: Request) -> Data:
-    """The pipelines of the data set `settings.name`, from the module of that name.
-
-    Imported only now, so that one data set's libraries do not burden another's run.
-    """
-    data: Data = import_module(f"pipelines.datasets.{settings.name}").build(settings, request)
+    """Return the pipelines of a data set. Raises UserError if its data cannot be used."""
+    data: Data = _module(settings).build(settings, request)
     return data
 
 
 def position_of(settings: DataSetSettings, request: Request) -> Position | TrainPipeline:
-    """Where training begins, as `build` would have it: what an epoch is, and whether a saved position fits.
+    """Return where training begins, as `build` would have it, to learn the epoch's length or try a saved position.
 
-    Raises UserError where `build` would. Reads no more than labels where the data set's module says how (`listed`),
-    and fetches nothing then.
+    Raises UserError where `build` would. With a data set that has `listed`, reads no more than labels and fetches
+    nothing.
     """
-    module = import_module(f"pipelines.datasets.{settings.name}")
-    if not hasattr(module, "listed"):
-        return build(settings, request).train
-    from pipelines.position import Position
+    from pipelines.position import Position  # Light to import: see above.
     from pipelines.split import stratified
 
-    source: Numbered = module.listed(settings)
+    if not hasattr(_module(settings), "listed"):
+        return build(settings, request).train
+    source = _module(settings).listed(settings)
     trained_on, _ = stratified(source.labels, settings.validation_samples, settings.split_seed)
     return Position(source, trained_on, request.seed, request.global_batch)
 
 
-def prepare(settings: DataSetSettings) -> None:
-    """What one process a machine must do before all build: fetch files. Raises UserError if it cannot."""
-    module = import_module(f"pipelines.datasets.{settings.name}")
-    if hasattr(module, "prepare"):
-        module.prepare(settings)
+def _call(settings: DataSetSettings, name: str) -> None:
+    """Call a function of the data set, if it has one of this name."""
+    if hasattr(module := _module(settings), name):
+        getattr(module, name)(settings)
+
+
+def _module(settings: DataSetSettings) -> Any:
+    return import_module(type(settings).__module__)

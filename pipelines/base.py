@@ -141,9 +141,3 @@ class Data:
         for pipeline in (self.train, self.test, self.validation, self.train_evaluation):
             if pipeline is not None:
                 pipeline.close()
-
-    def picture(self, images: Tensor, labels: Tensor, most: int) -> Tensor:
-        """uint8 [3, height, width]: up to `most` of a batch in a grid, as the network gets them, with their labels."""
-        from pipelines.preview import grid
-
-        return grid(images[:most], labels[:most], self.class_names, self.normalisation)

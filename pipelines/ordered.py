@@ -8,11 +8,12 @@ from typing import Any
 import numpy as np
 
 from pipelines.base import Batch, Data, Request, SplitSize
-from pipelines.datasets.settings import DataSetSettings
 from pipelines.loaders.bad_files import BadFiles
-from pipelines.loaders.base import BadSamples, Feed, Loader, Stream, loader
+from pipelines.loaders.base import BadSamples, Feed, Loader, Stream
+from pipelines.loaders.registry import loader
 from pipelines.order import Indices, SampleOrder, Share, evaluation_batches
 from pipelines.position import Position
+from pipelines.settings import DataSetSettings
 from pipelines.sources.base import digest
 from pipelines.split import stratified
 from pipelines.views import Recipe

@@ -10,12 +10,18 @@ import torch
 from PIL import Image, ImageDraw
 from torch import Tensor
 
+from pipelines.base import Data
 from pipelines.common.text import one_line
 from pipelines.views import Normalisation
 
 SHORTEST = 96
 """Pixels of a shown image's shorter side, at least: smaller ones are enlarged."""
 CAPTION = 14
+
+
+def picture(data: Data, images: Tensor, labels: Tensor, most: int) -> Tensor:
+    """Return up to `most` images of a batch as the network gets them, in a grid: uint8 [3, height, width]."""
+    return grid(images[:most], labels[:most], data.class_names, data.normalisation)
 
 
 def grid(images: Tensor, labels: Tensor, class_names: tuple[str, ...], normalisation: Normalisation | None) -> Tensor:

@@ -14,7 +14,7 @@ from benchmarks import __main__ as every
 from benchmarks import allreduce, hostile_configs, hostile_shards, passes, reproduce, soak
 from benchmarks.harness import record
 from tests.hosts import why_not
-from tests.pipelines.test_cifar10 import folder as folder  # fixtures
+from tests.pipelines.datasets.test_cifar10 import folder as folder  # fixtures
 from tests.pipelines.test_pipelines import mnist_folder as mnist_folder
 
 ROOT = Path(__file__).parents[1]

@@ -15,7 +15,6 @@ import torch
 from pydantic import ValidationError
 from torch import nn
 
-from dist_train import build_parts
 from dynsparse.config import schema
 from dynsparse.config.schema import PenaltySettings
 from dynsparse.errors import StopRequested
@@ -32,6 +31,7 @@ from dynsparse.methods.set import SetSettings
 from dynsparse.reallocation import Reallocator
 from dynsparse.runtime import Worker
 from dynsparse.schedules import StepTable
+from dynsparse.training.building import build_parts
 from dynsparse.training.checkpoint import CheckpointFolder, read
 from dynsparse.training.evaluate import Evaluation, Evaluations
 from dynsparse.training.penalties import add_gradients
@@ -196,9 +196,9 @@ class TestState:
         for step in (1, 2):
             for parameter in reallocator.model.parameters():
                 parameter.grad = torch.ones_like(parameter)
-            reallocator.before_step(Clock(step, 0))
+            seen = reallocator.before_step(Clock(step, 0))
             reallocator.optimizers[0].step()
-            reallocator(Clock(step, 0))
+            reallocator(Clock(step, 0), seen)
             (_, momentum) = next(iter(moments(reallocator.optimizers[0], layer)))
             assert not momentum[~layer.mask].any()
             assert not layer.weight.detach()[~layer.mask].any()

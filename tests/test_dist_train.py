@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import signal
 import subprocess
-import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ import torch
 import yaml
 from PIL import Image
 
-import dist_train
+from dynsparse.cli import train
 from dynsparse.config.schema import RunConfig
 from dynsparse.training.checkpoint import read, write
 from dynsparse.training.trainer import Trainer
@@ -25,17 +24,15 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
 
 @pytest.fixture
-def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Any]:
-    """Run dist_train.main in this process: (exit code, standard output, standard error)."""
+def call(capsys: pytest.CaptureFixture[str]) -> Iterator[Any]:
+    """Run the command line in this process: (exit code, standard output, standard error)."""
     handlers = {number: signal.getsignal(number) for number in SIGNALS}
 
     def run(*arguments: Any) -> tuple[Any, str, str]:
-        monkeypatch.setattr(sys, "argv", ["dist_train.py", *map(str, arguments)])
         capsys.readouterr()
-        with pytest.raises(SystemExit) as left:
-            dist_train.main()
+        code = train.main([*map(str, arguments)], "dist_train.py")
         out, err = capsys.readouterr()
-        return left.value.code, out, err
+        return code, out, err
 
     yield run
     for number, handler in handlers.items():
@@ -452,7 +449,8 @@ def script_that(folder: Path, name: str, body: str) -> Path:
     path = folder / f"{name}.py"
     path.write_text(
         "import os\n"
-        "import dist_train\n"
+        "import sys\n"
+        "from dynsparse.cli.main import train\n"
         "from dynsparse.training.trainer import Trainer\n"
         "step = Trainer.train_step\n"
         "def changed(self, batches):\n"
@@ -460,7 +458,7 @@ def script_that(folder: Path, name: str, body: str) -> Path:
         "    return step(self, batches)\n"
         "Trainer.train_step = changed\n"
         "if __name__ == '__main__':\n"
-        "    dist_train.main()\n"
+        "    train(sys.argv[1:], 'dist_train.py')\n"
     )
     return path
 

@@ -18,8 +18,7 @@ from dynsparse.config import schema as config
 from dynsparse.training.resume import differences
 from pipelines.base import Request
 from pipelines.common.errors import UserError
-from pipelines.datasets import settings as data_config
-from pipelines.datasets.settings import ImagenetSettings
+from pipelines.datasets.imagenet import ImagenetSettings
 from pipelines.order import Share
 from tests.methods.test_contract import Run, assert_zero_outside
 
@@ -46,11 +45,8 @@ def test_the_method_of_the_guide_works(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_data_set_of_the_guide_works(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """The file and the settings that docs/adding-a-dataset.md shows deliver batches, through both loaders."""
-    source, settings = re.findall(r"```python\n(.*?)```", (ROOT / "docs/adding-a-dataset.md").read_text(), re.DOTALL)
-    names: dict[str, Any] = {**vars(data_config), "Path": Path}
-    exec(compile("from __future__ import annotations\n" + settings, "config.py", "exec"), names)
-    monkeypatch.setattr(data_config, "FlowersSettings", names["FlowersSettings"], raising=False)
+    """The file that docs/adding-a-dataset.md shows delivers batches, through both loaders."""
+    (source,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs/adding-a-dataset.md").read_text(), re.DOTALL)
     module: Any = types.ModuleType("pipelines.datasets.flowers")
     monkeypatch.setitem(sys.modules, "pipelines.datasets.flowers", module)
     exec(compile(source, "flowers.py", "exec"), module.__dict__)
@@ -59,15 +55,15 @@ def test_the_data_set_of_the_guide_works(monkeypatch: pytest.MonkeyPatch, tmp_pa
     path = tmp_path / "flowers.npz"
     np.savez(path, train_images=images, train_labels=labels, test_images=images[:7], test_labels=labels[:7])
     for loader in ("dali", "torch"):
-        asked = names["FlowersSettings"](name="flowers", path=str(path), loader=loader, validation_samples=5)
-        asked.check()
+        asked = module.FlowersSettings(name="flowers", path=str(path), loader=loader, validation_samples=5)
+        pipelines.check(asked)
         data = pipelines.build(asked, Request(0, 5, Share(), 5, None))
         assert [batch[0].shape for (batch,) in data.train.epoch()] == [(5, *asked.image_shape)] * 3
         assert sum(len(labels) for _, labels in data.test.batches()) == 7
         at = pipelines.position_of(asked, Request(0, 5, Share(), 5, None))
         assert at.steps_per_epoch == data.train.steps_per_epoch == 3
     with pytest.raises(UserError, match="put the file there"):
-        names["FlowersSettings"](name="flowers", path="nowhere").check()
+        pipelines.check(module.FlowersSettings(name="flowers", path="nowhere"))
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))

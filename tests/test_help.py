@@ -4,24 +4,24 @@ from __future__ import annotations
 
 import platform
 import re
-import sys
 from collections.abc import Callable
 
 import pytest
 import torch
 
-import dist_train
 from dynsparse import __version__
+from dynsparse.cli.asking import load_config
+from dynsparse.cli.options import parse
+from dynsparse.cli.resuming import read_resume
 from dynsparse.config.schema import RunConfig
 from dynsparse.hints import models_of
 
 
 @pytest.fixture
-def page(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[[str], str]:
+def page(capsys: pytest.CaptureFixture[str]) -> Callable[[str], str]:
     def printed(option: str) -> str:
-        monkeypatch.setattr(sys, "argv", ["dist_train.py", option])
         with pytest.raises(SystemExit) as ended:
-            dist_train.parse_arguments()
+            parse([option], "dist_train.py")
         assert ended.value.code in (0, None)
         return capsys.readouterr().out
 
@@ -41,16 +41,15 @@ def test_help_begins_with_examples_and_names_what_a_config_can_choose(page: Call
     assert "--big-new-weights" in page("--help-paper")
 
 
-def test_examples_of_the_help_are_command_lines(page: Callable[[str], str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_examples_of_the_help_are_command_lines(page: Callable[[str], str]) -> None:
     lines = re.findall(
         r"^  (?:\S+ )*?(?:dist_train.py|--) (--.*?)(?:   .*)?$", page("--help") + page("--help-paper"), re.MULTILINE
     )
     assert len(lines) == 9
     for words in lines:
-        monkeypatch.setattr(sys, "argv", ["dist_train.py", *words.split()])
-        arguments = dist_train.parse_arguments()
-        if arguments.evaluate is None:
-            dist_train.load_config(arguments)
+        asked = parse(words.split(), "dist_train.py")
+        if asked.evaluate is None:
+            load_config(asked, read_resume(asked))
 
 
 def test_version_names_what_decides_a_run(page: Callable[[str], str]) -> None:

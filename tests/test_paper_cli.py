@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import re
-import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
-import dist_train
-from dynsparse.cli.paper_cli import Invocation, look, read_tables
-from dynsparse.cli.paper_flags import FLAGS
+from dynsparse.cli.asking import load_config
+from dynsparse.cli.options import parse
+from dynsparse.cli.paper.flags import FLAGS
+from dynsparse.cli.paper.translate import look, read_tables
+from dynsparse.cli.resuming import read_resume
 from dynsparse.config import schema
+from dynsparse.config.schema import RunConfig
 from dynsparse.errors import UserError
 from dynsparse.training.resume import differences
 from tests.training import runs
@@ -33,13 +37,22 @@ DOCUMENTED = """
 """
 
 
-@pytest.fixture
-def read(monkeypatch: pytest.MonkeyPatch) -> Any:
+@dataclass(frozen=True)
+class Invocation:
     """What dist_train.py makes of a command line."""
 
+    config: RunConfig
+    resume: str | None
+    warnings: Sequence[str]
+
+
+@pytest.fixture
+def read(caplog: pytest.LogCaptureFixture) -> Any:
     def invocation(*words: Any) -> Invocation:
-        monkeypatch.setattr(sys, "argv", ["dist_train.py", *map(str, words)])
-        return dist_train.load_config(dist_train.parse_arguments())
+        caplog.clear()
+        asked = parse([*map(str, words)], "dist_train.py")
+        resume = read_resume(asked)
+        return Invocation(load_config(asked, resume), resume.go_on, caplog.messages)
 
     return invocation
 

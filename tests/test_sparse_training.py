@@ -19,7 +19,7 @@ from dynsparse.errors import DesyncError
 from dynsparse.masks.optimizer_state import moments
 from dynsparse.methods.rigl import RiglSettings
 from dynsparse.runtime import Worker
-from pipelines.loaders.torchvision_ops import import_torchvision
+from pipelines.common.torchvision_ops import import_torchvision
 from tests.ranks import run_distributed
 
 ROOT = Path(__file__).parents[1]

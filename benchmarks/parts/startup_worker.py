@@ -45,23 +45,28 @@ class Parts:
 
 def main() -> None:
     parts, file = Parts(), Path(sys.argv[1])
-    import dist_train  # Its imports are a part.
     import pipelines
+<<<<<<< HEAD
     from dynsparse.training import network, trainer
     from dynsparse.training.saving import Saving
+=======
+    from dynsparse.cli import train  # Its imports are a part.
+    from dynsparse.cli.actions import training as start
+    from dynsparse.training import building, network
+>>>>>>> house
     from dynsparse.training.trainer import Trainer
 
     parts.seconds["imports"] = time.perf_counter() - BEGAN
     # By itself, for it would count towards whatever comes to need it first.
     parts.timed(import_module, "torch._dynamo")("torch._dynamo")
-    parts.note(dist_train, "load_config", "config and checks")
-    parts.note(dist_train, "check", "config and checks")
+    parts.note(train, "action_of", "config and checks")
+    parts.note(train, "require", "config and checks")
     parts.note(pipelines, "build", "data")
-    parts.note(dist_train, "build_network", "network")
+    parts.note(building, "build_network", "network")
     parts.note(network, "MaskSet", "masks")
     parts.note(Trainer, "__init__", "trainer")
     parts.note(Trainer, "_settle", "settle")
-    parts.note(dist_train, "standard_observers", "observers")
+    parts.note(start, "standard_observers", "observers")
     parts.note(Trainer, "_show", "observers")
     parts.note(Saving, "save", "initial checkpoint")
     parts.note(trainer, "_next", "first batch")
@@ -74,8 +79,7 @@ def main() -> None:
         sys.exit(0)
 
     Trainer.train_step = first_step  # type: ignore[assignment,method-assign]
-    sys.argv = ["dist_train.py", *sys.argv[2:]]
-    dist_train.main()
+    train.main(sys.argv[2:], "dist_train.py")
 
 
 if __name__ == "__main__":

@@ -18,15 +18,18 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from dynsparse import files, streams
-from dynsparse.cli.paper_cli import MODES, look, overlap, translate
-from dynsparse.cli.paper_flags import BOOLEAN, FLAGS, MLP, MODEL, TEXT, WRN, add_flags, flag_named
+from dynsparse import files
+from dynsparse.cli.paper.flags import BOOLEAN, FLAGS, MLP, MODEL, TEXT, WRN, add_flags, flag_named
+from dynsparse.cli.paper.translate import MODES, look, overlap, translate
+from dynsparse.cli.resuming import read_resume
 from dynsparse.config import schema
 from dynsparse.config.reading import plain, read_file, text_of
 from dynsparse.config.schema import RunConfig
+from dynsparse.config.shipped import found
 from dynsparse.errors import EXIT_BAD_INPUT, EXIT_DONE, EXIT_STOPPED, UserError
 from dynsparse.runtime import print_to_reader
 from dynsparse.training.run import names
+from pipelines.common import streams
 from pipelines.common.command_line import Parser
 from pipelines.common.paths import argument, expanded
 from pipelines.common.settings import MOST
@@ -114,7 +117,8 @@ class Experiments:
         parser = _parser()
         parser.add_argument("--resume", action="append")
         try:
-            config = translate(parser.parse_intermixed_args(self.arguments(job)), None, "command line").config
+            asked = parser.parse_intermixed_args(self.arguments(job))
+            config = translate(asked, read_resume(asked), None, "command line").config
         except UserError as error:
             raise UserError(*(f"{self.path}: job {job.number}: {line}" for line in error.lines)) from None
         if config.run_name != job.run_name:
@@ -241,7 +245,7 @@ def _status(summary: Path) -> str | None:
 
 def read_jobs(path: str) -> dict[int, Job]:
     """The jobs of a list by number. UserError lists all that is wrong."""
-    entries = read_file(path, "list", "configs/experiments/")
+    entries = read_file(found(path), "list", "configs/experiments/")
     if not isinstance(entries, list) or not entries:
         raise UserError(f"{path}: holds no list of jobs; write '- {{job-idx: 0, model: ..., FLAG: VALUE}}' for each")
     jobs: dict[int, Job] = {}
@@ -347,6 +351,7 @@ def launch(command: Sequence[str]) -> int:
 
 def main(arguments: Sequence[str]) -> int:
     """Do what the command line says; the exit code."""
+    streams.go_on_without()
     try:
         return _main(arguments)
     except UserError as error:
@@ -408,9 +413,3 @@ def _ending(experiments: Experiments, chosen: Sequence[Job], place: int, code: i
     more = f"; not run:{''.join(left)}" if left else ""
     again = {EXIT_BAD_INPUT: "; mend it: the same command goes on", EXIT_STOPPED: "; the same command goes on"}
     return f"job {job.number} {why}{more}{again.get(code, '')}"
-
-
-if __name__ == "__main__":
-    streams.make_safe()
-    streams.go_on_without()
-    sys.exit(main(sys.argv[1:]))

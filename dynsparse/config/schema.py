@@ -19,6 +19,7 @@ from pydantic import Field, ValidationError, ValidationInfo, field_validator, mo
 
 from dynsparse.config.documents import MOST_LEVELS
 from dynsparse.config.reading import plain, problems, read, read_file, under
+from dynsparse.config.shipped import found
 from dynsparse.distributed.allreduce import Gradients
 from dynsparse.errors import UserError
 from dynsparse.explain import explain_all, kind_of, place
@@ -32,7 +33,7 @@ from dynsparse.schedules import LrSettings, StepLr
 from pipelines.common.paths import PathText
 from pipelines.common.settings import AtLeast1, Count, Settings
 from pipelines.common.text import cut
-from pipelines.datasets.settings import DataSettings
+from pipelines.datasets.registry import DataSettings
 
 Sparsity = Annotated[float, Field(ge=0, lt=1)]
 Patterns = Annotated[list[Annotated[str, Field(max_length=1000)]], Field(max_length=1000)]
@@ -255,7 +256,7 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
 
 def read_mapping(path: str | Path) -> dict[Any, Any]:
     """The sections that a config's file holds, unchecked. UserError if it cannot be read or holds none."""
-    raw = plain(read_file(path, "--config", "configs/"), [RunConfig])
+    raw = plain(read_file(found(path), "--config", "configs/"), [RunConfig])
     if not isinstance(raw, dict):
         raise UserError(f"{path}: {kind_of(raw)}; a config is a mapping of sections, as those in configs/ are")
     return raw

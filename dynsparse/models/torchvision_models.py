@@ -16,7 +16,7 @@ from torch.nn.modules.module import register_module_parameter_registration_hook
 from dynsparse.errors import UserError
 from dynsparse.models.base import ModelSettings
 from pipelines.common.text import cut, nearest
-from pipelines.loaders.torchvision_ops import import_torchvision
+from pipelines.common.torchvision_ops import import_torchvision
 
 PREFIX = "torchvision/"
 

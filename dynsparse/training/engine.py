@@ -55,10 +55,10 @@ class Engine:
         DDP takes the mean over the ranks. So each part is weighed by its samples: they need not be equally many.
         """
         train = self.config.train
+        if train.channels_last:
+            images = images.contiguous(memory_format=torch.channels_last)
         with self.precision.autocast():
-            logits = self.parallel(
-                images.contiguous(memory_format=torch.channels_last) if train.channels_last else images
-            )
+            logits = self.parallel(images)
         loss = functional.cross_entropy(logits.float(), labels, label_smoothing=train.label_smoothing)
         self.precision.backward(loss / (train.global_batch_size / self.worker.world_size / len(labels)))
         loss_sum = loss.detach() * len(labels)

@@ -6,7 +6,7 @@ from typing import Any
 
 from dynsparse.config.schema import RunConfig
 from pipelines.base import Data
-from pipelines.datasets.settings import PhotographSettings
+from pipelines.datasets.photographs import PhotographSettings
 
 
 def network_input(config: RunConfig, data: Data) -> dict[str, Any]:

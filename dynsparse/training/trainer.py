@@ -27,6 +27,12 @@ from dynsparse.training.preflight import require_samples_for_norm
 from dynsparse.training.reports import Reporter
 from dynsparse.training.saving import Saving
 from dynsparse.training.state import Progress, RunState
+<<<<<<< HEAD
+=======
+from dynsparse.training.undo import Undo
+from dynsparse.training.waiting import wait_for_storage
+from pipelines import preview
+>>>>>>> house
 from pipelines.base import Batch, Data, EvaluationPipeline
 
 log = logging.getLogger(__name__)
@@ -235,7 +241,7 @@ class Trainer:
     def _show(self, micro_batches: Sequence[Batch]) -> None:
         """Give the observers a look at the first batch of a run."""
         if self.worker.is_main and self.progress.step == 0 and not self.resumed:
-            self.observers.on_samples(SamplesReport(self.data.picture(*micro_batches[0], most=32)))
+            self.observers.on_samples(SamplesReport(preview.picture(self.data, *micro_batches[0], most=32)))
 
     def _skip_step(self) -> None:
         """Skip a step whose loss or gradients are NaN or inf, as if there had been no such batch."""

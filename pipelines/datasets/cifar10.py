@@ -4,35 +4,55 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from pipelines.base import Data, Request
 from pipelines.common.errors import UserError
-from pipelines.datasets.settings import Cifar10Settings
+from pipelines.common.paths import PathText
+from pipelines.common.torchvision_ops import import_torchvision
 from pipelines.ordered import assemble
+from pipelines.settings import DataSetSettings
 from pipelines.sources.base import Arrays, Listed, listing_of_arrays
 from pipelines.sources.official_files import require_files, require_md5, require_no_others
 from pipelines.views import AsItIs, Normalisation, RandomCrop, Recipe
 
-# Of each channel over the pixels of the training set, in grey levels: those of the paper's code.
+# Mean and standard deviation of each channel over the training set, in grey levels: the figures of the paper's code.
 MEAN, STD = (125.3, 123.0, 113.9), (63.0, 62.1, 66.7)
 NORMALISATION = Normalisation(MEAN, STD)
 PADDING = 4
 
 _FOLDER, _ARCHIVE = "cifar-10-batches-py", "cifar-10-python.tar.gz"
 _FILES = [*(f"data_batch_{i}" for i in range(1, 6)), "test_batch", "batches.meta"]
-
-
 SAMPLES = 5000
-"""Of each class in the training set."""
+"""Training samples of each class."""
+
+
+class Cifar10Settings(DataSetSettings):
+    """CIFAR-10: 50,000 training and 10,000 test images of 32x32 in colour, in torchvision's folder layout."""
+
+    name: Literal["cifar10"]
+    path: PathText = "data/cifar10"
+    """Folder that holds (or will hold) cifar-10-batches-py."""
+    download: bool = False
+    """Fetch the files if they are not there."""
+    augment: bool = True
+    """Train on random crops of the padded images, half of them mirrored; false trains on the images as they are."""
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        return (3, 32, 32)
+
+    @property
+    def classes(self) -> int:
+        return 10
 
 
 def check_files(settings: Cifar10Settings) -> None:
     """Raise UserError unless the unpacked files of the Python version are there, or can be fetched.
 
-    They are pickles, which only those of the official archive are safe to open.
+    They are pickles: only those of the official archive are safe to open.
     """
     _require_files(settings)
     if not settings.download:
@@ -51,9 +71,7 @@ def _require_files(settings: Cifar10Settings) -> None:
 
 
 def _reader() -> Any:
-    """Torchvision's."""
-    from pipelines.loaders.torchvision_ops import import_torchvision
-
+    """Return torchvision's class. Imported only here: it takes a second."""
     import_torchvision()
     from torchvision.datasets import CIFAR10
 
@@ -61,7 +79,7 @@ def _reader() -> Any:
 
 
 def prepare(settings: Cifar10Settings) -> None:
-    """Fetch the files if the settings allow it. One process a machine may do so at a time."""
+    """Fetch the files if the settings allow it. Only one process a machine may call this at a time."""
     if settings.download:
         load(settings)
     else:
@@ -69,9 +87,9 @@ def prepare(settings: Cifar10Settings) -> None:
 
 
 def load(settings: Cifar10Settings) -> tuple[Arrays, Arrays]:
-    """Training and test images, uint8 [n, 32, 32, 3]. Raises UserError for absent or damaged files.
+    """Return training and test images, uint8 [n, 32, 32, 3]. Raises UserError for absent or damaged files.
 
-    The files are pickles: torchvision opens none whose MD5 is not that of the official archive.
+    The files are pickles: torchvision opens only those with the MD5 of the official archive.
     """
     _require_files(settings)
     official = _reader()
@@ -81,7 +99,7 @@ def load(settings: Cifar10Settings) -> tuple[Arrays, Arrays]:
         remedy = "put its files there by hand" if settings.download else "remove it and fetch it anew"
         reason = " ".join(str(error).split())
         raise UserError(f"data.path: CIFAR-10 in {settings.path} cannot be read ({reason}); {remedy}") from None
-    # The files hold channel after channel; torchvision gives a view of that, DALI takes only what lies as it reads.
+    # The files hold channel after channel, and torchvision gives a transposed view. DALI needs contiguous arrays.
     train, test = (
         Arrays(np.ascontiguousarray(part.data), np.array(part.targets, dtype=np.int64), tuple(part.classes))
         for part in parts
@@ -90,7 +108,10 @@ def load(settings: Cifar10Settings) -> tuple[Arrays, Arrays]:
 
 
 def listed(settings: Cifar10Settings) -> Listed:
-    """Without padding. What a start would fetch, damaged files too, is taken to be as it should."""
+    """Return the labels and listing of the training samples.
+
+    Files that a start would fetch, or fetch again since they are damaged, are taken to be the official ones.
+    """
     try:
         train, _ = load(settings.model_copy(update={"download": False}))
     except UserError:
@@ -103,13 +124,14 @@ def listed(settings: Cifar10Settings) -> Listed:
 
 
 def build(settings: Cifar10Settings, request: Request) -> Data:
+    """Return the pipelines. Raises UserError for absent or damaged files."""
     train, test = load(settings)
     plain, tested = (Recipe(arrays, AsItIs(), NORMALISATION) for arrays in (train, test))
     return assemble(random_crops(train) if settings.augment else plain, plain, tested, settings, request)
 
 
 def random_crops(arrays: Arrays) -> Recipe:
-    """Crops of the images' own size, out of the images padded by reflection."""
+    """Return a recipe of random crops: the images are padded by reflection, and crops have the original size."""
     padding = ((0, 0), (PADDING, PADDING), (PADDING, PADDING), (0, 0))
     padded = replace(arrays, images=np.pad(arrays.images, padding, mode="reflect"))
     height, width = arrays.images.shape[1:3]

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import numpy as np
-from sklearn.datasets import load_digits
-from sklearn.model_selection import train_test_split
 
 from pipelines.base import Data, Request
 from pipelines.datasets.in_memory import in_memory
-from pipelines.datasets.settings import DigitsSettings
+from pipelines.settings import DataSetSettings, Side
 from pipelines.sources.base import Arrays
 from pipelines.views import Normalisation
 
@@ -16,8 +16,28 @@ TEST_SHARE = 0.2
 SPLIT_SEED = 20190609  # Fixed: every run, whatever its seed, is tested on the same 360 images.
 
 
+class DigitsSettings(DataSetSettings):
+    """The 1,797 handwritten digits that ship with scikit-learn: 8x8 scans, upsampled in DALI."""
+
+    name: Literal["digits"]
+    image_size: Side = 28
+    """Height and width to upsample to."""
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        return (1, self.image_size, self.image_size)
+
+    @property
+    def classes(self) -> int:
+        return 10
+
+
 def load() -> tuple[Arrays, Arrays]:
-    """1,437 training and 360 test images, uint8 [n, 8, 8, 1], split class by class."""
+    """Return 1,437 training and 360 test images, uint8 [n, 8, 8, 1], split class by class."""
+    # Only here: scikit-learn takes a second to import.
+    from sklearn.datasets import load_digits
+    from sklearn.model_selection import train_test_split
+
     digits = load_digits()
     images = np.round(digits.images * (255 / 16)).astype(np.uint8)[..., np.newaxis]
     labels = digits.target.astype(np.int64)
@@ -29,10 +49,12 @@ def load() -> tuple[Arrays, Arrays]:
 
 
 def listed(settings: DigitsSettings) -> Arrays:
+    """Return the training samples."""
     return load()[0]
 
 
 def build(settings: DigitsSettings, request: Request) -> Data:
+    """Return the pipelines. Nothing can be missing: the images are part of scikit-learn."""
     train, test = load()
     normalisation = Normalisation(mean=(float(train.images.mean()),), std=(float(train.images.std()),))
     size = (settings.image_size, settings.image_size)

@@ -2,62 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Generic, TypeVar
+from typing import Literal
 
 from pipelines.base import Data, Request
-from pipelines.datasets.settings import ImagenetSettings, PhotographSettings
-from pipelines.ordered import assemble
-from pipelines.sources.base import Encoded
+from pipelines.datasets.photographs import Photographs, PhotographSettings, photographs, sources_of
 from pipelines.sources.excluded import Excluded
-from pipelines.sources.image_folder import ImageFiles, check_folders, list_images
-from pipelines.sources.parts import Parts
-from pipelines.views import CentralCrop, Normalisation, RandomResizedCrop, Recipe
-
-# Of ImageNet's training set, as shares of 255: torchvision's figures.
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-NORMALISATION = Normalisation(tuple(255 * x for x in MEAN), tuple(255 * x for x in STD))
+from pipelines.sources.image_folder import ImageFiles, check_folders, class_names, list_images
+from pipelines.sources.parts import TRAIN
 
 
-S = TypeVar("S", bound=Encoded, covariant=True)
+class ImagenetSettings(PhotographSettings):
+    """A folder of images, such as ImageNet: train/CLASS/*.jpg and val/CLASS/*.jpg (or png, webp, bmp, tiff)."""
+
+    name: Literal["imagenet"]
+
+    def count_classes(self) -> int:
+        return len(class_names(Path(self.path) / TRAIN))
 
 
-@dataclass(frozen=True)
-class Photographs(Generic[S]):
-    """The sources of a data set, by what they are for (parts.py)."""
-
-    train: S
-    test: S | None
-    validation: S | None
-
-
-def sources_of(parts: Parts, source: Callable[[str], S]) -> Photographs[S]:
-    """One for each part that is there."""
-    test, validation = (None if part is None else source(part) for part in (parts.test, parts.validation))
-    return Photographs(source(parts.train), test, validation)
-
-
-def photographs(sources: Photographs[Encoded], settings: PhotographSettings, request: Request) -> Data:
-    """The pipelines of photographs, wherever they lie."""
-
-    central = CentralCrop(settings.image_size, settings.evaluation_resize)
-    plain = Recipe(sources.train, central, NORMALISATION)
-    window = RandomResizedCrop(settings.image_size)
-    augmented = Recipe(sources.train, window, NORMALISATION) if settings.augment else plain
-    test, validation = (
-        None if source is None else Recipe(source, central, NORMALISATION)
-        for source in (sources.test, sources.validation)
-    )
-    return assemble(augmented, plain, test, settings, request, validation)
+def check_files(settings: ImagenetSettings) -> None:
+    """Raise UserError unless each class folder holds an image, and `data.exclude` can be read."""
+    check_folders(Path(settings.path), settings.classes, settings.validation_samples)
+    Excluded.read(settings.exclude)
 
 
 def listed(settings: ImagenetSettings) -> ImageFiles:
+    """Return the training samples."""
     return _images(settings).train
 
 
 def build(settings: ImagenetSettings, request: Request) -> Data:
+    """Return the pipelines. Raises UserError if the folders or `data.exclude` cannot be used."""
     return photographs(_images(settings), settings, request)
 
 
@@ -66,5 +42,4 @@ def _images(settings: ImagenetSettings) -> Photographs[ImageFiles]:
     classes, parts = check_folders(root, settings.classes, settings.validation_samples)
     excluded = Excluded.read(settings.exclude)
     excluded.require_under(parts.there, root)
-
     return sources_of(parts, lambda part: list_images(root, part, classes, excluded))

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from pipelines.base import Data, Request
-from pipelines.datasets.settings import DataSetSettings
 from pipelines.ordered import assemble
+from pipelines.settings import DataSetSettings
 from pipelines.sources.base import Arrays
 from pipelines.views import AsItIs, Normalisation, Recipe
 
@@ -17,6 +17,6 @@ def in_memory(
     request: Request,
     size: tuple[int, int] | None = None,
 ) -> Data:
-    """The pipelines; images are resized to `size` (height, width) if set."""
+    """Return the pipelines. Images are resized to `size` (height, width) if it is given."""
     plain, tested = (Recipe(arrays, AsItIs(size), normalisation) for arrays in (train, test))
     return assemble(plain, plain, tested, settings, request)

@@ -1,9 +1,10 @@
-"""MNIST (LeCun et al. 1998), and whatever else comes in files of its format; fetched by torchvision where asked for."""
+"""MNIST (LeCun et al. 1998), and other data in files of its format. Torchvision fetches it on request."""
 
 from __future__ import annotations
 
 from math import prod
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,23 +12,41 @@ from numpy.typing import NDArray
 from pipelines.base import Data, Request
 from pipelines.common.errors import UserError
 from pipelines.common.files import read_bytes
+from pipelines.common.paths import PathText
+from pipelines.common.torchvision_ops import import_torchvision
 from pipelines.datasets.in_memory import in_memory
-from pipelines.datasets.settings import MnistSettings
+from pipelines.settings import DataSetSettings
 from pipelines.sources.base import Arrays, Listed
 from pipelines.sources.official_files import LARGEST, require_files, require_no_others
 from pipelines.views import Normalisation
 
-# Over the training set, in grey levels: the usual 0.1307 and 0.3081 of 255.
+# Mean and standard deviation over the training set, in grey levels: the usual 0.1307 and 0.3081 of 255.
 MEAN, STD = 0.1307 * 255, 0.3081 * 255
 
 _PARTS = ("train", "t10k")
 _IMAGES, _LABELS = "images-idx3-ubyte", "labels-idx1-ubyte"
 _FILES = [f"{part}-{kind}" for part in _PARTS for kind in (_IMAGES, _LABELS)]
 _SIDE = 28
-
-
 SAMPLES = (5923, 6742, 5958, 6131, 5842, 5421, 5918, 6265, 5851, 5949)
-"""Of each class in the training set."""
+"""Training samples of each class."""
+
+
+class MnistSettings(DataSetSettings):
+    """MNIST: 60,000 training and 10,000 test images of 28x28, in torchvision's folder layout."""
+
+    name: Literal["mnist"]
+    path: PathText = "data/mnist"
+    """Folder that holds (or will hold) MNIST/raw."""
+    download: bool = False
+    """Fetch the files if they are not there."""
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        return (1, 28, 28)
+
+    @property
+    def classes(self) -> int:
+        return 10
 
 
 def check_files(settings: MnistSettings) -> None:
@@ -54,17 +73,15 @@ def _is_there(settings: MnistSettings) -> bool:
 
 
 def prepare(settings: MnistSettings) -> None:
-    """Fetch the files if the settings allow it. One process a machine may do so at a time."""
+    """Fetch the files if the settings allow it. Only one process a machine may call this at a time."""
     _require_files(settings)
     if settings.download and not _is_there(settings):
         _fetch(settings)
 
 
 def _fetch(settings: MnistSettings) -> None:
-    from pipelines.loaders.torchvision_ops import import_torchvision
-
     import_torchvision()
-    from torchvision.datasets import MNIST
+    from torchvision.datasets import MNIST  # Only here: it takes a second.
 
     try:
         MNIST(settings.path, download=True)
@@ -76,13 +93,13 @@ def _fetch(settings: MnistSettings) -> None:
 
 
 def load(settings: MnistSettings) -> tuple[Arrays, Arrays]:
-    """Training and test images, uint8 [n, 28, 28, 1]. Raises UserError for absent or damaged files."""
+    """Return training and test images, uint8 [n, 28, 28, 1]. Raises UserError for absent or damaged files."""
     prepare(settings)
     return read(_folder(settings))
 
 
 def read(folder: Path) -> tuple[Arrays, Arrays]:
-    """The same, from unpacked files. They have no checksums: that they agree in number and range must do."""
+    """Read training and test images from unpacked files. They have no checksums, so number and range are checked."""
     train, test = (_part(folder / f"{part}-{_IMAGES}", folder / f"{part}-{_LABELS}") for part in _PARTS)
     return train, test
 
@@ -100,7 +117,7 @@ def _part(images: Path, labels: Path) -> Arrays:
 
 
 def _array(path: Path, rank: int) -> NDArray[np.uint8]:
-    """An array of bytes in IDX: 0, 0, 8 for bytes, the rank; then each size in four bytes, the high one first."""
+    """Read an array of bytes in IDX format: 0, 0, 8 for bytes, the rank; then each size in four bytes, big-endian."""
     try:
         content = read_bytes(path, LARGEST)
     except OSError as error:
@@ -120,11 +137,13 @@ def _unusable(path: Path, reason: str) -> UserError:
 
 
 def listed(settings: MnistSettings) -> Arrays | Listed:
+    """Return the training samples, or only their labels if the files are still to be fetched."""
     if settings.download and not _is_there(settings):
         return Listed(np.repeat(np.arange(10, dtype=np.int64), SAMPLES), listing=None)
     return load(settings)[0]
 
 
 def build(settings: MnistSettings, request: Request) -> Data:
+    """Return the pipelines. Raises UserError for absent or damaged files."""
     train, test = load(settings)
     return in_memory(train, test, Normalisation((MEAN,), (STD,)), settings, request)

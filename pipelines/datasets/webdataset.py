@@ -1,21 +1,60 @@
-"""Photographs in WebDataset's tar shards, for storage that hates small files. To write them: shard_tools.py."""
+"""Photographs in WebDataset's tar shards, for storage that is slow with small files.
+
+`python -m pipelines shards` writes and indexes them.
+"""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
+
+from pydantic import model_validator
 
 from pipelines.base import Data, Request
 from pipelines.common.errors import UserError
-from pipelines.datasets.imagenet import Photographs, photographs, sources_of
-from pipelines.datasets.settings import WebdatasetSettings
+from pipelines.common.paths import PathText
+from pipelines.datasets.photographs import Photographs, PhotographSettings, photographs, sources_of
 from pipelines.sources.class_list import CLASSES, read_names
 from pipelines.sources.excluded import Excluded
 from pipelines.sources.parts import Parts
-from pipelines.sources.shards import Shards, list_shards, matching, shard_parts
+from pipelines.sources.shards import Shards, count_classes, list_shards, matching, shard_parts
 
 
-def check_shards(settings: WebdatasetSettings) -> None:
-    """Raise UserError unless there are shards to train and to evaluate on, and no other classes. None is opened."""
+class WebdatasetSettings(PhotographSettings):
+    """Photographs in WebDataset's tar shards (KEY.jpg and KEY.cls a sample), for storage that hates small files."""
+
+    name: Literal["webdataset"]
+    path: PathText = "data/shards"
+    """Folder that holds the shards."""
+    train_shards: str = "train/*.tar"
+    """Shell pattern of the training shards, relative to `path`."""
+    val_shards: str | None = None
+    """Shards that choose the best epoch; without test_shards, test data. If neither is given: val/*.tar or
+    test/*.tar."""
+    test_shards: str | None = None
+
+    @model_validator(mode="after")
+    def _parts_differ(self) -> WebdatasetSettings:
+        given = [pattern for pattern in (self.train_shards, self.val_shards, self.test_shards) if pattern is not None]
+        if len(set(given)) < len(given):
+            raise ValueError(
+                "train_shards, val_shards and test_shards name the same shards twice; "
+                "what is trained on, or chosen by, tests nothing: give each its own"
+            )
+        return self
+
+    def count_classes(self) -> int:
+        return count_classes(Path(self.path), self.train_shards)
+
+
+def check_files(settings: WebdatasetSettings) -> None:
+    """Raise UserError unless the shards exist, without opening one, and `data.exclude` can be read."""
+    _check_shards(settings)
+    Excluded.read(settings.exclude)
+
+
+def _check_shards(settings: WebdatasetSettings) -> None:
+    """Raise UserError unless there are shards to train and to evaluate on, and no other classes."""
     root = Path(settings.path)
     parts = _parts(settings)
     for pattern in parts.there:
@@ -30,15 +69,17 @@ def check_shards(settings: WebdatasetSettings) -> None:
 
 
 def listed(settings: WebdatasetSettings) -> Shards:
+    """Return the training samples."""
     return _samples(settings).train
 
 
 def build(settings: WebdatasetSettings, request: Request) -> Data:
+    """Return the pipelines. Raises UserError if the shards or `data.exclude` cannot be used."""
     return photographs(_samples(settings), settings, request)
 
 
 def _parts(settings: WebdatasetSettings) -> Parts:
-    """The patterns of the shards: those given, or else by the names of folders. Raises UserError."""
+    """Return the patterns of the shards: the given ones, else those that the folders' names imply."""
     root = Path(settings.path)
     val, test = settings.val_shards, settings.test_shards
     if val is None and test is None:
@@ -47,13 +88,13 @@ def _parts(settings: WebdatasetSettings) -> Parts:
 
 
 def _setting(settings: WebdatasetSettings, pattern: str) -> str:
-    """What messages call a pattern."""
+    """Return the key of a pattern, for messages."""
     given = {settings.train_shards: "data.train_shards", settings.val_shards: "data.val_shards"}
     return given.get(pattern, "data.test_shards" if settings.test_shards else "data.val_shards")
 
 
 def _samples(settings: WebdatasetSettings) -> Photographs[Shards]:
-    check_shards(settings)
+    _check_shards(settings)
     root, parts = Path(settings.path), _parts(settings)
     excluded = Excluded.read(settings.exclude).names
 

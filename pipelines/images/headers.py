@@ -7,8 +7,8 @@ import struct
 from contextlib import suppress
 from dataclasses import dataclass
 
+from pipelines.images.encoded import Bytes
 from pipelines.images.jpeg import Jpeg, structure
-from pipelines.sources.base import Bytes
 
 MOST_TIMES_AS_LONG = 1000
 """Resized to a shorter side of 256, such an image takes 65 million pixels."""

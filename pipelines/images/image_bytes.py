@@ -8,8 +8,8 @@ import os
 import numpy as np
 
 from pipelines.common.files import Path, open_descriptor
+from pipelines.images.encoded import Bytes
 from pipelines.images.headers import UNKNOWN, format_of
-from pipelines.sources.base import Bytes
 
 FIRST = 1 << 16
 """Bytes that are read before the rest: most small files are read at once."""

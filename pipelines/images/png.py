@@ -7,7 +7,7 @@ import zlib
 from collections.abc import Iterator
 from itertools import groupby
 
-from pipelines.sources.base import Bytes
+from pipelines.images.encoded import Bytes
 
 HEADER, PALETTE, PIXELS, END, TEXT = b"IHDR", b"PLTE", b"IDAT", b"IEND", b"tEXt"
 HARMLESS = frozenset(

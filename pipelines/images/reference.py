@@ -12,9 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, UnidentifiedImageError
 
+from pipelines.images.encoded import Bytes
 from pipelines.images.headers import UNKNOWN, BadImageError, Header, check_tags, checked, require_scans, require_size
 from pipelines.images.image_bytes import NoImageError
-from pipelines.sources.base import Bytes, Encoded, most_bytes
 
 LACKS_END = "lacks its last bytes, the end mark of a JPEG file; all its pixels are there"
 DAMAGED = "cannot be decoded: it is truncated or damaged"
@@ -85,17 +85,11 @@ def as_pnm(image: Image.Image) -> Bytes:
     return np.frombuffer(head + rgb(image).tobytes(), dtype=np.uint8)
 
 
-def fault(source: Encoded, index: int, most_pixels: int) -> str | None:
-    """Why a sample cannot be had, or None: reads it and decodes all of it."""
-    try:
-        content = source.encoded(index, most_bytes(most_pixels))
-    except OSError as error:
-        return read_fault(error)
-    return content_fault(content, most_pixels)
-
-
 def content_fault(content: Bytes, most_pixels: int) -> str | None:
-    """The same of a file's content. Raises MemoryError, which is not the image's fault."""
+    """Decode all of a file's content. Return why that fails, or None.
+
+    Raises MemoryError, which is not the image's fault.
+    """
     pixels = 0
     try:
         header = checked(content, most_pixels)

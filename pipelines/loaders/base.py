@@ -5,12 +5,9 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from importlib import import_module
 
-from pipelines.base import Batch, Request
+from pipelines.base import Batch
 from pipelines.common.errors import UserError
-from pipelines.datasets.settings import DataSetSettings
-from pipelines.images.reference import fault
 from pipelines.order import Indices, Uniforms
 from pipelines.sources.base import Encoded
 from pipelines.views import Recipe
@@ -61,6 +58,8 @@ class Loader(ABC):
 
     def fault(self, source: Encoded, index: int) -> str | None:
         """Why a sample cannot be had, or None: the same words whoever loads. Reads it and decodes all of it."""
+        from pipelines.sources.faults import fault  # Only here: a config is validated without Pillow.
+
         try:
             return fault(source, index, self.most_pixels)
         except MemoryError:
@@ -72,10 +71,3 @@ def no_memory(source: Encoded, index: int) -> UserError:
     return UserError(
         f"{source.name(index)}: no memory is left to decode it; lower data.threads, data.most_pixels or the batch"
     )
-
-
-def loader(settings: DataSetSettings, request: Request) -> Loader:
-    """As `data.loader` says. Imported only now: DALI is not there on every platform."""
-    kind: type[Loader] = import_module(f"pipelines.loaders.{settings.loader}_loader").THE_LOADER
-    half = settings.dtype == "float16"
-    return kind(settings.threads, request.device_id, half, request.channels_last, settings.pixel_limit)

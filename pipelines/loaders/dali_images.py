@@ -7,11 +7,11 @@ import io
 import numpy as np
 from PIL import Image
 
+from pipelines.images.encoded import Bytes
 from pipelines.images.headers import Header, Size, checked
 from pipelines.images.jpeg import Jpeg
 from pipelines.images.png import is_plain
 from pipelines.images.reference import as_pnm, decoded, orientation
-from pipelines.sources.base import Bytes
 
 LARGE_PIXELS = 1 << 24
 """Larger images do not wait in a batch (dali_large.py). Most cameras' photographs are not."""

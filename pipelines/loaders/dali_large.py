@@ -14,9 +14,9 @@ from PIL import Image
 from torch import Tensor
 
 from pipelines import augment
+from pipelines.images.encoded import Bytes
 from pipelines.images.reference import as_pnm
 from pipelines.loaders.torch_views import cropped, made, resized, tensor_of
-from pipelines.sources.base import Bytes
 from pipelines.views import CentralCrop, View
 
 

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from nvidia.dali import Pipeline, fn, pipeline_def, types
 
 from pipelines.base import Batch
+from pipelines.images.encoded import Bytes, most_bytes
 from pipelines.images.headers import Header, checked
 from pipelines.images.reference import decoded
 from pipelines.loaders import dali_views
@@ -26,7 +27,6 @@ from pipelines.loaders.base import BadSamples, Feed, Loader, Stream, no_memory
 from pipelines.loaders.dali_images import given, is_large, size_of
 from pipelines.loaders.dali_views import Normaliser, made, on_gpu
 from pipelines.order import Indices, Uniforms
-from pipelines.sources import base as sources
 from pipelines.sources.base import Arrays, Encoded
 from pipelines.views import Recipe, View
 
@@ -48,7 +48,7 @@ class DaliLoader(Loader):
     def feed(self, recipe: Recipe, stream: Stream, batch: int) -> Feed:
         return DaliFeed(self, recipe, stream, batch)
 
-    def given(self, source: Encoded, index: int, view: View, *numbers: Any) -> tuple[sources.Bytes, bool]:
+    def given(self, source: Encoded, index: int, view: View, *numbers: Any) -> tuple[Bytes, bool]:
         """The bytes that DALI decodes, and whether the view is made already. Raises as reading and decoding do."""
         content, header = self._read(source, index)
         if not is_large(size_of(content, header)):
@@ -56,7 +56,7 @@ class DaliLoader(Loader):
         with self.large:
             image = decoded(content, self.most_pixels, header)
             # Imported only now: most runs do without torchvision's transforms.
-            made: sources.Bytes = import_module("pipelines.loaders.dali_large").given(view, image, *numbers)
+            made: Bytes = import_module("pipelines.loaders.dali_large").given(view, image, *numbers)
             return made, True
 
     def refuses(self, source: Encoded, index: int) -> bool:
@@ -71,11 +71,11 @@ class DaliLoader(Loader):
         self.refused.add(name)
         return True
 
-    def _read(self, source: Encoded, index: int) -> tuple[sources.Bytes, Header]:
-        content = source.encoded(index, sources.most_bytes(self.most_pixels))
+    def _read(self, source: Encoded, index: int) -> tuple[Bytes, Header]:
+        content = source.encoded(index, most_bytes(self.most_pixels))
         return content, checked(content, self.most_pixels)
 
-    def _as_file(self, source: Encoded, index: int, content: sources.Bytes, header: Header) -> sources.Bytes:
+    def _as_file(self, source: Encoded, index: int, content: Bytes, header: Header) -> Bytes:
         as_it_is = source.name(index) not in self.refused
         return given(content, self.most_pixels, as_it_is=as_it_is, header=header)
 
@@ -172,7 +172,7 @@ class DaliFeed(Feed):
         self._in_flight.append(_Given(indices, uniforms, faults))
         return (images, *numbers, source.labels[indices])
 
-    def _image(self, index: int, *numbers: Any) -> tuple[sources.Bytes | str, bool]:
+    def _image(self, index: int, *numbers: Any) -> tuple[Bytes | str, bool]:
         """The bytes for DALI, or why they cannot be had; and whether the view is made already."""
         source = self._recipe.source
         assert isinstance(source, Encoded)
@@ -246,12 +246,12 @@ class Probe:
         self._pipeline: Pipeline | None = None
         self._lock = Lock()  # What reads ahead looks for replacements while a failed batch is searched.
 
-    def pixels(self, encoded: sources.Bytes) -> NDArray[np.uint8] | None:
+    def pixels(self, encoded: Bytes) -> NDArray[np.uint8] | None:
         """uint8 [height, width, 3], on the CPU; None if it cannot be decoded."""
         with self._lock:
             return self._pixels(encoded)
 
-    def _pixels(self, encoded: sources.Bytes) -> NDArray[np.uint8] | None:
+    def _pixels(self, encoded: Bytes) -> NDArray[np.uint8] | None:
         if self._pipeline is None:
             self._pipeline = _probe_graph(batch_size=1, num_threads=1, device_id=self._device_id)
             self._pipeline.build()

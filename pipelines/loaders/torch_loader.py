@@ -18,11 +18,12 @@ from torch.utils.data import DataLoader, Dataset
 from pipelines.base import Batch
 from pipelines.common.errors import UserError
 from pipelines.common.signals import undisturbed
+from pipelines.images.encoded import most_bytes
 from pipelines.images.reference import decoded
 from pipelines.loaders.base import BadSamples, Feed, Loader, Stream, no_memory
 from pipelines.loaders.torch_views import made
 from pipelines.order import Indices, Uniforms
-from pipelines.sources.base import Arrays, Encoded, most_bytes
+from pipelines.sources.base import Arrays, Encoded
 from pipelines.views import Recipe
 
 Key = tuple[Indices, Uniforms]

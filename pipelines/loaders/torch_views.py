@@ -11,8 +11,8 @@ from PIL import Image
 from torch import Tensor
 
 from pipelines import augment
+from pipelines.common.torchvision_ops import import_torchvision
 from pipelines.images.reference import rgb
-from pipelines.loaders.torchvision_ops import import_torchvision
 from pipelines.views import AsItIs, CentralCrop, RandomCrop, RandomResizedCrop, View
 
 import_torchvision()

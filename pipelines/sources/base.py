@@ -9,10 +9,7 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
-from pipelines.datasets.settings import MOST_PIXELS
-
-Bytes = NDArray[np.uint8]
-"""uint8 [bytes]."""
+from pipelines.images.encoded import Bytes
 
 
 class Numbered(Protocol):
@@ -43,14 +40,6 @@ class Source(Numbered, Protocol):
     def name(self, index: int) -> str:
         """What messages and lists of files to leave out call a sample, such as `train/ape/001.jpg`."""
         ...
-
-
-def most_bytes(pixels: int) -> int:
-    """Bytes that are read of an image of so many pixels at most: with 8 bits a channel none takes more."""
-    return 4 * pixels + (1 << 20)
-
-
-MOST_BYTES = most_bytes(MOST_PIXELS)
 
 
 @runtime_checkable

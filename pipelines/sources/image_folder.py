@@ -19,8 +19,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipelines.common.errors import UserError
+from pipelines.images.encoded import MOST_BYTES, Bytes
 from pipelines.images.image_bytes import read_image
-from pipelines.sources.base import MOST_BYTES, Bytes, digest
+from pipelines.sources.base import digest
 from pipelines.sources.excluded import NOTHING, Excluded
 from pipelines.sources.parts import TRAIN, Parts, find_parts
 

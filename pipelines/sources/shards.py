@@ -19,8 +19,9 @@ from numpy.typing import NDArray
 
 from pipelines.common.errors import UserError
 from pipelines.common.files import open_descriptor
+from pipelines.images.encoded import MOST_BYTES, Bytes
 from pipelines.images.image_bytes import read_range
-from pipelines.sources.base import MOST_BYTES, Bytes, digest
+from pipelines.sources.base import digest
 from pipelines.sources.class_list import read_names
 from pipelines.sources.parts import Parts, find_parts
 from pipelines.sources.shard_index import INDEX_SUFFIX, Members, decoded, read_index, read_tar

@@ -23,7 +23,7 @@ from tqdm import tqdm
 from pipelines.common.command_line import Parser
 from pipelines.common.errors import UserError
 from pipelines.common.paths import path_argument
-from pipelines.datasets.settings import MOST_PIXELS
+from pipelines.images.encoded import MOST_PIXELS
 from pipelines.sources.class_list import read_names
 from pipelines.sources.image_folder import class_folders, list_images, parts_of
 from pipelines.sources.parts import TRAIN

@@ -10,10 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from pipelines.datasets.settings import MOST_PIXELS
+from pipelines.images.encoded import MOST_BYTES, MOST_PIXELS, Bytes, most_bytes
 from pipelines.images.headers import format_of
-from pipelines.images.reference import fault, orientation, read_fault
-from pipelines.sources.base import MOST_BYTES, Bytes, Encoded, digest, most_bytes
+from pipelines.images.reference import orientation, read_fault
+from pipelines.sources.base import Encoded, digest
+from pipelines.sources.faults import fault
 
 HUGE = 100_000_000
 """Pixels."""

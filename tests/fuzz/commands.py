@@ -120,17 +120,18 @@ def choose(rng: Random, kind: str, begin: str = "") -> Command:
 
 def execute(home: Path, line: list[str]) -> int:
     """Run a command in this process, which ends soon after: its folder, arguments and log are changed."""
-    import dist_train
-    from dynsparse.__main__ import run
+    from dynsparse.cli import train
+    from dynsparse.cli.actions import training
+    from dynsparse.cli.main import run
     from dynsparse.training.run import lock
 
     # Else a holder that can only be watched takes half a minute to prove dead.
     lock.STALE_SECONDS = 0.4
     lock._POLL_SECONDS = 0.05  # type: ignore[attr-defined]
-    dist_train.BEAT_SECONDS = -0.5  # `--check` looks for a second longer.
+    training.BEAT_SECONDS = -0.5  # `--check` looks for a second longer.
     logging.getLogger().handlers.clear()
     os.chdir(home)
     sys.argv = line
     if line[0] == "dist_train.py":
-        dist_train.main()
+        return train.main(line[1:], "dist_train.py")
     return run(line[1:])

@@ -16,8 +16,8 @@ for _name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"):
     os.environ.pop(_name, None)
 
 MODULES = (
-    "dist_train",
-    "dynsparse.__main__",
+    "dynsparse.cli.main",
+    "dynsparse.cli.train",
     "dynsparse.tools.export.csr",
     "dynsparse.tools.export.safetensors_file",
     "dynsparse.tools.export.torch_file",

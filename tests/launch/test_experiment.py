@@ -17,8 +17,7 @@ import pytest
 import yaml
 from PIL import Image
 
-import dist_train
-from dynsparse.cli import experiments
+from dynsparse.cli import experiments, train
 from dynsparse.cli.experiments import Experiments, Options, read_jobs, sparsity
 from dynsparse.config.schema import RunConfig
 from dynsparse.training.network import require_layers
@@ -207,12 +206,7 @@ class Here:
         launcher, words = command[:4], command[5:]
         assert launcher == ["bash", str(runs.ROOT / "launch/local.sh"), "--workers", "auto"]
         self.commands.append(words)
-        self.monkeypatch.setattr(sys, "argv", ["dist_train.py", *words])
-        with pytest.raises(SystemExit) as left:
-            dist_train.main()
-        code = left.value.code
-        assert isinstance(code, int)
-        return code
+        return train.main(words)
 
     def __call__(self, *words: Any) -> int:
         self.commands.clear()

@@ -21,7 +21,7 @@ from torch import nn, optim
 from torch.utils import data
 
 from dynsparse import SparseTraining
-from pipelines.loaders.torchvision_ops import import_torchvision
+from pipelines.common.torchvision_ops import import_torchvision
 from tests.loops.counting import Counter, counter_for
 
 

@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader
 
 from dynsparse import SparseTraining
 from dynsparse.runtime import Worker
-from pipelines.loaders.torchvision_ops import import_torchvision
+from pipelines.common.torchvision_ops import import_torchvision
 from tests.loops.counting import Count, counter_for
 from tests.loops.small import BY_GRADIENT, KEEP_LAYERS, METHODS, images, network, optimizer_for
 from tests.ranks import run_distributed

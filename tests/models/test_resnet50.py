@@ -10,7 +10,7 @@ from torch import nn
 
 from dynsparse.masks.granularity import Kind
 from dynsparse.models.resnet50 import ResNet50Settings
-from pipelines.loaders.torchvision_ops import import_torchvision
+from pipelines.common.torchvision_ops import import_torchvision
 from tests.models.counting import Counts, counts, parameters, specs, without_weights
 
 SHAPE = (3, 224, 224)

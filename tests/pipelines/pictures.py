@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from pipelines.datasets.settings import ImagenetSettings
+from pipelines.datasets.imagenet import ImagenetSettings
 
 CLASSES = ["ape", "bee", "cat"]
 DAMAGE = ("truncated", "junk", "empty", "absent", "folder")

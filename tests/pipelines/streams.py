@@ -11,12 +11,12 @@ import torch
 import pipelines
 from pipelines.base import Batch, EvaluationPipeline, Request, TrainPipeline
 from pipelines.common.errors import UserError
-from pipelines.datasets.settings import DataSetSettings
-from pipelines.loaders import base as loaders
 from pipelines.loaders.bad_files import BadFiles
+from pipelines.loaders.registry import loader as loader_of
 from pipelines.order import Share
 from pipelines.ordered import OrderedEvaluation, OrderedTraining
 from pipelines.position import Position
+from pipelines.settings import DataSetSettings
 from pipelines.views import Recipe
 
 SEED = 7
@@ -41,13 +41,13 @@ def settings_for(loader: str) -> DataSetSettings:
 def training(recipe: Recipe, asked: Request, loader: str = "dali", **options: object) -> OrderedTraining:
     """Over all samples of a recipe."""
     settings = settings_for(loader).model_copy(update=options)
-    made_by = loaders.loader(settings, asked)
+    made_by = loader_of(settings, asked)
     bad = BadFiles(recipe.source, made_by, SEED, skip=False, where="data.path: made up")
     return OrderedTraining(recipe, np.arange(len(recipe.source.labels)), made_by, bad, asked)
 
 
 def evaluation(recipe: Recipe, asked: Request, loader: str = "dali") -> OrderedEvaluation:
-    made_by = loaders.loader(settings_for(loader), asked)
+    made_by = loader_of(settings_for(loader), asked)
     bad = BadFiles(recipe.source, made_by, SEED, skip=False, where="data.path: made up")
     return OrderedEvaluation(recipe, np.arange(len(recipe.source.labels)), made_by, bad, asked)
 

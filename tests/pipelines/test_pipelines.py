@@ -16,15 +16,13 @@ import pipelines
 from pipelines.base import Data, EvaluationPipeline
 from pipelines.common.errors import UserError
 from pipelines.datasets import digits, mnist, synthetic
-from pipelines.datasets.settings import (
-    Cifar10Settings,
-    DataSetSettings,
-    DigitsSettings,
-    MnistSettings,
-    SyntheticSettings,
-)
+from pipelines.datasets.cifar10 import Cifar10Settings
+from pipelines.datasets.digits import DigitsSettings
+from pipelines.datasets.mnist import MnistSettings
+from pipelines.datasets.synthetic import SyntheticSettings
 from pipelines.order import SampleOrder
 from pipelines.ordered import OrderedTraining, assemble
+from pipelines.settings import DataSetSettings
 from pipelines.sources.base import Arrays
 from pipelines.views import AsItIs, Normalisation, Recipe, View
 from tests.pipelines.streams import LOADERS, assert_known_beforehand, evaluation, request, training, whole
@@ -241,7 +239,7 @@ def mnist_folder(tmp_path: Path) -> Path:
 
 def test_mnist_from_files_in_its_real_format(mnist_folder: Path) -> None:
     settings = MnistSettings(name="mnist", path=str(mnist_folder))
-    settings.check()
+    pipelines.check(settings)
     pipelines.prepare(settings)
     train, test = mnist.load(settings)
     data = build(settings)
@@ -257,7 +255,7 @@ def test_mnist_from_files_in_its_real_format(mnist_folder: Path) -> None:
 def test_absent_mnist_is_refused_before_anything_starts(tmp_path: Path) -> None:
     settings = MnistSettings(name="mnist", path=str(tmp_path / "nowhere"))
     with pytest.raises(UserError, match=r"data\.path: .*nowhere.* lacks train-images.*data\.download=true"):
-        settings.check()
+        pipelines.check(settings)
 
 
 def test_the_order_of_training_is_known_beforehand(mnist_folder: Path) -> None:
@@ -315,7 +313,7 @@ def test_every_data_set_holds_samples_out(settings: DataSetSettings) -> None:
 
 
 def test_torchvision_imports_beside_any_build_of_torch() -> None:
-    from pipelines.loaders.torchvision_ops import import_torchvision
+    from pipelines.common.torchvision_ops import import_torchvision
 
     import_torchvision()
     import_torchvision()

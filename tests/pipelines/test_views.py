@@ -13,8 +13,8 @@ from PIL import Image
 
 import pipelines
 from pipelines.base import Batch, Request
-from pipelines.loaders import base as loaders
 from pipelines.loaders import dali_views, torch_views
+from pipelines.loaders.registry import loader as loader_of
 from pipelines.order import SampleOrder, Share
 from pipelines.sources.base import Arrays, Source
 from pipelines.sources.image_folder import list_images
@@ -51,7 +51,7 @@ def sources(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Source]:
 
 def batch_of(source: Source, view: View, loader: str, **options: object) -> Batch:
     asked = Request(7, 12, Share(), 12, None, channels_last=bool(options.pop("channels_last", False)))
-    made_by = loaders.loader(settings_for(loader).model_copy(update=options), asked)
+    made_by = loader_of(settings_for(loader).model_copy(update=options), asked)
     uniforms = SampleOrder(7, 12, 12).randoms(0, 0, 0, Share(), view.uniforms)
     feed = made_by.feed(Recipe(source, view, NORMALISATION), iter([(np.arange(12), uniforms)] * 9), 12)
     batch = feed.next()

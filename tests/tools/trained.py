@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from dynsparse.__main__ import main
+from dynsparse.cli.main import main
 from dynsparse.config.schema import RunConfig
 from dynsparse.training.callbacks.summary_file import SummaryFile
 from dynsparse.training.checkpoint import CheckpointFolder, read, write

@@ -23,13 +23,15 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import dist_train
+from dynsparse.cli.actions import training as start
+from dynsparse.cli.main import train
 from dynsparse.errors import UserError
 from dynsparse.training import trainer as loop
 from dynsparse.training.engine import Engine
@@ -121,11 +123,11 @@ def remember(self: Trainer) -> Any:
 
 
 Trainer.fit = remember  # type: ignore[method-assign]
-before(dist_train, "build", lambda: "building")
+before(start, "build", lambda: "building")
 after(Engine, "backward", lambda: "settling")
 before(Precision, "unscale", lambda: f"step {trainers[0].progress.step}")
 before(loop, "evaluate", lambda: "evaluation")
 after(Saving, "end", lambda: "end")
 
 if __name__ == "__main__":
-    dist_train.main()
+    train(sys.argv[1:], "dist_train.py")

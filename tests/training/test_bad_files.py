@@ -11,6 +11,7 @@ import pytest
 from dynsparse.config.schema import RunConfig
 from dynsparse.errors import UserError
 from dynsparse.runtime import Worker
+from dynsparse.training import building
 from dynsparse.training.checkpoint import CheckpointFolder, read
 from tests.pipelines.pictures import damage, numbered_folder
 from tests.ranks import run_distributed
@@ -140,14 +141,12 @@ def test_workers_with_other_data_are_refused(folder: Path) -> None:
 
 
 def _sees(worker: Worker, settings: RunConfig, folder: Path, less: str | None = None) -> str | None:
-    import dist_train
-
     if less is not None and worker.rank == 1:
         other = numbered_folder(folder.with_name("other"), train=60, val=24)
         (other / less).rename(other / "train" / "ape" / "0001.png")
         settings = configured(other)
     try:
-        dist_train.build(settings, worker)
+        building.build(settings, worker)
     except UserError as error:
         return str(error)
     return None

@@ -174,7 +174,7 @@ def test_a_diverged_run_ends_with_a_reason(name: str) -> None:
     lr = {"name": "steps", "table": 1e9}
     with pytest.raises(
         UserError,
-        match=r"(weights that are no numbers at step|steps in a row, the last of them step) \d+.*training has diver",
+        match=r"(weights that are NaN at step|steps in a row, the last of them step) \d+.*training has diver",
     ):
         runs.trainer(settings(name, train={"lr": lr, "epochs": 4})).fit()
 

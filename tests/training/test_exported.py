@@ -10,7 +10,7 @@ import pytest
 import safetensors.torch
 import torch
 
-from dynsparse.__main__ import main
+from dynsparse.cli.main import main
 from dynsparse.config.schema import RunConfig
 from dynsparse.errors import UserError
 from dynsparse.training.exported import read_weights

@@ -617,9 +617,8 @@ IMPATIENT = """
 import sys
 from dynsparse.training.run import lock
 lock.BEAT_SECONDS, lock.STALE_SECONDS = 0.1, 1.0
-sys.argv[0] = "dist_train.py"
-import dist_train
-dist_train.main()
+from dynsparse.cli.main import train
+train(sys.argv[1:], "dist_train.py")
 """
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from dynsparse import files
-from dynsparse.__main__ import main
+from dynsparse.cli.main import main
 from dynsparse.training.callbacks import Observers, standard_observers
 from dynsparse.training.callbacks.base import RunReport
 from dynsparse.training.callbacks.metrics_file import MetricsFile

@@ -13,6 +13,7 @@ from dynsparse.config.schema import RunConfig
 from dynsparse.errors import UserError
 from dynsparse.masks.bits import unpack_bits
 from dynsparse.runtime import Worker
+from dynsparse.training import building
 from dynsparse.training.checkpoint import checkpoint_of, read
 from dynsparse.training.network import build_network
 from dynsparse.training.resume import checkpoints_of
@@ -129,9 +130,7 @@ def test_pruning_goes_on_from_the_dense_network(tmp_path: Path) -> None:
 
 
 def build_trainer(config: RunConfig) -> Trainer:
-    from dist_train import build_parts
-
-    return Trainer(config, *build_parts(config, Worker(), read_sources(config)), Worker(), checkpoints=None)
+    return building.build_trainer(config, Worker(), read_sources(config))
 
 
 def test_where_a_source_lies(tmp_path: Path) -> None:

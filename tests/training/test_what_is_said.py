@@ -11,11 +11,12 @@ import pytest
 import torch
 
 import pipelines
-from dist_train import check_evaluation, require_same_classes
+from dynsparse.cli.actions.evaluation import require_data_of
 from dynsparse.config.schema import RunConfig
 from dynsparse.errors import UserError
 from dynsparse.runtime import Worker
 from dynsparse.training.banner import banner_lines
+from dynsparse.training.building import require_same_classes
 from dynsparse.training.callbacks import standard_observers
 from dynsparse.training.callbacks.base import Summary
 from dynsparse.training.callbacks.closing import closing_text
@@ -177,6 +178,6 @@ def test_classes_of_other_names_are_refused_in_evaluation() -> None:
 def test_a_check_of_an_evaluation_refuses_classes_of_other_names(tmp_path: Path) -> None:
     folder = pictures.numbered_folder(tmp_path / "images", train=12, val=3)
     settings = runs.config(data=pictures.settings(folder).model_dump())
-    check_evaluation(settings, Worker(), {"input": {"class_names": ["ape", "bee", "cat"]}})
+    require_data_of({"input": {"class_names": ["ape", "bee", "cat"]}}, settings, Worker())
     with pytest.raises(UserError, match="class 2 is cat, and cow where the checkpoint was trained"):
-        check_evaluation(settings, Worker(), {"input": {"class_names": ["ape", "bee", "cow"]}})
+        require_data_of({"input": {"class_names": ["ape", "bee", "cow"]}}, settings, Worker())

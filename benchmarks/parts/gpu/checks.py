@@ -49,8 +49,8 @@ from dynsparse.training import checkpoint
 from dynsparse.training.network import Network, build_network
 from dynsparse.training.trainer import Trainer
 from pipelines.base import Request
-from pipelines.datasets.imagenet import STD
-from pipelines.datasets.settings import ImagenetSettings
+from pipelines.datasets.imagenet import ImagenetSettings
+from pipelines.datasets.photographs import STD
 from pipelines.order import Share
 from pipelines.tools import sample_images
 

@@ -25,16 +25,18 @@ from torch import Tensor, nn
 import pipelines
 from benchmarks.harness.record import ROOT
 from benchmarks.harness.rounds import summary
-from dist_train import build_parts
 from dynsparse.config import schema
 from dynsparse.models.resnet50 import ResNet50Settings
 from dynsparse.runtime import Worker
+from dynsparse.training.building import build_parts
 from dynsparse.training.evaluate import evaluate
 from dynsparse.training.trainer import Trainer
 from pipelines import augment
 from pipelines.base import Data, Request
-from pipelines.datasets.imagenet import MEAN, NORMALISATION, STD
-from pipelines.datasets.settings import MOST_PIXELS, ImagenetSettings, WebdatasetSettings
+from pipelines.datasets.imagenet import ImagenetSettings
+from pipelines.datasets.photographs import MEAN, NORMALISATION, STD
+from pipelines.datasets.webdataset import WebdatasetSettings
+from pipelines.images.encoded import MOST_PIXELS
 from pipelines.images.reference import decoded
 from pipelines.loaders import dali_views, torch_views
 from pipelines.loaders.dali_images import given

@@ -10,11 +10,11 @@ from pathlib import Path
 import numpy as np
 
 import pipelines
-from dynsparse import streams
 from dynsparse.config import schema
 from dynsparse.errors import UserError
 from pipelines.base import Data, EvaluationPipeline, Request
-from pipelines.loaders.base import loader
+from pipelines.common import streams
+from pipelines.loaders.registry import loader
 from pipelines.order import Share
 from pipelines.sources.base import digest
 
@@ -48,7 +48,7 @@ def look(name: str, out: Path) -> int:
     streams.log_in_lines(logging.INFO)
     try:
         settings = schema.load(Path("F.yaml"), [f"data.loader={name}", "data.on_bad_file=skip"]).data
-        settings.check()
+        pipelines.check(settings)
         data = pipelines.build(settings, _request())
         with closing(data):
             np.savez(out, **{part: _grey_levels(data, pipeline) for part, pipeline in _parts(data).items()})
@@ -80,7 +80,7 @@ def _grey_levels(data: Data, pipeline: EvaluationPipeline) -> np.ndarray[tuple[i
 
 def verdicts(name: str, images: Mapping[str, bytes]) -> int:
     """Print what the loader finds wrong with each image."""
-    from pipelines.datasets.settings import ImagenetSettings
+    from pipelines.datasets.imagenet import ImagenetSettings
 
     settings = ImagenetSettings.model_validate({"name": "imagenet", "loader": name, "threads": 1})
     made_by, source = loader(settings, _request()), Bytes(images)

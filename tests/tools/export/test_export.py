@@ -17,7 +17,7 @@ import torch
 
 from dynsparse.config.schema import RunConfig
 from dynsparse.tools.export import FORMATS
-from pipelines.loaders.torchvision_ops import import_torchvision
+from pipelines.common.torchvision_ops import import_torchvision
 from tests.tools.trained import assert_one_line, call, changed, images_for, network_of, train
 from tests.training import runs
 

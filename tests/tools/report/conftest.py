@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from dynsparse.__main__ import main
+from dynsparse.cli.main import main
 from tests.training import runs
 
 FAULTY_RUN = Path(runs.__file__).with_name("faulty_run.py")

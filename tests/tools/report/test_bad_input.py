@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from dynsparse.__main__ import main
+from dynsparse.cli.main import main
 
 
 def refused(capsys: pytest.CaptureFixture[str], *arguments: object) -> list[str]:

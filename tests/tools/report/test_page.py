@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from dynsparse.__main__ import main
+from dynsparse.cli.main import main
 from tests.tools.report.conftest import static_run
 from tests.tools.report.pages import Page
 from tests.training import runs

@@ -74,7 +74,7 @@ def test_layout_and_sizes(written: Written, capsys: pytest.CaptureFixture[str]) 
 
 
 def test_the_printed_config_is_for_these_classes() -> None:
-    config = yaml.safe_load((Path(__file__).parents[2] / "configs/sample_images_resnet.yaml").read_text())
+    config = yaml.safe_load((Path(__file__).parents[3] / "configs/sample_images_resnet.yaml").read_text())
     assert config["data"]["number_of_classes"] == len(CLASSES)
 
 

@@ -30,7 +30,7 @@ def training(folder: Path) -> list[object]:
 
 TALKER = """
 import logging, sys
-from dynsparse import streams
+from pipelines.common import streams
 streams.make_safe()
 streams.go_on_without()
 with open(sys.argv[1], "w") as opened:

@@ -9,22 +9,20 @@ import argparse
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from dynsparse.cli.paper_flags import DATA, FLAGS, MLP, MODEL, POST_PRUNE_EPOCHS, WRN, Flag
+from dynsparse.cli.paper.flags import DATA, FLAGS, MLP, MODEL, POST_PRUNE_EPOCHS, WRN, Flag
+from dynsparse.cli.resuming import Resume, path_given
 from dynsparse.config import schema
 from dynsparse.config.reading import plain, read_file
 from dynsparse.config.schema import RunConfig
+from dynsparse.config.shipped import found
 from dynsparse.errors import UserError
 from dynsparse.methods.pruning import PruningSettings
 from dynsparse.schedules import NotNegative, Period, StepTable
-from pipelines.common.paths import argument
 from pipelines.common.text import nearest
-
-SCHEDULES = Path(__file__).parents[2] / "configs" / "schedules"
 
 MODES = {"--rewire": "set", "--DeepR": "deepr", "--prune": "pruning", "--tied": "tied"}
 """Flags that choose the method; --threshold-prune makes set dsr."""
@@ -39,48 +37,17 @@ def any_given(arguments: argparse.Namespace) -> bool:
 
 
 @dataclass(frozen=True)
-class Resume:
-    """What the (maybe repeated) --resume asks for."""
-
-    go_on: str | None = None
-    """"auto", or a checkpoint to go on from."""
-    weights: str | None = None
-    """A run to take weights from."""
-
-
-def read_resume(arguments: argparse.Namespace) -> Resume:
-    """A path with --prune or --copy-mask-from, or beside "auto", is where weights come from. UserError for two."""
-    given = list(dict.fromkeys(arguments.resume or ()))
-    paths = [text for text in given if text != "auto"]
-    auto = "auto" if "auto" in given else None
-    if len(paths) > 1:
-        raise UserError(f"--resume: names both {paths[0]} and {paths[1]}; give one run, and auto to go on if it can")
-    starts = auto or {"--prune", "--copy-mask-from"} & vars(arguments).keys()
-    if paths and starts:
-        return Resume(auto, paths[0])
-    return Resume(path_given("--resume", paths[0]) if paths else auto)
-
-
-def path_given(option: str, text: str) -> str:
-    """The path that an option's text stands for. UserError for a variable that is not set, and the like."""
-    try:
-        return argument(text)
-    except argparse.ArgumentTypeError as error:
-        raise UserError(f"{option}: {error}") from None
-
-
-@dataclass(frozen=True)
-class Invocation:
-    """What a command line asks for."""
+class Translation:
+    """The config that a command line makes."""
 
     config: RunConfig
-    resume: str | None
-    """"auto", a checkpoint's path, or None."""
     warnings: Sequence[str]
     """Flags that have no effect, a line each."""
 
 
-def translate(arguments: argparse.Namespace, base: Mapping[str, Any] | None, source: str) -> Invocation:
+def translate(
+    arguments: argparse.Namespace, resume: Resume, base: Mapping[str, Any] | None, source: str
+) -> Translation:
     """The checked config of a command line. UserError lists all that is wrong.
 
     `base` is the config that `source` holds, of which the flags given change keys; None: the flags and their
@@ -93,7 +60,7 @@ def translate(arguments: argparse.Namespace, base: Mapping[str, Any] | None, sou
     for flag in FLAGS:
         draft.apply(flag)
     _finish_data_and_optimizer(draft)
-    _take_weights(draft, read_resume(arguments))
+    _take_weights(draft, resume)
     _plan_pruning(draft)
     draft.wrong += [*_contradictions(draft), *_contradicted_overrides(draft)]
     draft.idle += _without_effect(draft)
@@ -103,7 +70,7 @@ def translate(arguments: argparse.Namespace, base: Mapping[str, Any] | None, sou
         raise UserError(*draft.wrong, *error.lines) from None
     if draft.wrong:
         raise UserError(*draft.wrong)
-    return Invocation(config, read_resume(arguments).go_on, draft.idle)
+    return Translation(config, draft.idle)
 
 
 @dataclass
@@ -272,8 +239,7 @@ def _read_schedules(draft: Draft) -> None:
 
 def read_tables(name: str) -> dict[str, StepTable]:
     """The tables of a schedule file, looked for as given and in configs/schedules/. UserError lists what is wrong."""
-    name = path_given("--schedule-file", name)
-    path = Path(name) if Path(name).exists() or not (SCHEDULES / name).exists() else SCHEDULES / name
+    path = found(path_given("--schedule-file", name), "schedules")
     raw = plain(read_file(path, "--schedule-file", "configs/schedules/"))
     if not isinstance(raw, dict):
         raise UserError(f"{path}: holds no tables; write {', '.join(TABLES)}, each a list of '- epoch : value'")

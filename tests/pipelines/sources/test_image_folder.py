@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,8 @@ import pytest
 import pipelines
 from pipelines import preview
 from pipelines.common.errors import UserError
-from pipelines.datasets.settings import ImagenetSettings, WebdatasetSettings
+from pipelines.datasets.imagenet import ImagenetSettings
+from pipelines.datasets.webdataset import WebdatasetSettings
 from pipelines.sources.excluded import Excluded
 from pipelines.sources.image_folder import class_folders, list_images, parts_of
 from tests.pipelines.pictures import CLASSES, numbered_folder, picture, settings
@@ -52,7 +54,7 @@ def test_what_systems_leave_is_neither_class_nor_image(tmp_path: Path) -> None:
     for system in ("__MACOSX", "@eaDir", ".ipynb_checkpoints", "lost+found"):
         files(root, f"train/{system}/0.jpg", f"train/ape/{system}/0.jpg", f"val/{system}/bee/0.jpg")
     files(root, "train/ape/._0.jpg", "train/__MACOSX/ape/._0.jpg", "train/stray.jpg")
-    before.check()
+    pipelines.check(before)
     assert pipelines.build(before, request(batch=3)).train.state_dict()["listing"] == listing
 
 
@@ -105,7 +107,7 @@ def test_a_deep_tree(tmp_path: Path) -> None:
 def test_class_names_that_no_line_can_hold_are_refused(tmp_path: Path, name: bytes, part: str) -> None:
     root = numbered_folder(tmp_path, train=9, val=3)
     files(root, b"train/" + name + b"/0.jpg", part.encode() + b"/" + name + b"/0.jpg")
-    for act in (lambda: settings(root, number_of_classes=4).check(), lambda: settings(root).check()):
+    for act in (lambda: pipelines.check(settings(root, number_of_classes=4)), lambda: pipelines.check(settings(root))):
         with pytest.raises(UserError, match=r"data\.path: .*has the class .*; rename it$") as caught:
             act()
         assert str(caught.value).isprintable()
@@ -122,7 +124,7 @@ def test_odd_names_of_files_and_unusual_names_of_classes_work(tmp_path: Path, lo
     data = pipelines.build(settings(root, loader=loader), request(batch=3, evaluate_train=True))
     images, labels = whole(data.train_evaluation)
     assert len(images) == 15 and data.class_names[0].startswith(" \u00a0 'ä'")
-    picture_of_all = data.picture(images, labels, most=15)
+    picture_of_all = preview.picture(data, images, labels, most=15)
     preview.write_png(picture_of_all, tmp_path / "preview.png")
     data.close()
 
@@ -176,13 +178,13 @@ def test_a_validation_folder_beside_test_data_chooses_the_best(tmp_path: Path, l
     for image in (root / "test").rglob("*4.png"):
         image.unlink()
     asked = settings(root, loader=loader)
-    asked.check()
+    pipelines.check(asked)
     data = pipelines.build(asked, request(batch=3))
     assert data.test is not None and data.test.samples == 5 and len(whole(data.test)[1]) == 5
     assert data.validation is not None and data.validation.samples == 6 and len(whole(data.validation)[1]) == 6
     data.close()
     held_out = settings(root, validation_samples=3)
-    for act in (held_out.check, lambda: pipelines.build(held_out, request(batch=3))):
+    for act in (lambda: pipelines.check(held_out), lambda: pipelines.build(held_out, request(batch=3))):
         with pytest.raises(
             UserError, match=r"data\.validation_samples is 3, and .* has val beside test .*validation_samples=0"
         ):
@@ -193,9 +195,9 @@ def test_without_test_data_samples_must_be_held_out(tmp_path: Path) -> None:
     root = numbered_folder(tmp_path, train=9, val=3)
     shutil.rmtree(root / "val")
     with pytest.raises(UserError, match=r"data\.path: .* has nothing to evaluate on; .*data\.validation_samples"):
-        settings(root).check()
+        pipelines.check(settings(root))
     asked = settings(root, validation_samples=3)
-    asked.check()
+    pipelines.check(asked)
     data = pipelines.build(asked, request(batch=3))
     assert data.test is None and data.validation is not None and data.validation.samples == 3
     data.close()
@@ -210,11 +212,11 @@ def test_the_number_of_classes_is_read(tmp_path: Path) -> None:
     found = asked.resolved()
     assert found.number_of_classes == found.classes == len(CLASSES)
     assert found.resolved() is found
-    found.check()
+    pipelines.check(found)
     given = settings(root, number_of_classes=4)
     assert given.resolved() is given
     with pytest.raises(UserError, match=r"number_of_classes is 4, .* has 3 class folders"):
-        given.check()
+        pipelines.check(given)
 
 
 def test_without_data_the_number_of_classes_is_asked_for(tmp_path: Path) -> None:
@@ -285,7 +287,7 @@ def test_paths_that_cannot_be(path: str) -> None:
         WebdatasetSettings(name="webdataset", train_shards=path),
         WebdatasetSettings(name="webdataset", val_shards=path, train_shards="*"),
     ):
-        for act in (asked.resolved, asked.model_copy(update={"number_of_classes": 3}).check):
+        for act in (asked.resolved, partial(pipelines.check, asked.model_copy(update={"number_of_classes": 3}))):
             with pytest.raises(UserError) as caught:
                 act()
             assert "\n" not in str(caught.value)

@@ -15,10 +15,10 @@ from numpy.typing import NDArray
 import pipelines
 from pipelines.base import Request, TrainPipeline
 from pipelines.common.errors import UserError
+from pipelines.common.torchvision_ops import import_torchvision
 from pipelines.datasets import cifar10
-from pipelines.datasets.settings import Cifar10Settings
-from pipelines.loaders import base as loaders
-from pipelines.loaders.torchvision_ops import import_torchvision
+from pipelines.datasets.cifar10 import Cifar10Settings
+from pipelines.loaders.registry import loader as loader_of
 from pipelines.order import SampleOrder, Share
 from pipelines.sources.base import Arrays
 from pipelines.views import Normalisation, RandomCrop, Recipe
@@ -79,7 +79,7 @@ def normalised(images: NDArray[np.uint8]) -> torch.Tensor:
 
 
 def test_files_in_their_real_format(folder: Path) -> None:
-    settings(folder).check()
+    pipelines.check(settings(folder))
     pipelines.prepare(settings(folder))
     train, test = cifar10.load(settings(folder))
     with (folder / "cifar-10-batches-py" / "data_batch_2").open("rb") as file:
@@ -118,7 +118,7 @@ def test_every_one_of_the_81_crops_is_reached_exactly_and_both_ways(loader: str)
     rows, columns = np.mgrid[0:40, 0:40]
     places = np.stack((rows, columns, np.zeros_like(rows)), axis=2).astype(np.uint8)[np.newaxis]
     recipe = Recipe(Arrays(places, np.zeros(1, np.int64)), RandomCrop((32, 32), room=(8, 8)), UNCHANGED)
-    made_by = loaders.loader(settings_for(loader), request())
+    made_by = loader_of(settings_for(loader), request())
     cells = np.stack(np.meshgrid(np.arange(9), np.arange(9), np.arange(2), indexing="ij"), axis=-1).reshape(-1, 3)
     for inside in (0.0, 0.5, 1 - 1e-12):
         stream = [(np.zeros(len(cells), np.int64), (cells + inside) / (9, 9, 2))]
@@ -183,10 +183,10 @@ def test_absent_files_are_refused_before_anything_starts(folder: Path) -> None:
     (folder / "cifar-10-batches-py" / "data_batch_4").unlink()
     match = r"data\.path: .*cifar-10-batches-py lacks data_batch_4;.*data\.download=true"
     with pytest.raises(UserError, match=match):
-        settings(folder).check()
+        pipelines.check(settings(folder))
     with pytest.raises(UserError, match=match):
         pipelines.prepare(settings(folder))
-    settings(folder, download=True).check()
+    pipelines.check(settings(folder, download=True))
 
 
 def test_the_check_refuses_what_a_start_refuses(folder: Path) -> None:
@@ -195,7 +195,7 @@ def test_the_check_refuses_what_a_start_refuses(folder: Path) -> None:
     file.write_bytes(pickle.dumps(pickle.loads(file.read_bytes()), protocol=4))
     match = r"data\.path: .*data_batch_3 is not CIFAR-10's \(its MD5 is \w{32}, .* one \w{32}\); remove it and fetch"
     with pytest.raises(UserError, match=match):
-        settings(folder).check()
+        pipelines.check(settings(folder))
     with pytest.raises(UserError, match="cannot be read"):
         cifar10.load(settings(folder))
 
@@ -208,7 +208,7 @@ def test_what_is_no_file_of_cifar_is_refused(folder: Path, kind: str, reason: st
     file = folder / "cifar-10-batches-py" / "data_batch_3"
     put(file, kind)
     asked = settings(folder, download=download)
-    for act in (asked.check, lambda: pipelines.prepare(asked), lambda: cifar10.load(asked)):
+    for act in (lambda: pipelines.check(asked), lambda: pipelines.prepare(asked), lambda: cifar10.load(asked)):
         with pytest.raises(UserError, match=rf"data\.path: .*data_batch_3 cannot be read \({reason}"):
             act()
 
@@ -217,7 +217,7 @@ def test_an_archive_that_is_a_pipe_is_refused(folder: Path) -> None:
     os.mkfifo(folder / "cifar-10-python.tar.gz")
     (folder / "cifar-10-batches-py/test_batch").unlink()
     with pytest.raises(UserError, match=r"cifar-10-python\.tar\.gz cannot be read \(is a pipe"):
-        settings(folder, download=True).check()
+        pipelines.check(settings(folder, download=True))
 
 
 def test_damaged_files_are_named_and_not_unpickled(folder: Path) -> None:

@@ -17,20 +17,20 @@ import pytest
 import torch
 
 import pipelines
-from dynsparse.streams import LogLine
 from pipelines.base import Data
 from pipelines.common.errors import UserError
-from pipelines.datasets.settings import MOST_PIXELS
+from pipelines.common.streams import LogLine
+from pipelines.images.encoded import MOST_PIXELS
 from pipelines.images.reference import LACKS_END, content_fault, decoded, rgb
 from pipelines.loaders.dali_images import given
 from pipelines.loaders.dali_loader import Probe
 from pipelines.tools import scan
-from tests.pipelines import hostile
-from tests.pipelines.hostile import BOMBS, bomb, encoded
+from tests.pipelines.images import hostile
+from tests.pipelines.images.hostile import BOMBS, bomb, encoded
 from tests.pipelines.pictures import CLASSES, numbered_folder, picture, settings
 from tests.pipelines.streams import LOADERS, endless, request, whole
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 
 def fault(content: bytes, most_pixels: int = MOST_PIXELS) -> str | None:
@@ -243,7 +243,7 @@ def test_names_with_line_ends_and_escape_codes_are_said_on_one_line(
 OUT_OF_MEMORY = """if True:
     import resource, sys
     import pipelines
-    from pipelines.datasets.settings import UserError
+    from pipelines.common.errors import UserError
     from tests.pipelines.pictures import settings
     from tests.pipelines.streams import request
     if __name__ == "__main__":

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 import pipelines
 from pipelines.base import Request, TrainPipeline
 from pipelines.common.errors import UserError
-from pipelines.datasets.settings import WebdatasetSettings
+from pipelines.datasets.webdataset import WebdatasetSettings
 from pipelines.tools import shards as shard_tools
 from tests.pipelines.pictures import CLASSES, damage, numbered_folder
 from tests.pipelines.pictures import settings as folder_settings
@@ -41,7 +41,7 @@ def written(tmp_path: Path, damaged: str | None = None) -> tuple[Path, Path]:
 @pytest.mark.parametrize("loader", LOADERS)
 def test_the_images_are_those_of_the_folder(tmp_path: Path, loader: str) -> None:
     folder, shards = written(tmp_path)
-    settings(shards).check()
+    pipelines.check(settings(shards))
     from_folder = pipelines.build(folder_settings(folder, loader=loader), request(evaluate_train=True))
     data = pipelines.build(settings(shards, loader=loader), request(evaluate_train=True))
     assert data.class_names == tuple(CLASSES)
@@ -88,10 +88,10 @@ def test_a_shard_cut_short_in_mid_run_is_named(tmp_path: Path) -> None:
 
 def test_absent_shards_are_refused_before_anything_starts(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"data\.train_shards: 'train/\*\.tar' matches no shard in"):
-        settings(tmp_path).check()
+        pipelines.check(settings(tmp_path))
     _, shards = written(tmp_path)
     with pytest.raises(UserError, match=r"data\.val_shards: 'test/\*' matches no shard in"):
-        settings(shards, val_shards="test/*").check()
+        pipelines.check(settings(shards, val_shards="test/*"))
 
 
 def test_the_order_of_training_is_known_beforehand(tmp_path: Path) -> None:

@@ -17,8 +17,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+import pipelines
 from pipelines.common.errors import UserError
-from pipelines.datasets.settings import WebdatasetSettings
+from pipelines.datasets.webdataset import WebdatasetSettings
 from pipelines.sources import shard_index
 from pipelines.sources.base import digest
 from pipelines.sources.shard_index import INDEX_KIND, index_of, read_index, write_index
@@ -26,7 +27,7 @@ from pipelines.sources.shards import list_shards
 from pipelines.sources.tar_headers import UnusableError
 from pipelines.tools import shards as shard_tools
 from tests.pipelines.pictures import CLASSES, numbered_folder, put
-from tests.pipelines.test_shards import Member, contents, listed, pack, refusal, sample
+from tests.pipelines.sources.test_shards import Member, contents, listed, pack, refusal, sample
 
 
 def found_in(root: Path, members: Sequence[Member]) -> dict[str, tuple[bytes, int]]:
@@ -175,7 +176,7 @@ def test_lists_of_classes_that_cannot_be(tmp_path: Path, content: bytes, message
     root = shards_of(tmp_path, {"train": 4, "val": 2})
     (root / "classes.txt").write_bytes(content)
     with pytest.raises(UserError, match=message):
-        settings(root, number_of_classes=2).check()
+        pipelines.check(settings(root, number_of_classes=2))
 
 
 def test_a_list_of_classes_that_is_a_pipe(tmp_path: Path) -> None:
@@ -203,7 +204,7 @@ def test_the_number_of_classes_is_read_from_list_or_labels(tmp_path: Path, index
         assert shard_tools.main(["index", str(root)]) == 0
     found = settings(root).resolved()
     assert found.classes == 2
-    found.check()
+    pipelines.check(found)
     (root / "classes.txt").write_bytes("ape\r\nübel\r\n猿\r\n".encode())
     assert settings(root).resolved().classes == 3
     with pytest.raises(UserError, match=r"matches no shard in "):
@@ -234,7 +235,7 @@ def test_shards_are_for_what_their_folders_say(
 
     root = shards_of(tmp_path, {"train": 6, **{folder: 2 + index for index, folder in enumerate(folders)}})
     asked = settings(root, number_of_classes=2, **given)
-    asked.check()
+    pipelines.check(asked)
     data = pipelines.build(asked, request(batch=2))
     assert (data.test and data.test.samples) == test
     assert (data.validation and data.validation.samples) == validation
@@ -244,10 +245,10 @@ def test_shards_are_for_what_their_folders_say(
 def test_shards_need_something_to_evaluate_on(tmp_path: Path) -> None:
     root = shards_of(tmp_path, {"train": 6})
     with pytest.raises(UserError, match="has nothing to evaluate on"):
-        settings(root, number_of_classes=2).check()
+        pipelines.check(settings(root, number_of_classes=2))
     shards_of(tmp_path, {"val": 2, "test": 2})
     with pytest.raises(UserError, match=r"validation_samples is 2, and .* has val/.* beside test/"):
-        settings(root, number_of_classes=2, validation_samples=2).check()
+        pipelines.check(settings(root, number_of_classes=2, validation_samples=2))
 
 
 def command(*arguments: str | Path) -> list[str]:

@@ -22,8 +22,11 @@ from PIL import Image
 
 import pipelines
 from pipelines.common.errors import UserError
-from pipelines.datasets.settings import DataSetSettings, ImagenetSettings, WebdatasetSettings
-from pipelines.sources.base import Bytes, Encoded
+from pipelines.datasets.imagenet import ImagenetSettings
+from pipelines.datasets.webdataset import WebdatasetSettings
+from pipelines.images.encoded import Bytes
+from pipelines.settings import DataSetSettings
+from pipelines.sources.base import Encoded
 from pipelines.tools import scan
 from pipelines.tools.sample_images import ODD, encoded
 from pipelines.tools.scan_facts import examine

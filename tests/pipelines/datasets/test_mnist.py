@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 
 import pipelines
 from pipelines.common.errors import UserError
+from pipelines.common.torchvision_ops import import_torchvision
 from pipelines.datasets import mnist
-from pipelines.datasets.settings import MnistSettings
-from pipelines.loaders.torchvision_ops import import_torchvision
+from pipelines.datasets.mnist import MnistSettings
 from tests.pipelines.pictures import put
 
 TRAIN_LABELS, TRAIN_IMAGES = "train-labels-idx1-ubyte", "train-images-idx3-ubyte"
@@ -84,7 +84,7 @@ def test_the_check_refuses_what_a_start_refuses(raw: Path, name: str) -> None:
 
 
 def acts(asked: MnistSettings) -> list[Callable[[], object]]:
-    return [asked.check, lambda: mnist.load(asked)]
+    return [lambda: pipelines.check(asked), lambda: mnist.load(asked)]
 
 
 @pytest.mark.parametrize("download", [False, True])

@@ -16,17 +16,17 @@ from PIL import Image
 import pipelines
 from pipelines.common.errors import UserError
 from pipelines.datasets import imagenet
-from pipelines.datasets.settings import WebdatasetSettings
+from pipelines.datasets.webdataset import WebdatasetSettings
 from pipelines.images.image_bytes import NoImageError, read_image
 from pipelines.images.jpeg import structure
 from pipelines.images.png import is_plain
 from pipelines.images.reference import content_fault, decoded, rgb
 from pipelines.loaders.dali_images import given
 from pipelines.loaders.dali_loader import Probe
-from tests.pipelines.hostile import chunk, encoded, png, segment, turned
+from tests.pipelines.images.hostile import chunk, encoded, png, segment, turned
 from tests.pipelines.pictures import numbered_folder, picture, settings
 from tests.pipelines.streams import LOADERS, request, whole
-from tests.pipelines.test_scan import pack
+from tests.pipelines.tools.test_scan import pack
 
 Pixels = NDArray[np.uint8]
 COLOURS = np.array(picture(16, 16, seed=4))

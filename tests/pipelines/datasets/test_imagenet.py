@@ -19,7 +19,7 @@ from pipelines import augment
 from pipelines.base import Request, TrainPipeline
 from pipelines.common.errors import UserError
 from pipelines.datasets import imagenet
-from pipelines.datasets.settings import ImagenetSettings
+from pipelines.datasets.imagenet import ImagenetSettings
 from pipelines.loaders import dali_views
 from pipelines.order import SampleOrder, Share
 from pipelines.sources.image_folder import list_images
@@ -258,7 +258,7 @@ def test_files_are_listed_in_order_whatever_else_lies_there(folder: Path) -> Non
     (folder / "train" / "ape" / ".hidden.jpg").write_text("x")
     (folder / "train" / "ape" / "jpg").write_text("x")
     (folder / "train" / "ape" / "Übersicht ä.jpg").write_bytes((folder / "train/ape/000.JPEG").read_bytes())
-    settings(folder).check()
+    pipelines.check(settings(folder))
     files = list_images(folder, "train", CLASSES)
     found = [files.path(i).tobytes().decode() for i in range(len(files.labels))]
     assert [f"{folder}/{files.name(i)}" for i in range(len(files.labels))] == found
@@ -269,7 +269,7 @@ def test_files_are_listed_in_order_whatever_else_lies_there(folder: Path) -> Non
 
 def test_labels_are_those_of_train_where_val_lacks_a_class(folder: Path) -> None:
     shutil.rmtree(folder / "val" / "bee")
-    settings(folder).check()
+    pipelines.check(settings(folder))
     _, labels = whole(pipelines.build(settings(folder), request()).test)
     assert labels.tolist() == [0] * 4 + [2] * 4
 
@@ -277,7 +277,7 @@ def test_labels_are_those_of_train_where_val_lacks_a_class(folder: Path) -> None
 def test_absent_folders_are_refused(folder: Path) -> None:
     shutil.rmtree(folder / "train")
     with pytest.raises(UserError, match=r"data\.path: .*/train cannot be read \(No such file.*train/CLASS/"):
-        settings(folder).check()
+        pipelines.check(settings(folder))
     with pytest.raises(UserError, match=r"data\.path: .*/train cannot be read"):
         pipelines.build(settings(folder), request())
 
@@ -285,7 +285,7 @@ def test_absent_folders_are_refused(folder: Path) -> None:
 def test_another_number_of_classes_is_refused(folder: Path) -> None:
     match = r"data\.number_of_classes is 1000, .*/train has 3 class folders; .*data\.number_of_classes=3"
     with pytest.raises(UserError, match=match):
-        settings(folder, number_of_classes=1000).check()
+        pipelines.check(settings(folder, number_of_classes=1000))
 
 
 @pytest.mark.parametrize("part", ["train", "val"])
@@ -294,20 +294,20 @@ def test_a_class_folder_without_images_is_refused(folder: Path, part: str) -> No
     (folder / part / "bee").mkdir()
     (folder / part / "bee" / "notes.txt").write_text("x")
     with pytest.raises(UserError, match=rf"data\.path: .*/{part}/bee holds no image \(jpg, .*remove the class"):
-        settings(folder).check()
+        pipelines.check(settings(folder))
 
 
 def test_a_class_only_in_val_is_refused(folder: Path) -> None:
     shutil.copytree(folder / "val" / "bee", folder / "val" / "dog")
     with pytest.raises(UserError, match=r"data\.path: .*/val has 1 class.* that .*/train lacks, such as dog;"):
-        settings(folder).check()
+        pipelines.check(settings(folder))
 
 
 def test_validation_images_in_no_class_folders_are_refused(folder: Path) -> None:
     for name in CLASSES:
         shutil.rmtree(folder / "val" / name)
     with pytest.raises(UserError, match=r"data\.path: .*/val has no class folders; put .* into val/CLASS/"):
-        settings(folder).check()
+        pipelines.check(settings(folder))
 
 
 def test_a_crop_larger_than_the_image_is_refused() -> None:

@@ -25,7 +25,7 @@ from pipelines.order import SampleOrder
 from tests.pipelines.pictures import CLASSES, DAMAGE, damage, numbered_folder, settings
 from tests.pipelines.streams import LOADERS, SEED, assert_same, endless, joined, request, whole
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 TRAIN, VAL = 60, 30
 
 
@@ -233,7 +233,7 @@ class TestExcluded:
 
     def test_an_absent_list_is_refused_before_anything_starts(self, folder: Path) -> None:
         with pytest.raises(UserError, match=r"data\.exclude: nowhere cannot be read \(No such file"):
-            settings(folder, exclude="nowhere").check()
+            pipelines.check(settings(folder, exclude="nowhere"))
 
 
 def test_a_changed_folder_is_refused(folder: Path) -> None:

@@ -17,7 +17,7 @@ from pipelines.loaders import dali_images, dali_large
 from tests.pipelines.pictures import numbered_folder, picture, settings
 from tests.pipelines.streams import endless, request, whole
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 
 @pytest.fixture

@@ -1,0 +1,84 @@
+"""The contract of an action, and what several actions ask before they begin."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import pipelines
+from dynsparse import torchrun
+from dynsparse.config.schema import RunConfig
+from dynsparse.errors import UserError
+from dynsparse.runtime import Worker
+from dynsparse.training.building import data_request
+from dynsparse.training.network import require_layers
+from dynsparse.training.preflight import require_split
+from dynsparse.training.resume import begun_by
+from dynsparse.training.sources import require_sources
+from pipelines.base import TrainPipeline
+from pipelines.position import Position
+
+Rule = Callable[[], object]
+"""Raises UserError."""
+
+
+@dataclass(frozen=True)
+class Action(ABC):
+    """What a command line asks for, with the config that it is about."""
+
+    config: RunConfig
+
+    @abstractmethod
+    def rules(self, worker: Worker) -> list[Rule]:
+        """Return what can refuse the action before any process group or GPU is touched."""
+
+    @abstractmethod
+    def rehearse(self, worker: Worker) -> str:
+        """Raise what the action would refuse later, as it reads, builds and takes its folder.
+
+        Fetches and changes nothing. Returns in words what would be done.
+        """
+
+    @abstractmethod
+    def run(self, worker: Worker) -> None:
+        """Carry the action out. All workers call it."""
+
+
+def require(rules: Sequence[Rule]) -> None:
+    """Raise one UserError with all that the rules refuse."""
+    problems: list[str] = []
+    for rule in rules:
+        try:
+            rule()
+        except UserError as error:
+            problems += str(error).splitlines()
+    if problems:
+        raise UserError(*dict.fromkeys(problems))
+
+
+def network_rules(config: RunConfig, worker: Worker) -> list[Rule]:
+    """Return the rules of whatever builds the network."""
+    return [lambda: require_layers(config), lambda: worker.backend(config.distributed.backend)]
+
+
+def start_rules(config: RunConfig, worker: Worker, resume: str | None) -> list[Rule]:
+    """Return the rules of a start on real data."""
+    rules = [
+        *network_rules(config, worker),
+        lambda: require_split(config, worker.world_size),
+        lambda: pipelines.check(config.data),
+    ]
+    if resume is None and not is_later_attempt(config):
+        rules.append(lambda: require_sources(config))
+    return rules
+
+
+def is_later_attempt(config: RunConfig) -> bool:
+    """Return whether this looks like another attempt of a launch. Rank 0 decides it, in `find_resume_point`."""
+    return torchrun.is_retry() or begun_by(torchrun.launch_id(), config.folder)
+
+
+def position_in(config: RunConfig, worker: Worker) -> Position | TrainPipeline:
+    """Return where training on the data begins. Raises UserError where building the data would."""
+    return pipelines.position_of(config.data, data_request(config, worker))

@@ -1,0 +1,150 @@
+"""A training run: begin it, or resume it, in its folder."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping
+from contextlib import closing
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import pipelines
+from dynsparse import torchrun
+from dynsparse.cli.actions.base import Action, Rule, position_in, require, start_rules
+from dynsparse.cli.leaving import end_at_once
+from dynsparse.config.schema import RunConfig
+from dynsparse.distributed import sync
+from dynsparse.errors import EXIT_STOPPED, StopRequested
+from dynsparse.runtime import Worker, process_group
+from dynsparse.training.banner import banner_lines
+from dynsparse.training.building import build, data_request
+from dynsparse.training.callbacks import standard_observers
+from dynsparse.training.checkpoint import how_chosen
+from dynsparse.training.compatibility import require_same_evaluation
+from dynsparse.training.preflight import idle_warning, require_model_of, require_resumable, require_usable_sources
+from dynsparse.training.resume import (
+    ResumePoint,
+    checkpoints_of,
+    find_resume_point,
+    is_finished,
+    require_writable,
+    take_folder,
+)
+from dynsparse.training.run.lock import BEAT_SECONDS, RunLock, holding, waiting
+from dynsparse.training.stopping import StopFlag
+from dynsparse.training.trainer import Trainer
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Training(Action):
+    """Train in the run's folder, from the start or from where it was stopped."""
+
+    resume: str | None = None
+    """"auto", a checkpoint's path, or None for a new run."""
+    overwrite: bool = False
+
+    def rules(self, worker: Worker) -> list[Rule]:
+        """Return the rules of a start."""
+        return start_rules(self.config, worker, self.resume)
+
+    def rehearse(self, worker: Worker) -> str:
+        """Raise UserError where the folder is in use or another's, or where checkpoint or data do not fit."""
+        config = self.config
+        start = self._find_start()
+        if start is None:
+            require([lambda: require_usable_sources(config), lambda: _require_data(config, worker)])
+            return f"a start would begin in {config.folder}"
+        if is_finished(config, start):
+            return finished(config, start)
+        state = start.state
+        require([lambda: require_resumable(config, state), lambda: _require_data(config, worker, state)])
+        return f"a start would go on from {how_chosen(start.path, state)}"
+
+    def _find_start(self) -> ResumePoint | None:
+        """Return where a start would resume, after it has been seen that the folder is free and can be written."""
+        launch = torchrun.launch_id()
+        RunLock(self.config.folder, launch).require_free(within=BEAT_SECONDS + 1)
+        start = find_resume_point(self.config, resume=self.resume, overwrite=self.overwrite, launch=launch)
+        require_writable(self.config.folder)
+        return start
+
+    def run(self, worker: Worker) -> None:
+        """Train to the last epoch. Raises StopRequested, with a checkpoint saved, if asked to stop."""
+        stop = StopFlag()
+        stop.install()  # From here on a signal is remembered, however long the start takes.
+        with process_group(worker, self.config.distributed.backend, self.config.distributed.timeout):
+            try:
+                self._hold_folder(worker, stop)
+            except StopRequested:
+                # On all ranks: a mark is seen on its own machine alone, and where there is none torchrun would start
+                # workers again that wait for the others in vain.
+                if sync.any_rank(stop.ends_launch):
+                    torchrun.end_launch(EXIT_STOPPED)
+                raise
+
+    def _hold_folder(self, worker: Worker, stop: StopFlag) -> None:
+        """Train while nobody else may use the folder."""
+        patience = self.config.distributed.timeout_seconds
+        again = worker.is_main and torchrun.has_taken()
+        lock = RunLock(self.config.folder, torchrun.launch_id(), grace=patience, again=again, on_loss=end_at_once)
+        with holding(lock, patience / 4):
+            self._train(worker, stop, lock)
+
+    def _train(self, worker: Worker, stop: StopFlag, lock: RunLock) -> None:
+        """Build everything, then touch the run's folder: an error before leaves it as it was."""
+        config, launch = self.config, torchrun.launch_id()
+
+        def on_disk(act: Callable[[], T]) -> T:
+            return sync.from_rank_0(lambda: waiting(act, config.distributed.timeout_seconds / 4, again=lock.again))
+
+        retry = sync.any_rank(torchrun.is_retry())
+        start = on_disk(
+            lambda: find_resume_point(config, resume=self.resume, overwrite=self.overwrite, launch=launch, retry=retry)
+        )
+        if start is not None and sync.from_rank_0(lambda: is_finished(config, start)):
+            if worker.is_main:
+                print(finished(config, start))
+            return
+        if start is not None:  # Before a network is built as large as its config says.
+            sync.from_rank_0(lambda: require_model_of(config, start.state))
+        network, data = build(config, worker, fresh=start is None)
+        trainer = Trainer(
+            config,
+            network,
+            data,
+            worker,
+            observers=standard_observers(config, launch=launch, resumed_from=start and start.path)
+            if worker.is_main
+            else (),
+            checkpoints=checkpoints_of(config, launch, lock.require) if worker.is_main else None,
+            stop_requested=stop,
+            guard=lock.require,
+        )
+        if start is not None:
+            sync.together(lambda: trainer.load(start.state))
+        on_disk(lambda: take_folder(config, start, overwrite=self.overwrite, launch=launch, guard=lock.require))
+        if worker.is_main:
+            torchrun.note_taken()
+            print("\n".join(banner_lines(config, network, data, worker)), flush=True)
+        with closing(data):
+            trainer.fit()
+
+
+def finished(config: RunConfig, start: ResumePoint) -> str:
+    """Return the line that says that a run has trained for all of its epochs."""
+    return f"{start.path} has all {config.train.epochs} epochs behind it; set train.epochs= to train on"
+
+
+def _require_data(config: RunConfig, worker: Worker, saved: Mapping[str, Any] | None = None) -> None:
+    """Raise UserError for data that cannot be trained on, or other than a checkpoint's; warn if no weight will move."""
+    data = position_in(config, worker)
+    if saved is not None:
+        data.load_state_dict(saved["data"])
+        if "evaluated_on" in saved and not getattr(config.data, "download", False):
+            with closing(pipelines.build(config.data, data_request(config, worker))) as whole:
+                require_same_evaluation(saved, whole.evaluated_on)
+    done = config.train.start_epoch * data.steps_per_epoch if saved is None else saved["progress"]["step"]
+    if warning := idle_warning(config, data.steps_per_epoch, done):
+        print(f"warning: {warning}", file=sys.stderr, flush=True)

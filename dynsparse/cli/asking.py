@@ -1,0 +1,107 @@
+"""From the words of a command line to one action with its config."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from dynsparse import torchrun
+from dynsparse.cli.actions.base import Action
+from dynsparse.cli.actions.dry_run import DryRun
+from dynsparse.cli.actions.evaluation import Evaluation
+from dynsparse.cli.actions.preview import Preview
+from dynsparse.cli.actions.rehearsal import Rehearsal
+from dynsparse.cli.actions.training import Training
+from dynsparse.cli.paper.translate import any_given, translate
+from dynsparse.cli.resuming import Resume, read_resume
+from dynsparse.config import schema
+from dynsparse.config.schema import RunConfig
+from dynsparse.errors import UserError
+from dynsparse.files import open_regular
+from dynsparse.training.checkpoint import checkpoint_of, read_run, result_of
+from dynsparse.training.resume import begun_by
+from dynsparse.training.run import names
+
+log = logging.getLogger(__name__)
+
+
+def action_of(asked: argparse.Namespace) -> Action:
+    """Return what the options ask for. Raises UserError, with all that is wrong with the config."""
+    resume = read_resume(asked)
+    config = _with_facts_of_data(load_config(asked, resume), without_data=asked.dry_run)
+    action = _action(asked, config, resume.go_on)
+    return Rehearsal(config, action) if asked.check else action
+
+
+def _action(asked: argparse.Namespace, config: RunConfig, resume: str | None) -> Action:
+    if asked.evaluate:
+        return Evaluation(config, asked.evaluate)
+    if asked.dry_run:
+        return DryRun(config)
+    if asked.preview:
+        return Preview(config, asked.preview, resume)
+    return Training(config, resume, asked.overwrite)
+
+
+def load_config(asked: argparse.Namespace, resume: Resume) -> RunConfig:
+    """Load the config from --config, else from the checkpoint to resume or evaluate, else from the paper's flags."""
+    for option in ("--overwrite", "--evaluate"):
+        if resume.go_on is not None and getattr(asked, option[2:]):
+            raise UserError(f"argument {option}: not allowed with argument --resume; see {asked.program} --help")
+    source, sections = _sections(asked, resume)
+    if any_given(asked) or resume.weights is not None:
+        translation = translate(asked, resume, sections, source)
+        for line in translation.warnings:
+            log.warning("%s", line)
+        return translation.config
+    if sections is None:
+        for text in asked.overrides:
+            if text.endswith((".yaml", ".yml")):
+                raise UserError(f"{text} is no section.key=value; a config is given by --config {text}")
+        raise UserError(
+            "--config is missing; give a YAML file such as configs/digits_dsr.yaml, or --model and other flags"
+        )
+    return schema.parse(sections, asked.overrides, source)
+
+
+def _sections(asked: argparse.Namespace, resume: Resume) -> tuple[str, Mapping[str, Any] | None]:
+    """Return the sections of a config, unchecked, and the name of their source; None where nothing has any."""
+    if asked.config is not None:
+        return asked.config, schema.read_mapping(asked.config)
+    if asked.evaluate is not None:
+        return asked.evaluate, config_of(result_of(asked.evaluate))
+    if resume.go_on not in (None, "auto"):
+        return resume.go_on, config_of(checkpoint_of(resume.go_on))
+    return "command line", None
+
+
+def config_of(path: Path) -> Mapping[str, Any]:
+    """Return the config that a checkpoint's run was made with.
+
+    The checkpoint may be gone: an earlier attempt of this launch that resumed from it may have saved so often since
+    that it is not kept any more (`checkpoint.keep`). Then it is the config which that attempt has left in the run's
+    folder.
+    """
+    folder = path.absolute().parent.parent
+    left = folder / names.CONFIG
+    if not path.exists() and begun_by(torchrun.launch_id(), folder):
+        try:
+            open_regular(left).close()
+        except OSError as error:
+            raise UserError(f"{left}: {error.strerror}; bring it back, or set name=") from None
+        return schema.read_mapping(left)
+    config: Mapping[str, Any] = read_run(path)["config"]
+    return config
+
+
+def _with_facts_of_data(config: RunConfig, *, without_data: bool) -> RunConfig:
+    """Add what the data alone know, such as their number of classes. Raises UserError if it cannot be had."""
+    try:
+        data = config.data.resolved()
+    except UserError as error:
+        hint = "; without the data, set data.number_of_classes" if without_data else ""
+        raise UserError(f"{error}{hint}") from None
+    return config if data is config.data else config.model_copy(update={"data": data})

@@ -1,0 +1,62 @@
+"""The options of `train`, and the words of its command line."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+
+from dynsparse.cli import help_pages
+from dynsparse.cli.paper.flags import add_flags
+from pipelines.common.command_line import Parser
+from pipelines.common.paths import argument
+
+
+def parse(words: Sequence[str], program: str) -> argparse.Namespace:
+    """Parse a command line. Raises UserError for what is none, SystemExit after a page of help.
+
+    `program` is how the user has called it, such as "dynsparse train".
+    """
+    return _parser(program).parse_intermixed_args(list(words))
+
+
+def _parser(program: str) -> argparse.ArgumentParser:
+    parser = Parser(
+        prog=program,
+        allow_abbrev=False,  # Abbreviations make --prune ambiguous, and change meaning with every new option.
+        usage="%(prog)s --config FILE [OPTIONS] [section.key=value ...]",
+        description=help_pages.description(program),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog=help_pages.EXIT_CODES,
+    )
+    parser.add_argument("--config", metavar="FILE", type=argument, help="YAML file; those in configs/ are examples")
+    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="change the config, such as seed=3")
+    parser.add_argument(
+        "--resume",
+        metavar="auto|CKPT",
+        action="append",
+        help="go on from the run's newest checkpoint, or from this one; CKPT may be a run's folder, or FOLDER_initial; "
+        "with --prune, --copy-mask-from or a second --resume auto: take weights from it",
+    )
+    one = parser.add_mutually_exclusive_group()
+    one.add_argument("--overwrite", action="store_true", help="replace a run of the same name")
+    one.add_argument(
+        "--evaluate", metavar="CKPT", type=argument, help="evaluate a checkpoint, or a run's best, and end"
+    )
+    one.add_argument("--dry-run", action="store_true", help="print the resolved config and the layers, and end")
+    one.add_argument(
+        "--preview", metavar="N", type=_count, help="write a picture of N training samples with their labels, and end"
+    )
+    help_pages.add_schema_option(one)
+    parser.add_argument(
+        "--check", action="store_true", help="with the options of a start: say what it would refuse, and end"
+    )
+    help_pages.add_help_options(parser, program)
+    add_flags(parser)
+    parser.set_defaults(program=program)
+    return parser
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"is '{text}'; it must be a whole number of at least 1")
+    return int(text)

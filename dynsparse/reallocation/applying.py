@@ -1,0 +1,94 @@
+"""Carry out a plan on one rank: masks, weights and optimizer state. No rank is asked anything."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, optim
+
+from dynsparse.errors import UserError
+from dynsparse.masks import MaskSet, SparseLayer, optimizer_state
+from dynsparse.masks.block import Block, Moved
+from dynsparse.masks.selection import Cut, chosen
+from dynsparse.methods import Method
+from dynsparse.reallocation.plan import LayerPlan, Plan
+from dynsparse.seeds import seed_for
+
+
+@dataclass(frozen=True)
+class Applier:
+    """Applies plans to the masks of one model."""
+
+    masks: MaskSet
+    method: Method
+    optimizers: Sequence[optim.Optimizer]
+    growth_costs: Mapping[str, Tensor]
+    """Negated growth scores by layer, float [units], inf at active units. Layers without any grow at random."""
+
+    def apply(self, plan: Plan, scores: Sequence[Tensor]) -> None:
+        """Drop, then grow, given the drop scores of each layer. UserError for weights that are NaN."""
+        by_block = self.masks.by_block(list(zip(scores, plan.layers, strict=True)))
+        moved = [self._move(block, decided, plan.seed) for block, decided in by_block]
+        dropped = [units for part in moved for units in part.dropped]
+        self._require_numbers(plan, dropped)
+        grown = [units for part in moved for units in part.grown]
+        self._begin_weights(plan, grown)
+        self._follow_in_optimizers(dropped, grown)
+        self.masks.budget = plan.budget
+
+    def _require_numbers(self, plan: Plan, dropped: Sequence[Tensor]) -> None:
+        for layer, decided, units in zip(self.masks, plan.layers, dropped, strict=True):
+            if units.numel() != decided.drop.count:  # No cut takes a NaN.
+                raise UserError(
+                    f"{layer.name} has weights that are NaN at step {plan.step}: training has diverged; "
+                    f"lower the learning rate, or resume from an earlier checkpoint"
+                )
+
+    def _move(self, block: Block, decided: Sequence[tuple[Tensor, LayerPlan]], seed: int) -> Moved:
+        """Carry out the part of one block, given each layer's drop scores and decision."""
+        gone = torch.cat([chosen(scores, plan.drop) for scores, plan in decided])
+        layers = [(layer, plan.grow) for layer, (_, plan) in zip(block.layers, decided, strict=True)]
+        at_random = [0 if layer.name in self.growth_costs else cut.count for layer, cut in layers]
+        seeds = [seed_for(seed, layer.name) for layer in block.layers]
+        return block.move(gone, at_random, seeds, self._scored(layers))
+
+    def _scored(self, layers: Sequence[tuple[SparseLayer, Cut]]) -> Tensor | None:
+        """Units that grow by score, int64, rising, numbered through the layers of a block. None: all grow at random."""
+        if not self.growth_costs:
+            return None
+        flags = [
+            chosen(self.growth_costs[layer.name], cut)
+            if layer.name in self.growth_costs
+            else torch.zeros(layer.spec.units, dtype=torch.bool, device=layer.weight.device)
+            for layer, cut in layers
+        ]
+        return torch.nonzero(torch.cat(flags)).squeeze(1)
+
+    def _begin_weights(self, plan: Plan, grown: Sequence[Tensor]) -> None:
+        """Give the units that have grown in each layer (int64) their first values, unless these are 0."""
+        generator = torch.Generator()
+        values = [
+            self.method.begin(layer, units, generator.manual_seed(seed_for(plan.seed, "begin", layer.name)))
+            for layer, units in zip(self.masks, grown, strict=True)
+        ]
+        given = [value.reshape(-1) for value in values if value is not None]
+        if not given:
+            return
+        # One copy to the device for all layers.
+        on_device = torch.cat(given).to(self.masks.layers[0].weight.device).split([one.numel() for one in given])
+        parts = iter(on_device)
+        for layer, units, value in zip(self.masks, grown, values, strict=True):
+            if value is not None:
+                layer.put_(layer.weight, units, next(parts))
+
+    def _follow_in_optimizers(self, dropped: Sequence[Tensor], grown: Sequence[Tensor]) -> None:
+        """Clear the optimizers' state of the units dropped in each layer, begin that of the units grown."""
+        for layer, gone, new in zip(self.masks, dropped, grown, strict=True):
+            costs = self.growth_costs.get(layer.name)
+            gradients = None if costs is None else costs.index_select(0, new) / self.method.gain
+            for optimizer in self.optimizers:
+                optimizer_state.clear(optimizer, layer, gone)
+                optimizer_state.begin(optimizer, layer, new, gradients)
+        optimizer_state.forget_directions(self.optimizers)

@@ -1,0 +1,214 @@
+"""Carry out a method's decisions: the same object, with the same state, on every rank."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor, nn, optim
+
+from dynsparse.distributed import digest, sync
+from dynsparse.errors import DesyncError
+from dynsparse.masks import MaskSet, SparseLayer
+from dynsparse.methods import Clock, Method
+from dynsparse.reallocation.applying import Applier
+from dynsparse.reallocation.plan import Plan
+from dynsparse.reallocation.planning import Planner
+from dynsparse.reallocation.report import ReallocationReport
+from dynsparse.reallocation.seen import Seen, exclude_active, growth_costs, unscaled
+from dynsparse.seeds import seed_for
+
+log = logging.getLogger(__name__)
+OnDesync = Literal["abort", "repair"]
+
+
+class Reallocator:
+    """Moves weights when a method says so, and proves that all ranks hold the same ones.
+
+    Around each optimizer step it is called twice with the same clock: `before_step` gives what was seen of the
+    gradients, `after_step` takes it.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        masks: MaskSet,
+        method: Method,
+        *optimizers: optim.Optimizer,
+        seed: int = 0,
+        on_desync: OnDesync = "abort",
+        group: sync.Group = None,
+    ) -> None:
+        self.model = model
+        self.masks = masks
+        self.method = method
+        self.optimizers = list(optimizers)
+        self.seed = seed
+        self.on_desync = on_desync
+        self.group = group
+        self.untrained: set[str] = set()
+        """Layers that no optimizer moves: they rest."""
+
+    def is_due(self, clock: Clock) -> bool:
+        """Whether weights move after the step that ends at `clock`."""
+        return len(self.masks) > 0 and self.method.is_due(clock)
+
+    def wants_whole_gradients(self, clock: Clock) -> bool:
+        """Whether the method reads gradients outside the masks too in the step that ends at `clock`."""
+        return len(self.masks) > 0 and self.method.wants_whole_gradients(clock)
+
+    @torch.no_grad()
+    def before_step(self, clock: Clock) -> Seen:
+        """Look at the gradients between backward and the optimizer's step `clock.step`, learn from them, mask them."""
+        seen = self.look(clock, self.masks)
+        self.masks.mask_gradients()
+        self.learn(seen, self.masks)
+        return seen
+
+    @torch.no_grad()
+    def look(self, clock: Clock, layers: Iterable[SparseLayer], *, scale: Tensor | None = None) -> Seen:
+        """Look at the gradients of some layers before they are masked. Nothing is learnt yet: the step may be skipped.
+
+        They may be masked already, unless `wants_whole_gradients`. `scale`: the factor of a GradScaler that they
+        still have, on their device. `learn` follows once the optimizer uses them.
+        """
+        gradients = [(layer, layer.weight.grad) for layer in layers if layer.weight.grad is not None]
+        seen = Seen()
+        if self.method.observes:  # Copies, for entries outside the masks are lost next.
+            seen.observed = {layer.name: unscaled(gradient, scale).clone() for layer, gradient in gradients}
+        if self.is_due(clock) and self.method.grows_by_gradient:
+            seen.growth_costs = growth_costs(self.method, [layer for layer, _ in gradients], scale)
+        return seen
+
+    @torch.no_grad()
+    def learn(self, seen: Seen, layers: Iterable[SparseLayer]) -> None:
+        """Let the method observe the gradients seen of these layers, each once: the optimizer uses them."""
+        for layer in layers:
+            if layer.name in seen.observed:
+                self.method.observe(layer, seen.observed.pop(layer.name))
+
+    def after_step(self, clock: Clock, seen: Seen | None = None) -> ReallocationReport | None:
+        """Reallocate if due, after the optimizer's step. `seen` is what `before_step` gave for the same clock."""
+        self.method.after_step(self.masks, clock, self.seed)
+        if not self.is_due(clock):
+            return None
+        return self(clock, seen if self.method.grows_by_gradient else self._scored_now())
+
+    def after_skipped_step(self, clock: Clock) -> ReallocationReport | None:
+        """Reallocate if due, after a step that the optimizer skipped. Never by its gradients: they are of no use."""
+        if not self.is_due(clock) or self.method.grows_by_gradient:
+            return None
+        return self(clock, self._scored_now())
+
+    def _scored_now(self) -> Seen:
+        """Growth scores of a method that needs no gradients of the very step."""
+        return Seen(growth_costs=growth_costs(self.method, self.masks))
+
+    @torch.no_grad()
+    def __call__(self, clock: Clock, seen: Seen | None = None) -> ReallocationReport:
+        """Reallocate once. Linear in the active weights; traffic of 48 bytes a layer and a digest."""
+        began = time.monotonic()
+        repaired = self.verify(clock.step)
+        costs = seen.growth_costs if seen else {}
+        resting = self._resting(clock, costs)
+        exclude_active(costs, self.masks)
+        scores = self._drop_scores()
+        encoded = self._plan(clock, scores, costs, resting).encode() if self._decides else Plan.blank(len(self.masks))
+        plan = Plan.decode(sync.broadcast_(encoded, self.group))
+        scalars = dict(self.method.scalars())
+        changes = plan.changes(self.masks)
+        self.apply(plan, scores, costs)
+        repaired += self._agree([layer.name for layer in self.masks], lambda: digest.mask_rows(self.masks), clock.step)
+        self.masks.check_budget()
+        self.method.after(changes)
+        return ReallocationReport(
+            step=clock.step,
+            epoch=clock.epoch,
+            dropped={change.name: change.dropped * change.unit_size for change in changes},
+            grown={change.name: change.grown * change.unit_size for change in changes},
+            active={layer.name: layer.active_weights for layer in self.masks},
+            scalars=scalars,
+            explored=self.masks.explored(),
+            repaired=tuple(repaired),
+            seconds=time.monotonic() - began,
+        )
+
+    def _resting(self, clock: Clock, costs: Mapping[str, Tensor]) -> set[str]:
+        """Layers that were frozen, and, where weights grow by gradient, layers without one on some rank."""
+        resting = {layer.name for layer in self.masks if not layer.weight.requires_grad} | self.untrained
+        if not self.method.grows_by_gradient:
+            return resting
+        lacking = torch.tensor([int(layer.name not in costs) for layer in self.masks])
+        lacks = sync.largest_(lacking, self.group).tolist()
+        without = {layer.name for layer, one in zip(self.masks, lacks, strict=True) if one}
+        if names := sorted(without - resting):
+            log.warning(
+                "no gradient reached %s in step %d: its weights stay where they are", ", ".join(names), clock.step
+            )
+        return resting | without
+
+    def _drop_scores(self) -> list[Tensor]:
+        """Float [active units] for each layer; the same on every rank."""
+        return [self.method.drop_scores(layer) for layer in self.masks]
+
+    @property
+    def _decides(self) -> bool:
+        return sync.rank(self.group) == 0
+
+    @torch.no_grad()
+    def plan(self, clock: Clock, seen: Seen | None = None) -> Plan:
+        """Decide, without changing masks or weights."""
+        costs = seen.growth_costs if seen else {}
+        exclude_active(costs, self.masks)
+        return self._plan(clock, self._drop_scores(), costs, set())
+
+    def _plan(self, clock: Clock, scores: Sequence[Tensor], costs: Mapping[str, Tensor], resting: set[str]) -> Plan:
+        planner = Planner(self.masks, self.method, resting)
+        return planner.plan(clock, scores, costs, seed_for(self.seed, clock.step))
+
+    @torch.no_grad()
+    def apply(
+        self, plan: Plan, scores: Sequence[Tensor] | None = None, costs: Mapping[str, Tensor] | None = None
+    ) -> None:
+        """Carry out a plan on this rank's masks, weights and optimizer state.
+
+        `scores`: the drop scores, where known. `costs`: those of growth that the plan was made with, if any.
+        """
+        applier = Applier(self.masks, self.method, self.optimizers, costs or {})
+        applier.apply(plan, self._drop_scores() if scores is None else scores)
+
+    @torch.no_grad()
+    def verify(self, step: int | None = None) -> list[str]:
+        """Prove that all ranks hold the same masks and weights, to the bit.
+
+        On a mismatch `abort` raises DesyncError on every rank, naming the layers; `repair` gives all ranks rank 0's
+        state and returns the names.
+        """
+        names = [f"{layer.name} (mask)" for layer in self.masks]
+        names += digest.shared_parameters(self.model)
+
+        def rows() -> Tensor:
+            return torch.cat((digest.mask_rows(self.masks), digest.weight_rows(self.model, self.masks)))
+
+        return self._agree(names, rows, step)
+
+    def _agree(self, names: Sequence[str], rows: Callable[[], Tensor], step: int | None) -> list[str]:
+        """Compare the checksums `rows()`, int64 [names], with those of the other ranks, if there are any."""
+        if not sync.connected(self.group):
+            return []
+        differing = sync.all_agree(names, rows(), self.group)
+        if not differing:
+            return []
+        where = f"ranks differ{'' if step is None else f' at step {step}'} in {', '.join(differing)}"
+        if self.on_desync == "abort":
+            raise DesyncError(
+                f"{where}; masks and weights must be equal on all ranks; resume from a checkpoint; ranks that train "
+                f"models of their own need a process_group each"
+            )
+        log.warning("%s; repaired from rank 0", where)
+        state = sync.repair(self.model, self.masks, self.optimizers, self.method.state_dict(), self.group)
+        self.method.load_state_dict(state)
+        return differing

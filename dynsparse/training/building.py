@@ -1,0 +1,87 @@
+"""From a config to a network, its data and a trainer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pipelines
+from dynsparse.config.schema import RunConfig
+from dynsparse.distributed import sync
+from dynsparse.errors import UserError
+from dynsparse.runtime import Worker
+from dynsparse.training.callbacks import Callback
+from dynsparse.training.checkpoint import CheckpointFolder
+from dynsparse.training.network import Network, build_network
+from dynsparse.training.sources import NOTHING, Sources, read_sources
+from dynsparse.training.trainer import Trainer
+from pipelines.base import Data, Request
+from pipelines.order import Share
+
+
+def build(config: RunConfig, worker: Worker, *, fresh: bool = False) -> tuple[Network, Data]:
+    """Build a rank's network and data; all ranks must call it together.
+
+    One process a machine fetches the data before any reads them. Only a fresh run looks at `config.start`: a resumed
+    one has weights and masks of its own. Raises UserError where ranks see different data.
+    """
+    sync.together(lambda: pipelines.prepare(config.data) if worker.local_rank == 0 else None)
+    sources = sync.from_rank_0(lambda: read_sources(config)) if fresh else NOTHING
+    network, data = sync.together(lambda: build_parts(config, worker, sources))
+    require_same_data(data)
+    return network, data
+
+
+def build_parts(config: RunConfig, worker: Worker, sources: Sources = NOTHING) -> tuple[Network, Data]:
+    """Build a rank's network and data, without a word to the other ranks."""
+    device = worker.device(config.distributed.backend)
+    data = pipelines.build(config.data, data_request(config, worker))
+    return build_network(config, device, sources), data
+
+
+def build_trainer(
+    config: RunConfig,
+    worker: Worker,
+    sources: Sources = NOTHING,
+    *,
+    observers: Sequence[Callback] = (),
+    checkpoints: CheckpointFolder | None = None,
+) -> Trainer:
+    """Build a rank's trainer, without a word to the other ranks: for tests, benchmarks and scripts."""
+    parts = build_parts(config, worker, sources)
+    return Trainer(config, *parts, worker, observers=observers, checkpoints=checkpoints)
+
+
+def data_request(config: RunConfig, worker: Worker) -> Request:
+    """Return the rank's share of the batches, and how it wants them."""
+    return Request(
+        seed=config.seed,
+        global_batch=config.train.global_batch_size,
+        share=Share(worker.rank, worker.world_size, config.train.micro_batches),
+        evaluation_batch=config.train.evaluation_batch_size,
+        device_id=worker.device(config.distributed.backend).index,
+        evaluate_train=config.train.evaluate_train,
+        channels_last=config.train.channels_last,
+    )
+
+
+def require_same_data(data: Data) -> None:
+    """Raise UserError where ranks see other data than rank 0, such as another copy; all ranks call it together."""
+    states = sync.all_of((data.train.state_dict(), data.test and data.test.listing))
+    differing = [str(rank) for rank, state in enumerate(states) if state != states[0]]
+    if differing:
+        raise UserError(
+            f"data: worker {', '.join(differing)} has other training or test samples than worker 0; "
+            "give all machines the same files, of the same names"
+        )
+
+
+def require_same_classes(saved: Mapping[str, Any], data: Data) -> None:
+    """Raise UserError if the network's outputs are other classes than the data's, as far as both have names."""
+    trained = saved.get("input", {}).get("class_names", [])
+    for ours, theirs in zip(data.class_names, trained, strict=False):
+        if ours != theirs:
+            raise UserError(
+                f"data: class {data.class_names.index(ours)} is {ours}, and {theirs} where the checkpoint was trained; "
+                "give data of the same classes"
+            )
