@@ -46,14 +46,10 @@ class Parts:
 def main() -> None:
     parts, file = Parts(), Path(sys.argv[1])
     import pipelines
-<<<<<<< HEAD
-    from dynsparse.training import network, trainer
-    from dynsparse.training.saving import Saving
-=======
     from dynsparse.cli import train  # Its imports are a part.
     from dynsparse.cli.actions import training as start
-    from dynsparse.training import building, network
->>>>>>> house
+    from dynsparse.training import building, network, trainer
+    from dynsparse.training.saving import Saving
     from dynsparse.training.trainer import Trainer
 
     parts.seconds["imports"] = time.perf_counter() - BEGAN

@@ -27,12 +27,7 @@ from dynsparse.training.preflight import require_samples_for_norm
 from dynsparse.training.reports import Reporter
 from dynsparse.training.saving import Saving
 from dynsparse.training.state import Progress, RunState
-<<<<<<< HEAD
-=======
-from dynsparse.training.undo import Undo
-from dynsparse.training.waiting import wait_for_storage
 from pipelines import preview
->>>>>>> house
 from pipelines.base import Batch, Data, EvaluationPipeline
 
 log = logging.getLogger(__name__)
