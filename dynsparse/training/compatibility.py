@@ -53,7 +53,7 @@ def require_same_layers(state: Mapping[str, Any], config: RunConfig, model: nn.M
                 f"the checkpoint has other sparse layers: {name} differs in granularity or is sparse in one only; "
                 f"use its sparsity.granularity, include and exclude"
             )
-    if config.method.name == "tied" and state["config"]["seed"] != config.seed:
+    if config.method.starts == "tied" and state["config"]["seed"] != config.seed:
         raise UserError(
             f"the checkpoint was made with seed {state['config']['seed']}, this run has {config.seed}; "
             f"the seed says which weights are tied: take the same"

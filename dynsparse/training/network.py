@@ -13,7 +13,7 @@ from dynsparse.errors import UserError
 from dynsparse.masks import LayerSpec, MaskSet, SparseLayer, sparse_layers
 from dynsparse.masks.allocation import ALLOCATIONS
 from dynsparse.masks.granularity import Kind
-from dynsparse.masks.tying import TiedLayer, tie
+from dynsparse.masks.tying import TiedLayer
 from dynsparse.methods import Method, MethodSettings
 from dynsparse.runtime import memory
 from dynsparse.seeds import seed_for
@@ -98,11 +98,8 @@ def build_network(config: RunConfig, device: torch.device, sources: Sources = NO
     if config.train.channels_last:
         model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     counts = _active_units(config, specs)
-    if config.method.name == "tied":
-        tied = [
-            tie(model, spec, counts[spec.name], seed=config.seed, rescale_gradient=config.method.rescale_gradient)
-            for spec in specs
-        ]
+    if config.method.starts == "tied":
+        tied = [config.method.tie(model, spec, counts[spec.name], seed=config.seed) for spec in specs]
         return Network(model, MaskSet(model, [], {}), tied)
     active = sources.active_units(specs) or counts
     whole = dict(model.named_parameters())
@@ -170,13 +167,9 @@ def build_method(config: RunConfig, specs: Sequence[LayerSpec]) -> Method:
 
 
 def method_settings(config: RunConfig, specs: Sequence[LayerSpec]) -> MethodSettings:
-    """The config's method; pruning learns what the model says about its layers, unless the config says it."""
-    settings = config.method
-    if settings.name == "pruning" and settings.max_sparsity is None:
-        limits = config.model.pruning_limits()
-        sparse = {spec.name: limits[spec.name] for spec in specs if spec.name in limits}
-        settings = settings.model_copy(update={"max_sparsity": sparse})
-    return settings
+    """The config's method, with what the model advises for these layers unless the config says it."""
+    limits = config.model.pruning_limits()
+    return config.method.with_limits({spec.name: limits[spec.name] for spec in specs if spec.name in limits})
 
 
 def layer_specs(config: RunConfig, model: nn.Module) -> list[LayerSpec]:

@@ -102,10 +102,10 @@ def read_sources(config: RunConfig) -> Sources:
     masks = _read(start.masks_from, "masks_from")
     if masks is not None and all(_is_full(layer) for layer in masks["masks"]["layers"].values()):
         raise UserError(f"start.masks_from: {start.masks_from} is dense, it has no masks to copy; name a sparse run")
-    if config.method.name == "pruning" and weights is not None and (sparse := _sparse_in(weights)):
+    if config.method.needs_weights and weights is not None and (sparse := _sparse_in(weights)):
         raise UserError(
-            f"start.weights_from: {start.weights_from} is sparse in {sparse[0]}; pruning starts from a dense "
-            f"network: name a run with method dense"
+            f"start.weights_from: {start.weights_from} is sparse in {sparse[0]}; {config.method.name} starts from a "
+            f"dense network: name a run with method dense"
         )
     return Sources(weights, masks, start.weights_from or "", start.masks_from or "")
 
