@@ -45,6 +45,7 @@ class Parallel:
             self._hook.register(self._module)
 
     def __call__(self, images: Tensor) -> Tensor:
+        """Logits [batch, classes] of images [batch, channels, height, width]."""
         logits: Tensor = self._module(images)
         return logits
 
@@ -69,7 +70,7 @@ class Parallel:
             self.masks.mask_gradients()
 
     def take_bytes_sent(self) -> int:
-        """Handed to the all-reduce by this rank since the last call, if called once a step."""
+        """Bytes that this rank has handed to the all-reduce since the last call. Call it once a step."""
         if self._hook is None:
             return self._dense_bytes
         sent, self._sent = self._hook.bytes_sent - self._sent, self._hook.bytes_sent
@@ -78,8 +79,8 @@ class Parallel:
     def choose(self, step: Callable[[], object], *, before: str | None, always_whole: bool) -> None:
         """Decide what `auto` means, the same on every rank: by throw-away steps of both kinds in turn.
 
-        `before` is what the run had chosen before it was interrupted on as many workers: it stays, for with more
-        than two of them the two ways differ in the last bits. Rank 0's clock decides.
+        Rank 0's clock decides. `before` is the choice of the run before it was interrupted on as many workers. It
+        stays, for with more than two of them the two ways differ in the last bits.
         """
         if self.gradients != "auto":
             return
@@ -121,7 +122,7 @@ class Parallel:
 
 
 def _data_parallel(module: nn.Module, device: torch.device) -> DistributedDataParallel:
-    """DDP that leaves buffers alone: statistics are averaged before evaluation instead of shipped every forward."""
+    """Wrap in DDP that leaves buffers alone: statistics are averaged before evaluation, not sent at every forward."""
     # torch 2.13 renamed the argument.
     known = inspect.signature(DistributedDataParallel.__init__).parameters
     off: dict[str, Any] = {"forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers": False}

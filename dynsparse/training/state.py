@@ -1,4 +1,4 @@
-"""What a run's next step depends on, as one object that can be saved and restored."""
+"""State of a run: everything that its next step depends on, as one object that can be saved and restored."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class Progress:
-    """How far a run has come. The same on every rank."""
+    """Progress of a run. The same on every rank."""
 
     epoch: int = 0
-    """Epochs trained and evaluated."""
+    """Number of epochs trained and evaluated."""
     step: int = 0
-    """Optimizer steps done."""
+    """Number of optimizer steps done, skipped ones included."""
     best_top1: float | None = None
-    """The highest of all epochs, on the validation samples where there are any, else on the test samples."""
+    """Highest accuracy of all epochs, on the validation samples where there are any, else on the test samples."""
     test_top1_at_best: float | None = None
     test_top1: float | None = None
     test_top5: float | None = None
@@ -41,21 +41,21 @@ class Progress:
     reallocations: int = 0
     desyncs_repaired: int = 0
     skipped_steps: int = 0
-    """Steps whose loss or gradients were no finite numbers, those in search of fp16's scale among them."""
+    """Number of steps whose loss or gradients were NaN or inf, those in search of fp16's scale among them."""
     skipped_in_a_row: int = 0
-    """How many of the latest steps; 0 after one that was not."""
+    """Number of the latest steps that were skipped, 0 after one that was not."""
     bad_steps_in_a_row: int = 0
-    """Those of them that the scale was not to blame for."""
+    """Number of these that fp16's scale was not to blame for."""
     gradients: str = ""
-    """What travels between the ranks, "active" or "dense", as it was asked for or chosen."""
+    """Gradients that travel between the ranks, "active" or "dense", as asked for or chosen."""
     seconds: float = 0.0
-    """Spent up to the latest save, on rank 0's clock."""
+    """Seconds up to the latest save, on rank 0's clock."""
     initial_active: dict[str, int] = field(default_factory=dict)
-    """Active weights of each layer at the start."""
+    """Number of active weights of each layer at the start."""
 
     @property
     def best_top1_on(self) -> str | None:
-        """Whose samples have chosen the best epoch: "validation" or "test"; None without one."""
+        """Name of the samples that have chosen the best epoch, "validation" or "test". None without one."""
         if self.best_top1 is None:
             return None
         return "test" if self.validation_top1 is None else "validation"
@@ -71,7 +71,7 @@ class Progress:
         self.bad_steps_in_a_row += bad
 
     def take(self, results: Evaluations, *, eligible: bool = True) -> bool:
-        """Note what an epoch reached. Returns whether it is the best so far; it cannot be if not `eligible`."""
+        """Note an epoch's results. Returns whether they are the best so far, which they must be `eligible` for."""
         is_best = eligible and (self.best_top1 is None or results.selecting.top1 > self.best_top1)
         if is_best:
             self.best_top1 = results.selecting.top1
@@ -85,8 +85,8 @@ class Progress:
 class RunState:
     """Everything that a checkpoint holds.
 
-    What is the same on every rank is stored once; BatchNorm statistics, random
-    state and the running sums of an epoch stand by rank.
+    Most of it is the same on every rank, and stored once. BatchNorm statistics, random state and the running sums of
+    an epoch are stored for each rank.
     """
 
     config: RunConfig
@@ -98,19 +98,19 @@ class RunState:
     precision: Precision
     train_data: TrainPipeline
     sums: Tensor
-    """float64 [3], this rank's in this epoch: loss, top-1 hits, samples."""
+    """Float64 [3]: loss, top-1 hits and samples of this rank in this epoch."""
     progress: Progress
     input: Mapping[str, Any] = field(default_factory=dict)
-    """What the network takes and gives (`network_input`)."""
+    """Input and output of the network (`network_input`)."""
     evaluated_on: Mapping[str, str] = field(default_factory=dict)
-    """Digests of the samples of validation and test, as far as they are there, by these names."""
+    """Digests of the samples of validation and test, by these names, as far as there are any."""
     shared_bad_samples: dict[int, str] = field(default_factory=dict)
-    """Of the training data, with the reasons: those that every rank knows."""
+    """Bad training samples that every rank knows, with the reasons."""
     gradients_before: str | None = None
-    """`Progress.gradients` of the checkpoint that this run goes on from with as many workers."""
+    """`Progress.gradients` of the checkpoint that this run resumes from with as many workers."""
 
     def of_this_rank(self) -> dict[str, Any]:
-        """What differs from rank to rank."""
+        """State that differs from rank to rank."""
         return {
             "buffers": packing.pack_buffers(self.model),
             "random": packing.random_state(self.sums.device),
@@ -119,16 +119,17 @@ class RunState:
         }
 
     def load_of_this_rank(self, saved: Mapping[str, Any]) -> None:
+        """Load what `of_this_rank` gave. Bad samples stay known."""
         packing.unpack_buffers(self.model, saved["buffers"])
         packing.set_random_state(saved["random"], self.sums.device)
         self.sums.copy_(saved["sums"])
 
     def save(self, ranks: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-        """Plain data and CPU tensors, given every rank's `of_this_rank`."""
+        """Return plain data and CPU tensors, given every rank's `of_this_rank`."""
         return self.snapshot(ranks)()
 
     def snapshot(self, ranks: Sequence[Mapping[str, Any]]) -> Callable[[], dict[str, Any]]:
-        """Copy what `save` needs. The result gives it, in any thread, however far training has gone meanwhile."""
+        """Copy what `save` needs. Call the result in any thread to get it, however far training has gone meanwhile."""
         masks = self.masks.snapshot()
         rest = {
             "config": self.config.as_dict(),
@@ -146,12 +147,11 @@ class RunState:
         return lambda: {**rest, "masks": masks()}
 
     def load(self, saved: Mapping[str, Any]) -> None:
-        """Continue where `saved` was made. UserError if that was another model or method, UserError for other data.
+        """Resume where `saved` was made. UserError if that was another model or method, or other data.
 
-        On the same number of workers the run goes on bit for bit. On another
-        number weights, masks, optimizer and sample order do; BatchNorm
-        statistics become the mean over the old workers, and each worker's
-        random state starts anew, for neither has a counterpart.
+        On the same number of workers the run continues bit for bit. On another number weights, masks, optimizer and
+        sample order do. BatchNorm statistics become the mean over the old workers, and each worker's random state
+        starts anew, for neither has a counterpart.
         """
         require_same_settings(saved, self.config)
         self.load_network(saved)
@@ -160,7 +160,7 @@ class RunState:
         self.precision.load_state_dict(saved.get("loss_scale", {}))  # Older checkpoints have none.
         self.train_data.load_state_dict(saved["data"])
         require_same_evaluation(saved, self.evaluated_on)
-        for rank in saved["ranks"]:  # Older checkpoints know of none.
+        for rank in saved["ranks"]:  # Older checkpoints have no bad samples.
             self.train_data.avoid(rank.get("bad_samples", {}))
         self.progress = _progress(saved["progress"], self.progress)
         ranks = saved["ranks"]
@@ -173,13 +173,13 @@ class RunState:
             self.sums.copy_(torch.stack([rank["sums"] for rank in ranks]).sum(0))
             log.warning(
                 "the checkpoint was made by %d workers, this run has %d: masks, weights, optimizer and sample order "
-                "go on exactly; BatchNorm statistics are the mean over the old workers, random states are new",
+                "continue exactly; BatchNorm statistics are the mean over the old workers, random states are new",
                 len(ranks),
                 self.worker.world_size,
             )
 
     def load_network(self, saved: Mapping[str, Any]) -> None:
-        """Masks, weights, and BatchNorm statistics as the mean over the ranks: enough to evaluate."""
+        """Load masks, weights, and BatchNorm statistics as the mean over the ranks: enough to evaluate."""
         require_same_layers(saved, self.config, self.model, self.masks)
         self.masks.load_state_dict(saved["masks"])
         packing.unpack_weights(self.model, self.masks, saved["weights"])
@@ -188,14 +188,14 @@ class RunState:
 
 
 def versions() -> dict[str, str]:
-    """Of what a run's numbers depend on."""
+    """Versions of the software that a run's numbers depend on."""
     from dynsparse import __version__
 
     return {"dynsparse": __version__, "torch": str(torch.__version__), "python": platform.python_version()}
 
 
 def _progress(saved: Mapping[str, Any], ours: Progress) -> Progress:
-    """Of another version there may be less, or more."""
+    """Progress from a checkpoint. One of another version may have fewer fields, or more."""
     known = {one.name: saved[one.name] for one in fields(Progress) if one.name in saved}
     return Progress(**{**known, "initial_active": {**ours.initial_active, **known.get("initial_active", {})}})
 

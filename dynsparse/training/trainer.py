@@ -64,6 +64,7 @@ class Trainer:
 
     @property
     def progress(self) -> Progress:
+        """Epochs, steps and best results so far."""
         return self.run.progress
 
     def load(self, saved: Mapping[str, Any]) -> None:

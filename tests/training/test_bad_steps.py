@@ -1,4 +1,4 @@
-"""Steps whose loss or gradients are no finite numbers: left out by all ranks together, counted, and ended in time."""
+"""Steps whose loss or gradients are NaN or inf: skipped by all ranks together, counted, and ended in time."""
 
 from __future__ import annotations
 
@@ -142,7 +142,7 @@ def diverges(worker: Worker, folder: Path, bad: set[int], most: int) -> tuple[st
 
 def test_too_many_in_a_row_end_the_run_and_keep_the_checkpoints_before(tmp_path: Path) -> None:
     for error, files, progress in run_distributed(diverges, 2, tmp_path, {5, *range(10, 40)}, 4):
-        assert "the loss or gradients of 4 steps in a row, the last of them step 13, are no finite" in error
+        assert "the loss or gradients of 4 steps in a row, the last of them step 13, are NaN or inf" in error
         assert "\n" not in error
         assert files == ["step-000000008.pt", "step-000000009.pt"]
         assert progress["skipped_steps"] == 5
