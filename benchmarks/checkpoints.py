@@ -29,13 +29,12 @@ from benchmarks.harness import record
 from benchmarks.harness.page import spread, table
 from benchmarks.harness.record import PAGES
 from benchmarks.harness.rounds import finished, summary
-from dynsparse.config import schema
+from dynsparse.config import loading
 from dynsparse.config.schema import RunConfig
 from dynsparse.runtime import Worker
-from dynsparse.training.checkpoint import CheckpointFolder, write
-from dynsparse.training.checkpoint import folder as checkpoint_folder
+from dynsparse.training.checkpoint import CheckpointFolder, kept, write
 from dynsparse.training.checkpoint import format as checkpoint_format
-from dynsparse.training.checkpoint.archive import save_deflated
+from dynsparse.training.checkpoint.deflating import save_deflated
 from dynsparse.training.network import build_network
 from dynsparse.training.trainer import Trainer
 from pipelines.base import Batch, Request
@@ -94,7 +93,7 @@ def main() -> None:
 
 
 def settings(amount: Amount, sparsity: float, optimizer: str) -> RunConfig:
-    return schema.parse(
+    return loading.parse(
         {
             "model": {"name": "imagenet_resnet50", "widen_factor": amount.width},
             "sparsity": {"conv": sparsity, "fc": sparsity},
@@ -153,7 +152,7 @@ def times(amount: Amount, folder: Path) -> Result:
                     calls[way].append(1000 * call)
                 if way == "background":
                     writes.append(1000 * writing[0])
-    checkpoint_format.save_deflated, checkpoint_folder.write = save_deflated, write
+    checkpoint_format.save_deflated, kept.write = save_deflated, write
     none = blocks["none"]
     return {
         **amount._asdict(),
@@ -180,7 +179,7 @@ def timed_writes(way: str) -> list[float]:
         write(path, state)
         seconds.append(time.perf_counter() - began)
 
-    checkpoint_folder.write = timed
+    kept.write = timed
     return seconds
 
 

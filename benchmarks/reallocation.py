@@ -28,7 +28,7 @@ from benchmarks.harness import record
 from benchmarks.harness.page import spread, table
 from benchmarks.harness.record import PAGES
 from benchmarks.harness.rounds import compared, in_rounds
-from dynsparse.config import schema
+from dynsparse.config import loading
 from dynsparse.config.schema import RunConfig
 from dynsparse.distributed import digest
 from dynsparse.masks import MaskSet
@@ -231,7 +231,7 @@ def elsewhere(size: int) -> Tensor:
 
 def settings(amount: Amount, sparsity: float, method: str) -> RunConfig:
     period = {} if method == "static" else {"period": {0: 1}}
-    return schema.parse(
+    return loading.parse(
         {
             "model": dict(amount.model),
             "sparsity": {"conv": sparsity, "fc": sparsity},

@@ -28,7 +28,7 @@ import torch
 
 from benchmarks import plots
 from benchmarks.harness.record import PAGES, keep
-from dynsparse.config import schema
+from dynsparse.config import loading
 from dynsparse.runtime import Worker
 from dynsparse.training.building import build_trainer
 from dynsparse.training.callbacks import Callback, ReallocationReport, RunReport
@@ -231,7 +231,7 @@ def run(job: Job) -> dict[str, Any]:
     if job.epochs is not None:
         raw = merged(raw, shortened(raw, job.epochs))
     raw |= {"seed": job.seed, "runs": job.runs, "name": f"{job.method}_{job.seed}"}
-    config = schema.parse(raw, job.overrides, source=f"{job.method} at {job.sparsity}")
+    config = loading.parse(raw, job.overrides, source=f"{job.method} at {job.sparsity}")
     densities = Densities()
     began = time.monotonic()
     trainer = build_trainer(

@@ -30,7 +30,7 @@ from benchmarks.harness import record
 from benchmarks.harness.page import spread, table
 from benchmarks.harness.record import PAGES
 from benchmarks.harness.rounds import compared, finished, in_rounds, summary
-from dynsparse.config import schema
+from dynsparse.config import loading
 from dynsparse.config.schema import RunConfig
 from dynsparse.keeping.weights import LOOK_EVERY
 from dynsparse.methods import Clock
@@ -130,7 +130,7 @@ def settings(case: Case, method: Mapping[str, Any], *, masks: bool = True, **tra
     data = {"name": "synthetic", "shape": [3, case.image, case.image], "number_of_classes": case.classes}
     fixed = {"global_batch_size": case.batch, "lr": {"name": "steps", "table": {0: 0.01}}}
     formats = {"precision": case.precision, "compile": case.compile}
-    return schema.parse(
+    return loading.parse(
         {
             "model": dict(case.model),
             "sparsity": shares,

@@ -1,4 +1,4 @@
-"""What can go wrong, sorted by who can mend it.
+"""Errors by who can mend them, and exit codes.
 
 A message names the value, the rule that it breaks and the remedy, on one line.
 """
@@ -14,15 +14,15 @@ EXIT_STOPPED = 75  # EX_TEMPFAIL of sysexits.h: stopped on request, a checkpoint
 EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells have it: a second Ctrl-C, which waits for no checkpoint
 
 LONGEST_NUMBER = 100
-"""Characters. PyYAML takes time that grows with the square of the length, and Python refuses 4,300 digits."""
+"""Most characters of a number. PyYAML's time grows with the square of it, and Python refuses 4,300 digits."""
 
 
 class StorageError(UserError):
-    """What a file system refuses at the moment. Said as bad input at a first start; what goes on waits for it."""
+    """A refusal of the file system that may pass. It is bad input at a first start; a run that is resumed waits."""
 
 
 class StorageFaultError(RuntimeError):
-    """The storage of a run that goes on has been away for too long. Another attempt may find it."""
+    """Storage of a resumed run that has been away for too long. Another attempt may find it."""
 
 
 class RunError(UserError):
@@ -34,8 +34,8 @@ class DivergedError(RunError):
 
 
 class DesyncError(RuntimeError):
-    """Ranks hold different masks or weights (`distributed.on_desync: abort`)."""
+    """Different masks or weights on the ranks (`distributed.on_desync: abort`)."""
 
 
 class StopRequested(Exception):  # noqa: N818 - a request, not an error
-    """Every rank leaves at the same step; a checkpoint has been saved."""
+    """A request to stop: every rank leaves at the same step, and a checkpoint has been saved."""

@@ -1,4 +1,4 @@
-"""Errors of pydantic in our words: where, the value, the rule, the remedy, on one line each."""
+"""Errors of pydantic in our words, a line each: the place, the value, the rule, the remedy."""
 
 from __future__ import annotations
 
@@ -26,9 +26,10 @@ def explain_all(
     flags: Mapping[tuple[str, ...], str] | None = None,
     names: Names | None = None,
 ) -> list[str]:
-    """A line for each thing that is wrong with the input of a model of class `root`, but for those after very many.
+    """Return a line for each mistake in the input of a model of class `root`, up to MOST_EXPLAINED.
 
-    `overridden` are the keys that command line overrides set, `flags` says which option has set a key.
+    `overridden` are the keys that overrides of the command line have set. `flags` are options by the keys that they
+    have set. `names` are more names of a section, for hints.
     """
     details = error.errors()
     lines = [_explain(one, root, source, overridden, flags or {}, names or {}) for one in details[:MOST_EXPLAINED]]
@@ -45,7 +46,7 @@ def _explain(
     flags: Mapping[tuple[str, ...], str],
     names: Names,
 ) -> str:
-    """One line for one of pydantic's errors: where, the value, the rule, the remedy."""
+    """Return one line for one of pydantic's errors."""
     location, model = _resolve(details["loc"], root)
     where = place(location, details["msg"], source, overridden, flags)
     value = details["input"]
@@ -70,7 +71,7 @@ def _explain(
 
 
 def kind_of(value: Any) -> str:
-    """What a value is, for a message: `is "x"`."""
+    """Return a value as a message names it: `is "x"`."""
     if isinstance(value, dict):
         return "is a section"
     if isinstance(value, int) and value.bit_length() > 200:
@@ -84,14 +85,14 @@ def kind_of(value: Any) -> str:
 
 def _unknown_name(section: str, context: Mapping[str, Any], names: Names) -> str:
     tag, known = str(context["tag"]), re.findall(r"'([^']*)'", context["expected_tags"])
-    room = {"method": "methods", "model": "models"}.get(section)
-    home = f"; yours goes in dynsparse/{room}/" if room else ""
+    package = {"method": "methods", "model": "models"}.get(section)
+    home = f"; yours goes in dynsparse/{package}/" if package else ""
     hint = hints.for_name(tag, hints.with_more(section, known, names))
     return f"unknown {section} '{cut(tag)}'; there are {', '.join(known)}{home}{hint}"
 
 
 def _overlap(a: Sequence[str], b: Sequence[str]) -> bool:
-    """Whether one key path is the other, or above it."""
+    """Return whether one key path is the other, or above it."""
     return all(x == y for x, y in zip(a, b, strict=False))
 
 
@@ -102,7 +103,7 @@ def place(
     overridden: Sequence[tuple[str, ...]],
     flags: Mapping[tuple[str, ...], str],
 ) -> str:
-    """Who is to blame for a key: options by name, `section.key=value`, else the source."""
+    """Return where a key was set: the options by name, the command line, else the source."""
     key = ".".join(map(cut, location))
     if location:
         named = [flag for keys, flag in flags.items() if _overlap(keys, location)]
@@ -120,7 +121,7 @@ def _hint(
     root: type[BaseModel],
     overridden: Sequence[tuple[str, ...]],
 ) -> str:
-    """What an unknown key may have been meant to be."""
+    """Return a hint for an unknown key."""
     section = tuple(location[:-1])
     if section and (*section, "name") in overridden:
         hint = nearest(location[-1], model.model_fields if model is not None else {})
@@ -129,7 +130,7 @@ def _hint(
 
 
 def _rule(details: ErrorDetails, location: Sequence[str], root: type[BaseModel], names: Names) -> str:
-    """What a value must be: ours where pydantic's words speak of Python."""
+    """Return the rule that a value breaks, in our words where pydantic's are about Python."""
     match details["type"]:
         case "model_type" | "model_attributes_type" | "union_tag_not_found":
             hint = hints.for_section(location, details["input"], root, names)
@@ -151,13 +152,13 @@ def _rule(details: ErrorDetails, location: Sequence[str], root: type[BaseModel],
 
 
 def _resolve(loc: Sequence[int | str], root: type[BaseModel]) -> tuple[list[str], type[BaseModel] | None]:
-    """The key path of a pydantic location (which also names union members), and the class that holds its last key."""
+    """Return the key path of a pydantic location, which also names union members, and the class of its last key."""
     keys: list[str] = []
     current: Any = root
     holder: type[BaseModel] | None = root
     for step in loc:
         members = hints.models_of(current)
-        if len(members) > 1 and step in members:  # A union's tag: no key of the user's.
+        if len(members) > 1 and step in members:  # The tag of a union is not a key.
             current = members[str(step)]
             continue
         holder = next(iter(members.values())) if len(members) == 1 else None

@@ -1,4 +1,4 @@
-"""What somebody may have meant: keys and names like those that the schema knows."""
+"""Hints for misspelt keys and names: the nearest that the schema knows."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ KEYS = {
     "wd": ["train.optimizer.weight_decay"],
     "workers": ["data.threads"],
 }
-"""What other trainers call them."""
+"""Keys by the names that other trainers give them."""
 
 SHORT = {
     "dynamic": "dsr",
@@ -38,11 +38,11 @@ SHORT = {
 """Beginnings of names."""
 
 Names = Mapping[str, Callable[[], Iterable[str]]]
-"""By a section, names that it can have beside those that the schema lists."""
+"""More names of a section, by the section, beside those that the schema lists."""
 
 
 def for_key(location: Sequence[str], model: type[BaseModel] | None, root: type[BaseModel]) -> str:
-    """The end of a message about an unknown key: what it may have been meant to be, else what there is beside it."""
+    """Return the end of a message about an unknown key: the nearest keys, else those of its section."""
     *above, key = location
     here = model.model_fields if model is not None else {}
     keys = _keys(root)
@@ -61,9 +61,9 @@ def for_key(location: Sequence[str], model: type[BaseModel] | None, root: type[B
 
 
 def for_section(location: Sequence[str], value: object, root: type[BaseModel], names: Names) -> str:
-    """The end of a message about a word where a section belongs: the section that was meant, if that is clear.
+    """Return the end of a message about a word in the place of a section: the section that was meant, if it is clear.
 
-    The whole of it, for beside the keys of another name a new one alone would be refused.
+    It is a whole section, since a new name beside the keys of another would be refused.
     """
     classes = _classes(location, root)
     section = ".".join(location)
@@ -76,12 +76,12 @@ def for_section(location: Sequence[str], value: object, root: type[BaseModel], n
 
 
 def with_more(section: str, known: Iterable[str], names: Names) -> list[str]:
-    """The names that a section can have."""
+    """Return the names that a section can have."""
     return [*known, *(names[section]() if section in names else ())]
 
 
 def _classes(section: Sequence[str], root: type[BaseModel]) -> dict[str, type[BaseModel]]:
-    """The classes that a section can be, by name; {} if it is none."""
+    """Return the classes of a section by name; {} for a key that is no section."""
     field = root.model_fields.get(section[0]) if section else None
     classes = models_of(field.annotation) if field is not None else {}
     if len(section) < 2:
@@ -94,7 +94,7 @@ def _did_you_mean(paths: Sequence[str], keys: Mapping[str, Sequence[str]], root:
 
 
 def _with_names(path: str, names: Sequence[str], root: type[BaseModel]) -> str:
-    """A path, and with which names of its section it is one: `'train.lr.peak' (where train.lr.name is cosine)`."""
+    """Return a path with the names of its section that have it: `'train.lr.peak' (where train.lr.name is cosine)`."""
     section = path.rpartition(".")[0]
     classes = _classes(section.split("."), root)
     if len(names) == len(classes) or not names or default_name(section.split("."), root) in names:
@@ -103,7 +103,7 @@ def _with_names(path: str, names: Sequence[str], root: type[BaseModel]) -> str:
 
 
 def default_name(section: Sequence[str], root: type[BaseModel]) -> str | None:
-    """Which one a section is that is left out; None where it must not be."""
+    """Return the name of a section that is not given; None if it must be given."""
     field = root.model_fields.get(section[0])
     if field is None or len(section) == 1:
         return getattr(field.default, "name", None) if field is not None else None
@@ -116,7 +116,7 @@ def _any(names: Sequence[str]) -> str:
 
 
 def _keys(root: type[BaseModel], above: str = "") -> dict[str, list[str]]:
-    """Each key of a schema as section.key; where its section has several classes the names of those that have it."""
+    """Return each key of a schema as section.key, with the names of the classes that have it if there are several."""
     found: dict[str, list[str]] = {}
     for key, field in root.model_fields.items():
         found[f"{above}{key}"] = []
@@ -128,9 +128,9 @@ def _keys(root: type[BaseModel], above: str = "") -> dict[str, list[str]]:
 
 
 def names_like(word: str, known: Iterable[str], most: int = 3) -> list[str]:
-    """Names that a wrong one may stand for: those that hold it, or a part of it, ours first; else misspellings of it.
+    """Return names that a wrong one may stand for: those that contain it or a part of it, else similar spellings.
 
-    The part after a `/` counts, without signs and capitals. Where it is the same, others of torchvision do not.
+    Only the part after a `/` counts, without signs and capitals. An exact match leaves out other torchvision models.
     """
     word = word[:LONGEST_WORD].lower()
     for short, long in SHORT.items():
@@ -152,13 +152,13 @@ def _squeezed(text: str) -> str:
 
 
 def for_name(word: str, known: Iterable[str]) -> str:
-    """The end of a message about an unknown name; "" if it is like none."""
+    """Return the end of a message about an unknown name; "" if no name is similar."""
     names = names_like(word, known)
     return f"; did you mean {' or '.join(quoted(names))}?" if names else ""
 
 
 def models_of(annotation: Any) -> dict[str, type[BaseModel]]:
-    """The classes that a value of this type can be, by the tags that tell them apart."""
+    """Return the classes of a union type, by their tags."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         name = annotation.model_fields.get("name")
         literal = get_args(name.annotation) if name is not None and get_origin(name.annotation) is Literal else ()

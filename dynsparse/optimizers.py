@@ -1,8 +1,7 @@
 """The optimizers, with their settings.
 
-Both leave a weight at exactly 0 whose gradient, value and moments are 0, weight
-decay included; that is what keeps masked weights out without masking them again.
-Both are torch's fused ones, which pass over memory once (docs/performance.md).
+Both leave a weight at exactly 0 if its gradient, value and moments are 0, with weight decay too. So masked weights stay
+0 without being masked again. Both are torch's fused ones, which pass over memory once (docs/performance.md).
 """
 
 from __future__ import annotations
@@ -34,6 +33,7 @@ class SgdSettings(Settings):
         return self
 
     def build(self, parameters: Iterable[nn.Parameter], lr: float) -> optim.Optimizer:
+        """Return the optimizer; `lr` is the rate of the first step."""
         return optim.SGD(
             parameters,
             lr=lr,
@@ -54,6 +54,7 @@ class AdamWSettings(Settings):
     weight_decay: Decay = 1e-2
 
     def build(self, parameters: Iterable[nn.Parameter], lr: float) -> optim.Optimizer:
+        """Return the optimizer; `lr` is the rate of the first step."""
         return optim.AdamW(
             parameters,
             lr=lr,
@@ -68,7 +69,7 @@ STATE_KEYS = {
     "sgd": frozenset({"momentum_buffer"}),
     "adamw": frozenset({"step", "exp_avg", "exp_avg_sq"}),
 }
-"""What each keeps of a parameter, once it has made a step."""
+"""Names of the state that each keeps of a parameter after its first step."""
 
 _SOUND = (
     optim.SGD,
@@ -88,9 +89,9 @@ _SOUND = (
 
 
 def leaves_zero_at_zero(optimizer: optim.Optimizer) -> bool:
-    """Whether it is known to leave a weight at exactly 0 whose gradient, value and state are 0.
+    """Return whether the optimizer is known to leave a weight at exactly 0 if its gradient, value and state are 0.
 
-    torch's own do, but for Muon and SparseAdam. Classes derived from them and those of other libraries may not.
+    torch's own do, except Muon and SparseAdam. Classes derived from them and those of other libraries may not.
     """
     return type(optimizer) in _SOUND
 
@@ -99,9 +100,9 @@ OptimizerSettings = Annotated[SgdSettings | AdamWSettings, Field(discriminator="
 
 
 def check_layouts(parameters: Iterable[nn.Parameter]) -> None:
-    """Assert that gradients lie in memory as their parameters do, as autograd promises.
+    """Assert that gradients have the memory layout of their parameters, as autograd promises.
 
-    On a CPU the fused optimizers (torch 2.13) take it for granted: otherwise they would add each number to another.
+    On a CPU the fused optimizers (torch 2.13) rely on it: otherwise they would add gradients to other weights.
     """
     for parameter in parameters:
         if parameter.grad is not None:
@@ -110,5 +111,5 @@ def check_layouts(parameters: Iterable[nn.Parameter]) -> None:
 
 
 def _layout(tensor: Tensor) -> list[int]:
-    """The strides that matter."""
+    """Return the strides of the dimensions larger than 1."""
     return [stride for stride, size in zip(tensor.stride(), tensor.shape, strict=True) if size > 1]

@@ -1,10 +1,9 @@
-"""The processes of a run: who am I, on which device, and how do we talk."""
+"""The processes of a run: a worker's ranks and device, and the connection between workers."""
 
 from __future__ import annotations
 
 import os
 import re
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -25,7 +24,7 @@ Backend = Literal["auto", "nccl", "gloo"]
 
 @dataclass(frozen=True)
 class Worker:
-    """One process of a run. Without torchrun there is one: rank 0 of 1."""
+    """A process of a run. Without torchrun there is one: rank 0 of 1."""
 
     rank: int = 0
     world_size: int = 1
@@ -35,7 +34,7 @@ class Worker:
 
     @classmethod
     def from_environment(cls) -> Worker:
-        """As torchrun describes it in RANK, WORLD_SIZE, LOCAL_RANK and LOCAL_WORLD_SIZE."""
+        """Read the worker that torchrun describes in RANK, WORLD_SIZE, LOCAL_RANK and LOCAL_WORLD_SIZE."""
         if "RANK" not in os.environ:
             return cls()
         names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
@@ -49,10 +48,11 @@ class Worker:
 
     @property
     def is_main(self) -> bool:
+        """Whether this is rank 0, which prints, writes and decides."""
         return self.rank == 0
 
     def backend(self, asked: Backend) -> Literal["nccl", "gloo"]:
-        """The backend for gradients. `auto`: NCCL where there are GPUs. UserError if there are too few."""
+        """Return the backend for gradients: NCCL or gloo. Raises UserError if there are fewer GPUs than workers."""
         gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
         if asked == "gloo" or (asked == "auto" and gpus == 0):
             return "gloo"
@@ -64,6 +64,7 @@ class Worker:
         return "nccl"
 
     def device(self, asked: Backend) -> torch.device:
+        """Return the worker's GPU with NCCL, else the CPU."""
         if self.backend(asked) == "nccl":
             return torch.device("cuda", self.local_rank)
         return torch.device("cpu")
@@ -73,9 +74,8 @@ class Worker:
 def process_group(worker: Worker, backend: Backend, timeout: timedelta) -> Iterator[None]:
     """Connect the workers for the time of the block.
 
-    CPU tensors always travel over gloo, so that plans, digests and flags need
-    no GPU; CUDA tensors over NCCL. After an exception the group is left to the
-    operating system: waiting for peers that will never answer would hang.
+    CPU tensors always travel over gloo, so that plans, digests and flags need no GPU; CUDA tensors travel over NCCL.
+    After an exception the group is left to the operating system: waiting for peers that never answer would hang.
     """
     if not worker.under_torchrun:
         yield
@@ -95,17 +95,14 @@ def process_group(worker: Worker, backend: Backend, timeout: timedelta) -> Itera
 
 
 def _meet(worker: Worker, timeout: timedelta) -> Store | None:
-    """The part of the store in which nothing stands yet, the same for every worker. None: torch makes a store.
+    """Return an empty part of the store, the same for every worker; None where torch is to make a store.
 
-    On one machine it is a file, which launch/agent.py names anew for each
-    attempt and no other user can read: no port is opened. Else it is
-    torchrun's, which it keeps for all attempts of a launch, so that one could
-    read the addresses of the one before, fail to connect, or hang. No number
-    that torchrun gives its workers tells attempts apart on every machine. So
-    each worker says hello by a name that it has just made up, and takes the
-    part that it is told under that very name: the answer of a rank 0 that is
-    there now. What rank 0 reads first may be of an earlier attempt; answering
-    it does no harm.
+    On one machine the store is a file, so that no port is opened. launch/agent.py names it anew for each attempt, and
+    no other user can read it. Else it is torchrun's store, which lives for all attempts of a launch. A worker could
+    read addresses of an earlier attempt there, and fail to connect or hang. No number from torchrun tells attempts
+    apart on every machine. So each worker says hello by a random name, and waits for an answer under that name, which
+    only a rank 0 that is alive now can give. Rank 0 may first read a hello of an earlier attempt; to answer it does no
+    harm.
     """
     store: Store
     if file := os.environ.get("DYNSPARSE_MEETING"):
@@ -127,7 +124,7 @@ def _meet(worker: Worker, timeout: timedelta) -> Store | None:
 
 
 def _welcome(store: Store, part: str, absent: set[int], timeout: timedelta) -> None:
-    """Tell the other workers the part of the store, until all are there."""
+    """Tell the other workers which part of the store to use, until all of them have come."""
     deadline = time.monotonic() + timeout.total_seconds()
     answered = set()
     while absent:
@@ -144,9 +141,9 @@ def _welcome(store: Store, part: str, absent: set[int], timeout: timedelta) -> N
 
 
 def lost_peer(error: BaseException) -> str | None:
-    """What the connection to the other workers reported; None for an error of another kind.
+    """Return the message of a lost connection to other workers; None for an error of another kind.
 
-    Then another worker, its machine or the network is at fault, and a traceback of this one would mislead.
+    Another worker, its machine or the network is at fault then, and a traceback of this worker would mislead.
     """
     text = str(error)
     if not isinstance(error, dist.DistError) and "/gloo/" not in text:
@@ -156,7 +153,7 @@ def lost_peer(error: BaseException) -> str | None:
 
 
 def memory() -> int | None:
-    """Bytes that this machine or its container gives a process, as far as the system says."""
+    """Return the bytes of memory that this machine or its container gives a process; None where unknown."""
     try:
         found = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
     except (ValueError, OSError):
@@ -168,11 +165,3 @@ def memory() -> int | None:
 
 
 _CONTAINER_LIMITS = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes")
-
-
-def print_to_reader(text: str) -> None:
-    """Print what somebody asked to see. A reader that has seen enough, as `... | head`, is no error."""
-    try:
-        print(text, flush=True)
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # For what is still in the buffer.

@@ -1,7 +1,6 @@
 """Values that change over training, each a pure function of the epoch or step.
 
-Nothing here keeps state, so nothing here has to be saved: a resumed run reads
-the same value at the same step.
+Nothing here keeps state, so nothing has to be saved: a resumed run reads the same value at the same step.
 """
 
 from __future__ import annotations
@@ -51,7 +50,7 @@ class StepTable:
 
     @classmethod
     def parse(cls, raw: Any) -> StepTable:
-        """From what a YAML file can hold; ValueError says what a table looks like."""
+        """Read what a YAML file can hold. Raises ValueError, which shows what a table looks like."""
         if isinstance(raw, StepTable):
             return raw
         if _is_number(raw):
@@ -71,10 +70,11 @@ class StepTable:
         return cls(tuple(pairs))
 
     def at(self, epoch: int) -> float:
-        """The value that holds in `epoch` (counted from 0)."""
+        """Return the value that holds in `epoch` (counted from 0)."""
         return next(value for start, value in reversed(self.points) if start <= epoch)
 
     def as_yaml(self) -> float | dict[int, float]:
+        """Return one number, or a mapping from epochs to numbers, as `parse` reads it."""
         return self.points[0][1] if len(self.points) == 1 else dict(self.points)
 
     @classmethod
@@ -96,7 +96,7 @@ def _is_number(value: Any) -> bool:
 
 
 def _shown(value: Any) -> str:
-    """A value for a message, of which a part is enough."""
+    """Return a value, or its beginning, for a message."""
     try:
         return cut(reprlib.repr(value))
     except ValueError:  # Python writes no more than 4,300 digits.
@@ -125,7 +125,7 @@ NotNegative = Annotated[StepTable, AfterValidator(_not_negative), PlainSerialize
 
 
 def cosine(start: float, end: float, progress: float) -> float:
-    """From `start` to `end` along half a cosine while `progress` goes from 0 to 1 (and stays there)."""
+    """Return a value from `start` to `end` along half a cosine, as `progress` goes from 0 to 1 and stays there."""
     return end + (start - end) * (1 + math.cos(math.pi * min(1.0, progress))) / 2
 
 
@@ -139,7 +139,7 @@ class StepLr(Settings):
     """Epochs over which the rate rises linearly from 0 to its value."""
 
     def at(self, step: int, steps_per_epoch: int, total_steps: int) -> float:
-        """Learning rate of the step with this number, counted from 0 over the whole run."""
+        """Return the learning rate of a step, counted from 0 over the whole run."""
         return self.table.at(step // steps_per_epoch) * _warmup(step, self.warmup_epochs * steps_per_epoch)
 
 
@@ -153,7 +153,7 @@ class CosineLr(Settings):
     """Epochs over which the rate rises linearly from 0 to `peak`; the cosine begins after them."""
 
     def at(self, step: int, steps_per_epoch: int, total_steps: int) -> float:
-        """Learning rate of the step with this number, counted from 0 over the whole run."""
+        """Return the learning rate of a step, counted from 0 over the whole run."""
         warmup = self.warmup_epochs * steps_per_epoch
         if step < warmup:
             return self.peak * _warmup(step, warmup)

@@ -6,37 +6,34 @@ import hashlib
 
 from torch import Tensor
 
+# Odd constants of SplitMix64, see `random_bits`. The first is the golden ratio's, as an int64.
 _GOLDEN = 0x9E3779B97F4A7C15 - (1 << 64)
-_MIX = 0x94D049BB133111EB
-"""Odd constants of SplitMix64, see `random_bits`."""
+_MIX = 0xBF58476D1CE4E5B9 - (1 << 64), 0x94D049BB133111EB - (1 << 64)
 
 
 def seed_for(*parts: object) -> int:
-    """A 63-bit seed from what names an event, such as (run seed, step, layer name).
+    """Return a 63-bit seed from the parts that name an event, such as (run seed, step, layer name).
 
-    The same in every process, which Python's `hash` of a string is not.
+    It is the same in every process, which Python's `hash` of a string is not.
     """
     text = "\0".join(str(part) for part in parts)
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") >> 1
 
 
 def random_bits(seeds: Tensor | int, places: Tensor) -> Tensor:
-    """int64 in [0, 2^63): entry i is output number `places[i]` of the stream with seed `seeds[i]` (int64, or one).
+    """Return int64 in [0, 2^63): entry i is output number `places[i]` of the stream with seed `seeds[i]`.
 
-    SplitMix64 (Steele, Lea & Flood 2014), which reaches any place of a stream at once. Integer arithmetic alone: the
-    same on every device.
+    `seeds` is int64 of the shape of `places`, or one number for all. `places` is int64.
+
+    SplitMix64 (Steele, Lea & Flood, "Fast splittable pseudorandom number generators", 2014). It reaches any place of a
+    stream at once, in integer arithmetic alone: the bits are the same on every device.
     """
     words = (places + 1).mul_(_GOLDEN).add_(seeds)
-    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, _MIX)):
-        words.bitwise_xor_(_shifted(words, shift)).mul_(_signed(factor))
-    return words.bitwise_xor_(_shifted(words, 31)).bitwise_and_((1 << 63) - 1)
+    for shift, factor in zip((30, 27), _MIX, strict=True):
+        words.bitwise_xor_(_shifted_right(words, shift)).mul_(factor)
+    return words.bitwise_xor_(_shifted_right(words, 31)).bitwise_and_((1 << 63) - 1)
 
 
-def _shifted(words: Tensor, bits: int) -> Tensor:
-    """To the right, as if unsigned."""
+def _shifted_right(words: Tensor, bits: int) -> Tensor:
+    """Shift int64 as if they were unsigned: zeros come in, not copies of the sign."""
     return (words >> bits).bitwise_and_((1 << (64 - bits)) - 1)
-
-
-def _signed(word: int) -> int:
-    """The int64 of these 64 bits."""
-    return word - (1 << 64) if word >> 63 else word

@@ -1,10 +1,8 @@
-"""What torchrun tells its workers, and what workers leave for each other and for those that come in their place.
+"""A launch of torchrun: its id, and the marks that workers leave for each other and for later attempts.
 
-A launch is one command of torchrun. After a fault, and where machines join or
-leave, torchrun ends all workers and runs the same command line again: another
-attempt of the launch. On each machine it gives a launch a folder, with one in
-it for each attempt and in that one for each worker, and removes it in the end:
-LAUNCH/attempt_K/LOCAL_RANK/error.json.
+A launch is one command of torchrun. After a fault, and when machines join or leave, torchrun ends all workers and runs
+the same command line again: another attempt of the launch. Each machine has a folder for the launch, with one in it for
+each attempt, and in that one for each worker: LAUNCH/attempt_K/LOCAL_RANK/error.json. torchrun removes it in the end.
 """
 
 from __future__ import annotations
@@ -21,11 +19,10 @@ _TAKEN = "dynsparse-has-taken"
 
 
 def launch_id() -> str | None:
-    """What tells this launch from any other, and stays the same in all of its attempts. None without torchrun.
+    """Return an id that all attempts of this launch share, and no other launch has; None without torchrun.
 
-    The id of its rendezvous; of a rendezvous without one ("none", which is the
-    default of a static one) the launch's folder, whose name is never used
-    again. Such a rendezvous gives rank 0 to the same machine in each attempt.
+    It is the id of the rendezvous. A rendezvous without one ("none", the default of a static one) has the launch's
+    folder instead, whose name is never used again. It gives rank 0 to the same machine in each attempt.
     """
     name = os.environ.get("TORCHELASTIC_RUN_ID", "none")
     if name not in ("", "none"):
@@ -35,17 +32,20 @@ def launch_id() -> str | None:
 
 
 def is_parent() -> bool:
-    """Whether torchrun started this process."""
+    """Return whether torchrun started this process."""
     return "TORCHELASTIC_RUN_ID" in os.environ
 
 
 def is_retry() -> bool:
-    """Whether a fault on this machine made this attempt. Not so if machines joined or left, or another had a fault."""
+    """Return whether a fault on this machine made this attempt.
+
+    False where machines joined or left, or another machine had the fault.
+    """
     return os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"
 
 
 def end_launch(code: int) -> None:
-    """Let later attempts on this machine end at once with `code`, without a word: they could do no better."""
+    """Let later attempts on this machine end at once and silently with `code`: they could do no better."""
     folder = _folder(of_attempt=False)
     if folder is not None:
         with contextlib.suppress(OSError):
@@ -56,7 +56,7 @@ def end_launch(code: int) -> None:
 
 
 def over() -> int | None:
-    """The exit code if an earlier attempt has called `end_launch` on this machine."""
+    """Return the exit code if an earlier attempt has called `end_launch` on this machine, else None."""
     folder = _folder(of_attempt=False)
     if folder is None:
         return None
@@ -67,21 +67,20 @@ def over() -> int | None:
 
 
 def speaks_first() -> bool:
-    """Whether this worker is the first on its machine to ask, so that an error that all share is said once.
+    """Return whether this worker is the first on its machine to ask, so that an error of all is printed once.
 
-    Not simply local rank 0: torchrun ends it as soon as another worker has
-    left, maybe before it has spoken.
+    Local rank 0 would not do: torchrun ends it as soon as another worker has left, perhaps before it has printed.
     """
     return _is_first("dynsparse-has-spoken")
 
 
 def notices_first() -> bool:
-    """The same for torchrun's own end, after which there may still be an error to speak of."""
+    """Return whether this worker is the first to notice that torchrun is gone. An error may still be printed after."""
     return _is_first("dynsparse-has-noticed")
 
 
 def forget_exit_code() -> None:
-    """Empty the file of `note_exit_code`: an attempt that is killed must not be taken for the one before it."""
+    """Empty the file of `note_exit_code`, so that an attempt that is killed leaves no code of the one before."""
     path = os.environ.get("DYNSPARSE_EXIT_FILE")
     if path and _is_first("dynsparse-has-begun"):
         with contextlib.suppress(OSError):
@@ -89,7 +88,7 @@ def forget_exit_code() -> None:
 
 
 def note_exit_code(code: int) -> None:
-    """Leave the code in DYNSPARSE_EXIT_FILE if set: torchrun returns 1 for whatever a worker did."""
+    """Leave the code in DYNSPARSE_EXIT_FILE, if set: torchrun itself returns 1 for any failure of a worker."""
     path = os.environ.get("DYNSPARSE_EXIT_FILE")
     if path:
         partial = Path(f"{path}.{os.getpid()}.partial")
@@ -112,7 +111,7 @@ def _is_first(mark: str) -> bool:
 
 
 def _folder(*, of_attempt: bool) -> Path | None:
-    """The folder of this attempt or of the launch; None without torchrun, or if it was told to keep none."""
+    """Return the folder of this attempt or of the launch; None without torchrun, or if it was told to keep none."""
     file = os.environ.get("TORCHELASTIC_ERROR_FILE")
     return Path(file).parents[1 if of_attempt else 2] if file else None
 
@@ -126,6 +125,6 @@ def note_taken() -> None:
 
 
 def has_taken() -> bool:
-    """Whether an earlier attempt of this launch, or this one, has taken the run's folder on this machine."""
+    """Return whether this or an earlier attempt of the launch has taken the run's folder on this machine."""
     folder = _folder(of_attempt=False)
     return folder is not None and (folder / _TAKEN).exists()

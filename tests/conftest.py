@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import weakref
 from collections.abc import Iterator
 from typing import Any
@@ -39,6 +40,12 @@ def _feeds_are_closed(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     yield
     for feed in made:
         feed.close()
+
+
+def pytest_collection_finish() -> None:
+    """A server of forks where a test that was collected has use for one."""
+    if forks := sys.modules.get("tests.forks"):
+        forks.serve()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import pickle
 import signal
 import traceback
@@ -16,9 +15,8 @@ import torch
 import torch.distributed as dist
 
 from dynsparse.runtime import Worker
+from tests.forks import CONTEXT
 
-_CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(["torch", "dynsparse.training.trainer", "pipelines.datasets.synthetic"])
 LIMIT_SECONDS = 120
 
 
@@ -34,8 +32,8 @@ def run_distributed(act: Callable[..., Any], world_size: int, *arguments: Any) -
     with TemporaryDirectory() as folder:
         pipes, processes = [], []
         for rank in range(world_size):
-            ours, theirs = _CONTEXT.Pipe(duplex=False)
-            process = _CONTEXT.Process(
+            ours, theirs = CONTEXT.Pipe(duplex=False)
+            process = CONTEXT.Process(
                 target=_rank_main, args=(packed, rank, world_size, Path(folder) / "store", theirs)
             )
             process.start()

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from dynsparse.files import Appender
+from dynsparse.appender import Appender
 
 
 class Disk:

@@ -15,8 +15,8 @@ import torch
 from pydantic import ValidationError
 from torch import nn
 
-from dynsparse.config import schema
-from dynsparse.config.schema import PenaltySettings
+from dynsparse.config import loading
+from dynsparse.config.sections import PenaltySettings
 from dynsparse.errors import StopRequested
 from dynsparse.masks import MaskSet, sparse_layers
 from dynsparse.masks.allocation import uniform
@@ -329,7 +329,7 @@ class TestEvaluation:
         assert (progress.best_top1, progress.test_top1_at_best, progress.test_top1) == (61, 65, 80)
 
     def test_nesterov_false_is_false(self) -> None:
-        settings = schema.parse(
+        settings = loading.parse(
             {
                 "model": {"name": "mnist_mlp"},
                 "method": {"name": "dense"},

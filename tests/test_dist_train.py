@@ -105,7 +105,7 @@ def test_check_says_what_a_start_would_refuse(call: Any, config: Path, settings:
     (settings.folder / "notes.txt").touch()
     code, _, err = call("--config", config, "--check")
     assert code == 2
-    assert "exists; go on with --resume auto" in err
+    assert "exists; resume it with --resume auto" in err
     code, _, err = call("--config", config, "--check", "--overwrite")
     assert "holds no run of dynsparse and is not replaced" in err
     assert passed(call("--config", config, "--check", "--dry-run"))
@@ -124,7 +124,7 @@ def test_train_evaluate_resume_and_overwrite(call: Any, config: Path, settings: 
 
     code, _, err = call("--config", config)
     assert code == 2
-    assert err.startswith(f"error: {settings.folder} exists; go on with --resume auto")
+    assert err.startswith(f"error: {settings.folder} exists; resume it with --resume auto")
     assert err.count("\n") == 1
 
     assert call("--resume", checkpoint, "train.epochs=3")[0] == 0
@@ -429,7 +429,7 @@ def test_bad_input_under_torchrun_is_said_once_and_no_worker_hangs(tmp_path: Pat
     code, result = exit_code(tmp_path, "--config", config, workers=2)
     assert code == 2
     assert len(worker_lines(result)) == 1
-    assert "exists; go on with --resume auto" in worker_lines(result)[0]
+    assert "exists; resume it with --resume auto" in worker_lines(result)[0]
 
 
 def test_a_checkpoint_of_two_workers_works_for_one(tmp_path: Path, config: Path, settings: RunConfig) -> None:

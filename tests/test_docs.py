@@ -14,7 +14,7 @@ import yaml
 
 import pipelines
 from benchmarks import readme
-from dynsparse.config import schema as config
+from dynsparse.config import loading as config
 from dynsparse.training.resume import differences
 from pipelines.base import Request
 from pipelines.common.errors import UserError

@@ -10,7 +10,27 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-NOT_YET = ("dynsparse", "pipelines", "benchmarks", "launch", "tests", "docs")
+NOT_YET = (
+    "dynsparse/cli",
+    "dynsparse/config",
+    "dynsparse/tools",
+    "dynsparse/training",
+    "dynsparse/__main__.py",
+    "dynsparse/errors.py",
+    "dynsparse/explain.py",
+    "dynsparse/files.py",
+    "dynsparse/hints.py",
+    "dynsparse/optimizers.py",
+    "dynsparse/runtime.py",
+    "dynsparse/schedules.py",
+    "dynsparse/tables.py",
+    "dynsparse/torchrun.py",
+    "pipelines",
+    "benchmarks",
+    "launch",
+    "tests",
+    "docs",
+)
 """Parts of the tree that are still to be rewritten."""
 FRAGMENT = re.compile(
     r"(What|Of|By|With|From|As|At|On|For|Where|To|Whose|Which|How|Why|In|Whether it is|The same|Those|That|Such|Not|"

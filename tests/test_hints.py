@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from dynsparse import hints
-from dynsparse.config import schema as config
+from dynsparse.config import loading as config
+from dynsparse.config.overrides import merge
 from dynsparse.config.schema import RunConfig
 from dynsparse.errors import UserError
 from dynsparse.training.network import require_layers
@@ -161,7 +162,7 @@ def test_what_would_be_cut_as_a_comment_is_refused(text: str) -> None:
 
 
 def test_a_number_sign_within_a_word_or_quotes_is_one() -> None:
-    merged, _, wrong = config.merge({}, ["runs=a#b", "data.path='x #y'"])
+    merged, _, wrong = merge({}, ["runs=a#b", "data.path='x #y'"])
     assert not wrong and (merged["runs"], merged["data"]["path"]) == ("a#b", "x #y")
 
 

@@ -56,7 +56,7 @@ def test_more_workers_than_gpus_is_refused(gpus: int, asked: str, monkeypatch: p
 
 def test_a_reader_that_has_seen_enough_is_no_error() -> None:
     """`... --list | head`: no traceback, no exit code of a fault."""
-    code = "from dynsparse.runtime import print_to_reader\nfor _ in range(50000): print_to_reader('line')"
+    code = "from pipelines.common import streams\nstreams.make_safe()\nfor _ in range(50000): print('line', flush=True)"
     process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert process.stdout is not None
     assert process.stderr is not None

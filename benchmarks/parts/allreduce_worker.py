@@ -18,7 +18,7 @@ from torch.distributed.algorithms.ddp_comm_hooks import default_hooks, powerSGD_
 from torch.nn import functional
 from torch.nn.parallel import DistributedDataParallel
 
-from dynsparse.config import schema
+from dynsparse.config import loading
 from dynsparse.distributed.allreduce import ActiveAllReduce
 from dynsparse.training.network import Network, build_network
 from tests.hosts import bytes_sent
@@ -102,7 +102,7 @@ class Way:
 def networks(amount: Amount, include: list[str] | None) -> Iterator[Network]:
     """The same one for each way."""
     size = [3, amount.image_size, amount.image_size]
-    settings = schema.parse(
+    settings = loading.parse(
         {
             "model": dict(amount.model),
             "sparsity": {"conv": 0.9, "fc": 0.9, **({"include": include} if include else {})},

@@ -1,4 +1,4 @@
-"""From the words of a command line to one action with its config."""
+"""Reading a command line: its options become one action with its config."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from dynsparse.cli.actions.rehearsal import Rehearsal
 from dynsparse.cli.actions.training import Training
 from dynsparse.cli.paper.translate import any_given, translate
 from dynsparse.cli.resuming import Resume, read_resume
-from dynsparse.config import schema
+from dynsparse.config import loading
 from dynsparse.config.schema import RunConfig
 from dynsparse.errors import UserError
 from dynsparse.files import open_regular
@@ -64,13 +64,13 @@ def load_config(asked: argparse.Namespace, resume: Resume) -> RunConfig:
         raise UserError(
             "--config is missing; give a YAML file such as configs/digits_dsr.yaml, or --model and other flags"
         )
-    return schema.parse(sections, asked.overrides, source)
+    return loading.parse(sections, asked.overrides, source)
 
 
 def _sections(asked: argparse.Namespace, resume: Resume) -> tuple[str, Mapping[str, Any] | None]:
     """Return the sections of a config, unchecked, and the name of their source; None where nothing has any."""
     if asked.config is not None:
-        return asked.config, schema.read_mapping(asked.config)
+        return asked.config, loading.read_mapping(asked.config)
     if asked.evaluate is not None:
         return asked.evaluate, config_of(result_of(asked.evaluate))
     if resume.go_on not in (None, "auto"):
@@ -92,7 +92,7 @@ def config_of(path: Path) -> Mapping[str, Any]:
             open_regular(left).close()
         except OSError as error:
             raise UserError(f"{left}: {error.strerror}; bring it back, or set name=") from None
-        return schema.read_mapping(left)
+        return loading.read_mapping(left)
     config: Mapping[str, Any] = read_run(path)["config"]
     return config
 

@@ -1,4 +1,4 @@
-"""How a training process ends: its last words, and the exit code that it leaves for its launcher."""
+"""The end of a training process: its last message, and the exit code that it leaves for its launcher."""
 
 from __future__ import annotations
 

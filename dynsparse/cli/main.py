@@ -21,7 +21,10 @@ VERBS = {
     "report": ("dynsparse.tools.report", "RUN [RUN...]: one HTML page that shows runs side by side"),
     "inspect": ("dynsparse.tools.inspection", "CKPT: check a checkpoint, and print its table of layers"),
     "export": ("dynsparse.tools.export", "CKPT --format torch|safetensors|onnx|csr: take the network away"),
-    "experiments": ("dynsparse.cli.experiments", "LIST [N ...]: run jobs of a list of experiments, one after another"),
+    "experiments": (
+        "dynsparse.cli.experiments.command",
+        "LIST [N ...]: run jobs of a list of experiments in turn",
+    ),
     "scan": ("pipelines.tools.scan", "FOLDER: find files that cannot be read, doubles and small classes"),
     "shards": ("pipelines.tools.shards", "write | index: make tar shards of a folder of images, or index shards"),
     "sample_images": ("pipelines.tools.sample_images", "FOLDER: write crops of real photographs to try training on"),

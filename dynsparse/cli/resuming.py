@@ -1,4 +1,4 @@
-"""What `--resume` asks for."""
+"""The option `--resume`, which can name a checkpoint to resume, a run to take weights from, or both."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pipelines.common.paths import argument
 
 @dataclass(frozen=True)
 class Resume:
-    """What the (maybe repeated) `--resume` asks for."""
+    """The request of a `--resume` that may be repeated."""
 
     go_on: str | None = None
     """"auto", or a checkpoint to resume from."""

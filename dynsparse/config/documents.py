@@ -20,28 +20,31 @@ from dynsparse.errors import LONGEST_NUMBER
 from pipelines.common.text import code_of, unfit
 
 MOST_BYTES = 256 << 10
-"""Of a document. The longest list of experiments that we know of has 30,000; a few seconds read 256 KiB of anything."""
+"""Longest document. The longest list of experiments that we know has 30,000 bytes; 256 KiB take a few seconds."""
 MOST_EXPANDED = 2 * MOST_BYTES
-"""Characters with every alias written out, and `EACH` more for each value: short ones take as much time."""
+"""Most characters with every alias written out, and `EACH` more for each value, since short values take time too."""
 EACH = 8
 MOST_LEVELS = 50
 
 
 class DocumentError(ValueError):
-    """No document that can be read: why, and where."""
+    """A document that cannot be read: why, and where."""
 
 
 @dataclass(frozen=True)
 class Written:
-    """A word that YAML reads as something else than text."""
+    """A word that YAML does not read as text."""
 
     value: Any
-    """A number, a boolean, None, or the text itself where it is none of these, such as a date."""
+    """A number, a boolean or None; the text itself for any other, such as a date."""
     text: str
 
 
 def load(text: str) -> Any:
-    """The mappings, lists, texts and `Written` of a YAML document. DocumentError if it is none, or too much."""
+    """Return the mappings, lists, texts and `Written` of a YAML document.
+
+    Raises DocumentError for text that is not valid YAML, or too large.
+    """
     if len(text) > MOST_BYTES:
         raise DocumentError(f"it has {len(text):,} characters, and {MOST_BYTES:,} are the most")
     try:
@@ -56,7 +59,7 @@ def load(text: str) -> Any:
 
 
 def _words(error: yaml.MarkedYAMLError) -> str:
-    """PyYAML's words on one line, without its picture of the place; what it quotes is cut."""
+    """Return PyYAML's message on one line, without its picture of the place; long quotes are cut."""
     mark = error.problem_mark or error.context_mark
     place = f"line {mark.line + 1}, column {mark.column + 1}: " if mark is not None else ""
     words = " ".join(" ".join(filter(None, (error.context, error.problem))).split())
@@ -64,9 +67,9 @@ def _words(error: yaml.MarkedYAMLError) -> str:
 
 
 class _Composer(yaml.SafeLoader):
-    """The tree of nodes. It is measured while it is composed, before anything follows an alias.
+    """A composer that measures the tree of nodes while it builds it, before anything follows an alias.
 
-    An alias counts for as much as what it stands for: nine lists of nine aliases each of the list before are 9^9 words.
+    An alias counts as much as its target. So nine lists, each of nine aliases of the list before, count 9^9 words.
     """
 
     def __init__(self, text: str) -> None:
@@ -74,7 +77,7 @@ class _Composer(yaml.SafeLoader):
         self._level = 0
         self._size = 0
         self._height = 0
-        """Levels below the node that is being composed, as far as they are known."""
+        """Levels below the current node, as far as they are known."""
         self._measured: dict[int, tuple[int, int]] = {}
         """Size and height of each node that is complete, by its id."""
 
@@ -120,7 +123,7 @@ _SCALARS: dict[str, Callable[[Any, ScalarNode], Any]] = {
 
 
 class _Builder:
-    """Plain data of nodes. Tags that a word does not have by itself are errors, but for those of plain data."""
+    """Turns nodes into plain data. Any tag is an error that is neither a word's own nor one of plain data."""
 
     def __init__(self, composer: _Composer) -> None:
         self._composer = composer
@@ -152,7 +155,7 @@ class _Builder:
             raise _error(node, f"'{text:.50}' is tagged as {kind}, and is none") from None
 
     def _mapping(self, node: MappingNode) -> dict[Any, Any]:
-        """Merged keys come first, as the epochs of a table that is continued; explicit ones win."""
+        """Return a mapping. Merged keys come first, as the epochs of a table that is continued; explicit keys win."""
         explicit: dict[Any, Any] = {}
         taken: set[Any] = set()
         merged: list[MappingNode] = []
@@ -168,7 +171,7 @@ class _Builder:
         return self._merged(merged, explicit) | explicit
 
     def _merged(self, mappings: Sequence[MappingNode], explicit: dict[Any, Any]) -> dict[Any, Any]:
-        """The keys of the mappings, each with the value of the first that has it, or its explicit one."""
+        """Return the keys of the mappings, each with its explicit value, else the value of the first mapping."""
         found: dict[Any, Any] = {}
         keys = {name: key for key in explicit for name in _names(key)}
         for one in mappings:
@@ -187,7 +190,7 @@ class _Builder:
 
 
 def _mappings(node: Node) -> Iterator[MappingNode]:
-    """What `<<` stands for: the first one has a key's value."""
+    """Yield the mappings that `<<` stands for. The first that has a key gives its value."""
     for one in node.value if isinstance(node, SequenceNode) else [node]:
         if not isinstance(one, MappingNode):
             raise _error(one, "'<<' takes a mapping, or a list of mappings")
@@ -195,7 +198,7 @@ def _mappings(node: Node) -> Iterator[MappingNode]:
 
 
 def _names(key: str | Written) -> set[Any]:
-    """What no second key may be: as text, and as a value, 1 being 1.0."""
+    """Return the forms that no second key may have: its text, and its value, where 1 equals 1.0."""
     return {_text(key), key.value if isinstance(key, Written) else key}
 
 

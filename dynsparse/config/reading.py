@@ -1,7 +1,7 @@
-"""Reading YAML: plain data, in which a field of text holds the text that was written.
+"""Reading YAML into plain data, in which a field of text holds the text that was written.
 
-YAML 1.1 makes a number of 007, a date of 2026-11-05 and a boolean of `on`. Whether such a word is text is for
-the schema to say, which a reader of YAML does not know. So `read` keeps both, and `plain` chooses.
+YAML 1.1 makes a number of 007, a date of 2026-11-05 and a boolean of `on`. The schema says whether such a word is text,
+and a reader of YAML does not know the schema. So `read` keeps both, and `plain` chooses.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from pipelines.common.text import cut, unfit
 
 
 def read_file(path: str | PathLike[str], option: str, examples: str) -> Any:
-    """What a YAML file holds (`read`). UserError, naming the option it came from, if it cannot be read."""
+    """Read a YAML file, as `read` does. Raises UserError, which names the option, if it cannot be read."""
     try:
         text = read_text(path, MOST_BYTES)
     except (OSError, ValueError) as error:
@@ -33,7 +33,10 @@ def read_file(path: str | PathLike[str], option: str, examples: str) -> Any:
 
 
 def read(text: str, source: str) -> Any:
-    """The mappings, lists, texts and `Written` of a YAML document. UserError, naming `source`, if it is none."""
+    """Return the mappings, lists, texts and `Written` of a YAML document.
+
+    Raises UserError, which names `source`, if it is not valid.
+    """
     try:
         return load(text)
     except DocumentError as error:
@@ -41,7 +44,7 @@ def read(text: str, source: str) -> Any:
 
 
 def problems(tree: Any, keys: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], str]]:
-    """The values of plain data that no key could have, from wherever they came: where, and what is wrong."""
+    """Yield the place and the fault of each value that no key could have, wherever it came from."""
     if len(keys) > MOST_LEVELS:
         yield keys, f"has more than {MOST_LEVELS} levels, one in another"
     elif isinstance(tree, Mapping):
@@ -59,10 +62,10 @@ def problems(tree: Any, keys: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str,
 
 
 def plain(tree: Any, types: Sequence[Any] = ()) -> Any:
-    """The plain data of a tree that `read` gave.
+    """Return the plain data of a tree from `read`.
 
-    `types` are what the schema allows in its place. A word is text where all of them are. It is None where it reads
-    so and one of them may be None.
+    `types` are what the schema allows in its place. A word is text if all of them are text. It is None if it reads as
+    None and one of them may be None.
     """
     if isinstance(tree, Written):
         return _value(tree, types)
@@ -79,7 +82,7 @@ def plain(tree: Any, types: Sequence[Any] = ()) -> Any:
 
 
 def under(types: Sequence[Any], key: Any) -> list[Any]:
-    """What the schema allows for a key of what it allows here."""
+    """Return the types that the schema allows under a key, from those that it allows here."""
     found: list[Any] = []
     for type_ in alternatives(types):
         if get_origin(type_) is dict:
@@ -103,7 +106,7 @@ def _value(word: Written, types: Sequence[Any]) -> Any:
 
 
 def alternatives(types: Iterable[Any]) -> Iterator[Any]:
-    """The types themselves: those that a union is made of, without what annotates them."""
+    """Yield the members of each union, without annotations."""
     for type_ in types:
         if get_origin(type_) is Annotated:
             yield from alternatives(get_args(type_)[:1])

@@ -1,1 +1,1 @@
-"""Keeping ranks in step: plans and digests (sync.py, digest.py)."""
+"""Communication between ranks: collectives (sync.py), digests (digest.py), gradients (allreduce.py)."""

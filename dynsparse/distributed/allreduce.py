@@ -1,8 +1,10 @@
-"""Only the gradients of active weights travel: a communication hook of DistributedDataParallel.
+"""All-reduce of the gradients of active weights alone: a communication hook of DistributedDataParallel.
 
-Masks are the same on every rank, so that positions need not be sent, and what
-lies outside them is masked after the reduction anyway. The bytes fall with the
-density; the result is that of a dense all-reduce and masking after it.
+Masks are the same on every rank, so that positions need not be sent. The bytes fall with the density. The result is
+that of a dense all-reduce with masking after it.
+
+Example, a gradient [1 2 3 4] with the active positions 0 and 2: the rank packs its values there, [1 3]. The mean over
+the ranks is [5 7], say. Unpacked it is [5 0 7 0].
 """
 
 # No `from __future__ import annotations`: DDP compares the hook's annotations with the classes themselves.
@@ -19,34 +21,31 @@ from dynsparse.masks import MaskSet
 from dynsparse.masks.tensors import flat_view
 
 Gradients = Literal["auto", "active", "dense"]
-"""What travels: the gradients of active weights, or all; auto: what is faster."""
+"""Gradients to send: those of active weights, or all. auto: the faster of both."""
 
 
 class ActiveAllReduce:
-    """Reduces the gradients of one DDP module to their mean over the ranks.
+    """Reduction of the gradients of one DDP module to their mean over the ranks.
 
-    Where `active` is set, only the active weights of `masks` and the whole
-    parameters outside it are sent, and gradients outside the masks come back as
-    0. Else every gradient is, in the very layout and order that DDP itself
-    would use: to the same bits.
+    With `active`, only gradients of the active weights of `masks` and of dense parameters are sent, and gradients
+    outside the masks come back as 0. Without it all are sent, in the layout and order that DDP itself uses: the result
+    has the same bits.
 
-    With two ranks the active gradients are the same bits either way. With more
-    they are the same on all ranks, and differ between the two ways in
-    rounding: where a number lies in a buffer decides in which order the ranks'
-    values are added.
+    With two ranks the active gradients have the same bits either way. With more, they are the same on all ranks, but
+    the two ways round differently: a number's place in the buffer decides the order in which ranks add to it.
 
-    Nothing is cached between steps but the positions that each layer keeps of
-    its own: buckets may be rebuilt and masks may change at any time.
+    Nothing is cached between steps but the positions that each layer keeps. Buckets may be rebuilt and masks may change
+    at any time.
     """
 
     def __init__(self, masks: MaskSet, *, active: bool = True) -> None:
         self.active = active
         self.bytes_sent = 0
-        """Handed to the all-reduce by this rank, so far. What a ring sends over the wire is up to twice that."""
+        """Bytes that this rank has handed to the all-reduce so far. A ring sends up to twice as many over the wire."""
         self._layers = {id(layer.weight): layer for layer in masks}
 
     def register(self, module: DistributedDataParallel) -> None:
-        """Before the first backward. Works with `gradient_as_bucket_view` and `no_sync`."""
+        """Install the hook, before the first backward. It works with `gradient_as_bucket_view` and `no_sync`."""
         module.register_comm_hook(self, ActiveAllReduce._reduce)
 
     def _reduce(self, bucket: dist.GradBucket) -> Future[Tensor]:  # type: ignore[name-defined]
@@ -77,9 +76,9 @@ class ActiveAllReduce:
         self,
         bucket: dist.GradBucket,  # type: ignore[name-defined]
     ) -> Iterator[tuple[Tensor, Tensor | None]]:
-        """For each gradient its memory as one dimension, and which positions of it to send; None: all of them.
+        """Yield the flat memory of each gradient, with the positions to send, int64. None: all of them.
 
-        In the bucket a gradient lies as its parameter does, channels last for instance, though the bucket's own
+        In the bucket a gradient has its parameter's memory format, channels last for instance, though the bucket's own
         views of it say otherwise.
         """
         for gradient, parameter in zip(bucket.gradients(), bucket.parameters(), strict=True):
@@ -88,7 +87,7 @@ class ActiveAllReduce:
             yield flat_view(gradient), None if sends_all else layer.positions(parameter)  # type: ignore[union-attr]
 
     def _sum(self, values: Tensor) -> Future[list[Tensor]]:
-        """Of the ranks' values divided by their number: as DDP does it, which divides while it fills the bucket."""
+        """Sum the values over the ranks, divided by their number first: DDP divides while it fills the bucket."""
         self.bytes_sent += values.numel() * values.element_size()
         future: Future[list[Tensor]] = dist.all_reduce(
             values.mul_(1 / dist.get_world_size()), async_op=True

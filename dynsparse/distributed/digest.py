@@ -1,8 +1,8 @@
 """64-bit checksums of masks and weights, to prove that ranks agree.
 
 Multilinear hashing (Carter & Wegman 1979; Lemire & Kaser 2014): the sum of words times random keys, one for each
-place, in wrapping integer arithmetic. Every device and memory layout gives the same number, and as keys are odd a
-change of any one word changes it.
+place, in wrapping integer arithmetic. Every device and memory layout gives the same number. As keys are odd, a change
+of any one word changes it.
 """
 
 from __future__ import annotations
@@ -19,22 +19,22 @@ from dynsparse.masks.naming import named_parameters
 from dynsparse.masks.tensors import bits_of
 from dynsparse.seeds import random_bits, seed_for
 
-_CHUNK = 1 << 18  # Words with a key each in a table, which stays in the processor's cache; a factor for each chunk.
+_CHUNK = 1 << 18  # Words in a chunk. A table of as many keys stays in the processor's cache.
 
 
 @lru_cache(maxsize=2)
 def _keys(device: torch.device) -> Tensor:
-    """int64 [_CHUNK], odd."""
+    """Keys of the words in a chunk: int64 [_CHUNK], odd."""
     return random_bits(seed_for("digest"), torch.arange(_CHUNK, device=device)).bitwise_or_(1)
 
 
 def _factors(chunks: int, device: torch.device) -> Tensor:
-    """int64 [chunks], odd: what the keys of each chunk are multiplied with."""
+    """Factors of the keys in each chunk: int64 [chunks], odd."""
     return random_bits(seed_for("digest", "chunks"), torch.arange(chunks, device=device)).bitwise_or_(1)
 
 
 def hashes(words: Tensor, sizes: Sequence[int]) -> Tensor:
-    """int64 [len(sizes)]: of consecutive runs of `words` (any integers [n]), so many in each, one checksum each."""
+    """Checksums of consecutive runs of `words` (any integers [n]), `sizes[i]` words in each: int64 [len(sizes)]."""
     if not sizes:
         return torch.empty(0, dtype=torch.int64, device=words.device)
     of_words = hashes_by_run if words.device.type == "cpu" else hashes_at_once
@@ -43,7 +43,7 @@ def hashes(words: Tensor, sizes: Sequence[int]) -> Tensor:
 
 
 def hashes_by_run(words: Tensor, sizes: Sequence[int]) -> Tensor:
-    """The sums of `hashes`, for a processor: chunks that stay in its cache."""
+    """Sums of `hashes` on a processor, by chunks that stay in its cache."""
     keys = _keys(words.device)
     factors = _factors(1 + max(sizes) // _CHUNK, words.device)
     sums = []
@@ -54,7 +54,7 @@ def hashes_by_run(words: Tensor, sizes: Sequence[int]) -> Tensor:
 
 
 def hashes_at_once(words: Tensor, sizes: Sequence[int]) -> Tensor:
-    """The sums of `hashes`, for a GPU: a few large kernels, whatever the number of runs."""
+    """Sums of `hashes` on a GPU, by a few large kernels, whatever the number of runs."""
     lengths = torch.tensor(list(sizes)).to(words.device)
     ends = lengths.cumsum(0)
     starts = (ends - lengths).repeat_interleave(lengths, output_size=words.numel())
@@ -66,24 +66,23 @@ def hashes_at_once(words: Tensor, sizes: Sequence[int]) -> Tensor:
 
 
 def mask_rows(masks: MaskSet) -> Tensor:
-    """int64 [sparse layers]: checksums of which units are active. Of all units it is that of none, which cannot be."""
+    """Checksums of the active units: int64 [sparse layers]. A full layer gets that of no units, which no layer has."""
     blocks = [[layer.active[: 0 if layer.is_full else None] for layer in block.layers] for block in masks.blocks]
     rows = [hashes(torch.cat(indices), [index.numel() for index in indices]) for indices in blocks]
     return torch.cat(rows) if rows else torch.empty(0, dtype=torch.int64)
 
 
 def shared_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
-    """Those that all ranks hold alike: all but what DistributedDataParallel was told to ignore."""
+    """Parameters that are the same on all ranks: all but those that DistributedDataParallel was told to ignore."""
     ignored: Collection[str] = getattr(model, "_ddp_params_and_buffers_to_ignore", ())
     return {name: parameter for name, parameter in named_parameters(model).items() if name not in ignored}
 
 
 def weight_rows(model: nn.Module, masks: MaskSet) -> Tensor:
-    """int64 [shared parameters]: their checksums.
+    """Checksums of the shared parameters: int64 [shared parameters].
 
-    For sparse layers of the active weights, plus the wrapping sum of the bits outside the mask, which are all 0 unless
-    something went wrong: linear in the active weights but for one pass over all. A single stray weight is found for
-    certain; several may cancel in the sum, which of strays at random one in four billion does.
+    A sparse layer's is of its active weights, plus the wrapping sum of the bits outside the mask, which is 0 unless
+    something went wrong (`SparseLayer.stray_bits`). Linear in the active weights but for one pass over all.
     """
     sparse = {id(layer.weight): layer for layer in masks}
     words: list[Tensor] = []
@@ -104,28 +103,28 @@ def weight_rows(model: nn.Module, masks: MaskSet) -> Tensor:
 
 
 def active_digest(masks: MaskSet) -> int:
-    """64 bits over the active weights of the sparse layers, whatever lies outside the masks."""
+    """Digest of the active weights of the sparse layers, whatever lies outside the masks."""
     values = [bits_of(layer.values()) for layer in masks]
     names = [layer.name for layer in masks]
     return total(names, to_host(hashes(torch.cat(values), [part.numel() for part in values])) if values else [])
 
 
 def total(names: Sequence[str], rows: Sequence[int]) -> int:
-    """One unsigned 64-bit number from a checksum a name."""
+    """Combine one checksum a name into an unsigned 64-bit number."""
     text = "\0".join(f"{name}\0{row}" for name, row in zip(names, rows, strict=True))
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big")
 
 
 def to_host(rows: Tensor) -> list[int]:
-    """All rows in one copy."""
+    """Copy all rows to the host at once."""
     return list(map(int, rows.tolist()))
 
 
 def mask_digest(masks: MaskSet) -> int:
-    """64 bits that tell which units of which layers are active."""
+    """Digest of the active units of all layers."""
     return total([layer.name for layer in masks], to_host(mask_rows(masks)))
 
 
 def weight_digest(model: nn.Module, masks: MaskSet) -> int:
-    """64 bits over all parameters of the model, dense ones included."""
+    """Digest of all parameters of the model, dense ones included."""
     return total(list(shared_parameters(model)), to_host(weight_rows(model, masks)))

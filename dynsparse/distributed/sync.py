@@ -1,7 +1,7 @@
-"""What the ranks say to each other beside gradients: plans, digests, flags, repairs.
+"""Communication between ranks, apart from gradients: plans, digests, flags, repairs.
 
-Every function is a collective: all ranks of the group (None: of all) call it, in the same order. With one process
-each is a no-op. CPU tensors travel over gloo, whatever the gradients use.
+Every function is a collective: all ranks of the group call it, in the same order. A group of None is all ranks. With
+one process each is a no-op. CPU tensors travel over gloo, whatever the gradients use.
 """
 
 from __future__ import annotations
@@ -20,25 +20,28 @@ from dynsparse.masks.tensors import flat_view
 
 T = TypeVar("T")
 Group = dist.ProcessGroup | None
-"""The ranks that train one model; None: all of them."""
+"""Ranks that train one model. None: all of them."""
 
 _CPU_TWINS: dict[dist.ProcessGroup, dist.ProcessGroup] = {}
 
 
 def connected(group: Group = None) -> bool:
+    """Whether there is any other rank in the group."""
     return dist.is_available() and dist.is_initialized() and dist.get_world_size(group) > 1
 
 
 def rank(group: Group = None) -> int:
+    """Number of this rank in the group."""
     return dist.get_rank(group) if connected(group) else 0
 
 
 def world_size(group: Group = None) -> int:
+    """Number of ranks in the group."""
     return dist.get_world_size(group) if connected(group) else 1
 
 
 def carrier(group: Group, device: str) -> dist.ProcessGroup:
-    """A group of the same ranks whose backend takes tensors of this kind of device.
+    """Return a group of the same ranks whose backend takes tensors of this kind of device.
 
     A job that was started with NCCL alone has none for the CPU: it gets a second group, over gloo, at the first use.
     """
@@ -61,36 +64,39 @@ def _takes(group: dist.ProcessGroup, device: str) -> bool:
 
 
 def _first(group: Group) -> int:
-    """The number that the group's rank 0 has among all ranks."""
+    """Number of the group's rank 0 among all ranks."""
     return 0 if group is None else dist.get_global_rank(group, 0)
 
 
 def broadcast_(tensor: Tensor, group: Group = None) -> Tensor:
-    """Rank 0's values in every rank's CPU or CUDA tensor, in place."""
+    """Copy rank 0's values to every rank's CPU or CUDA tensor, in place."""
     if connected(group):
         dist.broadcast(tensor, src=_first(group), group=carrier(group, tensor.device.type))
     return tensor
 
 
 def sum_(tensor: Tensor, group: Group = None) -> Tensor:
-    """The sum over the ranks in every rank's tensor, in place."""
+    """Sum every rank's tensor over the ranks, in place."""
     if connected(group):
         dist.all_reduce(tensor, group=carrier(group, tensor.device.type))
     return tensor
 
 
 def largest_(tensor: Tensor, group: Group = None) -> Tensor:
-    """The largest over the ranks in every rank's small CPU tensor, entry by entry and in place.
+    """Take the largest over the ranks of every rank's small CPU tensor, entry by entry and in place.
 
-    Recursive doubling: rank r and rank r + 2^i tell each other what they know, log2(n) exchanges one after the other
-    (two more where n is no power of 2). Gloo's own all-reduce is a ring: 2 (n - 1), however few the bytes.
+    Recursive doubling takes log2(n) exchanges one after the other, and two more where n is not a power of 2. Gloo's own
+    all-reduce is a ring of 2 (n - 1), however few the bytes.
+
+    Example, 4 ranks that hold 3 1 4 1. Ranks 0 and 1, and 2 and 3, exchange: 3 3 4 4. Ranks 0 and 2, and 1 and 3,
+    exchange: 4 4 4 4. A fifth rank would first send its value to rank 0, and receive the result from it at the end.
     """
     if not connected(group):
         return tensor
     over = carrier(group, "cpu")
     mine, ranks = dist.get_rank(over), dist.get_world_size(over)
     doubling = 1 << (ranks.bit_length() - 1)
-    spare = ranks - doubling  # So many ranks let a partner of theirs speak for them.
+    spare = ranks - doubling  # As many ranks let a partner speak for them.
     if mine >= doubling:
         dist.send(tensor, group_dst=mine - doubling, group=over)
         dist.recv(tensor, group_src=mine - doubling, group=over)
@@ -118,14 +124,14 @@ def any_rank(flag: bool, group: Group = None) -> bool:
 
 
 def any_of(*flags: bool, group: Group = None) -> tuple[bool, ...]:
-    """`any_rank` for each of several flags, at once."""
+    """Whether each of several flags is set on any rank, in one exchange."""
     if not connected(group):
         return flags
     return tuple(map(bool, largest_(torch.tensor([int(flag) for flag in flags]), group).tolist()))
 
 
 def gather(value: T) -> list[T] | None:
-    """Every rank's picklable `value`, by rank, on rank 0; None elsewhere."""
+    """Return every rank's picklable `value`, by rank, on rank 0; None elsewhere."""
     if not connected():
         return [value]
     values: list[Any] | None = [None] * dist.get_world_size() if dist.get_rank() == 0 else None
@@ -134,7 +140,7 @@ def gather(value: T) -> list[T] | None:
 
 
 def all_of(value: T, group: Group = None) -> list[T]:
-    """Every rank's picklable `value`, by rank, on every rank."""
+    """Return every rank's picklable `value`, by rank, on every rank."""
     if not connected(group):
         return [value]
     values: list[Any] = [None] * dist.get_world_size(group)
@@ -143,16 +149,15 @@ def all_of(value: T, group: Group = None) -> list[T]:
 
 
 def all_said(message: str | None, group: Group = None) -> list[str]:
-    """What any rank had to say, on every rank; each message once."""
+    """Messages of all ranks, on every rank, each once."""
     return list(dict.fromkeys(said for said in all_of(message, group) if said is not None))
 
 
 def together(act: Callable[[], T], group: Group = None) -> T:
     """Run `act` on every rank, and let all ranks succeed or fail as one.
 
-    If it raises a ValueError anywhere, every rank raises a UserError with the
-    message of the first that failed: none is left waiting. `act` itself must
-    not talk to other ranks.
+    If it raises a ValueError anywhere, every rank raises a UserError with the message of the first that failed: no rank
+    is left waiting. `act` itself must not communicate with other ranks.
     """
     result: list[T] = []
     failure = None
@@ -177,8 +182,8 @@ def from_rank_0(produce: Callable[[], T], group: Group = None) -> T:
 def all_agree(names: Sequence[str], rows: Tensor, group: Group = None) -> list[str]:
     """Compare checksums (int64 [names]) over the ranks.
 
-    Returns the names that differ, the same list on every rank: empty where all
-    agree, which costs each rank a few messages of two numbers.
+    Returns the names that differ, the same list on every rank. It is empty where all agree, which costs each rank a few
+    messages of two numbers.
     """
     if not connected(group):
         return []
@@ -190,7 +195,7 @@ def all_agree(names: Sequence[str], rows: Tensor, group: Group = None) -> list[s
     table = [torch.empty(len(values), dtype=torch.int64) for _ in range(world_size(group))]
     dist.all_gather(table, torch.tensor(values), group=carrier(group, "cpu"))
     differs = (torch.stack(table) != table[0]).any(0).tolist()
-    # Differing totals with equal rows cannot be; yet a mismatch must never pass for agreement.
+    # Totals cannot differ with equal rows. Yet a mismatch must never pass for agreement.
     return [name for name, bad in zip(names, differs, strict=True) if bad] or ["(unknown)"]
 
 

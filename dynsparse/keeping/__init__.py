@@ -1,1 +1,1 @@
-"""What keeps a model sparse in somebody's loop: the parts of `SparseTraining`, one concern each."""
+"""The parts of `SparseTraining`, which keeps a model sparse in any training loop: one concern each."""

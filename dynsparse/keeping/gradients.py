@@ -1,4 +1,4 @@
-"""The gradients of the sparse weights: which are new, which are masked already, and by the masks of now."""
+"""The gradients of the sparse weights: new ones, and those that the present masks have masked already."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from dynsparse.methods import Clock
 from dynsparse.reallocation import Reallocator, Seen
 
 _MASKED_AT = "_dynsparse_masked_at"
-"""An attribute of a gradient: its version and that of the masks when it was masked. It is as it was if both hold."""
+"""Attribute of a gradient: its version and the masks' when it was masked. If both hold, it is still masked."""
 
 
 class Gradients:
@@ -33,7 +33,7 @@ class Gradients:
         self.coming = coming
         self.masking = masking
         self.are_there = False
-        """Whether the step has any."""
+        """Whether the step has any gradients."""
         self.seen = Seen()
         """Facts of this round's gradients, from before they were masked."""
         self._new: set[str] = set()
@@ -44,7 +44,7 @@ class Gradients:
 
     @property
     def are_wanted_whole(self) -> bool:
-        """Whether those of the coming step matter outside the masks too."""
+        """Whether the method reads gradients outside the masks too in the coming step."""
         clock = self.coming()
         if self._wants_whole[0] != clock.step:
             self._wants_whole = clock.step, self.reallocator.wants_whole_gradients(clock)
@@ -56,21 +56,20 @@ class Gradients:
         self.seen = Seen()
 
     def follow_masks(self) -> None:
-        """Rely no more on what the masks before these have masked."""
+        """Masks have changed: mask all gradients anew."""
         self._masks_version += 1
 
     def release(self) -> None:
-        """Take note of no more."""
+        """Remove the hooks."""
         for hook in self._hooks:
             hook.remove()
 
     @torch.no_grad()
     def look(self, layers: Iterable[SparseLayer], *, scale: Tensor | None = None, keep: bool = False) -> None:
-        """Look at those gradients of these layers that are new since the last look, and mask all.
+        """Look at the gradients of these layers that are new since the last look, and mask those of all layers.
 
-        The first look of a round is at all layers: others of its optimizers may step on gradients of the same
-        backward. `scale`: a GradScaler's factor, that they still have. `keep`: what was seen counts, though the
-        gradient is gone by now.
+        The first look of a round is at all layers, as another optimizer may step on gradients of the same backward.
+        `scale`: a GradScaler's factor that they still have. `keep`: what was seen counts, though the gradient is gone.
         """
         gradients = self._found()
         self.are_there |= bool(gradients) or not len(self.masks)
@@ -80,11 +79,11 @@ class Gradients:
         new = set(self._new)
         if not self._has_looked:
             layers, new = self.masks, new | changed
-        if self.are_wanted_whole:  # What was masked already for an earlier step says nothing of where to grow.
+        if self.are_wanted_whole:  # Gradients masked for an earlier step tell nothing about growth.
             new &= changed
         if to_see := [layer for layer in layers if layer.name in new]:
             self.seen.add(self.reallocator.look(self.coming(), to_see, scale=scale))
-        written = changed and self.masking  # Clipped, say, since they were looked at.
+        written = changed and self.masking  # Clipped, for instance, since the last look.
         if written or (to_see and self.are_wanted_whole):
             self.masks.mask_gradients()
         self._new, self._has_looked = set(), True
@@ -104,11 +103,11 @@ class Gradients:
         setattr(gradient, _MASKED_AT, (gradient._version, self._masks_version))
 
     def _is_as_masked(self, gradient: Tensor) -> bool:
-        """Whether it was masked by the masks of now, and nothing has been written to it since."""
+        """Whether the present masks have masked it, and nothing has been written to it since."""
         return bool(getattr(gradient, _MASKED_AT, None) == (gradient._version, self._masks_version))
 
     def _found(self) -> dict[str, Tensor]:
-        """Those that there are, by layer, each dense in memory. UserError for sparse ones."""
+        """Gradients that exist, by layer, each without gaps in memory. UserError for a sparse tensor."""
         found = {}
         for layer in self.masks:
             gradient = layer.weight.grad
@@ -123,7 +122,7 @@ class Gradients:
 
 
 def _noting(gradients: ref[Gradients], layer: SparseLayer) -> Callable[[Tensor], None]:
-    """A hook of a weight. It keeps nothing alive."""
+    """Make the hook of a weight, which keeps nothing alive."""
 
     def note(weight: Tensor) -> None:
         owner, gradient = gradients(), weight.grad
@@ -136,7 +135,7 @@ def _noting(gradients: ref[Gradients], layer: SparseLayer) -> Callable[[Tensor],
 def closure_that_looks(
     closure: Callable[[], Any], gradients: Gradients, layers: Sequence[SparseLayer]
 ) -> Callable[[], Any]:
-    """A closure that also looks at the gradients of these layers that it has made."""
+    """Wrap a closure so that it also looks at the gradients of these layers that it has made."""
 
     def with_a_look() -> Any:
         loss = closure()

@@ -1,4 +1,4 @@
-"""The optimizers that move the sparse weights: those that were given, those inside of them, those that came later."""
+"""The optimizers that move the sparse weights: given ones, those inside them, and those that came later."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from dynsparse.masks import MaskSet, SparseLayer, optimizer_state
 
 
 class KnownOptimizers:
-    """Keeps none of those alive that came later."""
+    """Record of the optimizers that move the sparse weights. It keeps later ones alive no longer than others do."""
 
     def __init__(self, given: object, weights: Mapping[str, nn.Parameter], *, whole_state: bool) -> None:
-        """`given` is an optimizer or a list of them; `weights` are what they are to move, by name.
+        """`given` is an optimizer or a list of them, `weights` the weights that they must hold, by name.
 
-        UserError if they do not, or, with `whole_state`, if a rank holds only a part of their state.
+        UserError if they do not hold them, or, with `whole_state`, if a rank has only a part of their state.
         """
         parts = [inner_optimizers(one) for one in (given if isinstance(given, (list, tuple)) else [given])]
         if not parts or not all(parts):
             raise UserError("the optimizer is no torch.optim.Optimizer and holds none: its steps cannot be seen")
         wanted = {id(weight) for weight in weights.values()}
         self.given = [part for part in parts if not wanted.isdisjoint(held_by(part))] or parts[:1]
-        """Each with those inside of it. Of a list, those that hold any of the weights: they make one step together."""
+        """Each optimizer with those inside it. In a list, those that hold any of the weights make one step together."""
         held = {one for part in self.given for one in held_by(part)}
         if strangers := [name for name, weight in weights.items() if id(weight) not in held]:
             raise UserError(f"the optimizer does not hold {strangers[0]}; make it over this model's parameters")
@@ -44,11 +44,11 @@ class KnownOptimizers:
 
     @property
     def alive(self) -> list[optim.Optimizer]:
-        """Those that have stepped over the weights, or were given, inner ones too."""
+        """Optimizers that were given or have stepped over the weights, inner ones too."""
         return [one for one in (known() for known in self._seen) if one is not None]
 
     def see(self, optimizer: optim.Optimizer) -> None:
-        """Know it from now on."""
+        """Remember an optimizer."""
         if not any(optimizer is one for one in self.alive):
             self._seen = [known for known in self._seen if known() is not None] + [ref(optimizer)]
 
@@ -60,12 +60,12 @@ class KnownOptimizers:
         return [layer for layer in masks if id(layer.weight) in held]
 
     def untrained(self, masks: MaskSet) -> set[str]:
-        """Layers that none of them holds any more."""
+        """Layers whose weights no optimizer holds any more."""
         held = held_by(self.alive)
         return {layer.name for layer in masks if id(layer.weight) not in held}
 
     def number_of(self, optimizer: optim.Optimizer, masks: MaskSet) -> int | None:
-        """Which of several given ones it is, is inside of, or has taken the place of; None if there is one."""
+        """Number of the given optimizer that this is, is inside of, or has replaced. None if only one was given."""
         if len(self.given) == 1:
             return None
         number = next((i for i, part in enumerate(self.given) if any(one is optimizer for one in part)), None)
@@ -77,12 +77,12 @@ class KnownOptimizers:
         return number
 
     def have_stepped(self, masks: MaskSet) -> bool:
-        """Whether any has state of a sparse weight."""
+        """Whether any optimizer has state of a sparse weight."""
         return any(optimizer.state.get(layer.weight) for optimizer in self.alive for layer in masks)
 
     @torch.no_grad()
     def mask_new_states(self, masks: MaskSet) -> None:
-        """Mask optimizer state that is new, as after loading one: it would move what is to stay 0."""
+        """Mask optimizer state that is new, for instance loaded: it would move weights that stay 0."""
         for optimizer in self.alive:
             known = self._states.setdefault(optimizer, {})
             for layer in masks:
@@ -93,18 +93,18 @@ class KnownOptimizers:
                         layer.mask_(moment)
 
     def mask_states(self, masks: MaskSet) -> None:
-        """Mask all of it, as after other masks were loaded."""
+        """Mask all optimizer state, as after other masks were loaded."""
         self._states.clear()
         self.mask_new_states(masks)
 
 
 def held_by(optimizers: Sequence[optim.Optimizer]) -> set[int]:
-    """The identities of the parameters that they hold."""
+    """Identities of the parameters that these optimizers hold."""
     groups = (group for one in optimizers for group in one.param_groups)
     return {id(parameter) for group in groups for parameter in group["params"]}
 
 
 def overflows(optimizer: optim.Optimizer) -> bool:
-    """Whether a GradScaler has told a fused optimizer to leave this step out."""
+    """Whether a GradScaler has told a fused optimizer to skip this step."""
     found = getattr(optimizer, "found_inf", None)
     return isinstance(found, Tensor) and bool(found.item())

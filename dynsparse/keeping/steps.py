@@ -1,8 +1,8 @@
-"""Every optimizer step over a model's sparse weights, once, whoever makes it.
+"""Watch every optimizer step over a model's sparse weights, whichever optimizer makes it.
 
-torch calls hooks of the whole process around the `step` of every optimizer. Through them steps are seen that hooks of
-one optimizer miss: those of a second optimizer over the same weights, of an optimizer inside another (Accelerate,
-ZeroRedundancyOptimizer, SAM, Lookahead), of one that takes another's place. A step inside a step counts once.
+torch calls hooks of the whole process around the `step` of every optimizer. They see steps that hooks of one optimizer
+miss: of a second optimizer over the same weights, of an optimizer inside another (Accelerate, ZeroRedundancyOptimizer,
+SAM, Lookahead), of an optimizer that replaces another. A step inside a step counts once.
 """
 
 from __future__ import annotations
@@ -26,40 +26,40 @@ _TICKET = "_dynsparse"
 
 
 class Watcher(ABC):
-    """Is called around every step over its weights."""
+    """Object that is called around every step over its weights."""
 
     @abstractmethod
     def before_step(self, optimizer: optim.Optimizer, closure: Closure | None) -> Closure | None:
-        """Before a step that is inside no other. Returns the closure to give to it."""
+        """Act before a step that is inside no other. Returns the closure to give to it."""
 
     @abstractmethod
     def inside_step(self, optimizer: optim.Optimizer) -> None:
-        """Before a step inside another one."""
+        """Act before a step inside another one."""
 
     @abstractmethod
     def after_step(self, optimizer: optim.Optimizer) -> None:
-        """After a step that was inside no other."""
+        """Act after a step that was inside no other."""
 
     @abstractmethod
     def meets(self, optimizer: optim.Optimizer) -> None:
-        """Before a step over none of the weights: raise UserError if it should have been."""
+        """Act before a step over none of the weights: raise UserError if it should be over them."""
 
 
 _WATCHERS: WeakValueDictionary[int, Watcher] = WeakValueDictionary()
-"""By the identity of each weight, which its watcher keeps alive."""
+"""Watchers by the identity of each weight, which its watcher keeps alive."""
 
 _COPIES = WeakTensorKeyDictionary()
-"""Weights of models that were deep-copied from one with a watcher, which is known by its identity."""
+"""Weights of deep copies of a watched model, with the identity of that model's watcher."""
 
 
 class Ticket:
-    """Ties watchers to a module: they live as long, and a deep copy of the module is known for one."""
+    """Tie between watchers and a module: they live as long, and a deep copy of the module is recognised."""
 
     def __init__(self) -> None:
         self.watchers: dict[nn.Parameter, Watcher | None] = {}
-        """Of the module's weights; None for those of a copy."""
+        """Watcher of each weight of the module, None for a copy's."""
         self.original: dict[nn.Parameter, int] = {}
-        """Which watcher keeps what a weight, or the one that it is a copy of, belongs to."""
+        """Identity of the watcher of each weight, or of the weight that it is a copy of."""
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Ticket:
         copied = Ticket()
@@ -70,11 +70,11 @@ class Ticket:
         return copied
 
     def __reduce__(self) -> tuple[type[None], tuple[()]]:
-        return type(None), ()  # A pickled model needs nothing of ours to be read.
+        return type(None), ()  # A pickled model can be read without this package.
 
 
 class Keeper:
-    """Keeps a watcher alive as long as a weight, whatever module holds it."""
+    """Attribute of a weight that keeps its watcher alive as long, whatever module holds it."""
 
     def __init__(self, watcher: Watcher) -> None:
         self.watcher = watcher
@@ -84,6 +84,7 @@ class Keeper:
 
 
 def watcher_of(weight: nn.Parameter) -> Watcher | None:
+    """Watcher of steps over this weight, if it has one."""
     return _WATCHERS.get(id(weight))
 
 
@@ -100,7 +101,7 @@ def watch(watcher: Watcher, held: Sequence[tuple[nn.Module, nn.Parameter]]) -> N
 
 
 def unwatch(watcher: Watcher, held: Sequence[tuple[nn.Module, nn.Parameter]]) -> None:
-    """Call it no more, and let copies be trained as they are."""
+    """Stop calling `watcher`, and let copies be trained as they are."""
     for weight, original in list(_COPIES.items()):
         if original == id(watcher):
             del _COPIES[weight]
@@ -114,7 +115,7 @@ def unwatch(watcher: Watcher, held: Sequence[tuple[nn.Module, nn.Parameter]]) ->
 
 
 def inner_optimizers(optimizer: object) -> list[optim.Optimizer]:
-    """The torch optimizers in a wrapper, itself among them if it is one."""
+    """Torch optimizers in a wrapper, itself among them if it is one."""
     found: list[optim.Optimizer] = []
     _collect(optimizer, found, 0)
     return found
@@ -174,9 +175,9 @@ def _is_watched(watcher: Watcher, optimizers: Sequence[optim.Optimizer]) -> bool
 
 
 def _outer_steps(frame: FrameType) -> list[optim.Optimizer]:
-    """The optimizers whose steps are running around this one, given the frame that calls the hooks.
+    """Optimizers whose steps are running around this one, given the frame that calls the hooks.
 
-    Asked of the stack: a count of what has begun would be wrong for ever after a step that raised.
+    They are read from the stack: a counter of steps that began would stay wrong after a step that raised.
     """
     return [found for one in _callers(frame) if isinstance(found := one.f_locals.get("self"), optim.Optimizer)]
 

@@ -1,4 +1,4 @@
-"""The sparse weights of a model: whether they are the ones that were masked, and whether 0 outside the masks."""
+"""The sparse weights of a model: checks that they are those that were masked, and 0 outside the masks."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ from dynsparse.masks.obstacles import listed
 log = logging.getLogger(__name__)
 
 WATCHED_STEPS = 3
-"""Steps after which strays are counted: at the start, and after whatever may have brought some in."""
+"""Steps after which strays are counted, at the start and after anything that may have written some."""
 LOOK_EVERY = 10
 """Steps between two counts of strays at all other times."""
 
 
 class KeptWeights:
-    """The weights of `masks` in `model`, as they were when it was made."""
+    """Record of the weights of `masks` in `model`, as they were when it was made."""
 
     def __init__(self, model: nn.Module, masks: MaskSet) -> None:
         self.model = model
         self.masks = masks
         self.relies = True
-        """Whether the optimizers are relied on to leave 0 at 0; if not, weights are masked after each step."""
+        """Whether the optimizers are trusted to leave 0 at 0. If not, weights are masked after each step."""
         self.held = [(module, weight) for module, _, weight in _places_of(model, masks)]
-        """Each module that holds a sparse weight, with the weight; of a model without any, all of its parameters."""
+        """Each module that holds a sparse weight, with the weight. In a model without any: all of its parameters."""
         self._edges = list(_edges_of(model, masks))
         self._watched = WATCHED_STEPS
         self._versions = self._current_versions()
@@ -43,11 +43,11 @@ class KeptWeights:
         self._watched = max(self._watched, steps)
 
     def remember(self) -> None:
-        """Take what has been written to the weights so far as known."""
+        """Accept what has been written to the weights so far."""
         self._versions = self._current_versions()
 
     def require_same(self) -> None:
-        """UserError if weights were replaced or resized, or lie on several devices."""
+        """Raise UserError if weights were replaced or resized."""
         if not self.are_intact():
             now = naming.named_parameters(self.model)
             if replaced := [layer.name for layer in self.masks if now.get(layer.name) is not layer.weight]:
@@ -60,7 +60,7 @@ class KeptWeights:
             raise UserError(f"{listed(resized)} has another shape since SparseTraining was made: make it after that")
 
     def have_moved(self) -> bool:
-        """Whether they lie on another device than the masks. UserError if on several."""
+        """Whether the weights lie on another device than the masks. UserError if they lie on several."""
         if all(layer.weight.device == layer.device for layer in self.masks):
             return False
         devices = {str(layer.weight.device) for layer in self.masks}
@@ -69,7 +69,7 @@ class KeptWeights:
         return True
 
     def require_clean(self, step: int) -> None:
-        """UserError for weights that were written outside the masks since `remember`, after step `step`."""
+        """Raise UserError for weights that were written outside the masks since `remember`, after step `step`."""
         if self._current_versions() == self._versions:
             return
         if strays := self.masks.strays():
@@ -82,9 +82,9 @@ class KeptWeights:
 
     @torch.no_grad()
     def keep_outside_zero(self, step: int, *, look: bool) -> None:
-        """After step `step`: mask the weights, or see that the optimizers have left those at 0 that are to stay there.
+        """Mask the weights after step `step`, or check that the optimizers have left those at 0 that stay 0.
 
-        They are looked at where `look` says so, in steps that are watched, and now and then.
+        They are checked where `look` says so, in steps that are watched, and every `LOOK_EVERY` steps.
         """
         if not self.relies:
             self.masks.apply_to_weights()
@@ -104,7 +104,7 @@ class KeptWeights:
             )
 
     def in_copy(self, model: nn.Module) -> list[tuple[SparseLayer, nn.Parameter]]:
-        """Each layer with its weight in a copy of the model, or in a module inside of it. UserError if it is none."""
+        """Pair each layer with its weight in a copy of the model, or in a module inside it. UserError for no copy."""
         shapes = {layer.name: layer.weight.shape for layer in self.masks}
         for candidate in model.modules():
             theirs = naming.named_parameters(candidate)
@@ -113,12 +113,12 @@ class KeptWeights:
         raise UserError("the model is no copy of the sparse one: it has no layers of the same names and shapes")
 
     def _current_versions(self) -> list[int]:
-        """Changes when something writes to a weight in place."""
+        """Versions of the weights, which change when something writes to them in place."""
         return [layer.weight._version for layer in self.masks]
 
 
 def _places_of(model: nn.Module, masks: MaskSet) -> Iterator[tuple[nn.Module, str, nn.Parameter]]:
-    """Each module that holds a sparse weight, its name for it, the weight. Of a model without any, all parameters."""
+    """Yield each module that holds a sparse weight, its name for it, the weight. Without any: all parameters."""
     sparse = {id(layer.weight) for layer in masks}
     for _, module, key, parameter in naming.places(model):
         if id(parameter) in sparse or not sparse:
@@ -126,7 +126,7 @@ def _places_of(model: nn.Module, masks: MaskSet) -> Iterator[tuple[nn.Module, st
 
 
 def _edges_of(model: nn.Module, masks: MaskSet) -> Iterator[tuple[Mapping[str, object], str, object]]:
-    """What leads from the model to its sparse weights: dictionaries of modules and parameters, key, what is there."""
+    """Yield each link from the model to its sparse weights: dictionary of modules or parameters, key, content."""
     ends = {id(module) for module, _, _ in _places_of(model, masks)}
     for module in model.modules():
         for key, child in module._modules.items():

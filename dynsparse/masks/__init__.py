@@ -1,4 +1,4 @@
-"""Masks: which weights are active, and every exact choice about them."""
+"""Masks: the active weights of each layer, and every exact choice about them."""
 
 from dynsparse.masks.candidates import sparse_layers
 from dynsparse.masks.granularity import LayerSpec

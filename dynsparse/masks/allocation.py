@@ -1,4 +1,4 @@
-"""How many weights each layer gets: initial densities (uniform, ERK) and the division of a freed budget."""
+"""The number of weights of each layer: initial densities (uniform, ERK) and the division of a freed budget."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ from dynsparse.masks.granularity import Kind, LayerSpec
 
 
 def uniform(layers: Sequence[LayerSpec], sparsity: dict[Kind, float]) -> dict[str, int]:
-    """Active units of each layer when all layers of a kind get the same density.
+    """Active units of each layer where all layers of a kind get the same density.
 
-    Rounded to the nearest unit, at least one: a layer without weights passes no signal.
+    Rounded to the nearest unit, at least one: a layer without weights passes no signal. UserError for a sparsity
+    outside [0, 1).
     """
     for kind, value in sparsity.items():
         if not 0 <= value < 1:
@@ -25,9 +26,9 @@ def uniform(layers: Sequence[LayerSpec], sparsity: dict[Kind, float]) -> dict[st
 def erk(layers: Sequence[LayerSpec], sparsity: dict[Kind, float]) -> dict[str, int]:
     """Active units of each layer by the Erdos-Renyi-kernel rule (Evci et al. 2020, after Mocanu et al. 2018).
 
-    As many weights in all as `uniform` gives, divided in proportion to the sum of each layer's dimensions (inputs +
-    outputs + kernel height + width), so that small layers are denser; what does not fit in a full layer goes to the
-    others. At least one unit each.
+    As many weights in all as `uniform` gives. They are divided in proportion to the sum of each layer's dimensions
+    (inputs + outputs + kernel height + width), so that small layers are denser. The surplus of a full layer goes to
+    the others. At least one unit each.
     """
     total = sum(
         count * layer.unit_size for count, layer in zip(uniform(layers, sparsity).values(), layers, strict=True)
@@ -45,7 +46,7 @@ ALLOCATIONS: dict[str, Callable[[Sequence[LayerSpec], dict[Kind, float]], dict[s
     "erk": erk,
     "uniform": uniform,
 }
-"""The rules by their names in a config."""
+"""Rules by their names in a config."""
 
 
 def share_out(
@@ -53,14 +54,15 @@ def share_out(
 ) -> list[int]:
     """Divide `total` weights over layers in proportion to `shares`, in whole units.
 
-    `capacity` is the most units a layer can take, `unit_size` the weights in
-    one. Returns units for each layer. What does not fit in a full layer goes
-    to the others in their proportions; what proportions leave over goes out by
-    largest remainder, ties to the first layer. If no layer with a share has
-    room left, the rest goes to the others in proportion to their room. The sum
-    falls short of `total` by less than one unit, and by nothing where all
-    units are of one weight, unless all layers are full. Exact (no floating
-    point), and at most one round a layer.
+    `capacity` is the most units a layer can take, `unit_size` the weights in one. Returns units for each layer.
+
+    The surplus of a full layer goes to the others in their proportions. Fractions of units are rounded by largest
+    remainder, ties to the first layer. If no layer with a share has room left, the rest goes to the others in
+    proportion to their room. The sum falls short of `total` by less than one unit, and by nothing where all units are
+    of one weight, unless all layers are full. Exact (no floating point), and at most one round a layer.
+
+    Example: 10 weights by shares [3, 1, 1], where the first layer has room for 4. The quota 6, 2, 2 overfills it; it
+    takes 4, and the 6 that are left go out as 3 and 3.
     """
     assert total >= 0 and min(capacity, default=0) >= 0, (total, capacity)
     weights = [Fraction(share) for share in shares]
@@ -78,6 +80,7 @@ def share_out(
 def _proportional(
     total: int, shares: Sequence[Fraction], capacity: Sequence[int], unit_size: Sequence[int]
 ) -> list[int]:
+    """Divide in proportion among layers with a share, as far as they have room."""
     given = [0] * len(shares)
     left = total
     open_layers = [i for i, share in enumerate(shares) if share > 0 and capacity[i] > 0]

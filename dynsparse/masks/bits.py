@@ -1,4 +1,4 @@
-"""Flags at a bit each."""
+"""Flags at one bit each. In a byte the first flag is the highest bit, as in NumPy."""
 
 from __future__ import annotations
 
@@ -8,12 +8,20 @@ from torch import Tensor
 
 
 class Bits:
-    """A set of numbers below `size`, on a device. In a byte the first flag is the highest bit, as in NumPy."""
+    """Set of numbers below `size`, on a device.
+
+    Example: 0, 2 and 9 below 12 are the bytes 10100000 01000000.
+    """
 
     def __init__(self, size: int, device: torch.device) -> None:
         self.size = size
         self._bytes = torch.zeros(-(-size // 8), dtype=torch.uint8, device=device)
         self._of_bit = torch.tensor([128 >> i for i in range(8)], dtype=torch.uint8).to(device)
+
+    @property
+    def device(self) -> torch.device:
+        """The device that holds the bits."""
+        return self._bytes.device
 
     def to(self, device: torch.device) -> None:
         """Move to another device, in place."""
@@ -28,28 +36,24 @@ class Bits:
         self._bytes.index_add_(0, where, bits)  # Distinct bits: their sum is their union.
         return numbers.index_select(0, new)
 
-    @property
-    def device(self) -> torch.device:
-        return self._bytes.device
-
     def at(self, numbers: Tensor) -> Tensor:
-        """Bool, of the shape of `numbers` (int64): which of them are in the set."""
+        """Test numbers (int64): bool of the same shape, True where the number is in the set."""
         return (self._bytes[numbers >> 3] & self._of_bit[numbers & 7]) != 0
 
     def put(self, numbers: Tensor, flags: Tensor) -> None:
-        """Put `numbers` (int64 [n], distinct) in the set or out of it, as `flags` (bool [n]) say."""
+        """Put `numbers` (int64 [n], distinct) in the set where `flags` (bool [n]) are True; remove the others."""
         where, bits = numbers >> 3, self._of_bit[numbers & 7]
         change = flags.to(torch.uint8) - ((self._bytes[where] & bits) != 0).to(torch.uint8)  # 1, 0 or -1, modulo 256
         self._bytes.index_add_(0, where, change * bits)
 
     def flags(self, start: int, stop: int) -> Tensor:
-        """Bool [stop - start]: which of the numbers from `start` on are in the set."""
+        """Read a range: bool [stop - start], True where the number is in the set."""
         first = start // 8
         part = self._bytes[first : -(-stop // 8)]
         return ((part[:, None] & self._of_bit) != 0).view(-1)[start - 8 * first : stop - 8 * first]
 
     def set(self, start: int, flags: Tensor) -> None:
-        """Replace what is in the set of the numbers from `start` on by bool [n]."""
+        """Write a range: the numbers from `start` on are in the set where `flags` (bool [n]) are True."""
         first, last = start // 8, -(-(start + len(flags)) // 8)
         whole = self.flags(8 * first, min(8 * last, self.size))
         whole[start - 8 * first : start - 8 * first + len(flags)] = flags
@@ -58,10 +62,10 @@ class Bits:
 
 
 def pack_bits(flags: Tensor) -> Tensor:
-    """Bool [n] to uint8 [ceil(n / 8)] on the CPU, first flag in the highest bit."""
+    """Pack bool [n] into uint8 [ceil(n / 8)] on the CPU."""
     return torch.from_numpy(np.packbits(flags.cpu().numpy()))
 
 
 def unpack_bits(packed: Tensor, n: int) -> Tensor:
-    """The inverse of `pack_bits`: bool [n] on the CPU."""
+    """Unpack the first n flags of `pack_bits`: bool [n] on the CPU."""
     return torch.from_numpy(np.unpackbits(packed.numpy(), count=n).view(bool))

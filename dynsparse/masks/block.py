@@ -1,4 +1,4 @@
-"""Layers that are treated as one: what a reallocation does to them costs a few operations for all."""
+"""Layers that are treated as one, so that a reallocation costs a few operations for all of them."""
 
 from __future__ import annotations
 
@@ -15,13 +15,14 @@ from dynsparse.masks.granularity import LayerSpec
 from dynsparse.masks.layer import SparseLayer
 
 IN_CACHE = 1 << 19
-"""Active units of a block on a processor: larger intermediates leave its cache and cost page faults."""
+"""Most active units of a block on a processor. Larger intermediates leave its cache and cost page faults."""
 
 
 class Block:
-    """Consecutive layers whose units are numbered through: a layer's begin where those of the layer before end.
+    """Consecutive layers whose units are numbered through: a layer's numbers begin where those before it end.
 
-    On a GPU one block holds all layers, so that kernels are few and host copies do not grow with the layers.
+    Two layers of 4 and 3 units have the numbers 0..3 and 4..6. On a GPU one block holds all layers: kernels are few,
+    and copies to the host do not grow with the number of layers.
     """
 
     def __init__(self, specs: Sequence[LayerSpec], weights: Sequence[nn.Parameter]) -> None:
@@ -42,7 +43,7 @@ class Block:
             layer.to(device)
 
     def set_active(self, active: Sequence[Tensor]) -> None:
-        """Replace what is active by each layer's units (int64, rising, distinct)."""
+        """Make these units of each layer (int64, rising, distinct) the active ones."""
         for layer, units in zip(self.layers, active, strict=True):
             layer.activate(units)
         (found,) = self._counts([self._explored.add(self.numbers())])
@@ -50,22 +51,31 @@ class Block:
             layer.explored_units += count
 
     def numbers(self) -> Tensor:
-        """int64 [active units], rising: the active units of all layers, numbered through."""
+        """Active units of all layers, numbered through: int64 [active units], rising."""
         starts = accumulate(self._units, initial=0)
         return torch.cat([layer.active + start for layer, start in zip(self.layers, starts, strict=False)])
 
     def draw(self, counts: Sequence[int], seeds: Sequence[int]) -> list[Tensor]:
-        """At random `counts[i]` units of layer i, free or not: each layer's own numbers, int64, rising."""
+        """Draw `counts[i]` units of layer i at random, free or not: each layer's own numbers, int64, rising."""
         return self._by_layer(draw_distinct(self._units, counts, seeds, self.device), counts)
 
     def move(self, gone: Tensor, counts: Sequence[int], seeds: Sequence[int], scored: Tensor | None = None) -> Moved:
-        """Drop the active units marked in `gone` (bool [active units]); activate others that are free before the call.
+        """Drop the active units marked in `gone` (bool [active units]); activate units that were free before the call.
 
-        `counts[i]` of layer i at random, by `seeds[i]`, and the units
-        `scored` (int64, rising, numbered through) of the other layers. So no
-        unit is dropped and grown at once. Weights at dropped units become 0,
-        as those at all free units are. Linear in the active units; a fixed
-        number of host copies, however many the layers.
+        Layer i grows `counts[i]` units at random, by `seeds[i]`, and the units `scored` (int64, rising, numbered
+        through). No unit is dropped and grown at once. Weights at dropped units become 0, as those at all free units
+        are. Linear in the active units, with a fixed number of copies to the host, however many the layers.
+
+        Example, layers of 4 and 3 units; one unit is to grow in each:
+
+            before  0 2 5 6          active, numbered through: 0 and 2 of the first layer, 1 and 2 of the second
+            gone    - x - x          drop 2 and 6
+            free    1 3 | 4          2 and 1 units are free
+            ranks   1 | 2            drawn: the second free unit of the first layer, the only one of the second
+            older   2 | 2            active units before these: 0 2 and 0 2
+            grown   3 4              rank + older
+            kept    0 5              before, without those gone
+            after   0 3 4 5          grown units go behind 1 and 1 kept ones: older - those gone before them
         """
         before = self.numbers()
         free = [layer.spec.units - layer.active_units for layer in self.layers]
@@ -89,12 +99,12 @@ class Block:
         return moved
 
     def _by_layer(self, numbers: Tensor, counts: Sequence[int]) -> list[Tensor]:
-        """Units numbered through (int64, rising), so many in each layer, to each layer's own numbers."""
+        """Split units numbered through (int64, rising), so many in each layer, into each layer's own numbers."""
         starts = accumulate(self._units, initial=0)
         return [part - start for part, start in zip(numbers.split(list(counts)), starts, strict=False)]
 
     def _counts(self, lists: Sequence[Tensor]) -> list[list[int]]:
-        """For each list of units (int64, rising, numbered through) how many lie in each layer."""
+        """Count each layer's units in each of `lists` (int64, rising, numbered through). One copy to the host."""
         ends = torch.tensor(list(accumulate(self._units))).to(self.device)
         upto = torch.stack([torch.searchsorted(numbers, ends) for numbers in lists]).tolist()
         return [[b - a for a, b in pairwise([0, *row])] for row in upto]
@@ -102,14 +112,14 @@ class Block:
 
 @dataclass(frozen=True)
 class Moved:
-    """What `Block.move` did: for each layer its units, int64, rising."""
+    """Effect of `Block.move`: the units of each layer, int64, rising."""
 
     dropped: Sequence[Tensor]
     grown: Sequence[Tensor]
 
 
 def blocks(specs: Sequence[LayerSpec], weights: Sequence[nn.Parameter], active_units: Sequence[int]) -> list[Block]:
-    """Divide the layers, in their order."""
+    """Divide the layers into blocks, in their order."""
     found: list[Block] = []
     first = held = 0
     for i, units in enumerate(active_units):

@@ -17,24 +17,24 @@ from pipelines.common.text import alike, cut
 
 @dataclass(frozen=True)
 class Candidate:
-    """A weight that can be made sparse, or could but for an obstacle."""
+    """Weight that can be made sparse, or could but for an obstacle."""
 
     kind: Kind
     parameter: nn.Parameter | None
     """None where the module computes its weight from other parameters."""
     obstacle: str | None = None
-    """Why it cannot be kept sparse, and what to do."""
+    """Reason against keeping it sparse, with the remedy."""
     outputs_first: bool = True
     by_default: bool = True
-    """Whether it is a layer's weight; others are made sparse only where `include` names them."""
+    """True for the weight of a layer. Others are made sparse only where `include` names them."""
 
 
 def candidates(model: nn.Module) -> dict[str, Candidate]:
-    """All weights that can be sparse, by name and in the model's order, with the reasons that stand against some.
+    """All weights that can be sparse, by name and in the model's order, with the obstacles that some have.
 
-    Weights of convolutions (transposed ones too), linear and bilinear layers, recurrent layers and attention; and, if
-    named, any other parameter of two or more dimensions. A parameter that several modules share stands under its first
-    name.
+    These are the weights of convolutions (transposed ones too), linear and bilinear layers, recurrent layers and
+    attention. Any other parameter of two or more dimensions can be named. A parameter that several modules share
+    stands under its first name.
     """
     first_names = {id(parameter): name for name, parameter in naming.named_parameters(model).items()}
     order = {name: i for i, name in enumerate(first_names.values())}
@@ -56,7 +56,7 @@ def candidates(model: nn.Module) -> dict[str, Candidate]:
 
 
 def _layer_weights(module: nn.Module) -> list[tuple[str, Kind]]:
-    """The module's own names of its weights, biases left out."""
+    """The module's own names of its weights, without biases."""
     match module:
         case nn.modules.conv._ConvNd():
             return [("weight", "conv")]
@@ -83,16 +83,18 @@ def sparse_layers(
     granularity: Granularity = 4,
     kinds: Sequence[Kind] = ("conv", "fc"),
 ) -> list[LayerSpec]:
-    """The layers to make sparse.
+    """Choose the layers to make sparse.
 
-    `default` are the names that the model itself proposes (all weights of
-    layers, see `candidates`, if None); `include` and `exclude` are shell
-    patterns over parameter names (`layer3.*`), `include` replaces the default;
-    of these, the layers of the given `kinds`.
-    Granularity g of a convolution (out, in, kh, kw): 4 element, 3 kernel row,
-    2 kernel slice, 1 filter (in a transposed one: all of an input). Linear
-    weights are always elementwise (paper's code). Raises UserError for a
-    pattern that matches nothing, and for layers that cannot be kept sparse.
+    Args:
+        model: any module, wrapped or not.
+        default: names that the model itself proposes. None: the weights of all layers, see `candidates`.
+        include: shell patterns over parameter names (`layer3.*`), which replace the default.
+        exclude: shell patterns of names to take away.
+        granularity: the unit of a convolution (out, in, kh, kw): 4 element, 3 kernel row, 2 kernel slice, 1 filter (in
+            a transposed one: all of an input). Linear weights are always elementwise, as in the paper's code.
+        kinds: only layers of these kinds.
+
+    Raises UserError for a pattern that matches nothing, and for layers that cannot be kept sparse.
     """
     known = candidates(model)
     chosen = {name for name, one in known.items() if one.by_default} if default is None else set(default)
@@ -109,7 +111,7 @@ def sparse_layers(
 
 
 def _all_names(model: nn.Module, known: Mapping[str, Candidate]) -> dict[str, str]:
-    """The first name of each candidate by all of its names."""
+    """First name of each candidate, by all of its names."""
     first_names = {id(one.parameter): name for name, one in known.items() if one.parameter is not None}
     shared = {
         name: first_names[id(parameter)]
@@ -124,7 +126,7 @@ def _mask_dims(kind: Kind, shape: tuple[int, ...], granularity: Granularity) -> 
 
 
 def matching(model: nn.Module, patterns: Iterable[str], key: str) -> set[str]:
-    """The first names of the candidates that the shell patterns match. UserError for a pattern that matches none."""
+    """First names of the candidates that the shell patterns match. UserError for a pattern that matches none."""
     names = _all_names(model, candidates(model))
     found: set[str] = set()
     for pattern in patterns:

@@ -1,4 +1,4 @@
-"""Which weights are sparse, and which of them live and die together."""
+"""Sparse weight tensors, and the units of weights that live and die together."""
 
 from __future__ import annotations
 
@@ -14,10 +14,11 @@ Granularity = Literal[1, 2, 3, 4]
 class LayerSpec:
     """One sparse weight tensor and its division into units.
 
-    A unit is the set of weights that are dropped and grown as one. The mask has
-    one entry a unit and covers the first `mask_dims` dimensions of the weight;
-    units are numbered in row-major (logical) order of these dimensions,
-    whatever the tensor's memory format.
+    A unit is the set of weights that are dropped and grown as one. The mask has one entry a unit and covers the first
+    `mask_dims` dimensions of the weight. Units are numbered in row-major (logical) order of these dimensions, whatever
+    the tensor's memory format.
+
+    Example: a convolution (8, 4, 3, 3) with `mask_dims` 2 has 32 units of 9 weights; unit 5 is output 1, input 1.
     """
 
     name: str
@@ -32,6 +33,7 @@ class LayerSpec:
 
     @property
     def units(self) -> int:
+        """Units in the layer, active or not."""
         return math.prod(self.shape[: self.mask_dims])
 
     @property
@@ -41,6 +43,7 @@ class LayerSpec:
 
     @property
     def weights(self) -> int:
+        """Weights in the layer, active or not."""
         return math.prod(self.shape)
 
     @property

@@ -1,4 +1,4 @@
-"""The distribution that weights are drawn from before training."""
+"""Distribution that weights are drawn from before training."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from dynsparse.masks.granularity import LayerSpec
 
 
 def initial_weights(spec: LayerSpec, units: int, generator: torch.Generator) -> Tensor:
-    """float32 [units, unit size] on the CPU, drawn as the paper's networks and torchvision's ResNets are initialised.
+    """Draw float32 [units, unit size] on the CPU, as the paper's networks and torchvision's ResNets are initialised.
 
-    Convolutions (out, in, k, k): normal, std sqrt(2 / (k k out)) (He et al. 2015, fan out); other layers: uniform
-    within 1 / sqrt(fan in). It depends on the layer's shape alone, so that it needs no state.
+    Convolutions (out, in, k, k): normal, std sqrt(2 / (k k out)) (He et al. 2015, fan out). Other layers: uniform
+    within 1 / sqrt(fan in). The distribution depends on the layer's shape alone, so that it needs no state.
     """
     drawn = torch.empty(units, spec.unit_size)
     if spec.kind == "conv":

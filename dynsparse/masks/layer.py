@@ -12,21 +12,20 @@ from dynsparse.masks.granularity import LayerSpec
 from dynsparse.masks.tensors import bits_of, flat_view, is_row_major, nonzero, strided, sum_of
 
 FEW = 0.2
-"""Density up to which a processor masks through the index: faster or alike, and a mask would take a byte a weight.
+"""Density up to which a processor masks through the index, which is as fast and saves a mask of a byte a weight.
 
-A GPU looks at each weight's mask: one kernel instead of three.
+A GPU reads each weight's mask: one kernel instead of three.
 """
 
 
 class SparseLayer:
     """One weight tensor with its mask and the index of its active units.
 
-    The index makes work on the active weights linear in their number. Only
-    `MaskSet` changes what is active.
+    The index makes work on the active weights linear in their number. Only `MaskSet` changes which units are active.
     """
 
     def __init__(self, spec: LayerSpec, weight: nn.Parameter, explored: Bits, start: int) -> None:
-        """Which of its units were ever active is in `explored`, from the number `start` on."""
+        """`explored` holds a flag for each unit that was ever active, from the number `start` on."""
         self.spec = spec
         self.weight = weight
         self.explored_units = 0
@@ -37,37 +36,38 @@ class SparseLayer:
 
     @property
     def name(self) -> str:
+        """Parameter name of the weight in the plain model."""
         return self.spec.name
 
     @property
     def device(self) -> torch.device:
-        """Where the mask is: with the weight, unless that has moved since."""
+        """Device of the mask: the weight's, unless that has moved since."""
         return self._explored.device
 
     @property
     def active(self) -> Tensor:
-        """int64 [active units], rising. Replaced, never changed in place: snapshots refer to it."""
+        """Index of the active units: int64, rising. It is replaced, never changed in place: snapshots refer to it."""
         if self._active is None:  # All: an index would take twice the memory of the weights.
             return torch.arange(self.spec.units, device=self.weight.device)
         return self._active
 
     @property
     def inactive(self) -> Tensor:
-        """Bool, of `spec.mask_shape`: True where weights are held at 0.
+        """Bool of `spec.mask_shape`: True where weights are held at 0.
 
-        Ready for `masked_fill_`, which unlike multiplying by a mask stops a NaN too.
+        It is made for `masked_fill_`, which replaces a NaN too, unlike multiplying by a mask.
         """
         flags = torch.ones(self.spec.units, dtype=torch.bool, device=self.weight.device)
         return flags.index_fill_(0, self.active, False).view(self.spec.mask_shape)
 
     @property
     def mask(self) -> Tensor:
-        """Bool, of the weight's shape: True where active."""
+        """Bool of the weight's shape: True where active."""
         return (~self.inactive).expand(self.spec.shape).clone()
 
     @property
     def explored(self) -> Tensor:
-        """Bool [units]: was ever active."""
+        """Bool [units]: True where the unit was ever active."""
         return self._explored.flags(self._start, self._start + self.spec.units)
 
     @explored.setter
@@ -77,22 +77,26 @@ class SparseLayer:
 
     @property
     def active_units(self) -> int:
+        """Number of active units."""
         return self.spec.units if self._active is None else self._active.numel()
 
     @property
     def active_weights(self) -> int:
+        """Number of active weights."""
         return self.active_units * self.spec.unit_size
 
     @property
     def is_full(self) -> bool:
+        """Whether all units are active. Then there is no index, and masking does nothing."""
         return self.active_units == self.spec.units
 
     @property
     def sparsity(self) -> float:
+        """Fraction of the layer's weights that are inactive."""
         return 1 - self.active_weights / self.spec.weights
 
     def gather(self, tensor: Tensor) -> Tensor:
-        """The entries of a weight-shaped tensor (weight, gradient, momentum) at the active weights.
+        """Copy the entries of a weight-shaped tensor (weight, gradient, momentum) at the active weights.
 
         Shape [active units, unit size], in logical order whatever the memory format.
         """
@@ -101,7 +105,7 @@ class SparseLayer:
         return flat_view(tensor).index_select(0, self.positions(tensor)).view(-1, self.spec.unit_size)
 
     def values(self) -> Tensor:
-        """The active weights as one dimension, in logical order."""
+        """Copy the active weights as one dimension, in logical order."""
         return self.gather(self.weight).flatten()
 
     def scatter_(self, tensor: Tensor, values: Tensor) -> None:
@@ -112,7 +116,7 @@ class SparseLayer:
             flat_view(tensor)[self.positions(tensor)] = values.reshape(-1).to(tensor.dtype)
 
     def mask_(self, tensor: Tensor) -> None:
-        """Set a weight-shaped tensor to 0 outside the mask, in place, whatever lies there, NaN too."""
+        """Set a weight-shaped tensor to 0 outside the mask, in place. A NaN becomes 0 too."""
         if self.is_full:
             return
         if tensor.is_cuda or self.active_weights > FEW * self.spec.weights:
@@ -125,17 +129,17 @@ class SparseLayer:
         flat.zero_().index_copy_(0, positions, values)
 
     def stray_bits(self) -> Tensor:
-        """int64 scalar, on the device: the wrapping sum of the bits of the weights outside the mask.
+        """Sum the bits of the weights outside the mask, wrapping: an int64 scalar on the device.
 
-        0 where all of them are 0. A single one that is not makes it differ for certain; several may cancel, which of
-        some at random one in four billion does. One pass over all weights, many times as fast as counting them.
+        It is 0 where all of them are 0. A single stray weight makes it differ for certain. Several may cancel, which
+        happens to one in four billion at random. One pass over all weights, many times as fast as counting strays.
         """
         if self.is_full:
             return torch.zeros((), dtype=torch.int64, device=self.weight.device)
         return (sum_of(bits_of(flat_view(self.weight))) - sum_of(bits_of(self.gather(self.weight)))).to(torch.int64)
 
     def strays(self) -> Tensor:
-        """int64 scalar: how many weights outside the mask are not 0, NaN among them. Exact, in a pass over all."""
+        """Count the weights outside the mask that are not 0, NaN among them: int64 scalar. A pass over all weights."""
         if self.is_full:
             return torch.zeros((), dtype=torch.int64, device=self.weight.device)
         return nonzero(flat_view(self.weight)) - nonzero(self.gather(self.weight))
@@ -149,18 +153,23 @@ class SparseLayer:
         flat_view(tensor).index_fill_(0, self._offsets(units, tensor.stride()), 0)
 
     def unit_means(self, tensor: Tensor) -> Tensor:
-        """Float [units]: the mean over each unit, active or not, of a weight-shaped tensor."""
+        """Mean of a weight-shaped tensor over each unit, active or not: float [units]."""
         rows = tensor.reshape(self.spec.units, self.spec.unit_size)
         return rows.view(-1) if self.spec.unit_size == 1 else rows.mean(1)
 
     def positions(self, tensor: Tensor) -> Tensor:
-        """int64 [active weights]: where the active weights lie in the flat memory of `tensor`."""
+        """Places of the active weights in the flat memory of `tensor`: int64 [active weights]."""
         strides = tensor.stride()
         if strides not in self._positions:
             self._positions[strides] = self._offsets(self.active, strides)
         return self._positions[strides]
 
     def _offsets(self, units: Tensor, strides: Sequence[int]) -> Tensor:
+        """Places of all weights of `units` (int64 [k]) in memory with these strides: int64 [k x unit size].
+
+        Example: shape (2, 2, 3) with units of 3 in channels-last order, strides (6, 1, 2). Units 1 and 2 are (0, 1)
+        and (1, 0) and begin at 1 and 6; their weights lie at +0, +2, +4. The result is 1 3 5 6 8 10.
+        """
         spec = self.spec
         size = spec.unit_size
         within = torch.arange(size, device=units.device)
@@ -179,7 +188,7 @@ class SparseLayer:
         self._positions.clear()
 
     def activate(self, active: Tensor) -> None:
-        """Take the units `active` (int64, rising, distinct) for those that there were."""
+        """Make `active` (int64, rising, distinct) the active units."""
         self._active = None if active.numel() == self.spec.units else active
         self._inactive = None
         self._positions.clear()

@@ -1,9 +1,8 @@
-"""The masks: which weights are active. They stand beside the model, which stays an ordinary module.
+"""The masks of a model. They stand beside the model, which stays an ordinary module.
 
-A weight outside its mask is exactly 0 in the parameter itself. Masking the
-gradient keeps it there: with zero gradient, zero weight and zero momentum, SGD
-and Adam with weight decay leave it at 0. So the forward pass costs nothing
-extra, and any `state_dict` consumer sees an ordinary network.
+A weight outside its mask is exactly 0 in the parameter itself. Masking the gradient keeps it there: with zero gradient,
+zero weight and zero momentum, SGD and Adam with weight decay leave it at 0. So the forward pass costs nothing extra,
+and any `state_dict` consumer sees an ordinary network.
 """
 
 from __future__ import annotations
@@ -29,13 +28,12 @@ T = TypeVar("T")
 class MaskSet:
     """The masks of all sparse layers of a model, and the only writer of them.
 
-    On construction each layer gets the units `active_units[name]`: an int64
-    tensor of them, rising and distinct, or how many to take at random (drawn
-    from `seed` and the layer's name: the same on every rank and device). The
-    weights outside are set to 0. `budget` is the number of active weights
-    to be kept for ever; where units of different size trade it is met to
-    within one unit. With `apply=False` weights are left as they are until
-    `apply_to_weights`.
+    On construction each layer gets the units `active_units[name]`: an int64 tensor of them, rising and distinct, or a
+    number of units to take at random. These are drawn from `seed` and the layer's name, the same on every rank and
+    device. The weights outside are set to 0; with `apply=False` they stay as they are until `apply_to_weights`.
+
+    `budget` is the number of active weights, which reallocations keep. Where units of different size trade it is met
+    to within one unit. UserError for layers on several devices, or a number of units that a layer cannot have.
     """
 
     def __init__(
@@ -64,7 +62,7 @@ class MaskSet:
             self.apply_to_weights()
 
     def _draw(self, block: Block, active_units: Mapping[str, int | Tensor], seed: int) -> None:
-        """What is active at first in a block: as given, or so many at random."""
+        """Activate the first units of a block: those given, or so many at random."""
         asked = [active_units[layer.name] for layer in block.layers]
         counts = [count if isinstance(count, int) else 0 for count in asked]
         drawn = block.draw(counts, [seed_for(seed, "mask", layer.name) for layer in block.layers])
@@ -79,25 +77,26 @@ class MaskSet:
 
     @property
     def active_weights(self) -> int:
+        """Active weights of all layers together."""
         return sum(layer.active_weights for layer in self.layers)
 
     @property
     def weights(self) -> int:
-        """All weights of the sparse layers, active or not."""
+        """Weights of the sparse layers, active or not."""
         return sum(layer.spec.weights for layer in self.layers)
 
     @property
     def sparsity(self) -> float:
-        """Over the sparse layers; the whole model's is lower where it has dense layers."""
+        """Fraction of inactive weights in the sparse layers. The whole model's is lower where it has dense layers."""
         return 1 - self.active_weights / self.weights if self.layers else 0.0
 
     def set_active(self, layer: SparseLayer, active: Tensor) -> None:
-        """Replace what is active in `layer` by the units `active` (int64, rising, distinct)."""
+        """Make the units `active` (int64, rising, distinct) the active ones of `layer`."""
         block = next(block for block in self.blocks if layer in block.layers)
         block.set_active([active if one is layer else one.active for one in block.layers])
 
     def by_block(self, of_layers: Sequence[T]) -> Iterator[tuple[Block, Sequence[T]]]:
-        """Each block with its part of something that there is one of for each layer."""
+        """Yield each block with its part of a sequence that has one entry a layer."""
         first = 0
         for block in self.blocks:
             yield block, of_layers[first : first + len(block.layers)]
@@ -111,14 +110,14 @@ class MaskSet:
 
     @torch.no_grad()
     def mask_gradients(self) -> None:
-        """Set the gradients outside the masks to 0: before every optimizer step."""
+        """Set the gradients outside the masks to 0, as is due before every optimizer step."""
         for layer in self.layers:
             if layer.weight.grad is not None:
                 layer.mask_(layer.weight.grad)
 
     @torch.no_grad()
     def strays(self) -> dict[str, int]:
-        """How many weights outside the mask are not 0, in each layer that has such. A pass over all, one host copy."""
+        """Count the weights outside the mask that are not 0, in each layer with any. One pass, one copy to the host."""
         if not self.layers:
             return {}
         counts = torch.stack([layer.strays() for layer in self.layers]).tolist()
@@ -130,7 +129,7 @@ class MaskSet:
             block.to(device)
 
     def explored(self) -> dict[str, float]:
-        """Share of each layer's positions that were ever active."""
+        """Fraction of each layer's positions that were ever active."""
         return {layer.name: layer.explored_units / layer.spec.units for layer in self.layers}
 
     def check_budget(self) -> None:
@@ -141,7 +140,7 @@ class MaskSet:
             assert layer.active_units >= 1, f"{layer.name} is empty"
 
     def check(self) -> None:
-        """Assert all that must always hold: `check_budget`, and that index and weights agree. Full scans."""
+        """Assert what must always hold: `check_budget`, and that index and weights agree. It reads all weights."""
         self.check_budget()
         for layer in self.layers:
             assert bool((layer.active[1:] > layer.active[:-1]).all()), f"{layer.name}: index not rising"
@@ -149,17 +148,20 @@ class MaskSet:
             assert stray == 0, f"{layer.name}: {stray} weights outside the mask are not 0"
 
     def state_dict(self) -> dict[str, Any]:
-        """Masks packed to bits, explored positions to a bit for each inactive unit (active ones are), on the CPU."""
+        """Masks as one bit a unit, explored positions as one bit an inactive unit, on the CPU.
+
+        Active units are explored and need no bit.
+        """
         return self.snapshot()()
 
     def snapshot(self) -> Callable[[], dict[str, Any]]:
-        """Take what `state_dict` needs. The result gives it, in any thread, however the masks have moved meanwhile."""
+        """Copy what `state_dict` needs. The function returned gives it, in any thread, though masks move meanwhile."""
         budget = self.budget
         taken = [(layer.spec, layer.active.cpu(), layer.explored.cpu()) for layer in self.layers]
         return lambda: {"budget": budget, "layers": {spec.name: _packed(spec, *parts) for spec, *parts in taken}}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take over masks saved by `state_dict`. Weights are left alone. ValueError if layers differ."""
+        """Take over masks saved by `state_dict`. Weights stay as they are. UserError if layers differ."""
         ours = {layer.name: [list(layer.spec.shape), layer.spec.mask_dims] for layer in self.layers}
         theirs = {name: [saved["shape"], saved["mask_dims"]] for name, saved in state["layers"].items()}
         if ours != theirs:
@@ -175,6 +177,7 @@ class MaskSet:
 
 
 def _count(spec: LayerSpec, asked: int | Tensor) -> int:
+    """Number of units asked for. UserError if the layer cannot have as many."""
     count = asked if isinstance(asked, int) else asked.numel()
     if not 1 <= count <= spec.units:
         raise UserError(f"{spec.name}: {count} active units asked; it has {spec.units} and keeps at least 1")
@@ -182,7 +185,7 @@ def _count(spec: LayerSpec, asked: int | Tensor) -> int:
 
 
 def _packed(spec: LayerSpec, active: Tensor, explored: Tensor) -> dict[str, Any]:
-    """One layer of `MaskSet.state_dict`. In NumPy, which stays in its thread: torch would take cores from training."""
+    """One layer of `MaskSet.state_dict`. NumPy stays in its thread; torch would take cores from training."""
     inactive = np.ones(spec.units, dtype=bool)
     inactive[active.numpy()] = False
     return {
@@ -194,7 +197,7 @@ def _packed(spec: LayerSpec, active: Tensor, explored: Tensor) -> dict[str, Any]
 
 
 def _explored(saved: Mapping[str, Any], mask: Tensor) -> Tensor:
-    """Bool [units], given the mask, bool [units]. Older checkpoints have a bit for each active unit too."""
+    """Explored flags, bool [units], given the mask, bool [units]. Older checkpoints hold flags of active units too."""
     if "explored" in saved:
         return unpack_bits(saved["explored"], mask.numel())
     explored = mask.clone()

@@ -1,7 +1,7 @@
-"""The names of a model's modules and parameters, whatever wraps them.
+"""Names of a model's modules and parameters, whatever wraps them.
 
 `torch.compile`, DataParallel, DistributedDataParallel, AveragedModel, Fabric and activation checkpoints put a module
-around a module, and a prefix into the names. Here each has the name that it has in the plain model.
+around a module, and a prefix into the names. Here modules and parameters have their names in the plain model.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from torch.nn.parallel import DataParallel, DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
 
 _HELD_AS = ("_orig_mod", "_forward_module", "_checkpoint_wrapped_module")
-"""Where wrappers keep what they wrap: torch.compile, Lightning Fabric, activation checkpoints."""
+"""Attributes in which wrappers hold a module: torch.compile, Lightning Fabric, activation checkpoints."""
 
 
 def unwrapped(module: nn.Module) -> nn.Module:
-    """The module inside all wrappers, or the module itself."""
+    """Return the module inside all wrappers, or the module itself."""
     while True:
         inner = next((module._modules[name] for name in _HELD_AS if module._modules.get(name) is not None), None)
         if inner is None and isinstance(module, (DataParallel, DistributedDataParallel, AveragedModel)):
@@ -28,7 +28,7 @@ def unwrapped(module: nn.Module) -> nn.Module:
 
 
 def modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """Each module once, with its name in the plain model; wrappers are left out."""
+    """Yield each module once, with its name in the plain model. Wrappers are skipped."""
     yield from _modules(model, "", set())
 
 
@@ -44,7 +44,7 @@ def _modules(module: nn.Module, name: str, seen: set[int]) -> Iterator[tuple[str
 
 
 def places(model: nn.Module) -> Iterator[tuple[str, nn.Module, str, nn.Parameter]]:
-    """Each place that holds a parameter: full name, module, the module's own name for it, the parameter.
+    """Yield each place that holds a parameter: full name, module, the module's own name for it, the parameter.
 
     A parameter that several modules share comes once for each of them.
     """
@@ -55,7 +55,7 @@ def places(model: nn.Module) -> Iterator[tuple[str, nn.Module, str, nn.Parameter
 
 
 def named_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
-    """Each parameter once, under its first name: as `model.named_parameters()`, without the prefixes of wrappers."""
+    """Each parameter once, by its first name: `model.named_parameters()` without the prefixes of wrappers."""
     found: dict[str, nn.Parameter] = {}
     seen: set[int] = set()
     for name, _, _, parameter in places(model):

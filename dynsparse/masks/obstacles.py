@@ -1,4 +1,4 @@
-"""Weights that cannot be kept sparse, and what their owner can do."""
+"""Weights that cannot be kept sparse, and the remedy for each."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _NAMED = 3  # Names in a message; the others are counted.
 
 
 def obstacle(module: nn.Module, key: str) -> str | None:
-    """Why the parameter `key` of `module` cannot be kept sparse, with the remedy; None if it can."""
+    """Reason against keeping the parameter `key` of `module` sparse, with the remedy; None if there is none."""
     parameter = module._parameters.get(key)
     if parameter is None:
         return _computed(module, key)
@@ -75,6 +75,6 @@ def refuse(obstacles: Mapping[str, str]) -> None:
 
 
 def listed(names: list[str]) -> str:
-    """The first names, and how many more."""
+    """Name the first few, and count the others."""
     more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
     return ", ".join(names[:_NAMED]) + more

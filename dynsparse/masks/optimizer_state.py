@@ -1,4 +1,4 @@
-"""Optimizer state beside the masks: cleared where weights go, begun where they come, stored for active weights only."""
+"""Optimizer state of sparse layers: cleared where weights are dropped, begun where they grow."""
 
 from __future__ import annotations
 
@@ -11,24 +11,24 @@ from torch import Tensor, optim
 from dynsparse.masks.layer import SparseLayer
 
 SECOND_MOMENTS = ("exp_avg_sq", "max_exp_avg_sq", "square_avg")
-"""What optimizers of the Adam family call their running mean of squared gradients: torch's, timm's, RMSprop."""
+"""Names of the running mean of squared gradients in optimizers of the Adam family: torch's, timm's, RMSprop."""
 
 
 def moments(optimizer: optim.Optimizer, layer: SparseLayer) -> Iterator[tuple[str, Tensor]]:
-    """The optimizer's tensors that hold one number a weight (momentum buffer, Adam's moments)."""
+    """Yield the optimizer's tensors with one number a weight (momentum buffer, Adam's moments), with their keys."""
     for key, value in optimizer.state.get(layer.weight, {}).items():
         if isinstance(value, Tensor) and value.shape == layer.weight.shape and value.is_floating_point():
             yield key, value
 
 
 def clear(optimizer: optim.Optimizer, layer: SparseLayer, units: Tensor) -> None:
-    """Zero the state at `units` (int64 [k]) that were dropped: they must not move, and may grow again."""
+    """Zero the state at `units` (int64 [k]) that were dropped, so that they do not move, and grow from 0."""
     for _, moment in moments(optimizer, layer):
         layer.zero_(moment, units)
 
 
 def forget_directions(optimizers: Iterable[optim.Optimizer]) -> None:
-    """Let LBFGS begin anew: its directions lie in one flat tensor, over weights that were active before."""
+    """Restart LBFGS: its directions lie in one flat tensor, over weights that were active before."""
     for optimizer in optimizers:
         if isinstance(optimizer, optim.LBFGS):
             optimizer.state.clear()
@@ -37,10 +37,10 @@ def forget_directions(optimizers: Iterable[optim.Optimizer]) -> None:
 def begin(optimizer: optim.Optimizer, layer: SparseLayer, units: Tensor, gradients: Tensor | None) -> None:
     """Start the second moments of `units` (int64 [k]) that have just grown.
 
-    Adam divides by the root of a mean that takes a thousand steps to fill, and corrects for that by the age of the
-    run, not of the weight: begun at 0, a weight that grows late would move by up to (1 - b1^k) / sqrt(1 - b2^k) = 6.5
-    times the rate. So a mean begins as if it had always been what it is on average over the layer's active weights, or
-    the square of the unit's own gradient (`gradients`, float [k], where known) if that is larger.
+    Adam divides by the root of a mean that takes a thousand steps to fill. It corrects for that by the age of the run,
+    not of the weight. Begun at 0, a weight that grows late would move by up to (1 - b1^k) / sqrt(1 - b2^k) = 6.5 times
+    the rate. So the mean begins at its average over the layer's active weights, or at the square of the unit's own
+    gradient (`gradients`, float [k], where known) if that is larger.
     """
     if units.numel() == 0:
         return
@@ -60,7 +60,7 @@ def begin(optimizer: optim.Optimizer, layer: SparseLayer, units: Tensor, gradien
 
 
 def _filled(optimizer: optim.Optimizer, layer: SparseLayer, key: str) -> Tensor | float:
-    """What share of a constant the running mean of squares has reached by now: 1 - b2^step, 1 without correction."""
+    """Fraction of a constant that the running mean of squares has reached: 1 - b2^step, 1 without correction."""
     step, betas = optimizer.state[layer.weight].get("step"), _group(optimizer, layer).get("betas")
     if key == "square_avg" or step is None or betas is None:
         return 1.0
@@ -68,7 +68,7 @@ def _filled(optimizer: optim.Optimizer, layer: SparseLayer, key: str) -> Tensor 
 
 
 def _group(optimizer: optim.Optimizer, layer: SparseLayer) -> dict[str, Any]:
-    """The parameter group that holds the layer's weight."""
+    """Parameter group that holds the layer's weight, {} if none does."""
     for group in optimizer.param_groups:
         if any(parameter is layer.weight for parameter in group["params"]):
             return dict(group)

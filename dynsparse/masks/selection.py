@@ -1,7 +1,6 @@
-"""Exact choices among units: the k smallest, and k free positions at random.
+"""Exact choices of units by score: the k smallest, or all below a threshold.
 
-Both are the same on every device and every rank: ties break by index, random
-draws are integer arithmetic on a seed that names the event.
+They are the same on every device and every rank: ties break by index.
 """
 
 from __future__ import annotations
@@ -16,21 +15,23 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Cut:
-    """Chooses units by score: all below `threshold`, and the first `ties` that equal it.
+    """Choice of units by score: all below `threshold`, and the first `ties` that equal it.
 
-    `count` is how many that makes on the scores that the cut was computed from.
+    Example: of the scores 3 1 2 1 1 the three smallest are Cut(threshold=1, ties=3, count=3); the two smallest are
+    Cut(threshold=1, ties=2, count=2), the units 1 and 3.
     """
 
     threshold: float
     ties: int
     count: int
+    """Units that it takes of the scores that it was computed from."""
 
 
 NO_CUT = Cut(threshold=float("-inf"), ties=0, count=0)
 
 
 def cuts_below(scores: Sequence[Tensor], threshold: float) -> list[Cut]:
-    """For each layer the cut that takes the scores below `threshold`. One host copy in all."""
+    """Return each layer's cut that takes the scores below `threshold`. One copy to the host for all layers."""
     if not scores:
         return []
     counts = torch.stack([(layer < threshold).count_nonzero() for layer in scores]).tolist()
@@ -38,10 +39,10 @@ def cuts_below(scores: Sequence[Tensor], threshold: float) -> list[Cut]:
 
 
 def cuts_smallest(scores: Sequence[Tensor], counts: Sequence[int]) -> list[Cut]:
-    """For each layer the cut that takes exactly its `counts[i]` smallest scores.
+    """Return each layer's cut that takes exactly its `counts[i]` smallest scores.
 
-    Each of `scores` is a float tensor [n] with 0 <= counts[i] <= n. Linear in n
-    (selection, no sort), one host copy in all.
+    Each of `scores` is a float tensor [n] with 0 <= counts[i] <= n. Linear in n (selection, no sort), and one copy to
+    the host for all layers.
     """
     rows = []
     for layer, count in zip(scores, counts, strict=True):
@@ -61,20 +62,20 @@ def cuts_smallest(scores: Sequence[Tensor], counts: Sequence[int]) -> list[Cut]:
 
 
 def _kth_smallest(scores: Tensor, k: int) -> Tensor:
-    """Scalar, the same either way; on a GPU `kthvalue` keeps one block of threads busy, `topk` many."""
+    """Select by the faster of two ways: on a GPU `kthvalue` keeps one block of threads busy, `topk` many."""
     if scores.is_cuda:
         return scores.topk(k, largest=False, sorted=False).values.amax()
     return scores.kthvalue(k).values
 
 
 def cuts_fraction(scores: Sequence[Tensor], fraction: float) -> list[Cut]:
-    """For each layer the cut that takes this share of its scores, the smallest; to the nearest, 0 takes none."""
+    """Return each layer's cut that takes this fraction of its scores, the smallest, rounded to whole units."""
     exact = Fraction(str(fraction))
     return cuts_smallest(scores, [round(exact * layer.numel()) for layer in scores])
 
 
 def chosen(scores: Tensor, cut: Cut) -> Tensor:
-    """Bool tensor [n]: which of the float scores [n] the cut takes."""
+    """Apply a cut to float scores [n]: bool [n], True where it takes the unit. No cut takes a NaN."""
     below = scores < cut.threshold
     if cut.ties == 0:
         return below

@@ -1,4 +1,4 @@
-"""The memory of tensors: in one dimension, as integers, and where an entry lies in it."""
+"""The memory of tensors: in one dimension, as integers, and the place of an entry in it."""
 
 from __future__ import annotations
 
@@ -13,32 +13,33 @@ _INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 def flat_view(tensor: Tensor) -> Tensor:
-    """The memory of a tensor without gaps as one dimension, without a copy, in whatever order it lies."""
+    """View the memory of a tensor without gaps as one dimension, in the order of its addresses. No copy."""
     tensor = tensor.detach()
     assert is_dense(tensor), f"a tensor with gaps has no flat view: {tensor.shape} {tensor.stride()}"
     return tensor.as_strided((tensor.numel(),), (1,), tensor.storage_offset())
 
 
 def is_dense(tensor: Tensor) -> bool:
-    """Whether its memory has no gaps and no place for several entries."""
+    """Whether the memory has no gaps, and no place that several entries share."""
     extent = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True)) + 1
     return extent == tensor.numel()
 
 
 def bits_of(values: Tensor) -> Tensor:
-    """The same memory as integers of the same size."""
+    """View values as integers of the same size."""
     return values.view(_INTEGERS[values.element_size()])
 
 
 def sum_of(words: Tensor) -> Tensor:
-    """Sum of integers, wrapping, of at least 32 bits: what adds nothing but zeros leaves it as it is."""
+    """Sum integers into one of at least 32 bits, which wraps. Zeros leave it as it is."""
     return words.sum(dtype=words.dtype if words.element_size() >= 4 else torch.int32)
 
 
 def nonzero(values: Tensor) -> Tensor:
-    """int64 scalar: how many are not 0. On a processor NumPy counts integers ten times as fast as torch counts floats.
+    """Count the values that are not 0, NaN among them: an int64 scalar.
 
-    -0 is no 0 there: an optimizer that leaves one outside a mask has multiplied, and may have more to leave.
+    On a processor NumPy counts integers ten times as fast as torch counts floats. There -0 counts as not 0: an
+    optimizer that leaves one outside a mask has multiplied, and may have more to leave.
     """
     if values.device.type != "cpu":
         return torch.count_nonzero(values)
@@ -46,15 +47,23 @@ def nonzero(values: Tensor) -> Tensor:
 
 
 def is_row_major(shape: Sequence[int], strides: Sequence[int]) -> bool:
+    """Whether entries of this shape lie in memory in their logical order."""
     row_major = (math.prod(shape[i + 1 :]) for i in range(len(shape)))
     return all(size == 1 or ours == theirs for size, ours, theirs in zip(shape, row_major, strides, strict=True))
 
 
 def strided(index: Tensor, shape: Sequence[int], strides: Sequence[int]) -> Tensor:
-    """Memory offsets of row-major indices over `shape`."""
+    """Turn row-major indices over `shape` (int64) into offsets in memory.
+
+    Example: shape (2, 3) with strides (1, 2), a matrix that lies column by column. Index 4 is row 1, column 1, and
+    lies at 1 * 1 + 1 * 2 = 3. The six indices 0..5 give 0 2 4 1 3 5.
+
+    Dimensions that lie one after the other count as one, which saves a division. Example: shape (2, 3, 4) with strides
+    (12, 4, 1) becomes (24,) with stride 1, and the offset is the index itself.
+    """
     dims: list[tuple[int, int]] = []
     for size, stride in zip(shape, strides, strict=True):
-        if dims and dims[-1][1] == size * stride:  # Both are one dimension: a division less.
+        if dims and dims[-1][1] == size * stride:
             size, stride = dims.pop()[0] * size, stride
         dims.append((size, stride))
     offsets = torch.zeros_like(index)

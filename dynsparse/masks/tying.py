@@ -1,8 +1,7 @@
 """Tied weights (HashedNets, Chen et al. 2015): the one true parametrization.
 
-A layer's full tensor is read from a smaller bank of values at every forward;
-only the bank is trained. Units are tied as they would be masked: with
-`granularity` 2 whole kernel slices share their values.
+A layer's full tensor is read from a smaller bank of values at every forward; only the bank is trained. Units are tied
+as they would be masked: with `granularity` 2 whole kernel slices share their values.
 """
 
 from __future__ import annotations
@@ -16,10 +15,9 @@ from dynsparse.seeds import seed_for
 
 
 class SharedUnits(nn.Module):
-    """bank [bank units, *unit shape] -> weight of `spec.shape`: unit i is bank unit `index[i]`.
+    """Parametrization from a bank [bank units, *unit shape] to a weight: unit i is bank unit `index[i]`.
 
-    Every bank unit is used equally often to within one, in an order drawn from
-    `seed` and the layer's name.
+    Every bank unit is used equally often to within one, in an order drawn from `seed` and the layer's name.
     """
 
     index: Tensor
@@ -33,22 +31,23 @@ class SharedUnits(nn.Module):
         self.spec, self.bank_units = spec, bank_units
 
     def forward(self, bank: Tensor) -> Tensor:
+        """Weight of `spec.shape` from the bank."""
         return bank.index_select(0, self.index).view(self.spec.shape)
 
     def right_inverse(self, weight: Tensor) -> Tensor:
-        """The bank to begin with: each entry is the first weight that it stands for, drawn as all weights are."""
+        """Bank to begin with: each entry is the first weight that it stands for, drawn as all weights are."""
         units = weight.detach().reshape(self.spec.units, *self.spec.shape[self.spec.mask_dims :])
         _, order = self.index.sort(stable=True)
         uses = self.uses()
         return units[order[uses.cumsum(0) - uses]].clone()
 
     def uses(self) -> Tensor:
-        """int64 [bank units]: how many units of the layer each bank unit stands for."""
+        """Number of units of the layer that each bank unit stands for: int64 [bank units]."""
         return torch.bincount(self.index, minlength=self.bank_units)
 
 
 class TiedLayer:
-    """What is to be known of a tied layer, under the names that `SparseLayer` has."""
+    """Facts of a tied layer, by the names that `SparseLayer` gives them."""
 
     def __init__(self, spec: LayerSpec, bank: nn.Parameter) -> None:
         self.spec = spec
@@ -56,6 +55,7 @@ class TiedLayer:
 
     @property
     def name(self) -> str:
+        """Parameter name of the weight before it was tied."""
         return self.spec.name
 
     @property
@@ -65,10 +65,11 @@ class TiedLayer:
 
     @property
     def sparsity(self) -> float:
+        """Fraction of the weights that have no value of their own."""
         return 1 - self.active_weights / self.spec.weights
 
     def values(self) -> Tensor:
-        """The bank as one dimension."""
+        """View the bank as one dimension."""
         return self.weight.detach().flatten()
 
 

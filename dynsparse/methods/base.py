@@ -1,10 +1,9 @@
 """The contract of a method: the rule that decides what to drop, how to share the budget, what to grow.
 
-A method is pure functions of tensors. It knows no ranks, files, clocks or
-processes: `Reallocator` calls it, makes its decisions exact, sends them to all
-ranks and applies them. Everything here has a default but `drop_cuts`; a
-subclass states only what sets it apart. `Dynamic` adds what most methods share:
-a period, an end, and what new weights begin with.
+A method is pure functions of tensors. It knows no ranks, files, clocks or processes: `Reallocator` calls it, makes its
+decisions exact, sends them to all ranks and applies them. Everything here has a default but `drop_cuts`; a subclass
+states only what sets it apart. `Dynamic` adds a period, an end and the first values of new weights, as most methods
+have them.
 """
 
 from __future__ import annotations
@@ -29,12 +28,12 @@ from pipelines.common.settings import Count, Settings
 
 Share = Annotated[float, Field(ge=0, le=1)]
 SomeShare = Annotated[float, Field(gt=0, le=1)]
-"""Of 0 a method would move nothing, without a word."""
+"""Fraction above 0: with 0 a method would move nothing, and nobody would notice."""
 
 
 @dataclass(frozen=True)
 class Clock:
-    """Where training stands, after an optimizer step."""
+    """Progress of training after an optimizer step."""
 
     step: int
     """Optimizer steps done, over the whole run."""
@@ -42,9 +41,9 @@ class Clock:
     """Counted from 0."""
     steps_per_epoch: int = 1
     epochs: int = 1
-    """Of the whole run."""
+    """Epochs of the whole run."""
     total_steps: int | None = None
-    """Of the whole run, where it does not end with an epoch."""
+    """Steps of the whole run, where it does not end with an epoch."""
 
     @property
     def ends_epoch(self) -> bool:
@@ -53,13 +52,13 @@ class Clock:
 
     @property
     def progress(self) -> float:
-        """Share of the run that is done, 0 to 1."""
+        """Fraction of the run that is done, 0 to 1."""
         return min(1.0, self.step / (self.total_steps or self.epochs * self.steps_per_epoch))
 
 
 @dataclass(frozen=True)
 class LayerChange:
-    """What one reallocation does to one layer, in units of `unit_size` weights."""
+    """Effect of one reallocation on one layer, in units of `unit_size` weights."""
 
     name: str
     units: int
@@ -71,6 +70,7 @@ class LayerChange:
 
     @property
     def kept(self) -> int:
+        """Units that were active before and still are."""
         return self.active - self.dropped
 
     @property
@@ -85,15 +85,16 @@ class MethodSettings(Settings):
     name: str
 
     def build(self) -> Method:
+        """Make the method of these settings."""
         raise NotImplementedError
 
     def aiming_at(self, sparsity: Mapping[Kind, float]) -> MethodSettings:
-        """These settings, with what a sparsity that is asked for beside them says. UserError if it contradicts them."""
+        """Return these settings, adapted to the sparsity asked for by kind. UserError if the two contradict."""
         return self
 
     @property
     def starts(self) -> Literal["sparse", "dense", "tied"]:
-        """Kind of network at the start; only a sparse one is as `sparsity` says."""
+        """Kind of network to start from. Only a sparse one has the config's `sparsity` from the start."""
         return "sparse"
 
     @property
@@ -129,22 +130,22 @@ class Method:
         return False
 
     def check(self, layers: Sequence[LayerSpec], active_units: Mapping[str, int]) -> None:
-        """Raise UserError if the settings cannot work on these layers, given the active units of each at the start."""
+        """Raise UserError if the settings cannot work on these layers, given each one's active units at the start."""
 
     def prepare(self, masks: MaskSet) -> None:
         """Learn the layers, before the first step."""
 
     def wants_whole_gradients(self, clock: Clock) -> bool:
-        """Whether the gradients of the step that ends at `clock` matter outside the masks too.
+        """Whether the method reads gradients outside the masks too in the step that ends at `clock`.
 
-        On other steps they may be 0 there: only the active ones need travel between ranks. Default: at every step for
-        a method that observes them, at a step before a reallocation for one that scores growth.
+        On other steps they may be 0 there: only those of active weights need to travel between ranks. Default: every
+        step for a method that observes them, steps with a reallocation for a method that scores growth.
         """
         return self.observes or (self._scores_growth and self.is_due(clock))
 
     @property
     def grows_by_gradient(self) -> bool:
-        """Whether `grow_scores` reads the gradients of the very step: one that observes has a record of its own."""
+        """Whether `grow_scores` reads the gradients of the very step, and not a record from `observe`."""
         return self._scores_growth and not self.observes
 
     @property
@@ -158,19 +159,19 @@ class Method:
 
     @property
     def gain(self) -> float:
-        """What a constant gradient of 1 gives as `grow_scores`. Default: 1, for the gradient itself."""
+        """Growth score that a constant gradient of 1 gives in the end. Default: 1, for the gradient itself."""
         return 1.0
 
     @property
     def counts_epochs(self) -> bool:
-        """Whether `is_due` and the rest look at epochs, not at steps and `Clock.progress` alone. Default: no."""
+        """Whether the method reads epochs of the clock, not steps and `progress` alone. Default: no."""
         return False
 
     def check_length(self, end: Clock) -> None:
-        """Raise UserError if the settings ask for something that comes after the last step, which `end` tells."""
+        """Raise UserError if the settings ask for something that comes after `end`, the clock of the last step."""
 
     def observe(self, layer: SparseLayer, gradient: Tensor) -> None:
-        """Learn from the whole gradient of a layer in a step that the optimizer makes (`wants_whole_gradients`)."""
+        """Learn from the whole gradient of a layer, of its weight's shape, in a step that the optimizer makes."""
 
     def after_step(self, masks: MaskSet, clock: Clock, seed: int) -> None:
         """Change active weights after every optimizer step. `seed` is the run's."""
@@ -180,19 +181,19 @@ class Method:
         return False
 
     def is_settled(self, clock: Clock) -> bool:
-        """Whether the budget is what it is to be in the end: only such epochs can be a run's best. Default: always."""
+        """Whether the budget has its final value: only such epochs can be a run's best. Default: always."""
         return True
 
     def drop_scores(self, layer: SparseLayer) -> Tensor:
-        """float [active units]: the lowest go first. Default: mean |w| over each unit."""
+        """Scores for dropping, float [active units]: the lowest go first. Default: mean |w| over each unit."""
         values = layer.gather(layer.weight).abs_()
         return values.view(-1) if layer.spec.unit_size == 1 else values.mean(1)
 
     def drop_cuts(self, scores: Sequence[Tensor], clock: Clock) -> Sequence[Cut]:
-        """What to drop in each layer, given its `drop_scores`.
+        """Choose the units to drop in each layer, given its `drop_scores`.
 
-        `Reallocator` lowers a cut that would empty a layer, or drop more than can be grown: in the same layer, unless
-        the method `trades`.
+        `Reallocator` lowers a cut that would empty a layer, or drop more than can grow. Unless the method `trades`,
+        that is as much as can grow in the same layer.
         """
         raise NotImplementedError
 
@@ -204,66 +205,67 @@ class Method:
         return [layer.active_weights for layer in layers]
 
     def shares(self, layers: Sequence[LayerChange]) -> Sequence[float | Fraction]:
-        """In what proportions the layers of a method that `trades` share the freed weights. Default: as they lost.
+        """Proportions in which the layers of a method that `trades` share the freed weights. Default: as they lost.
 
-        Any scale; `Reallocator` makes whole units of it that sum to the budget exactly.
+        Any scale will do. `Reallocator` makes whole units of it that sum to the budget exactly.
         """
         return [Fraction(layer.dropped * layer.unit_size) for layer in layers]
 
     def grow_scores(self, layer: SparseLayer) -> Tensor | None:
-        """float [units]: the highest free ones grow. None (the default): at random, uniformly.
+        """Scores for growth, float [units]: the highest free units grow. Default: None, uniformly at random.
 
-        Called after backward, before gradients are masked, on steps that end in a reallocation.
+        Called on steps that end in a reallocation, after backward and before gradients are masked.
         """
         return None
 
     def begin(self, layer: SparseLayer, units: Tensor, generator: torch.Generator) -> Tensor | None:
-        """Weights [k, unit size] that the units just grown (int64 [k]) begin with. None (the default): 0.
+        """First weights, float [k, unit size], of the units that have just grown (int64 [k]). Default: None, for 0.
 
         `generator` is on the CPU and the same on every rank.
         """
         return None
 
     def after(self, layers: Sequence[LayerChange]) -> None:
-        """Adapt own state to what a reallocation did. Runs on every rank with the same argument."""
+        """Adapt own state to the effect of a reallocation. Called on every rank with the same argument."""
 
     def scalars(self) -> Mapping[str, float]:
         """Numbers to log with each reallocation, such as a threshold."""
         return {}
 
     def state_dict(self) -> dict[str, Any]:
+        """State to resume from: plain data and tensors, by name. Default: none."""
         return {}
 
     def check_state(self, state: Mapping[str, Any], layers: Mapping[str, tuple[Sequence[int], int]]) -> None:
-        """Raise ValueError, beginning with the key, or KeyError, for what `state_dict` does not give.
+        """Raise ValueError, beginning with the key, or KeyError, for a state that `state_dict` cannot have given.
 
-        `layers`: shape and active weights of each. Needs no `prepare`: nothing is built yet.
+        `layers`: shape and number of active weights of each. Called before `prepare`, as nothing is built yet.
         """
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take over a saved state; the masks given to `prepare` have been restored before."""
+        """Take over a saved state. The masks given to `prepare` have been restored before."""
         assert not state, f"{type(self).__name__} keeps no state, yet {sorted(state)} was saved"
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """The steps of a run, of which each event takes its clock."""
+    """Lengths of a run and of its epochs, in optimizer steps. It makes the clock of each step."""
 
     total_steps: int
     steps_per_epoch: int | None = None
-    """None: the run is one epoch."""
+    """Steps of an epoch. None: the run is one epoch."""
 
     def clock(self, step: int) -> Clock:
-        """Where training stands after the step with this number, counted from 1."""
+        """Clock after the step with this number, counted from 1."""
         per_epoch = self.steps_per_epoch or self.total_steps
         epochs = math.ceil(self.total_steps / per_epoch)
         return Clock(step, max(0, step - 1) // per_epoch, per_epoch, epochs, self.total_steps)
 
 
 def idle_words(method: Method, name: str, schedule: Schedule, done: int) -> str | None:
-    """Say that a method which moves weights will move none after the first `done` steps; None if it will.
+    """Return a warning if a method that moves weights will move none after the first `done` steps, else None.
 
-    With a period that is longer than the run, say: it would be static without a word.
+    That is so where its period is longer than the run: training would be static, and nobody would notice.
     """
     coming = range(done + 1, schedule.total_steps + 1)
     moves = type(method).is_due is not Method.is_due
@@ -281,7 +283,7 @@ class DynamicSettings(MethodSettings):
     stop_epoch: Count = 1000
     """Reallocate only before this epoch."""
     new_weights: Literal["zero", "initial"] = "zero"
-    """What grown weights begin with: 0, or a draw from the initial distribution (paper's `--big-new-weights`)."""
+    """First values of grown weights: 0, or a draw from the initial distribution (paper's `--big-new-weights`)."""
 
 
 class Dynamic(Method):
@@ -293,14 +295,17 @@ class Dynamic(Method):
         self.settings = settings
 
     def is_due(self, clock: Clock) -> bool:
+        """Whether to reallocate after this step: every `period` steps before `stop_epoch`."""
         return clock.epoch < self.settings.stop_epoch and clock.step % int(self.settings.period.at(clock.epoch)) == 0
 
     @property
     def counts_epochs(self) -> bool:
+        """Whether `stop_epoch` or a table over epochs is set."""
         stops = "stop_epoch" in self.settings.model_fields_set
         return stops or any(isinstance(value, StepTable) and len(value.points) > 1 for _, value in self.settings)
 
     def begin(self, layer: SparseLayer, units: Tensor, generator: torch.Generator) -> Tensor | None:
+        """First weights of grown units, as `new_weights` says: None for 0, or a draw."""
         if self.settings.new_weights == "zero":
             return None
         return initial_weights(layer.spec, units.numel(), generator)

@@ -1,4 +1,4 @@
-"""DeepR: weights that cross zero die, others are born, every step."""
+"""DeepR: after every step, weights that cross zero are dropped and others grow."""
 
 from __future__ import annotations
 
@@ -36,12 +36,12 @@ class DeepRSettings(DynamicSettings):
 class DeepR(Dynamic):
     """Bellec et al., "Deep rewiring: training very sparse deep networks", ICLR 2018, Algorithm 1.
 
-    After each optimizer step noise of std sqrt(2 eta T) is added to the active weights. A unit is dropped when
-    most of its weights have crossed from the sign they were born with; as many grow in the same layer, at 0 and
-    with random signs.
+    After each optimizer step noise of std sqrt(2 eta T) is added to the active weights. A unit is dropped when most of
+    its weights have crossed from the sign that they were born with. As many units grow in the same layer, at 0 and with
+    random signs.
 
-    Departures: eta is a setting of its own, not the learning rate, as in the paper's code; after `stop_epoch`
-    weights may change sign and there is no more noise.
+    Departures: eta is a setting of its own, not the learning rate, as in the paper's code. After `stop_epoch` weights
+    may change sign, and there is no more noise.
     """
 
     settings: DeepRSettings
@@ -49,7 +49,7 @@ class DeepR(Dynamic):
 
     def prepare(self, masks: MaskSet) -> None:
         self.masks = masks
-        #: Of each layer the numbers of the weights born negative. Means something at active weights alone.
+        #: Numbers of the weights that were born negative, by layer. Only those of active weights mean something.
         self.negative = {layer.name: Bits(layer.spec.weights, layer.weight.device) for layer in masks}
         for layer in masks:
             self.negative[layer.name].set(0, layer.weight.detach().reshape(-1) < 0)
@@ -60,7 +60,7 @@ class DeepR(Dynamic):
         if std == 0 or clock.epoch >= self.settings.stop_epoch:
             return
         for layer in masks:
-            if not layer.weight.requires_grad:  # Frozen since: it is to stay as it is.
+            if not layer.weight.requires_grad:  # Frozen after the start: it stays as it is.
                 continue
             values = layer.gather(layer.weight)
             generator = torch.Generator(values.device).manual_seed(seed_for(seed, "noise", clock.step, layer.name))
@@ -68,11 +68,11 @@ class DeepR(Dynamic):
             layer.scatter_(layer.weight, values.add_(noise, alpha=std))
 
     def born_negative(self, layer: SparseLayer) -> Tensor:
-        """Bool [active units, unit size]: which of the active weights are to stay below 0."""
+        """Bool [active units, unit size]: True for active weights that stay below 0."""
         return self.negative[layer.name].at(_weights(layer, layer.active))
 
     def drop_scores(self, layer: SparseLayer) -> Tensor:
-        """Minus the share of a unit's weights that have crossed 0."""
+        """Negated fraction of a unit's weights that have crossed 0, float [active units]."""
         values = layer.gather(layer.weight)
         return -torch.where(self.born_negative(layer), values > 0, values < 0).float().mean(1)
 
@@ -89,7 +89,7 @@ class DeepR(Dynamic):
         return torch.where(negative.view_as(values), -values.abs(), values.abs())
 
     def state_dict(self) -> dict[str, Any]:
-        """A bit for each active weight."""
+        """One bit for each active weight: whether it was born negative."""
         born = {layer.name: self.born_negative(layer) for layer in self.masks}
         return {"negative": {name: pack_bits(bits.view(-1)) for name, bits in born.items()}}
 
@@ -106,11 +106,11 @@ class DeepR(Dynamic):
 
 
 def _signs(seed: int, units: Tensor, size: int) -> Tensor:
-    """Bool [units x size]: as good as tossed coins, the same on every device, so that no copy is needed."""
+    """Toss coins, bool [units x size]. They are the same on every device, so that no copy is needed."""
     return random_bits(seed, torch.arange(units.numel() * size, device=units.device)) % 2 == 0
 
 
 def _weights(layer: SparseLayer, units: Tensor) -> Tensor:
-    """int64 [units, unit size]: the numbers of their weights in the layer, in logical order."""
+    """Numbers of the units' weights in the layer, int64 [units, unit size], in logical order."""
     size = layer.spec.unit_size
     return units[:, None] * size + torch.arange(size, device=units.device)

@@ -1,4 +1,4 @@
-"""Dense training: every weight active. What sparse training is compared with."""
+"""Dense training: every weight is active. Sparse training is compared with it."""
 
 from __future__ import annotations
 

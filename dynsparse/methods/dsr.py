@@ -21,11 +21,11 @@ class DsrSettings(DynamicSettings):
 
     name: Literal["dsr"]
     scaling: bool = True
-    """Layers that keep more get more; if false, each gets back what it lost."""
+    """Layers that keep more weights get more. If false, each layer gets back as many as it lost."""
     initial_threshold: Annotated[float, Field(gt=0)] = 1e-3
-    """Magnitude under which a unit is dropped, at the start; it adapts."""
+    """Magnitude under which a unit is dropped at the start. It adapts."""
     target_moves: AtLeast1 = 600
-    """Units (weights, where granularity is 4) to move in one reallocation; the threshold adapts to come near it
+    """Units to move in one reallocation (weights, where granularity is 4). The threshold adapts to come near it
     (paper: N_p)."""
 
     def build(self) -> Dsr:
@@ -33,18 +33,17 @@ class DsrSettings(DynamicSettings):
 
 
 class Dsr(Dynamic):
-    """Mostafa & Wang, "Parameter efficient training of deep convolutional neural networks by
-    dynamic sparse reparameterization", ICML 2019, Algorithm 1.
+    """Dynamic sparse reparameterization (Mostafa & Wang, ICML 2019, Algorithm 1).
 
-    Drops the units with mean |w| < H in all layers; layer l regrows in
-    proportion to R_l, the weights that it keeps; H doubles or halves when the
-    number dropped, K, is below 0.9 or above 1.1 times N_p.
+    Paper: "Parameter efficient training of deep convolutional neural networks by dynamic sparse reparameterization".
 
-    K and N_p count units, as in the paper's experiments with kernel slices;
-    what is shared out are weights (R_l too), so that units of different size
-    trade without loss. Departure: N_p is capped at what can move at all (free
-    positions, and all but one unit a layer), for otherwise H would grow without
-    bound in a nearly dense network.
+    Units with mean |w| < H are dropped in all layers. Layer l regrows in proportion to R_l, the weights that it keeps.
+    H doubles or halves when the number dropped, K, is below 0.9 or above 1.1 times N_p. K and N_p count units, as in
+    the paper's experiments with kernel slices. R_l and the weights to share out are counted in weights, so that units
+    of different size trade without loss.
+
+    Departure: N_p is capped at the number of units that can move: free positions, and all but one unit a layer.
+    Otherwise H would grow without bound in a nearly dense network.
     """
 
     settings: DsrSettings
@@ -92,12 +91,12 @@ class Dsr(Dynamic):
     def check_state(self, state: Mapping[str, Any], layers: Mapping[str, tuple[Sequence[int], int]]) -> None:
         threshold = state["threshold"]
         if not isinstance(threshold, float) or not 0 <= threshold < float("inf"):
-            raise ValueError("threshold is no positive number")
+            raise ValueError("threshold is not a positive number")
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.threshold = state["threshold"]
 
 
 def by_kept(layers: Sequence[LayerChange]) -> Sequence[Fraction]:
-    """Shares in proportion to the weights that each layer keeps (paper: R_l)."""
+    """Proportions of the weights that each layer keeps (paper: R_l)."""
     return [Fraction(layer.kept * layer.unit_size) for layer in layers]

@@ -24,7 +24,7 @@ Target = Annotated[float, Field(ge=0, lt=1)]
 
 
 class PruningSettings(MethodSettings):
-    """Iterative pruning by magnitude, from the dense network `start.weights_from`; nothing grows back."""
+    """Iterative pruning by magnitude, from the dense network `start.weights_from`. Nothing grows back."""
 
     name: Literal["pruning"]
     after_epoch: Count = 20
@@ -34,13 +34,13 @@ class PruningSettings(MethodSettings):
     iterations: AtLeast1 = 1
     """Number of prunes."""
     schedule: Literal["exponential", "cubic"] = "exponential"
-    """exponential: the same share of what is left each time; cubic: Zhu & Gupta 2018."""
+    """exponential: the same fraction of the remaining weights each time; cubic: Zhu & Gupta 2018."""
     target_conv: Target = 0.5
-    """Share of zeros in each sparse convolution after the last prune."""
+    """Fraction of zeros in each sparse convolution after the last prune."""
     target_fc: Target = 0.98
-    """And in each sparse linear layer."""
+    """Fraction of zeros in each sparse linear layer after the last prune."""
     max_sparsity: dict[str, Target] | None = None
-    """Shell patterns of layers and the most that each may be pruned to; the others of its kind take up the rest.
+    """Shell patterns of layers, and the most sparsity for each. The other layers of its kind are pruned more.
     null: as the model has it (`mnist_mlp`: 0.9 for its last layer, which is small)."""
 
     def build(self) -> Pruning:
@@ -85,10 +85,12 @@ class PruningSettings(MethodSettings):
 class Pruning(Method):
     """Magnitude pruning in steps (Han et al. 2015; Mostafa & Wang 2019), layer by layer.
 
-    After prune k of n a layer of final density d has the density d^(k/n), so that each prune takes the share
-    1 - (1 - target)^(1/n) of what is left; or with `cubic` 1 - (1 - d) (1 - (1 - k/n)^3) (Zhu & Gupta, "To prune,
-    or not to prune", 2018, eq. 1). What the layers of a kind keep in the end sums to the target's share of their
-    weights, rounded once, whatever `max_sparsity` says; where units hold several weights, to within one unit.
+    After prune k of n a layer of final density d has the density d^(k/n): each prune takes the same fraction
+    1 - (1 - target)^(1/n) of the remaining weights. With `cubic` it is 1 - (1 - d) (1 - (1 - k/n)^3) (Zhu & Gupta, "To
+    prune, or not to prune", 2018, eq. 1).
+
+    In the end the layers of a kind keep together 1 - target of their weights, rounded once, whatever `max_sparsity`
+    says. Where units hold several weights, it is exact to within one unit.
     """
 
     def __init__(self, settings: PruningSettings) -> None:
@@ -98,6 +100,7 @@ class Pruning(Method):
         self._learn(layers)
 
     def _learn(self, layers: Sequence[LayerSpec]) -> None:
+        """Compute `final`. UserError for settings that these layers cannot meet."""
         known = [layer.name for layer in layers]
         for pattern in self.settings.max_sparsity or {}:
             if not fnmatch.filter(known, pattern):
@@ -151,14 +154,14 @@ class Pruning(Method):
         }
 
     def _density(self, spec: LayerSpec, share: float) -> float:
-        """Of a layer when `share` of the prunes are done."""
+        """Density of a layer when the fraction `share` of the prunes is done."""
         final = self.final[spec.name] / spec.units
         if self.settings.schedule == "exponential":
             return float(final**share)
         return 1 - (1 - final) * (1 - (1 - share) ** 3)
 
     def _final(self, layers: Sequence[LayerSpec], kind: Kind) -> dict[str, int]:
-        """Units for each layer of a kind: in proportion to its weights, but not fewer than its limit leaves it."""
+        """Units that each layer of a kind keeps: in proportion to its weights, within `max_sparsity`."""
         layers = [layer for layer in layers if layer.kind == kind]
         target = self.settings.target_conv if kind == "conv" else self.settings.target_fc
         total = round(sum(layer.weights for layer in layers) * (1 - Fraction(str(target))))
@@ -189,7 +192,7 @@ class Pruning(Method):
         return keeps
 
     def _least(self, layer: LayerSpec) -> int:
-        """Units that `max_sparsity` leaves a layer, 0 if it says nothing."""
+        """Fewest units that a layer may keep by `max_sparsity`, 0 if no pattern matches it."""
         known = self.settings.max_sparsity or {}
         limits = [most for pattern, most in known.items() if fnmatch.fnmatch(layer.name, pattern)]
         return math.ceil(layer.units * (1 - Fraction(str(min(limits, default=1)))))

@@ -1,4 +1,4 @@
-"""RigL: grow where the loss asks for it."""
+"""RigL: grow the weights with the largest gradients."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ class RiglSettings(DynamicSettings):
     period: Period = StepTable(((0, 100),))
     """Steps between reallocations, by epoch."""
     fraction: SomeShare = 0.3
-    """Share of each layer's active units to move at the start; it falls to 0 along a cosine."""
+    """Fraction of each layer's active units to move at the start. It falls to 0 along a cosine."""
     until: Share = 0.75
-    """Share of training in which weights move."""
+    """Fraction of training in which weights move."""
 
     def build(self) -> Rigl:
         return Rigl(self)
@@ -31,10 +31,11 @@ class RiglSettings(DynamicSettings):
 class Rigl(Dynamic):
     """Evci et al., "Rigging the lottery: making all tickets winners", ICML 2020, Algorithm 1.
 
-    Grows the largest |gradient|, averaged over all workers before the magnitude is taken. A unit of several
-    weights counts the mean of theirs. With `sparsity.allocation: erk` it is the paper's RigL-ERK.
+    Each layer drops the fraction f/2 (1 + cos(pi t / T_end)) of its smallest |weights|, and grows as many where
+    |gradient| is largest. The gradient is averaged over all workers before the magnitude is taken. A unit of several
+    weights counts with their mean. With `sparsity.allocation: erk` it is the paper's RigL-ERK.
 
-    Departure: a unit dropped in an event does not grow in the same one.
+    Departure: a unit that is dropped in an event does not grow in the same event.
     """
 
     settings: RiglSettings

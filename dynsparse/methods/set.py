@@ -18,20 +18,22 @@ class SetSettings(DynamicSettings):
 
     name: Literal["set"]
     fraction: SomeShare = 0.1
-    """Share of each layer's active units to move (paper's `--rewire-fraction`)."""
+    """Fraction of each layer's active units to move (paper's `--rewire-fraction`)."""
     scaling: bool = False
-    """Layers that keep more get more; if false, each gets back what it lost."""
+    """Layers that keep more weights get more. If false, each layer gets back as many as it lost."""
 
     def build(self) -> Set:
         return Set(self)
 
 
 class Set(Dynamic):
-    """Mocanu et al., "Scalable training of artificial neural networks with adaptive sparse connectivity
-    inspired by network science", Nature Communications 9, 2018, as in Mostafa & Wang 2019.
+    """Sparse evolutionary training (Mocanu et al., Nature Communications 9, 2018), as in Mostafa & Wang 2019.
 
-    Departures: by magnitude, where the original drops the smallest positive and the largest negative weights;
-    every `period` steps, where the original moves weights once an epoch.
+    Paper: "Scalable training of artificial neural networks with adaptive sparse connectivity inspired by network
+    science".
+
+    Departures: weights are dropped by magnitude, where the original drops the smallest positive and the largest
+    negative ones. They move every `period` steps, where the original moves them once an epoch.
     """
 
     settings: SetSettings

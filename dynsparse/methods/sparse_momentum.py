@@ -22,9 +22,9 @@ class SparseMomentumSettings(DynamicSettings):
     period: Period | None = None  # type: ignore[assignment]
     """Steps between reallocations, by epoch; null: at the end of every epoch."""
     fraction: SomeShare = 0.5
-    """Share of each layer's active units to move at the start; it falls to 0 along a cosine."""
+    """Fraction of each layer's active units to move at the start. It falls to 0 along a cosine."""
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
-    """Of the running sum of gradients that ranks layers and positions."""
+    """Decay of the running sum of gradients, which ranks layers and positions."""
 
     def build(self) -> SparseMomentum:
         return SparseMomentum(self)
@@ -33,9 +33,12 @@ class SparseMomentumSettings(DynamicSettings):
 class SparseMomentum(Dynamic):
     """Dettmers & Zettlemoyer, "Sparse networks from scratch: faster training without losing performance", 2019.
 
-    Departures: the momentum is this method's own, m = momentum m + gradient over all positions, for the
-    optimizer's is 0 outside the masks; it has no weight decay in it, and under AdamW no division by the second
-    moment. It takes 4 bytes a weight, inactive ones included, in memory and in checkpoints.
+    Each layer drops a fraction of its smallest |weights|. Layers share the freed weights in proportion to the mean
+    |momentum| of their active weights, and grow where |momentum| is largest.
+
+    Departures: the momentum is this method's own, m = momentum m + gradient over all positions, as the optimizer's is
+    0 outside the masks. It contains no weight decay, and under AdamW no division by the second moment. It takes 4 bytes
+    a weight, inactive ones included, in memory and in checkpoints.
     """
 
     settings: SparseMomentumSettings

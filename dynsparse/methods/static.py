@@ -1,4 +1,4 @@
-"""Static sparsity: a mask that never moves. The baseline of every dynamic method."""
+"""Static sparsity: a mask that never moves, the baseline of every dynamic method."""
 
 from __future__ import annotations
 

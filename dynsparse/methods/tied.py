@@ -12,10 +12,10 @@ from dynsparse.methods.base import Method, MethodSettings
 
 
 class TiedSettings(MethodSettings):
-    """HashedNets (Chen et al. 2015): every weight is there, many share a value; as many values as weights elsewhere.
+    """HashedNets (Chen et al. 2015): every weight is there, and many share a value.
 
     A layer of n weights at sparsity s has a bank of round((1 - s) n) values, each used equally often to within one
-    (see `dynsparse.masks.tying`).
+    (see `dynsparse.masks.tying`). So it has as many values as a sparse layer has active weights.
     """
 
     name: Literal["tied"]

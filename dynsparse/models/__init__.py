@@ -19,7 +19,7 @@ ANY_OF_TORCHVISION = f"{PREFIX}..."
 
 
 def _tag(section: Any) -> str | None:
-    """Which member of the union a section of a config, or its settings, is; None where it lacks a name."""
+    """Tag of the member of the union for a section of a config, or its settings. None where it lacks a name."""
     found = section.get("name") if isinstance(section, Mapping) else getattr(section, "name", None)
     if found is None:
         return None
@@ -37,7 +37,7 @@ AnyModel = Annotated[
 
 
 def more_names() -> list[str]:
-    """The names that stand for `torchvision/...`, where it is installed. It takes a second to import."""
+    """Names that `torchvision/...` stands for, none where it is not installed. It takes a second to import."""
     return names() if find_spec("torchvision") is not None else []
 
 

@@ -15,7 +15,7 @@ Width = Annotated[int, Field(ge=1, le=2**20)]
 Widening = Annotated[float, Field(gt=0, le=1000)]
 """A factor on the widths of a network."""
 MOST_LAYERS = 1000
-"""Of a network that a config describes by a list or a depth."""
+"""Most layers of a network that a config describes by a list or a depth."""
 
 
 class ModelSettings(Settings):
@@ -24,9 +24,9 @@ class ModelSettings(Settings):
     name: str
 
     def build(self, image_shape: tuple[int, int, int], classes: int) -> nn.Module:
-        """The network for images (channels, height, width), giving `classes` logits.
+        """Make the network for images (channels, height, width). It gives `classes` logits.
 
-        Initialised from torch's global generator, so that one seed gives one network.
+        It is initialised from torch's global generator, so that one seed gives one network.
         """
         raise NotImplementedError
 

@@ -1,4 +1,4 @@
-"""The initial distributions of the paper's convolutional networks."""
+"""Initial distributions of the paper's convolutional networks."""
 
 from __future__ import annotations
 
@@ -10,9 +10,8 @@ from torch import nn
 def init_convolutions(model: nn.Module) -> None:
     """Draw each convolution [out, in, kh, kw] from a normal distribution of std sqrt(2 / (kh * kw * out)).
 
-    He et al. 2015, by fan out; torchvision's ResNets do the same. The paper's
-    other distributions are torch's own defaults: linear weights uniform within
-    1/sqrt(fan in), BatchNorm weight 1 and bias 0.
+    He et al. 2015, by fan out; torchvision's ResNets do the same. The paper's other distributions are torch's own
+    defaults: linear weights uniform within 1/sqrt(fan in), BatchNorm weight 1 and bias 0.
     """
     for module in model.modules():
         if isinstance(module, nn.Conv2d):

@@ -37,7 +37,7 @@ class ResNet50Settings(ModelSettings):
 
 
 class Bottleneck(nn.Module):
-    """x [batch, c_in, h, w] + 1x1, 3x3 and 1x1 convolutions of it; [batch, 4 planes, h/stride, w/stride]."""
+    """Residual block: x plus 1x1, 3x3 and 1x1 convolutions of it, each with BatchNorm."""
 
     def __init__(self, c_in: int, planes: int, stride: int) -> None:
         super().__init__()
@@ -54,6 +54,7 @@ class Bottleneck(nn.Module):
             self.downsample = nn.Sequential(nn.Conv2d(c_in, c_out, 1, stride, bias=False), nn.BatchNorm2d(c_out))
 
     def forward(self, x: Tensor) -> Tensor:
+        """Map [batch, c_in, h, w] to [batch, 4 planes, h / stride, w / stride]."""
         y = self.relu(self.bn1(self.conv1(x)))
         y = self.relu(self.bn2(self.conv2(y)))
         y = self.bn3(self.conv3(y))
@@ -63,7 +64,7 @@ class Bottleneck(nn.Module):
 
 
 class ResNet50(nn.Module):
-    """A 7x7 convolution, max-pooling, 16 bottlenecks in four layers, mean, a linear layer; torchvision's names."""
+    """A 7x7 convolution, max-pooling, 16 bottlenecks in four layers, mean, a linear layer. Names are torchvision's."""
 
     def __init__(self, channels: int, planes: Sequence[int], classes: int) -> None:
         super().__init__()
@@ -85,6 +86,7 @@ class ResNet50(nn.Module):
         return nn.Sequential(first, *(Bottleneck(EXPANSION * planes, planes, 1) for _ in range(blocks - 1)))
 
     def forward(self, images: Tensor) -> Tensor:
+        """Map images [batch, channels, height, width] to logits [batch, classes]."""
         x = self.maxpool(self.relu(self.bn1(self.conv1(images))))
         x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
         logits: Tensor = self.fc(torch.flatten(self.avgpool(x), 1))

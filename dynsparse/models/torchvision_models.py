@@ -63,7 +63,7 @@ class TorchvisionSettings(ModelSettings):
 
 
 def names() -> list[str]:
-    """The names that a config can have, such as torchvision/resnet18."""
+    """Names that a config can have, such as torchvision/resnet18."""
     models = _torchvision_models()
     return [f"{PREFIX}{word}" for word in models.list_models(module=models)]
 
@@ -77,7 +77,7 @@ def _torchvision_models() -> Any:
 
 
 def _options(word: str, height: int, width: int) -> dict[str, Any]:
-    """What a family must be told in order to give logits alone and to take images of this size."""
+    """Arguments that a family needs in order to give logits alone and to take images of this size."""
     if word in ("inception_v3", "googlenet"):
         # Auxiliary heads would give more than one output. The initial weights are the published ones; not to say so
         # warns of a change to come.
@@ -105,7 +105,7 @@ def _without_weights() -> Iterator[None]:
 
 
 def _try_forward(model: nn.Module, image_shape: tuple[int, int, int]) -> None:
-    """Evaluate shapes alone, on the meta device: ValueError here for images of a wrong size, not in training."""
+    """Compute shapes alone, on the meta device. Images of a wrong size are a ValueError now, not in training."""
     tensors = itertools.chain(model.named_parameters(), model.named_buffers())
     shapes = {name: tensor.detach().to("meta") for name, tensor in tensors}
     image = torch.empty(1, *image_shape, device="meta")

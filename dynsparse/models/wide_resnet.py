@@ -43,11 +43,10 @@ class WideResNetSettings(ModelSettings):
 
 
 class Block(nn.Module):
-    """x [batch, c_in, h, w] + two 3x3 convolutions of it, each after BatchNorm and ReLU.
+    """Residual block: x plus two 3x3 convolutions of it, each after BatchNorm and ReLU.
 
-    Gives [batch, c_out, h / stride, w / stride], rounded up.
-    Where the shape changes, x takes part after the first BatchNorm and ReLU,
-    through a 1x1 convolution, as in the authors' network.
+    Where the shape changes, x is added after the first BatchNorm and ReLU, through a 1x1 convolution, as in the
+    authors' network.
     """
 
     def __init__(self, c_in: int, c_out: int, stride: int) -> None:
@@ -59,6 +58,7 @@ class Block(nn.Module):
         self.shortcut = nn.Conv2d(c_in, c_out, 1, stride, bias=False) if stride > 1 or c_in != c_out else None
 
     def forward(self, x: Tensor) -> Tensor:
+        """Map [batch, c_in, h, w] to [batch, c_out, h / stride, w / stride], rounded up."""
         y: Tensor = functional.relu(self.bn1(x))
         shortcut = x if self.shortcut is None else self.shortcut(y)
         y = self.conv2(functional.relu(self.bn2(self.conv1(y))))
@@ -84,6 +84,7 @@ class WideResNet(nn.Module):
         return nn.Sequential(first, *(Block(c_out, c_out, 1) for _ in range(blocks - 1)))
 
     def forward(self, images: Tensor) -> Tensor:
+        """Map images [batch, channels, height, width] to logits [batch, classes]."""
         x = self.group3(self.group2(self.group1(self.conv1(images))))
         x = functional.relu(self.bn(x)).mean(dim=(2, 3))
         logits: Tensor = self.fc(x)

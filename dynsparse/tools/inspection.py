@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dynsparse.runtime import print_to_reader
 from dynsparse.tables import align
 from dynsparse.tools.opening import Opened, looking_up, open_checkpoint
 from dynsparse.training.checkpoint import checkpoint_of
@@ -40,7 +39,7 @@ def main(arguments: list[str]) -> None:
     with looking_up(parsed.checkpoint):
         path = checkpoint_of(parsed.checkpoint)
     found = describe(open_checkpoint(path))
-    print_to_reader(json.dumps(found, indent=2) if parsed.json else text(found))
+    print(json.dumps(found, indent=2) if parsed.json else text(found), flush=True)
 
 
 def describe(opened: Opened) -> dict[str, Any]:

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from dynsparse import files
-from dynsparse.config.schema import RunConfig, parse
+from dynsparse.config.loading import parse
+from dynsparse.config.schema import RunConfig
 from dynsparse.distributed.digest import mask_digest, weight_digest
 from dynsparse.errors import UserError
 from dynsparse.training.checkpoint import read_run

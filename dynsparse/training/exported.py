@@ -18,7 +18,8 @@ from torch import Tensor
 
 from dynsparse import files
 from dynsparse.errors import UserError
-from dynsparse.training.checkpoint.archive import DamagedError, load
+from dynsparse.training.checkpoint.archive import load
+from dynsparse.training.checkpoint.limits import DamagedError
 
 CSR_FORMAT = "dynsparse csr 2"
 _MOST_TIMES = 4096

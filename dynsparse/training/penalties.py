@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from dynsparse.config.schema import PenaltySettings
+from dynsparse.config.sections import PenaltySettings
 from dynsparse.masks import SparseLayer
 from dynsparse.masks.tying import TiedLayer
 

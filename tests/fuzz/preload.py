@@ -40,12 +40,12 @@ MODULES = (
 )
 
 
-def preload() -> None:
-    """Raise RuntimeError if a library has started threads: a fork would be without them."""
+def preload(*more: str) -> None:
+    """Import them, and `more`. Raise RuntimeError if a library has started threads: a fork would be without them."""
     import torch
 
     torch.set_num_threads(1)
-    for name in MODULES:
+    for name in (*MODULES, *more):
         import_module(name)
     from PIL import Image
 

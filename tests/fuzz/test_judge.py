@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
 import signal
 import sys
@@ -13,14 +12,12 @@ from pathlib import Path
 
 import pytest
 
+from tests.forks import CONTEXT
 from tests.fuzz import children
 from tests.fuzz.commands import Command
 from tests.fuzz.limits import Limits
 from tests.fuzz.outcomes import Before, faults
 from tests.fuzz.scene import Scene, Subject, build, of_file
-
-_CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(["tests.fuzz.outcomes"])
 
 WRITES = Command("writes", lambda rng, scene: [], writes=None, same_end=True)
 READS = Command("reads", lambda rng, scene: [])
@@ -100,7 +97,7 @@ PLANTED: dict[str, tuple[Callable[[Scene], object], Command, list[str]]] = {
     "a sea of words": (lambda scene: say("error: x\n" * 50_000, 2), READS, ["words", "words"]),
     "a hang": (lambda scene: time.sleep(100), READS, ["hang"]),
     "memory, little by little": (lambda scene: [bytearray(1 << 20) for _ in iter(int, 1)], READS, ["memory"]),
-    "memory": (lambda scene: len(bytearray(300 << 20)) and finish(scene), WRITES, ["memory"]),
+    "memory": (lambda scene: len(bytearray(700 << 20)) and finish(scene), WRITES, ["memory"]),
     "a signal": (close_what_watches, READS, ["signal"]),
     "a process left": (leave_a_process, WRITES, ["process"]),
     "lost checkpoints": (lose_checkpoints, WRITES, ["lost"]),
@@ -132,13 +129,13 @@ def judge(folder: Path, name: str) -> None:
     act, command, _ = PLANTED[name]
     before = Before.of(scene, known, resumes=name == "a refusal to go on")
     seconds = 1 if name == "a hang" else 60
-    outcome = children.run(lambda: act(scene), folder, Limits(seconds, memory=200 << 20))
+    outcome = children.run(lambda: act(scene), folder, Limits(seconds, memory=600 << 20))
     (folder / "found.json").write_text(json.dumps(faults(outcome, scene, command, before, subject)))
 
 
 @pytest.mark.parametrize("name", PLANTED)
 def test_what_is_planted_is_found(name: str, tmp_path: Path) -> None:
-    process = _CONTEXT.Process(target=judge, args=(tmp_path, name))
+    process = CONTEXT.Process(target=judge, args=(tmp_path, name))
     process.start()
     process.join()
     assert process.exitcode == 0
@@ -155,7 +152,7 @@ def watch_a_sleeper(folder: Path) -> None:
 
 
 def test_a_command_does_not_outlive_what_watches_it(tmp_path: Path) -> None:
-    process = _CONTEXT.Process(target=watch_a_sleeper, args=(tmp_path,))
+    process = CONTEXT.Process(target=watch_a_sleeper, args=(tmp_path,))
     process.start()
     pid = tmp_path / "pid"
     while not (pid.exists() and pid.read_text()):

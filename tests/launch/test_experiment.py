@@ -17,8 +17,10 @@ import pytest
 import yaml
 from PIL import Image
 
-from dynsparse.cli import experiments, train
-from dynsparse.cli.experiments import Experiments, Options, read_jobs, sparsity
+from dynsparse.cli import train
+from dynsparse.cli.experiments import command, launching
+from dynsparse.cli.experiments.jobs import read_jobs
+from dynsparse.cli.experiments.listed import Experiments, Options, sparsity
 from dynsparse.config.schema import RunConfig
 from dynsparse.training.network import require_layers
 from dynsparse.training.trainer import Trainer
@@ -210,14 +212,14 @@ class Here:
 
     def __call__(self, *words: Any) -> int:
         self.commands.clear()
-        return experiments.main([*map(str, words), *self.rest])
+        return command.main([*map(str, words), *self.rest])
 
 
 @pytest.fixture
 def here(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Here]:
-    handlers = {number: signal.getsignal(number) for number in experiments.FORWARDED}
+    handlers = {number: signal.getsignal(number) for number in launching.FORWARDED}
     caller = Here(monkeypatch, tmp_path / "runs")
-    monkeypatch.setattr(experiments, "launch", caller.launch)
+    monkeypatch.setattr(launching, "launch", caller.launch)
     yield caller
     for number, handler in handlers.items():
         signal.signal(number, handler)
@@ -357,7 +359,7 @@ BAD_CALLS: list[tuple[list[str], str]] = [
 
 @pytest.mark.parametrize(("words", "message"), BAD_CALLS, ids=[" ".join(words)[:60] for words, _ in BAD_CALLS])
 def test_bad_calls(small: Path, words: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert experiments.main([word.replace("SMALL", str(small)) for word in words]) == 2
+    assert command.main([word.replace("SMALL", str(small)) for word in words]) == 2
     err = capsys.readouterr().err
     assert err.startswith(f"error: {message.replace('SMALL', str(small))}")
     assert err.count("\n") == 1
@@ -387,7 +389,7 @@ BAD_LISTS: list[tuple[Any, list[str]]] = [
 def test_bad_lists(tmp_path: Path, content: Any, expected: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "bad.yaml"
     path.write_text(json.dumps(content))
-    assert experiments.main([str(path), "1"]) == 2
+    assert command.main([str(path), "1"]) == 2
     lines = capsys.readouterr().err.replace(str(path), "FILE").splitlines()
     assert len(lines) == len(expected), lines
     for line, part in zip(lines, expected, strict=True):
@@ -500,10 +502,10 @@ def test_help() -> None:
 def test_a_signal_reaches_the_job_and_ends_the_list() -> None:
     """The command asks for the signal itself, once it is ready for it."""
     waits = "kill -TERM $PPID; while :; do sleep 0.05; done"
-    assert experiments.launch(["bash", "-c", f"trap 'exit 75' TERM; {waits}"]) == 75
-    assert experiments.launch(["bash", "-c", f"trap 'exit 0' TERM; {waits}"]) == 75, "done, but not those after it"
-    assert experiments.launch(["bash", "-c", "exit 3"]) == 3
-    assert experiments.launch(["bash", "-c", "kill -KILL $$"]) == 137
+    assert launching.launch(["bash", "-c", f"trap 'exit 75' TERM; {waits}"]) == 75
+    assert launching.launch(["bash", "-c", f"trap 'exit 0' TERM; {waits}"]) == 75, "done, but not those after it"
+    assert launching.launch(["bash", "-c", "exit 3"]) == 3
+    assert launching.launch(["bash", "-c", "kill -KILL $$"]) == 137
 
 
 @pytest.mark.skipif(shutil.which("shellcheck") is None, reason="shellcheck is not installed")

@@ -64,7 +64,7 @@ def test_trains_from_anywhere_and_returns_the_workers_code(tmp_path: Path) -> No
     assert runs.summary(settings.folder)["world_size"] == 2
     refused = local("--workers", "2", "--config", path)
     assert refused.returncode == 2
-    assert refused.stderr.count("exists; go on with --resume auto") == 1, "not once an attempt"
+    assert refused.stderr.count("exists; resume it with --resume auto") == 1, "not once an attempt"
 
 
 def test_bad_input_that_workers_find_is_one_line(tmp_path: Path) -> None:

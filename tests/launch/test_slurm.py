@@ -128,7 +128,7 @@ def test_a_job_that_saves_on_request_is_queued_again_and_goes_on(tmp_path: Path,
     assert runs.summary(folder)["status"] == "stopped"
     assert job.ended() == "COMPLETED", job.said()
     assert job.restarts() == 1
-    assert f"launch 'test-{job.number}' has begun this run: going on with it" in job.said()
+    assert f"launch 'test-{job.number}' has begun this run: resuming it" in job.said()
     assert_same_run(folder, run_undisturbed(config, tmp_path))
     logs = sorted(path.relative_to(tmp_path).parts for path in tmp_path.glob("slurm-*/**/stderr.log"))
     assert [(parts[1], *parts[3:5]) for parts in logs] == [

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from dynsparse.config import schema
+from dynsparse.config import loading
 from dynsparse.masks import MaskSet, sparse_layers
 from dynsparse.methods import Clock
 from dynsparse.reallocation import Reallocator
@@ -94,7 +94,7 @@ def test_layers_keep_their_budget(
 
 def test_erk_survives_rigl_on_resnet50() -> None:
     """One event of the config that people run: eight layers that ERK makes dense stay so, and all others too."""
-    config = schema.load(ROOT / "configs" / "imagenet_rigl_erk.yaml")
+    config = loading.load(ROOT / "configs" / "imagenet_rigl_erk.yaml")
     network = build_network(config, torch.device("cpu"))
     before = {layer.name: layer.active_weights for layer in network.masks}
     assert sum(layer.is_full for layer in network.masks) == 8
@@ -121,7 +121,7 @@ def test_a_classifier_that_is_to_be_dense_stays_dense(name: str) -> None:
         "sparsity": {"conv": 0.9, "fc": 0.0},
         "data": {"name": "synthetic"},
     }
-    network = build_network(schema.parse(raw), torch.device("cpu"))
+    network = build_network(loading.parse(raw), torch.device("cpu"))
     assert network.masks.layers
     assert all(layer.spec.kind == "conv" for layer in network.masks)
     assert network.model.get_parameter("fc.weight").count_nonzero() == network.model.get_parameter("fc.weight").numel()

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from dynsparse.config import schema
+from dynsparse.config import loading
 from dynsparse.errors import UserError
 from dynsparse.masks import MaskSet, sparse_layers
 from dynsparse.methods import Clock
@@ -110,7 +110,7 @@ def test_the_last_layer_of_mnist_mlp_is_pruned_to_a_tenth_and_the_others_take_up
     """
     base = {"model": {"name": "mnist_mlp"}, "data": {"name": "digits"}, "start": {"weights_from": "x"}}
     pruning = {"name": "pruning", "after_epoch": 1, "target_fc": 0.99}
-    config = schema.parse({**base, "method": pruning})
+    config = loading.parse({**base, "method": pruning})
     model = MnistMlpSettings(name="mnist_mlp").build((1, 28, 28), 10)
     specs = sparse_layers(model)
     masks = MaskSet(model, specs, {spec.name: spec.units for spec in specs})
@@ -118,7 +118,7 @@ def test_the_last_layer_of_mnist_mlp_is_pruned_to_a_tenth_and_the_others_take_up
     method.prepare(masks)
     Reallocator(model, masks, method, torch.optim.SGD(model.parameters(), lr=1.0))(end_of(1))
     assert [layer.active_weights for layer in masks] == [2272, 290, 100]
-    own_limits = schema.parse({**base, "method": {**pruning, "max_sparsity": {}}})
+    own_limits = loading.parse({**base, "method": {**pruning, "max_sparsity": {}}})
     method = build_method(own_limits, specs)
     method.check(specs, {})
     assert list(method.final.values()) == [2352, 300, 10]  # type: ignore[attr-defined]

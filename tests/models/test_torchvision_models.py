@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from dynsparse.config import schema as config
+from dynsparse.config import loading as config
 from dynsparse.config.schema import RunConfig
 from dynsparse.errors import UserError
 from dynsparse.masks import MaskSet, sparse_layers
@@ -123,8 +123,8 @@ def test_the_try_changes_neither_weights_nor_random_state() -> None:
 
 def test_other_models_do_without_torchvision() -> None:
     program = (
-        "import sys; from dynsparse.config import schema as config\n"
+        "import sys; from dynsparse.config import schema, loading as config\n"
         "config.parse({'model': {'name': 'small_cnn'}, 'method': {'name': 'static'}, 'data': {'name': 'synthetic'}})\n"
-        "config.json_schema(); sys.exit('torchvision' in sys.modules)"
+        "schema.json_schema(); sys.exit('torchvision' in sys.modules)"
     )
     subprocess.run([sys.executable, "-c", program], check=True)

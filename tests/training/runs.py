@@ -9,14 +9,15 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
 
 import pipelines
-from dynsparse.config import schema
+from dynsparse.config import loading
 from dynsparse.config.schema import RunConfig
 from dynsparse.runtime import Worker
 from dynsparse.training.callbacks import Callback
@@ -25,6 +26,7 @@ from dynsparse.training.network import build_network
 from dynsparse.training.trainer import Trainer
 from pipelines.base import Request
 from pipelines.order import Share
+from tests import forks
 
 ROOT = Path(__file__).parents[2]
 
@@ -47,7 +49,7 @@ def config(**sections: Any) -> RunConfig:
             raw[name] = {**raw.get(name, {}), **value}
         else:
             raw[name] = value
-    return schema.parse(raw)
+    return loading.parse(raw)
 
 
 def trainer(
@@ -82,18 +84,30 @@ def write_config(folder: Path, settings: RunConfig) -> Path:
 def dist_train(
     *arguments: Any, workers: int = 0, max_restarts: int = 0, script: Path = ROOT / "dist_train.py", **environment: str
 ) -> Any:
-    """Run dist_train.py to its end, under torchrun if `workers` is not 0. Nothing that it starts outlives the call."""
-    options = ["--standalone", "--nproc-per-node", str(workers), "--max-restarts", str(max_restarts)]
-    launcher = [*TORCHRUN, *options] if workers else [sys.executable]
-    process = start([*launcher, script, *arguments], **environment)
-    try:
-        out, err = process.communicate(timeout=200)
-    finally:
-        kill(process)
-    return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+    """Run dist_train.py to its end, under torchrun if `workers` is not 0. Nothing that it starts outlives the call.
+
+    It is forked; see tests/forks.py.
+    """
+    options = ["--standalone", "--nproc-per-node", workers, "--max-restarts", max_restarts]
+    launcher = [*TORCHRUN[1:], *options] if workers else []
+    words = [str(word) for word in (*launcher, script, *arguments)]
+    with TemporaryDirectory() as folder:
+        out, err = Path(folder) / "stdout", Path(folder) / "stderr"
+        process = forks.python(words, ROOT, _environment(environment), out, err)
+        process.start()
+        try:
+            process.join(200)
+            assert process.exitcode is not None, f"{words} did not end:\n{out.read_text()}{err.read_text()}"
+        finally:
+            kill(process)
+        return subprocess.CompletedProcess(words, process.exitcode, out.read_text(), err.read_text())
 
 
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run"]
+
+
+def _environment(more: Mapping[str, str]) -> dict[str, str]:
+    return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), **more}
 
 
 def start(command: Sequence[Any], **environment: str) -> subprocess.Popen[str]:
@@ -101,7 +115,7 @@ def start(command: Sequence[Any], **environment: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [str(word) for word in command],
         cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), **environment},
+        env=_environment(environment),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -115,7 +129,7 @@ def children(pid: int) -> list[int]:
     return [int(child) for child in " ".join(of_threads).split()]
 
 
-def kill(process: subprocess.Popen[str]) -> None:
+def kill(process: Any) -> None:
     """End a process and its workers at once (SIGKILL), as when their machine goes down. torchrun's are no group."""
     with contextlib.suppress(OSError):
         os.killpg(process.pid, signal.SIGSTOP)  # It is not to start another in the meantime.

@@ -16,8 +16,7 @@ import torch
 from dynsparse.errors import UserError
 from dynsparse.masks.bits import pack_bits
 from dynsparse.training import checkpoint
-from dynsparse.training.checkpoint import CheckpointFolder, checksum, read, set_aside_after, write
-from dynsparse.training.checkpoint import folder as checkpoint_folder
+from dynsparse.training.checkpoint import CheckpointFolder, checksum, kept, read, set_aside_after, write, zip_writer
 from dynsparse.training.trainer import Trainer
 from tests.training import runs
 
@@ -51,6 +50,18 @@ def test_a_file_is_an_archive_that_other_tools_open(tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "a.pt") as archive:
         assert archive.testzip() is None
         assert {entry.compress_type for entry in archive.infolist()} == {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED}
+
+
+def test_large_archives_are_read_by_others_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As from 4 GiB on, where sizes and offsets stand in fields of zip64: here from 1,000 bytes on."""
+    monkeypatch.setattr(zip_writer, "_LARGE", 1000)
+    write(tmp_path / "a.pt", {**state(), "mask": pack_bits(torch.arange(100_000) % 16 == 0)})
+    with zipfile.ZipFile(tmp_path / "a.pt") as archive:
+        assert archive.testzip() is None
+        assert {entry.create_version for entry in archive.infolist()} == {20, 45}
+    content = torch.load(tmp_path / "a.pt", weights_only=True)
+    assert torch.equal(content["state"]["weights"]["a"], state()["weights"]["a"])
+    assert checksum(read(tmp_path / "a.pt")) == content["sha256"]
 
 
 def test_checkpoints_of_before_are_read(tmp_path: Path) -> None:
@@ -228,7 +239,7 @@ def failing(monkeypatch: pytest.MonkeyPatch, fails: Callable[[Path, int], bool])
         write(path, content, before)
         written.append((path.name, content["progress"]["step"]))
 
-    monkeypatch.setattr(checkpoint_folder, "write", tried)
+    monkeypatch.setattr(kept, "write", tried)
     return written
 
 
@@ -256,7 +267,7 @@ def test_what_could_not_be_written_is_written_with_the_next_save(
     steps = {name: read(tmp_path / f"{name}.pt")["progress"]["step"] for name in ("initial", "best", "latest")}
     assert steps == {"initial": 0, "best": 5, "latest": 10}
     assert written == [("step-000000010.pt", 10), ("best.pt", 5), ("initial.pt", 0)]
-    assert folder._unwritten == {}, "nothing is kept in memory"
+    assert folder._unwritten.snapshots == {}, "nothing is kept in memory"
 
 
 def test_what_could_not_be_written_is_tried_again_without_a_save(

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from dynsparse.errors import UserError
 from dynsparse.training.checkpoint import checksum, read, write
-from dynsparse.training.checkpoint.archive import MOST_TIMES, SPARE_BYTES
+from dynsparse.training.checkpoint.limits import MOST_TIMES, SPARE_BYTES
 from dynsparse.training.checkpoint.schema import SavedProgress
 from dynsparse.training.resume import checkpoints_of, find_resume_point, take_folder
 from dynsparse.training.state import Progress
@@ -222,7 +222,7 @@ CHANGES: dict[str, Callable[[State], None]] = {
     "ranks.0.sums is torch.float32 [3]": put("ranks", 0, "sums", value=torch.zeros(3)),
     "ranks.0.random.cpu is no state": put("ranks", 0, "random", "cpu", value=torch.zeros(3, dtype=torch.uint8)),
     "method.threshold is missing": put("method", value={}),
-    "method.threshold is no positive number": put("method", "threshold", value=float("nan")),
+    "method.threshold is not a positive number": put("method", "threshold", value=float("nan")),
     "config.method.name is missing": put("config", "method", value={}),
     "config is null": put("config", value=None),
     "versions.torch is 2": put("versions", "torch", value=2),

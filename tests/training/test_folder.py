@@ -51,7 +51,7 @@ def test_a_new_run_writes_its_resolved_config(tmp_path: Path) -> None:
 def test_an_existing_run_is_refused_resumed_or_replaced(tmp_path: Path) -> None:
     finished_run(tmp_path)
     settings = runs.config(runs=str(tmp_path), name="a")
-    with pytest.raises(UserError, match=r"a exists; go on with --resume auto, replace it with --overwrite"):
+    with pytest.raises(UserError, match=r"a exists; resume it with --resume auto, replace it with --overwrite"):
         open_folder(settings, resume=None, overwrite=False)
     saved = open_folder(settings, resume="auto", overwrite=False)
     assert saved is not None

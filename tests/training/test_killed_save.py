@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import signal
 from pathlib import Path
@@ -15,9 +14,7 @@ from dynsparse.errors import UserError
 from dynsparse.training import checkpoint
 from dynsparse.training.checkpoint import CheckpointFolder, read
 from dynsparse.training.checkpoint import format as checkpoint_format
-
-_CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(["dynsparse.training.checkpoint"])
+from tests.forks import CONTEXT
 
 
 def state(step: int) -> dict[str, Any]:
@@ -88,7 +85,7 @@ def kill_everywhere(folder: Path) -> None:
 
 def test_killed_before_each_thing_that_a_save_does(tmp_path: Path) -> None:
     """Before every write, sync, rename, link and removal of two saves, one after the other."""
-    process = _CONTEXT.Process(target=kill_everywhere, args=(tmp_path,))
+    process = CONTEXT.Process(target=kill_everywhere, args=(tmp_path,))
     process.start()
     process.join()
     assert process.exitcode == 0

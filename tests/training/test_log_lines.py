@@ -17,7 +17,8 @@ from dynsparse.cli.main import main
 from dynsparse.training.callbacks import Observers, standard_observers
 from dynsparse.training.callbacks.base import RunReport
 from dynsparse.training.callbacks.metrics_file import MetricsFile
-from dynsparse.training.run.log_lines import metrics_line, read
+from dynsparse.training.run.log_lines import read
+from dynsparse.training.run.log_records import metrics_line
 from tests.training import runs
 
 

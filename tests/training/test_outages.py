@@ -325,7 +325,7 @@ def test_a_worker_that_dies_meanwhile_costs_no_more_than_a_restart(storage: Stor
     finally:
         runs.kill(process)
     assert process.returncode == 0, "".join([*said, rest])
-    assert "going on with it" in rest
+    assert "resuming it" in rest
     summary = runs.summary(settings.folder)
     assert (summary["status"], summary["epochs"]) == ("done", 60)
     assert [line["epoch"] for line in runs.metrics(settings.folder) if line["kind"] == "epoch"] == list(range(60))

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from dynsparse.config.schema import PenaltySettings
+from dynsparse.config.sections import PenaltySettings
 from dynsparse.masks import MaskSet, sparse_layers
 from dynsparse.masks.tying import tie
 from dynsparse.training.penalties import add_gradients

@@ -16,7 +16,7 @@ from dynsparse.errors import UserError
 from dynsparse.runtime import Worker
 from dynsparse.training import checkpoint
 from dynsparse.training.callbacks import Callback, StepReport
-from dynsparse.training.checkpoint import CheckpointFolder, InBackground, SaveTimer, checksum, read
+from dynsparse.training.checkpoint import CheckpointFolder, InBackground, SaveTimer, checksum, kept, read
 from dynsparse.training.checkpoint import folder as checkpoint_folder
 from tests.ranks import run_distributed
 from tests.training import runs
@@ -111,7 +111,7 @@ def test_a_disk_that_is_too_slow_is_told_once(
         write(path, content, before)
 
     monkeypatch.setattr(checkpoint_folder.time, "monotonic", look_at_the_clock)
-    monkeypatch.setattr(checkpoint_folder, "write", slow)
+    monkeypatch.setattr(kept, "write", slow)
     for step in (1, 2, 3):
         assert folder.has_written(within=60)
         folder.begin(lambda step=step: state(step), step)  # type: ignore[misc]
@@ -313,6 +313,6 @@ def test_what_no_disk_is_to_blame_for_ends_the_run(tmp_path: Path, monkeypatch: 
     def broken(path: Path, content: Any, before: Callable[[], None]) -> None:
         raise ZeroDivisionError
 
-    monkeypatch.setattr(checkpoint_folder, "write", broken)
+    monkeypatch.setattr(kept, "write", broken)
     with pytest.raises(ZeroDivisionError):
         runs.trainer(runs.config(), checkpoints=CheckpointFolder(tmp_path, keep=2)).fit()

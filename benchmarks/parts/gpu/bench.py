@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from benchmarks.harness.rounds import in_rounds
-from dynsparse.config import schema
+from dynsparse.config import loading
 from dynsparse.config.schema import RunConfig
 from dynsparse.runtime import Worker
 from dynsparse.training.network import Network, build_network
@@ -107,7 +107,7 @@ def settings(case: Case, method: Mapping[str, Any], **sections: Any) -> RunConfi
     """At sparsity 0.9; a dense network has no sparse layers, and so no masks of any kind."""
     sparsity = {"conv": 0.9, "fc": 0.9, **({"exclude": ["*"]} if method["name"] == "dense" else {})}
     train = {"global_batch_size": case.batch, "lr": {"name": "steps", "table": {0: 0.01}}}
-    return schema.parse(
+    return loading.parse(
         {
             "model": dict(case.model),
             "sparsity": {**sparsity, **sections.pop("sparsity", {})},

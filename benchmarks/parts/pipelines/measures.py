@@ -25,7 +25,7 @@ from torch import Tensor, nn
 import pipelines
 from benchmarks.harness.record import ROOT
 from benchmarks.harness.rounds import summary
-from dynsparse.config import schema
+from dynsparse.config import loading
 from dynsparse.models.resnet50 import ResNet50Settings
 from dynsparse.runtime import Worker
 from dynsparse.training.building import build_parts
@@ -414,7 +414,7 @@ def network(bench: Bench, photographs: Path) -> Result:
     if len(sample_images.CLASSES) * amount.each < 100:
         asked += ["train.global_batch_size=8", "train.lr.warmup_epochs=0", "method.stop_epoch=1"]
     path = ROOT / "configs" / "sample_images_resnet.yaml"
-    configs = {loader: schema.load(path, [*asked, f"data.loader={loader}"]) for loader in ("dali", "torch")}
+    configs = {loader: loading.load(path, [*asked, f"data.loader={loader}"]) for loader in ("dali", "torch")}
     parts = {loader: build_parts(config, Worker()) for loader, config in configs.items()}
     trained, data = parts["dali"]
     with redirect_stdout(sys.stderr):

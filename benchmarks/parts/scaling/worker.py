@@ -17,7 +17,7 @@ from torch import nn
 from torch.distributed import distributed_c10d
 
 import pipelines
-from dynsparse.config import schema
+from dynsparse.config import loading
 from dynsparse.config.schema import RunConfig
 from dynsparse.distributed import sync
 from dynsparse.masks import MaskSet, sparse_layers
@@ -218,7 +218,7 @@ class Moves(Callback):
 
 
 def settings(subject: Subject, global_batch: int, period: int) -> RunConfig:
-    return schema.parse(
+    return loading.parse(
         {
             "model": dict(subject.model),
             "sparsity": {"conv": 1 - DENSITY, "fc": 1 - DENSITY},

@@ -1,1 +1,1 @@
-"""What `train` can be asked to do: one action a file."""
+"""The actions of `train`, one a file."""

@@ -20,12 +20,12 @@ from pipelines.base import TrainPipeline
 from pipelines.position import Position
 
 Rule = Callable[[], object]
-"""Raises UserError."""
+"""A check that raises UserError, or returns."""
 
 
 @dataclass(frozen=True)
 class Action(ABC):
-    """What a command line asks for, with the config that it is about."""
+    """An action that a command line asks for, with its config."""
 
     config: RunConfig
 

@@ -1,99 +1,33 @@
 """The flags of the paper's code: a row of `FLAGS` says what a flag sets, with which default, and on what it acts.
 
-What takes several flags together stands in paper_cli.py.
+Rules of several flags together are in choosing.py and contradictions.py.
 """
 
 from __future__ import annotations
 
 import argparse
-import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
-from dynsparse.errors import UserError
-
-MLP, WRN, RESNET = "mnist_mlp", "cifar10_WideResNet", "imagenet_resnet50"
-DATA = {MLP: "mnist", WRN: "cifar10", RESNET: "imagenet"}
-"""The data set of each model."""
+from dynsparse.cli.paper.flag import Flag
+from dynsparse.cli.paper.kinds import (
+    AMOUNT,
+    BOOLEAN,
+    COUNT,
+    DATA,
+    FACTOR,
+    MLP,
+    MODEL,
+    PART,
+    RESNET,
+    SHARE,
+    SIZE,
+    TEXT,
+    UNIT,
+    WRN,
+)
 
 POST_PRUNE_EPOCHS = 10
 _MOVING = ("deepr", "dsr", "set")
-
-
-@dataclass(frozen=True)
-class Kind:
-    """How a flag's text is read, and what it must be."""
-
-    rule: str
-    read: Callable[[str], Any]
-    fits: Callable[[Any], bool] = lambda value: True
-
-
-def _boolean(text: str) -> bool:
-    return {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}[text.lower()]
-
-
-COUNT = Kind("a whole number of at least 0", int, lambda value: value >= 0)
-SIZE = Kind("a whole number of at least 1", int, lambda value: value >= 1)
-AMOUNT = Kind("a number of at least 0", float, lambda value: 0 <= value < math.inf)
-FACTOR = Kind("a number above 0", float, lambda value: 0 < value < math.inf)
-SHARE = Kind("a number from 0 to 1", float, lambda value: 0 <= value <= 1)
-PART = Kind("a number of at least 0 and below 1", float, lambda value: 0 <= value < 1)
-UNIT = Kind("4 (element), 3 (kernel row), 2 (kernel slice) or 1 (filter)", int, lambda value: 1 <= value <= 4)
-BOOLEAN = Kind("true, yes or 1, or false, no or 0", _boolean)
-TEXT = Kind("some text", str, bool)
-MODEL = Kind(f"{MLP}, {WRN} or {RESNET}; for others set model={{name: ...}} in a config", str, DATA.__contains__)
-
-
-@dataclass(frozen=True)
-class Flag:
-    """One flag of the paper's code."""
-
-    name: str
-    help: str
-    kind: Kind | None = None
-    """None: a switch."""
-    key: str = ""
-    """What it sets in a config; "": see the rules below."""
-    default: Any = None
-    """The key's value without the flag; None: the config's own default, or nothing."""
-    value: Any = True
-    """The key's value with the switch."""
-    special: Mapping[str, Any] = field(default_factory=dict)
-    """`default` (of a switch: `value`) with certain models, methods or data sets."""
-    only: tuple[str, ...] = ()
-    """Names of the section that holds the key for which it has an effect; (): all."""
-    also: tuple[str, ...] = ()
-    """Other names."""
-    shown: str = ""
-    """The default in words, where it is more than a value."""
-    metavar: str = "N"
-
-    @property
-    def path(self) -> tuple[str, ...]:
-        return tuple(self.key.split("."))
-
-    @property
-    def section(self) -> str:
-        return self.key.rpartition(".")[0]
-
-    def read(self, text: str) -> Any:
-        """The value. UserError names the flag."""
-        assert self.kind is not None
-        try:
-            value = self.kind.read(text)
-        except (ValueError, KeyError):
-            pass
-        else:
-            if self.kind.fits(value):
-                return value
-        raise UserError(f"{self.name}: is '{text}'; it must be {self.kind.rule}")
-
-    def with_default(self) -> str:
-        """The help, with the default."""
-        default = self.shown or ("" if self.kind is None or self.default is None else str(self.default))
-        return (f"{self.help} (default: {default})" if default else self.help).replace("%", "%%")
 
 
 FLAGS = (
@@ -271,7 +205,7 @@ _BY_NAME = {name: flag for flag in FLAGS for name in (flag.name, *flag.also)}
 
 
 def flag_named(name: str) -> Flag | None:
-    """The flag with this name, such as "--rewire" or "-b"."""
+    """Return the flag with this name, such as "--rewire" or "-b"; None if there is none."""
     return _BY_NAME.get(name)
 
 

@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 from dynsparse.errors import UserError
-from dynsparse.runtime import print_to_reader
 from dynsparse.tools.export.network import ExportedNetwork, source_of, take_network
 from pipelines.common.command_line import Parser
 from pipelines.common.paths import argument
@@ -63,7 +62,7 @@ def main(arguments: list[str]) -> None:
     for target, encode in contents.items():
         write(target, encode(network))
     loading = format_.LOADING.format(path=path)
-    print_to_reader(_report(network, source, list(contents), parsed.format, loading))
+    print(_report(network, source, list(contents), parsed.format, loading), flush=True)
 
 
 def check_target(path: Path, source: Path, *, overwrite: bool) -> None:

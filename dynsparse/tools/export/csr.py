@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from dynsparse.errors import UserError
 from dynsparse.models import AnyModel, ModelSettings
 from dynsparse.tools.export.network import ExportedNetwork
-from dynsparse.training.checkpoint.archive import DamagedError
+from dynsparse.training.checkpoint.limits import DamagedError
 from dynsparse.training.exported import CSR_FORMAT, dense_of, matrices, read_csr
 
 SUFFIX = ".csr.pt"

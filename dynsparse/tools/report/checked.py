@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dynsparse.training.run.log_lines import number, whole_number
+from dynsparse.training.run.log_records import number, whole_number
 
 Row = NDArray[np.float64]
 

@@ -7,7 +7,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from dynsparse.training.run import log_lines
-from dynsparse.training.run.log_lines import Damaged, Record
+from dynsparse.training.run.log_lines import Damaged
+from dynsparse.training.run.log_records import Record, history_line
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,7 @@ def read_history(path: Path) -> History | None:
     """None where there is no such file: runs of before it was written."""
     records, damaged = [], Damaged()
     try:
-        for line in log_lines.read(path, log_lines.history_line):
+        for line in log_lines.read(path, history_line):
             if line.unfinished:  # It is being written.
                 continue
             if line.record is None:

@@ -10,7 +10,15 @@ from typing import Any
 from dynsparse.tools.report.binned import Binned, latest
 from dynsparse.tools.report.checked import Row, counts, shares, weights_of
 from dynsparse.training.run import log_lines
-from dynsparse.training.run.log_lines import KNOWN, BadLineError, Damaged, number, numbers, whole_number
+from dynsparse.training.run.log_lines import Damaged
+from dynsparse.training.run.log_records import (
+    BadLineError,
+    metrics_line,
+    number,
+    numbers,
+    own_numbers,
+    whole_number,
+)
 
 
 @dataclass(frozen=True)
@@ -85,7 +93,7 @@ class Metrics:
         return max(self.epochs[-1].step if len(self.epochs) else 0, self.layers[-1].step if len(self.layers) else 0)
 
     def take(self, line: Mapping[str, Any]) -> None:
-        """Add what a line tells (`log_lines.metrics_line`), or nothing of it and raise BadLineError."""
+        """Add what a line tells (`metrics_line`), or nothing of it and raise BadLineError."""
         if line["kind"] == "epoch":
             self._take_epoch(line)
         elif line["kind"] == "reallocation":
@@ -102,7 +110,7 @@ class Metrics:
     def _take_reallocation(self, line: Mapping[str, Any]) -> None:
         step, layers = whole_number(line["step"]), line["layers"]
         dropped, grown = counts(layers, "dropped"), counts(layers, "grown")
-        scalars = numbers({key: value for key, value in line.items() if key not in KNOWN})
+        scalars = numbers(own_numbers(line))
         seconds = number(line.get("timing", {}).get("seconds"))
         repaired = [str(name) for name in line.get("repaired", [])]
         self._take_layers(line, step, undo=dropped - grown)
@@ -128,7 +136,7 @@ class Metrics:
 def read_metrics(path: Path) -> Metrics:
     """The whole file, however long, in little memory. What lies after the last line's end is being written."""
     metrics = Metrics()
-    for line in log_lines.read(path, log_lines.metrics_line):
+    for line in log_lines.read(path, metrics_line):
         if line.unfinished:
             metrics.unfinished = True
         elif line.record is None:

@@ -19,7 +19,7 @@ from dynsparse.tools.report.metrics import Metrics, read_metrics
 from dynsparse.tools.report.summary import checked_summary
 from dynsparse.training.run import names
 from dynsparse.training.run.holder import Holder
-from dynsparse.training.run.log_lines import BadLineError
+from dynsparse.training.run.log_records import BadLineError
 
 
 @dataclass(frozen=True)
@@ -70,10 +70,10 @@ class Run:
     def status_in_words(self) -> str:
         process = f"process {self.holder.process} on {self.holder.host}" if self.holder else "a process"
         return {
-            "stopped": "stopped on request; goes on with --resume auto",
+            "stopped": "stopped on request; resume it with --resume auto",
             "failed": "ended by an error",
             "running": f"running: {process}",
-            "died": f"died: {process} is gone and wrote no end; goes on with --resume auto",
+            "died": f"died: {process} is gone and wrote no end; resume it with --resume auto",
             "unfinished": f"no end is written: {process} is training, or died",
         }.get(self.status, self.status)
 
@@ -108,7 +108,7 @@ def _read(folder: Path, label: str) -> Run:
     history = _history(folder / names.HISTORY, notes)
     for name, lines in ((names.METRICS, metrics.damaged), (names.HISTORY, history and history.damaged)):
         if lines:
-            notes.append(f"{name}: {lines} damaged and left out")
+            notes.append(f"{name}: {lines} damaged and skipped")
     if metrics.is_empty:
         because = f"; {notes[0]}" if notes else ""
         raise UserError(
@@ -119,7 +119,7 @@ def _read(folder: Path, label: str) -> Run:
     try:
         summary = None if summary is None else checked_summary(summary)
     except BadLineError as error:
-        notes.append(f"{names.SUMMARY}: is not what training writes ({error}), and is left out")
+        notes.append(f"{names.SUMMARY}: is not what training writes ({error}), and is skipped")
         summary = None
     return Run(folder, label, config or {}, metrics, history, summary, _holder(folder), tuple(notes))
 
@@ -129,7 +129,7 @@ def _history(path: Path, notes: list[str]) -> History | None:
     try:
         return read_history(path)
     except OSError as error:
-        notes.append(f"{path.name}: cannot be read ({error.strerror}), and is left out")
+        notes.append(f"{path.name}: cannot be read ({error.strerror}), and is skipped")
         return None
 
 
@@ -144,12 +144,12 @@ def _mapping(path: Path, notes: list[str]) -> dict[str, Any] | None:
             notes.append(f"{path.name}: is missing")
         return None
     except OSError as error:
-        notes.append(f"{path.name}: cannot be read ({error.strerror}), and is left out")
+        notes.append(f"{path.name}: cannot be read ({error.strerror}), and is skipped")
         return None
     except (ValueError, TypeError, RecursionError):
         found = None
     if not isinstance(found, dict):
-        notes.append(f"{path.name}: is damaged, and left out")
+        notes.append(f"{path.name}: is damaged, and skipped")
         return None
     return found
 

@@ -1,13 +1,5 @@
 """Observers, one a file. `Observers` sends each report to all of them."""
 
-from __future__ import annotations
-
-import contextlib
-import logging
-from collections.abc import Callable, Sequence
-from pathlib import Path
-
-from dynsparse.config.schema import RunConfig
 from dynsparse.reallocation import ReallocationReport
 from dynsparse.training.callbacks.base import (
     Callback,
@@ -19,9 +11,8 @@ from dynsparse.training.callbacks.base import (
     Summary,
     Writer,
 )
-from dynsparse.training.run import names
-
-log = logging.getLogger(__name__)
+from dynsparse.training.callbacks.observers import Observers
+from dynsparse.training.callbacks.standard import standard_observers
 
 __all__ = [
     "Callback",
@@ -36,136 +27,3 @@ __all__ = [
     "Writer",
     "standard_observers",
 ]
-
-
-class Observers(Callback):
-    """Several observers as one. None of them ends the training that they watch, if all that fails is to write or show.
-
-    A writer whose file cannot be written tries again after each later report, and whenever `write` is called.
-    """
-
-    def __init__(self, members: Sequence[Callback], guard: Callable[[], None] = lambda: None) -> None:
-        """`guard` is called before anything is written. It may raise OSError, as where the storage is gone."""
-        self.members = members
-        self._guard = guard
-        self._behind: dict[Callback, OSError] = {}
-        self._failed: set[Callback] = set()
-        self._lost: dict[Callback, OSError] = {}
-        """Those that could not take the start or the end of the run, and do not remember it."""
-
-    def on_start(self, run: RunReport) -> None:
-        self._tell(lambda member: member.on_start(run), matters=True)
-
-    def on_samples(self, report: SamplesReport) -> None:
-        self._tell(lambda member: member.on_samples(report))
-
-    def on_step(self, report: StepReport) -> None:
-        self._tell(lambda member: member.on_step(report))
-
-    def on_reallocation(self, report: ReallocationReport) -> None:
-        self._tell(lambda member: member.on_reallocation(report))
-
-    def on_epoch(self, report: EpochReport) -> None:
-        self._tell(lambda member: member.on_epoch(report))
-
-    def on_end(self, summary: Summary) -> None:
-        self._tell(lambda member: member.on_end(summary), matters=True)
-        self.write(sync=True)
-
-    def write(self, *, sync: bool = False) -> None:
-        """Let all writers write what they could not before. `sync`: down to the disk itself."""
-        for member in self.members:
-            if isinstance(member, Writer):
-                self._write(member, sync=sync)
-
-    @property
-    def behind(self) -> list[str]:
-        """The files for which something waits that could not be written."""
-        return [str(member.path) for member in self.members if isinstance(member, Writer) and member in self._behind]
-
-    def failures(self, part: str) -> list[str]:
-        """A line for each observer that could not write this part of the run: its start, its end."""
-        failed = {**self._lost, **self._behind}
-        return [
-            f"{type(member).__name__}: cannot write the {part} of the run ({failed[member]}); free space or restore "
-            f"the folder, then --resume auto: the checkpoints are whole"
-            for member in self.members
-            if member in failed
-        ]
-
-    def _tell(self, send: Callable[[Callback], None], *, matters: bool = False) -> None:
-        for member in self.members:
-            if isinstance(member, Display):
-                self._show(member, send)
-            elif isinstance(member, Writer):
-                send(member)
-                self._write(member)
-            else:
-                self._try(member, send, matters=matters)
-
-    def _show(self, member: Display, send: Callable[[Callback], None]) -> None:
-        try:
-            send(member)
-        except Exception as error:  # noqa: BLE001 - a stream that is closed shows as any error at all
-            self._say_once(member, f"cannot show how it goes ({error}); training goes on")
-
-    def _write(self, member: Writer, *, sync: bool = False) -> None:
-        try:
-            if member.pending:
-                self._guard()
-                member.write()
-            if sync:
-                member.sync()
-        except OSError as error:
-            if member not in self._behind:
-                _say(logging.WARNING, member, f"cannot write ({error}); training goes on, and it tries again")
-            self._behind[member] = error
-        else:
-            if self._behind.pop(member, None) is not None:
-                _say(logging.INFO, member, f"has written to {member.path} what had to wait")
-
-    def _try(self, member: Callback, send: Callable[[Callback], None], *, matters: bool) -> None:
-        try:
-            self._guard()
-            send(member)
-        except OSError as error:
-            self._say_once(member, f"cannot write ({error}); training goes on")
-            if matters:
-                self._lost[member] = error
-
-    def _say_once(self, member: Callback, what: str) -> None:
-        if member not in self._failed:
-            self._failed.add(member)
-            _say(logging.WARNING, member, what)
-
-
-def _say(level: int, member: Callback, what: str) -> None:
-    with contextlib.suppress(ValueError):  # Of a stream that is closed.
-        log.log(level, "%s %s", type(member).__name__, what)
-
-
-def standard_observers(
-    config: RunConfig, *, launch: str | None = None, resumed_from: Path | None = None
-) -> list[Callback]:
-    """What a run from the command line is watched by. The rest is for its history: see `HistoryFile`."""
-    from dynsparse.training.callbacks.closing import ClosingTable
-    from dynsparse.training.callbacks.history_file import HistoryFile
-    from dynsparse.training.callbacks.input_file import InputFile
-    from dynsparse.training.callbacks.metrics_file import MetricsFile
-    from dynsparse.training.callbacks.progress import progress
-    from dynsparse.training.callbacks.summary_file import SummaryFile
-
-    folder = config.folder
-    members: list[Callback] = [
-        HistoryFile(folder / names.HISTORY, launch=launch, resumed_from=resumed_from),
-        MetricsFile(folder / names.METRICS),  # After the one that looks how far it went.
-        SummaryFile(folder / names.SUMMARY),
-        InputFile(folder / names.INPUT),
-    ]
-    if config.log.tensorboard:
-        from dynsparse.training.callbacks.tensorboard import TensorBoard
-
-        members.append(TensorBoard(folder))
-    members += progress(config.log.progress)
-    members.append(ClosingTable(folder, tensorboard=config.log.tensorboard))
-    return members

@@ -1,7 +1,6 @@
-"""What observers see: frozen reports. They never reach into the trainer.
+"""Observers, and the frozen reports that they see. They live on rank 0 alone, and never reach into the trainer.
 
-An observer cannot change a run: the same weights come out whichever are
-switched on. They live on rank 0 alone.
+An observer cannot change a run: the weights are the same whichever observers are switched on.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from dynsparse.training.evaluate import Evaluations
 
 @dataclass(frozen=True)
 class RunReport:
-    """A run begins, or goes on."""
+    """A run begins, or is resumed."""
 
     name: str
     config: Mapping[str, Any]
@@ -39,7 +38,7 @@ class RunReport:
     start_epoch: int
     """Epochs trained and evaluated before."""
     input: Mapping[str, Any]
-    """What the network takes and gives (`network_input.network_input`)."""
+    """Shape, mean and classes of the network's input and output (`network_input.network_input`)."""
     versions: Mapping[str, str]
 
 
@@ -53,17 +52,18 @@ class SamplesReport:
 
 @dataclass(frozen=True)
 class StepReport:
-    """A reading during an epoch, every `log.every_steps` steps. `loss`: this worker's, of one batch."""
+    """A reading during an epoch, every `log.every_steps` steps."""
 
     step: int
     epoch: int
     epoch_step: int
     """Steps done in this epoch."""
     loss: float
+    """Mean over this worker's part of one batch."""
     lr: float
     images_per_second: float
     gradient_bytes: int
-    """That this worker handed to the all-reduce in the latest step."""
+    """Bytes that this worker handed to the all-reduce in the latest step."""
 
 
 @dataclass(frozen=True)
@@ -77,33 +77,33 @@ class EpochReport:
     train_top1: float
     results: Evaluations
     best_top1: float | None
-    """On the samples that `results.selecting` tells of; None before the last prune."""
+    """Highest so far on the samples of `results.selecting`; None before the last prune."""
     active: Mapping[str, int]
     sparsity: Mapping[str, float]
     total_sparsity: float
-    """Over the sparse layers."""
+    """Fraction of the weights of the sparse layers."""
     model_sparsity: float
-    """Over all parameters of the model."""
+    """Fraction of all parameters of the model."""
     budget: int
     explored: Mapping[str, float]
-    """Share of each layer's positions that were ever active; nothing of tied layers."""
+    """Fraction of each layer's positions that were ever active; tied layers have no entry."""
     images_per_second: float
-    """Over the training steps of this epoch, all ranks together."""
+    """Mean over the training steps of this epoch, all ranks together."""
     seconds: float
-    """Of training and evaluation in this epoch, since the start or the resume."""
+    """Time of training and evaluation in this epoch, since the start or the resume."""
     gradient_bytes: float
-    """That this worker handed to the all-reduce, mean over the steps of this epoch since the start or the resume."""
+    """Bytes to the all-reduce a step, from this worker: mean over this epoch since the start or the resume."""
     bad_files: int
-    """Training files that cannot be had, found so far; others of their classes come in their place."""
+    """Training files found so far that cannot be read. Others of their classes come in their place."""
     skipped_steps: int
-    """So far in the run, because the loss or a gradient was no finite number."""
+    """Steps skipped so far in the run, because the loss or a gradient was NaN or infinite."""
     active_weights: Mapping[str, Tensor]
     """Values of the active weights by layer, float32 on the CPU; empty if nobody looks at them."""
 
 
 @dataclass(frozen=True)
 class Summary:
-    """The end of a run, as it stands in summary.json. Accuracies in percent."""
+    """The end of a run, as summary.json holds it. Accuracies are in percent."""
 
     status: str
     """"done", "stopped" (on request, resumable), or "failed" (by what the error on stderr says)."""
@@ -128,40 +128,46 @@ class Summary:
     mask_digest: str
     weight_digest: str
     rank_digests: tuple[Mapping[str, Any], ...]
-    """What each rank computed from its own masks and weights."""
+    """Digests that each rank computed from its own masks and weights."""
     images_per_second: float | None
     world_size: int
     reallocations: int
     desyncs_repaired: int
     bad_files: int
-    """Training files that could not be had; others of their classes came in their place."""
+    """Training files that could not be read. Others of their classes came in their place."""
     skipped_steps: int
-    """Because the loss or a gradient was no finite number."""
+    """Steps skipped because the loss or a gradient was NaN or infinite."""
     gradients: str
-    """What travelled between the ranks: "active" or "dense"."""
+    """Gradients that ranks exchanged: "active" or "dense"."""
     seconds: float
-    """Spent in training, sessions before a resume included."""
+    """Time in training, sessions before a resume included."""
     versions: Mapping[str, str]
 
 
 class Callback:
     """An observer: override what interests you."""
 
-    def on_start(self, run: RunReport) -> None: ...
+    def on_start(self, run: RunReport) -> None:
+        """React to the start of a run or a resume, before its first step."""
 
-    def on_samples(self, report: SamplesReport) -> None: ...
+    def on_samples(self, report: SamplesReport) -> None:
+        """React to the first batch of a run, before its first step."""
 
-    def on_step(self, report: StepReport) -> None: ...
+    def on_step(self, report: StepReport) -> None:
+        """React to a reading, every `log.every_steps` steps."""
 
-    def on_reallocation(self, report: ReallocationReport) -> None: ...
+    def on_reallocation(self, report: ReallocationReport) -> None:
+        """React to a reallocation. A method with one a step reports it every `log.every_steps` steps."""
 
-    def on_epoch(self, report: EpochReport) -> None: ...
+    def on_epoch(self, report: EpochReport) -> None:
+        """React to the end of an epoch and its evaluation."""
 
-    def on_end(self, summary: Summary) -> None: ...
+    def on_end(self, summary: Summary) -> None:
+        """React to the end of the run: done, stopped or failed."""
 
 
 class Writer(Callback):
-    """An observer that writes to a file. Its `on_...` remember; `write` writes.
+    """An observer that writes to a file. Its `on_...` remember, and `write` writes.
 
     So nothing is lost while the storage is full, read-only or gone.
     """
@@ -170,7 +176,7 @@ class Writer(Callback):
 
     @property
     def pending(self) -> bool:
-        """Whether something is not written yet."""
+        """Tell whether something is not written yet."""
         raise NotImplementedError
 
     def write(self) -> None:

@@ -22,7 +22,7 @@ class ClosingTable(Display):
 
 
 def closing_text(summary: Summary, folder: Path, *, tensorboard: bool) -> str:
-    """What `ClosingTable` prints."""
+    """Return the text that `ClosingTable` prints."""
     rows: list[tuple[str, ...]] = [("layer", "active", "sparsity before", "sparsity after")]
     for name, layer in summary.layers.items():
         before, after = (f"{100 * layer[key]:.2f} %" for key in ("sparsity_before", "sparsity_after"))
@@ -43,7 +43,7 @@ def closing_text(summary: Summary, folder: Path, *, tensorboard: bool) -> str:
     if status == "failed":
         status = f"ended by an error after step {summary.steps} (epoch {summary.epochs + 1})"
     elif status == "stopped":
-        status = f"stopped after step {summary.steps} (epoch {summary.epochs + 1}); go on with --resume auto"
+        status = f"stopped after step {summary.steps} (epoch {summary.epochs + 1}); resume with --resume auto"
     lines = [f"{summary.name}: {status}", "", align(rows), "", align(facts), "", f"results in {folder}"]
     if tensorboard:
         lines.append(f"TensorBoard: {_tensorboard()} --logdir {folder}")
@@ -51,7 +51,7 @@ def closing_text(summary: Summary, folder: Path, *, tensorboard: bool) -> str:
 
 
 def _accuracies(summary: Summary) -> list[tuple[str, ...]]:
-    """Each with what it was measured on, and how its epoch was chosen."""
+    """Return each accuracy with the samples that it was measured on, and how its epoch was chosen."""
     if summary.best_top1_on != "validation":
         return [
             ("test accuracy", _percent(summary.test_top1)),
@@ -71,7 +71,7 @@ def _accuracies(summary: Summary) -> list[tuple[str, ...]]:
 
 
 def _tensorboard() -> str:
-    """The command beside this interpreter, which need not be on the PATH."""
+    """Return the command beside this interpreter, which need not be on the PATH."""
     beside = Path(sys.executable).with_name("tensorboard")
     return os.path.relpath(beside) if beside.exists() else "tensorboard"
 

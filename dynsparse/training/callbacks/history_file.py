@@ -8,24 +8,23 @@ import socket
 from pathlib import Path
 from typing import Any
 
-from dynsparse import files
+from dynsparse.appender import Appender
 from dynsparse.training.callbacks.base import RunReport, Summary, Writer
 from dynsparse.training.run import log_lines, names
 from dynsparse.training.run.clock import now
 
 
 class HistoryFile(Writer):
-    """Appends a line at each start and each end. A start that follows a start is of a run that died in between.
+    """Appends a line at each start and each end. A start that follows a start tells of a run that died in between.
 
-    Never cut by a resume, unlike metrics.jsonl: a start at fewer steps than
-    were reached before tells what was lost.
+    A resume never cuts it, unlike metrics.jsonl. A start at fewer steps than were reached before tells what was lost.
     """
 
     def __init__(self, path: Path, *, launch: str | None = None, resumed_from: Path | None = None) -> None:
         self.path = path
         self.launch = launch
         self.resumed_from = resumed_from
-        self._lines = files.Appender(path)
+        self._lines = Appender(path)
 
     @property
     def pending(self) -> bool:

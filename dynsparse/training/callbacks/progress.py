@@ -11,21 +11,28 @@ from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from dynsparse.reallocation import ReallocationReport
-from dynsparse.training.callbacks.base import Callback, Display, EpochReport, RunReport, StepReport, Summary
+from dynsparse.training.callbacks.base import (
+    Callback,
+    Display,
+    EpochReport,
+    RunReport,
+    StepReport,
+    Summary,
+)
 from dynsparse.training.evaluate import Evaluations
 
 log = logging.getLogger(__name__)
 
 
 def progress(style: Literal["auto", "bar", "lines", "none"]) -> list[Callback]:
-    """The observer for this style; `auto` looks whether stderr is a terminal."""
+    """Return the observer for this style; `auto` looks whether stderr is a terminal."""
     if style == "none":
         return []
     return [ProgressBar() if style == "bar" or (style == "auto" and sys.stderr.isatty()) else ProgressLines()]
 
 
 def _accuracies(results: Evaluations) -> dict[str, str]:
-    """Top-1 by the name of the split."""
+    """Return top-1 accuracies by the name of the split."""
     found = {"validation": results.validation, "test": results.test}
     return {name: f"{on.top1:.2f} %" for name, on in found.items() if on is not None}
 

@@ -12,7 +12,7 @@ from dynsparse.training.callbacks.base import RunReport, Summary, Writer
 
 
 class SummaryFile(Writer):
-    """Written at the end; a run that goes on removes the one of the session before."""
+    """Written at the end. A resumed run removes the summary of the session before."""
 
     def __init__(self, path: Path) -> None:
         self.path = path

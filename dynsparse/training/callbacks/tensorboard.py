@@ -2,14 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable
 from pathlib import Path
 
 from torch.utils.tensorboard import SummaryWriter
 
 from dynsparse.reallocation import ReallocationReport
-from dynsparse.training.callbacks.base import EpochReport, RunReport, SamplesReport, StepReport, Writer
+from dynsparse.training.callbacks.base import (
+    EpochReport,
+    RunReport,
+    SamplesReport,
+    StepReport,
+    Writer,
+)
 from dynsparse.training.callbacks.event_file import EventFile
+from dynsparse.training.callbacks.records import (
+    epoch_record,
+    epoch_scalars,
+    layer_scalars,
+    reallocation_record,
+    reallocation_scalars,
+)
+
+STEP_TAGS = {
+    "loss": "loss/batch",
+    "lr": "lr",
+    "images_per_second": "throughput/images_per_second",
+    "gradient_bytes": "communication/gradient_bytes_per_step",
+}
+"""Tag of each number of a step's report."""
 
 # One chart with a line a layer, in TensorBoard's "Custom Scalars" tab.
 LAYOUT = {
@@ -37,12 +58,15 @@ LAYOUT = {
     },
 }
 
-_DRAWABLE = 1e20  # TensorBoard's histograms reach no further, and fail if all values lie beyond.
+_DRAWABLE = 1e20
+"""TensorBoard's histograms reach no further, and fail if all values lie beyond."""
 
 
 class _SummaryWriter(SummaryWriter):
-    """torch's, which makes events of values, with a file of ours for them: its own takes a thread, which dies for good
-    when it cannot write."""
+    """torch's writer, which makes events of values, with a file of ours for them.
+
+    Its own file takes a thread, which dies for good when it cannot write.
+    """
 
     def __init__(self, events: EventFile, purge_step: int | None) -> None:
         self._events = events
@@ -78,63 +102,34 @@ class TensorBoard(Writer):
         self._writer = _SummaryWriter(self._events, purge_step=run.start_step + 1 if run.resumed else None)
         self._weights = {layer.name: layer.weights for layer in run.layers}
         self._writer.add_scalar("run/workers", run.world_size, run.start_step)
-        # At each start: a run may go on in another folder, or with a config that has changed.
+        # At each start: a run may resume in another folder, or with a config that has changed.
         self._writer.add_custom_scalars(LAYOUT)
         text = "".join(f"    {line}\n" for line in run.config_yaml.splitlines())
         self._writer.add_text("config", text, run.start_step)
         if not run.resumed:
-            self._layers(run.active, 0)
+            layers = {name: {"active": count} for name, count in run.active.items()}
+            self._add(layer_scalars({"layers": layers}, self._weights), 0)
 
     def on_samples(self, report: SamplesReport) -> None:
         self._writer.add_image("data/first_batch", report.picture, 0)
 
     def on_step(self, report: StepReport) -> None:
-        self._writer.add_scalar("loss/batch", report.loss, report.step)
-        self._writer.add_scalar("lr", report.lr, report.step)
-        self._writer.add_scalar("throughput/images_per_second", report.images_per_second, report.step)
-        self._writer.add_scalar("communication/gradient_bytes_per_step", report.gradient_bytes, report.step)
+        self._add(((tag, getattr(report, key)) for key, tag in STEP_TAGS.items()), report.step)
 
     def on_reallocation(self, report: ReallocationReport) -> None:
-        for name in report.active:
-            self._writer.add_scalar(f"dropped/{name}", report.dropped[name], report.step)
-            self._writer.add_scalar(f"grown/{name}", report.grown[name], report.step)
-        self._writer.add_scalar("reallocation/seconds", report.seconds, report.step)
-        self._writer.add_scalar("reallocation/dropped", sum(report.dropped.values()), report.step)
-        self._writer.add_scalar("reallocation/grown", sum(report.grown.values()), report.step)
-        for name, value in report.scalars.items():
-            self._writer.add_scalar(f"reallocation/{name}", value, report.step)
-        self._layers(report.active, report.step)
-        for name, share in report.explored.items():
-            self._writer.add_scalar(f"exploration/{name}", share, report.step)
+        record = reallocation_record(report)
+        self._add(reallocation_scalars(record), report.step)
+        self._add(layer_scalars(record, self._weights), report.step)
 
     def on_epoch(self, report: EpochReport) -> None:
-        scalars = {
-            "loss/train": report.train_loss,
-            "accuracy/train_top1": report.train_top1,
-            "sparsity/sparse_layers": report.total_sparsity,
-            "sparsity/model": report.model_sparsity,
-            "active/budget": report.budget,
-            "active/total": sum(report.active.values()),
-            "data/bad_files": report.bad_files,
-            "loss/skipped_steps": report.skipped_steps,
-        }
-        for name in ("test", "validation", "train"):
-            if (result := getattr(report.results, name)) is not None:
-                of = "train_evaluation" if name == "train" else name
-                scalars |= {f"loss/{of}": result.loss}
-                scalars |= {f"accuracy/{of}_top1": result.top1, f"accuracy/{of}_top5": result.top5}
-        for tag, value in scalars.items():
-            self._writer.add_scalar(tag, value, report.step)
-        self._layers(report.active, report.step)
-        for name, share in report.explored.items():
-            self._writer.add_scalar(f"exploration/{name}", share, report.step)
+        record = epoch_record(report)
+        self._add(epoch_scalars(record), report.step)
+        self._add(layer_scalars(record, self._weights), report.step)
         for name, values in report.active_weights.items():
             drawable = values[values.abs() < _DRAWABLE]
             if drawable.numel():
                 self._writer.add_histogram(f"active_weights/{name}", drawable, report.step)
 
-    def _layers(self, active: Mapping[str, int], step: int) -> None:
-        for name, weights in self._weights.items():
-            count = active[name]
-            self._writer.add_scalar(f"sparsity/layers/{name}", 1 - count / weights, step)
-            self._writer.add_scalar(f"active/layers/{name}", count, step)
+    def _add(self, scalars: Iterable[tuple[str, float]], step: int) -> None:
+        for tag, value in scalars:
+            self._writer.add_scalar(tag, value, step)

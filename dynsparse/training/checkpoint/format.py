@@ -12,7 +12,9 @@ from torch import Tensor
 
 from dynsparse import files
 from dynsparse.errors import StorageError, UserError
-from dynsparse.training.checkpoint.archive import DamagedError, load, save_deflated
+from dynsparse.training.checkpoint.archive import load
+from dynsparse.training.checkpoint.deflating import save_deflated
+from dynsparse.training.checkpoint.limits import DamagedError
 
 #: 2: explored positions of inactive units only, see `MaskSet.state_dict`; deflated.
 FORMAT = 2

@@ -46,7 +46,7 @@ def find_resume_point(
     if resume is not None:
         return _named(folder, resume)
     if is_occupied(folder) and not overwrite:
-        raise UserError(f"{folder} exists; go on with --resume auto, replace it with --overwrite, or set name=")
+        raise UserError(f"{folder} exists; resume it with --resume auto, replace it with --overwrite, or set name=")
     if is_occupied(folder) and not holds_run(folder):
         raise UserError(f"{folder} holds no run of dynsparse and is not replaced; set name= or runs=")
     return None
@@ -81,7 +81,7 @@ def _in_launch(config: RunConfig, *, resume: str | None, launch: str | None, ret
                 f"{config.folder} holds a run that launch '{launch}' has finished; "
                 "to begin another there, give it an --rdzv-id of its own"
             )
-        log.info("launch '%s' has begun this run: going on with it, whatever the command line says", launch)
+        log.info("launch '%s' has begun this run: resuming it, whatever the command line says", launch)
     return point
 
 
@@ -95,8 +95,8 @@ def _newest(config: RunConfig) -> ResumePoint | None:
         return ResumePoint(*found)
     if trace := _trained(config.folder):
         raise UserError(
-            f"{config.folder} holds a run that has trained ({trace}), and no checkpoint of it to go on from; bring its "
-            f"{names.CHECKPOINTS}/ back, begin anew with --overwrite, or set name="
+            f"{config.folder} holds a run that has trained ({trace}), and no checkpoint of it to resume from; bring "
+            f"its {names.CHECKPOINTS}/ back, begin anew with --overwrite, or set name="
         )
     return found and ResumePoint(*found)
 

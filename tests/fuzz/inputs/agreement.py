@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 import pipelines
-from dynsparse.config import schema
+from dynsparse.config import loading
 from dynsparse.errors import UserError
 from pipelines.base import Data, EvaluationPipeline, Request
 from pipelines.common import streams
@@ -47,7 +47,7 @@ def look(name: str, out: Path) -> int:
     logging.getLogger().handlers.clear()
     streams.log_in_lines(logging.INFO)
     try:
-        settings = schema.load(Path("F.yaml"), [f"data.loader={name}", "data.on_bad_file=skip"]).data
+        settings = loading.load(Path("F.yaml"), [f"data.loader={name}", "data.on_bad_file=skip"]).data
         pipelines.check(settings)
         data = pipelines.build(settings, _request())
         with closing(data):

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from dynsparse.training import checkpoint
-from dynsparse.training.checkpoint.archive import save_deflated
+from dynsparse.training.checkpoint.deflating import save_deflated
 from tests.fuzz.mutations.registry import mutation, place
 from tests.fuzz.mutations.tensors import OTHERS, another
 from tests.fuzz.mutations.which import checkpoints, remove, steps

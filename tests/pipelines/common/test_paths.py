@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dynsparse.config import schema as config
+from dynsparse.config import loading as config
 from dynsparse.errors import UserError
 from pipelines.common.paths import argument, expanded, written
 from tests.training import runs

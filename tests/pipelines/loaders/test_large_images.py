@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 import pipelines
-from dynsparse.config.schema import load
+from dynsparse.config.loading import load
 from pipelines.loaders import dali_images, dali_large
 from tests.pipelines.pictures import numbered_folder, picture, settings
 from tests.pipelines.streams import endless, request, whole

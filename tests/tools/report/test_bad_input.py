@@ -69,7 +69,7 @@ def test_no_metrics_yet(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (copy / "metrics.jsonl").write_text('{"kind"')
     assert refused(capsys, copy) == [f"{nothing}; wait for the first"]
     (copy / "metrics.jsonl").write_text("x\n" * 7)
-    damaged = "metrics.jsonl: lines 1, 2, 3, 4, 5 and 2 more are damaged and left out"
+    damaged = "metrics.jsonl: lines 1, 2, 3, 4, 5 and 2 more are damaged and skipped"
     assert refused(capsys, copy) == [f"{nothing}; {damaged}; wait for the first"]
     (copy / "metrics.jsonl").unlink()
     assert refused(capsys, copy) == [f"{nothing}; wait for the first"]

@@ -193,9 +193,9 @@ def test_damage_is_told_on_the_page_and_on_stderr(
     (copy / "config.yaml").write_text("a: [")
     words, told = report(tmp_path / "out.html", copy).words(), capsys.readouterr().err
     for note in (
-        "metrics.jsonl: lines 3, 13 are damaged and left out",
-        "summary.json: is damaged, and left out",
-        "config.yaml: is damaged, and left out",
+        "metrics.jsonl: lines 3, 13 are damaged and skipped",
+        "summary.json: is damaged, and skipped",
+        "config.yaml: is damaged, and skipped",
     ):
         assert note in words
         assert f"warning: run: {note}\n" in told
@@ -212,7 +212,7 @@ def changed(path: Path, change: Callable[[dict[str, Any]], object]) -> None:
 
 def test_sessions_without_a_time_are_left_out_and_named(copy: Path, tmp_path: Path) -> None:
     changed(copy / "history.jsonl", lambda line: line.pop("time"))
-    assert "history.jsonl: lines 1, 2, 3 are damaged and left out" in report(tmp_path / "out.html", copy).words()
+    assert "history.jsonl: lines 1, 2, 3 are damaged and skipped" in report(tmp_path / "out.html", copy).words()
 
 
 @pytest.mark.parametrize(
@@ -232,7 +232,7 @@ def test_sessions_without_a_time_are_left_out_and_named(copy: Path, tmp_path: Pa
 )
 def test_a_summary_of_wrong_types_is_left_out_and_named(copy: Path, tmp_path: Path, key: str, value: Any) -> None:
     changed(copy / "summary.json", lambda summary: summary.update({key: value}))
-    note = f"summary.json: is not what training writes ({key}), and is left out"
+    note = f"summary.json: is not what training writes ({key}), and is skipped"
     assert note in report(tmp_path / "out.html", copy).words()
 
 
@@ -265,7 +265,7 @@ BOMB = "".join(f"k{n}: &a{n} [{f'*a{n - 1}, ' * 9 if n else 'x'}]\n" for n in ra
 @pytest.mark.parametrize("text", ["a: &a {b: *a}", "a: " + "[" * 3000, BOMB], ids=["in a circle", "deep", "a bomb"])
 def test_a_config_that_no_run_has(copy: Path, tmp_path: Path, text: str) -> None:
     (copy / "config.yaml").write_text(text)
-    assert "config.yaml: is damaged, and left out" in report(tmp_path / "out.html", copy).words()
+    assert "config.yaml: is damaged, and skipped" in report(tmp_path / "out.html", copy).words()
 
 
 def test_line_ends_in_a_runs_name(
@@ -276,7 +276,7 @@ def test_line_ends_in_a_runs_name(
     assert main(["report", str(run)]) == 0
     out, err = capsys.readouterr()
     assert out.startswith(rf"{run.parent}/odd\nname\udcff/report.html (") and out.count("\n") == 1
-    assert err == "warning: odd\\nname\\udcff: summary.json: is damaged, and left out\n"
+    assert err == "warning: odd\\nname\\udcff: summary.json: is damaged, and skipped\n"
 
 
 def test_where_it_goes_by_default(

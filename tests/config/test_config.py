@@ -12,14 +12,14 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dynsparse.config import reading
-from dynsparse.config import schema as config
+from dynsparse.config import loading as config
+from dynsparse.config import reading, schema
 from dynsparse.config.schema import RunConfig
 from dynsparse.errors import UserError
 from pipelines.common.paths import written
 from tests.training import runs
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
 GOOD = """
 model: {name: mnist_mlp}
@@ -48,14 +48,14 @@ def test_every_shipped_config_is_valid_and_completes_in_editors(path: Path) -> N
 
 
 def test_the_schema_knows_every_key_and_its_documentation() -> None:
-    schema = json.loads(config.json_schema())
-    jsonschema.Draft202012Validator.check_schema(schema)
-    for name, definition in {**schema["$defs"], "RunConfig": schema}.items():
+    described = json.loads(schema.json_schema())
+    jsonschema.Draft202012Validator.check_schema(described)
+    for name, definition in {**described["$defs"], "RunConfig": described}.items():
         if "properties" in definition:
             assert definition["additionalProperties"] is False, name
-    assert "Gradient accumulation" in schema["$defs"]["TrainSettings"]["properties"]["micro_batches"]["description"]
+    assert "Gradient accumulation" in described["$defs"]["TrainSettings"]["properties"]["micro_batches"]["description"]
     with pytest.raises(jsonschema.ValidationError):
-        jsonschema.validate({**yaml.safe_load(GOOD), "modle": 1}, schema)
+        jsonschema.validate({**yaml.safe_load(GOOD), "modle": 1}, described)
 
 
 def test_a_resolved_config_reads_back_to_itself() -> None:
@@ -79,7 +79,7 @@ def test_models_read_back_from_configs_and_from_settings(model: dict[str, Any], 
     assert config.parse(yaml.safe_load(loaded.as_yaml())) == loaded
     assert config.parse({**loaded.as_dict(), "model": loaded.model}) == loaded
     assert loaded.run_name == run_name
-    jsonschema.validate({**yaml.safe_load(GOOD), "model": model}, json.loads(config.json_schema()))
+    jsonschema.validate({**yaml.safe_load(GOOD), "model": model}, json.loads(schema.json_schema()))
 
 
 TEXT = st.text(st.characters(exclude_categories=["Cs", "Cc"]), min_size=1, max_size=30)
@@ -125,10 +125,10 @@ def test_every_number_has_a_limit() -> None:
             for value in schema:
                 yield from integers(value, where)
 
-    found = list(integers(json.loads(config.json_schema()), ""))
+    found = list(integers(json.loads(schema.json_schema()), ""))
     assert len(found) > 30
-    for where, schema in found:
-        most = schema.get("maximum", schema.get("exclusiveMaximum"))
+    for where, one in found:
+        most = one.get("maximum", one.get("exclusiveMaximum"))
         assert most is not None, f"{where}: give it a largest value (pipelines/common/settings.py)"
         assert most <= 2**63, where
 

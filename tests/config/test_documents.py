@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from dynsparse.config import schema as config
+from dynsparse.config import loading as config
 from dynsparse.config.documents import MOST_BYTES, MOST_EXPANDED, DocumentError, load
 from dynsparse.config.reading import plain, read, read_file
 from dynsparse.errors import UserError

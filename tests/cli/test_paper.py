@@ -14,9 +14,10 @@ import yaml
 from dynsparse.cli.asking import load_config
 from dynsparse.cli.options import parse
 from dynsparse.cli.paper.flags import FLAGS
-from dynsparse.cli.paper.translate import look, read_tables
+from dynsparse.cli.paper.schedule_files import read_tables
 from dynsparse.cli.resuming import read_resume
-from dynsparse.config import schema
+from dynsparse.config import loading
+from dynsparse.config.overrides import look
 from dynsparse.config.schema import RunConfig
 from dynsparse.errors import UserError
 from dynsparse.training.resume import differences
@@ -247,7 +248,7 @@ def test_the_defaults_of_each_model_are_this_config(read: Any) -> None:
         },
     }
     for model, sections in expected.items():
-        config = schema.parse({"method": {"name": "static"}, "train": train, "log": {"every_steps": 50}, **sections})
+        config = loading.parse({"method": {"name": "static"}, "train": train, "log": {"every_steps": 50}, **sections})
         assert read("--model", model) == Invocation(config, None, [])
     assert read("-j", 8).config == read("--model", MLP).config, "one flag is enough, and the model has a default"
 
@@ -337,7 +338,7 @@ def file(tmp_path: Path) -> Path:
 
 def changed(file: Path, invocation: Invocation) -> set[str]:
     """The keys in which a config differs from its file."""
-    return {line.split(" (")[0] for line in differences(schema.load(file).as_dict(), invocation.config.as_dict())}
+    return {line.split(" (")[0] for line in differences(loading.load(file).as_dict(), invocation.config.as_dict())}
 
 
 MIXES: list[tuple[list[str], set[str]]] = [
@@ -377,7 +378,7 @@ def test_flags_change_a_file(read: Any, file: Path, words: list[str], expected: 
 def test_a_mode_replaces_the_files_method(read: Any, file: Path) -> None:
     config = read("--config", file, *DSR, "--n-prune-params", 5).config
     assert (
-        config.method == schema.parse({**FILE, "method": {"name": "dsr", "scaling": False, "target_moves": 5}}).method
+        config.method == loading.parse({**FILE, "method": {"name": "dsr", "scaling": False, "target_moves": 5}}).method
     )
     pruning = read("--config", file, *PRUNE).config
     assert (pruning.method.name, pruning.train.epochs, pruning.sparsity.conv) == ("pruning", 31, 0.7)

@@ -1,0 +1,222 @@
+"""The method, the layers and the first masks of a model, decided before the model is touched."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dynsparse.errors import UserError
+from dynsparse.keeping.asked import KINDS, Asked, settings_of
+from dynsparse.keeping.steps import watcher_of
+from dynsparse.masks import LayerSpec, MaskSet, sparse_layers
+from dynsparse.masks.allocation import ALLOCATIONS
+from dynsparse.masks.granularity import Kind
+from dynsparse.masks.naming import named_parameters
+from dynsparse.masks.obstacles import listed
+from dynsparse.methods import Method, MethodSettings
+
+_MANY_ZEROS = 0.05
+"""Fraction of a layer's weights that may be 0 in a network that is not sparse yet."""
+_WORDS: dict[Kind, str] = {"conv": "convolution", "fc": "linear, recurrent or attention layer"}
+
+
+@dataclass(frozen=True)
+class Setup:
+    """Everything that a `SparseTraining` begins with."""
+
+    model: nn.Module
+    method: Method
+    method_name: str
+    specs: Sequence[LayerSpec]
+    active: Mapping[str, int | Tensor]
+    """Active units of each layer: how many, or which (int64, rising)."""
+    built: MaskSet | None = None
+    """Masks that the model has already."""
+    draws: bool = False
+    """Whether the active units are drawn at random."""
+
+    @classmethod
+    def of(
+        cls,
+        model: nn.Module,
+        method: str | Mapping[str, Any] | MethodSettings | Method,
+        asked: Asked,
+        masks: MaskSet | Mapping[str, Tensor] | str | None,
+        state: Mapping[str, Any] | None,
+    ) -> Setup:
+        """Decide, and change nothing. UserError for what cannot work."""
+        settings = method if isinstance(method, Method) else settings_of(method)
+        if isinstance(masks, MaskSet):
+            return cls._with_masks(model, settings, masks, asked)
+        sparsity = _sparsity(asked, masks, state)
+        starts = "sparse" if isinstance(settings, Method) else settings.starts
+        _require_start(starts, asked)
+        if not isinstance(settings, Method) and sparsity is not None:
+            settings = settings.aiming_at(sparsity)
+        specs = _layers(model, asked, masks, sparsity if starts == "sparse" else None)
+        active = _active(specs, sparsity if starts == "sparse" else None, asked, masks)
+        weights = named_parameters(model)
+        _require_unwatched([weights[spec.name] for spec in specs])
+        if masks is None and state is None:
+            _require_no_trained_zeros(weights, specs, active)
+        return cls(
+            model,
+            _built(settings, specs, active, asked),
+            _name(settings),
+            specs,
+            {spec.name: spec.units for spec in specs} if state is not None else active,
+            draws=masks is None and state is None and starts == "sparse",
+        )
+
+    @classmethod
+    def _with_masks(cls, model: nn.Module, settings: MethodSettings | Method, masks: MaskSet, asked: Asked) -> Setup:
+        if asked.sparsity is not None:
+            raise UserError("masks= says what is active at the start, and sparsity= does: give one of them")
+        mine = named_parameters(model)
+        if strange := [layer.name for layer in masks if mine.get(layer.name) is not layer.weight]:
+            raise UserError(f"masks= is of another model: {listed(strange)} is no weight of this one")
+        _require_unwatched([layer.weight for layer in masks])
+        specs = [layer.spec for layer in masks]
+        active = {layer.name: layer.active_units for layer in masks}
+        return cls(model, _built(settings, specs, active, asked), _name(settings), specs, active, built=masks)
+
+    @property
+    def weights(self) -> dict[str, nn.Parameter]:
+        """The weights to make sparse, by name."""
+        mine = named_parameters(self.model)
+        return {spec.name: mine[spec.name] for spec in self.specs}
+
+    def build_masks(self, seed: int) -> MaskSet:
+        """Make the masks. Weights outside them stay as they are."""
+        return self.built or MaskSet(self.model, self.specs, self.active, seed=seed, apply=False)
+
+
+def _name(settings: MethodSettings | Method) -> str:
+    return type(settings).__name__ if isinstance(settings, Method) else settings.name
+
+
+def _built(
+    settings: MethodSettings | Method, specs: Sequence[LayerSpec], active: Mapping[str, int | Tensor], asked: Asked
+) -> Method:
+    """The method, once it has accepted the layers and the length of the run."""
+    method = settings if isinstance(settings, Method) else settings.build()
+    method.check(specs, {name: one if isinstance(one, int) else one.numel() for name, one in active.items()})
+    if method.counts_epochs and asked.steps_per_epoch is None:
+        raise UserError(
+            f"method {_name(settings)} has settings that speak of epochs: say how long one is, with steps_per_epoch= "
+            f"(optimizer steps)"
+        )
+    method.check_length(asked.schedule.clock(asked.total_steps))
+    return method
+
+
+def _sparsity(
+    asked: Asked, masks: Mapping[str, Tensor] | str | None, state: Mapping[str, Any] | None
+) -> Mapping[Kind, float] | None:
+    """The sparsity given, or that of the state. None where masks are given instead."""
+    share = asked.sparsity or ((state or {}).get("sparsity") if masks is None else None)
+    if (share is None) == (not isinstance(masks, Mapping)):
+        raise UserError("give sparsity=, the share of zeros in each layer, or masks=, one for each layer")
+    return share
+
+
+def _require_start(starts: str, asked: Asked) -> None:
+    if starts == "tied":
+        raise UserError("method tied replaces parameters: call dynsparse.masks.tying.tie before making the optimizer")
+    if starts == "dense" and asked.allocation != "uniform":
+        raise UserError(
+            f"allocation is '{asked.allocation}', and this method starts from a dense network and shares out by a "
+            f"rule of its own: do not give it"
+        )
+
+
+def _layers(
+    model: nn.Module,
+    asked: Asked,
+    masks: Mapping[str, Tensor] | str | None,
+    sparsity: Mapping[Kind, float] | None,
+) -> Sequence[LayerSpec]:
+    """Choose the layers: those that masks name, or those of the kinds that are to be sparse."""
+    kinds = [kind for kind, value in sparsity.items() if value > 0] if sparsity else KINDS
+    specs = sparse_layers(
+        model,
+        include=[_literally(name) for name in masks] if isinstance(masks, Mapping) else asked.include,
+        exclude=asked.exclude,
+        granularity=asked.granularity,
+        kinds=kinds,
+    )
+    if not specs and kinds:
+        raise UserError(
+            f"no weight of the model ({type(model).__name__}) is to be sparse: it has no "
+            f"{' or '.join(_WORDS[kind] for kind in kinds)} that include= and exclude= leave; name others in include="
+        )
+    if asked.granularity != 4 and specs and not any(spec.kind == "conv" for spec in specs):
+        raise UserError(
+            f"granularity is {asked.granularity}, and no sparse layer is a convolution; others are always elementwise: "
+            f"leave it at 4"
+        )
+    return specs
+
+
+def _literally(name: str) -> str:
+    """Shell pattern that matches this name alone."""
+    return "".join(f"[{letter}]" if letter in "*?[" else letter for letter in name)
+
+
+def _active(
+    specs: Sequence[LayerSpec],
+    sparsity: Mapping[Kind, float] | None,
+    asked: Asked,
+    masks: Mapping[str, Tensor] | str | None,
+) -> Mapping[str, int | Tensor]:
+    """Active units of each layer at the start: as masks say, or as many as the allocation gives it."""
+    if isinstance(masks, Mapping):
+        return {spec.name: _units(spec, masks[spec.name]) for spec in specs}
+    if masks not in (None, "random"):
+        raise UserError(f"masks is {masks!r}; give a bool tensor for each layer, or 'random'")
+    return dict(ALLOCATIONS[asked.allocation](specs, dict(sparsity) if sparsity else {"conv": 0.0, "fc": 0.0}))
+
+
+def _units(spec: LayerSpec, mask: Tensor) -> Tensor:
+    """Index of a mask, bool of the weight's shape: int64 [active units]. UserError if it does not fit the layer."""
+    if mask.dtype != torch.bool or tuple(mask.shape) != spec.shape:
+        raise UserError(
+            f"masks: {spec.name} is {mask.dtype} of shape {tuple(mask.shape)}; it must be bool of shape {spec.shape}"
+        )
+    units = mask.reshape(spec.units, spec.unit_size)
+    if not bool((units.all(1) == units.any(1)).all()):
+        raise UserError(f"masks: {spec.name} cuts through units of {spec.unit_size} weights; see granularity")
+    if not bool(units.any()):
+        raise UserError(f"masks: {spec.name} has no active weight; each layer keeps at least one unit")
+    return torch.nonzero(units[:, 0]).squeeze(1)
+
+
+def _require_unwatched(weights: Sequence[nn.Parameter]) -> None:
+    if any(watcher_of(weight) is not None for weight in weights):
+        raise UserError(
+            "the model has a SparseTraining already; one object keeps it sparse: make a new model, or release() it"
+        )
+
+
+def _require_no_trained_zeros(
+    weights: Mapping[str, nn.Parameter], specs: Sequence[LayerSpec], active: Mapping[str, int | Tensor]
+) -> None:
+    """Refuse a network that is sparse already: new masks would cut off trained weights.
+
+    A layer counts as sparse if a twentieth of its weights are 0, or half as many as are to be inactive. A layer of
+    zeros alone is not trained yet.
+    """
+    for spec in specs:
+        count = active[spec.name]
+        free = (spec.units - count) * spec.unit_size if isinstance(count, int) else 0
+        zeros = int((weights[spec.name].detach() == 0).sum())
+        if min(free / 2 or math.inf, _MANY_ZEROS * spec.weights) < zeros < spec.weights:
+            raise UserError(
+                f"{spec.name} is sparse already, {zeros:,} of its {spec.weights:,} weights are 0, and new masks would "
+                f"be others: give state=, what its SparseTraining saved, or masks=; or masks='random' to draw new ones"
+            )

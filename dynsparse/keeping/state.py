@@ -1,0 +1,66 @@
+"""The saved state of a `SparseTraining`: plain data and CPU tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from dynsparse.distributed import digest
+from dynsparse.errors import UserError
+from dynsparse.masks import MaskSet
+from dynsparse.masks.granularity import Kind
+from dynsparse.methods import Method
+
+_KEYS = {"steps", "method", "sparsity", "masks", "weights"}
+
+
+def state_of(
+    steps: int, method: Method, method_name: str, sparsity: Mapping[Kind, float] | None, masks: MaskSet
+) -> dict[str, Any]:
+    """Collect the state. Weights are not in it, only their digest: they belong to the model's own state."""
+    return {
+        "steps": steps,
+        "method": {"name": method_name, "state": method.state_dict()},
+        "sparsity": dict(sparsity) if sparsity is not None else None,
+        "masks": masks.state_dict(),
+        "weights": digest.active_digest(masks),
+    }
+
+
+def restore(
+    state: Mapping[str, Any],
+    method: Method,
+    method_name: str,
+    sparsity: Mapping[Kind, float] | None,
+    masks: MaskSet,
+    *,
+    strict: bool = True,
+) -> int:
+    """Load masks and the method's state, in place, and return the steps.
+
+    UserError if the state is of another method, sparsity or network, or damaged; with `strict` also if the model's
+    weights are not those that it was saved with.
+    """
+    if missing := _KEYS - set(state):
+        raise UserError(f"the state is none of a SparseTraining: it lacks {', '.join(sorted(missing))}")
+    theirs = state["method"]["name"]
+    if theirs != method_name:
+        raise UserError(f"the state is of method {theirs}, this is {method_name}; continue with method {theirs}")
+    if sparsity is not None and state["sparsity"] is not None and dict(state["sparsity"]) != dict(sparsity):
+        raise UserError(
+            f"the state was made with sparsity {state['sparsity']}, this has {dict(sparsity)}; take the same"
+        )
+    try:
+        masks.load_state_dict(state["masks"])
+        method.load_state_dict(state["method"]["state"])
+        steps = int(state["steps"])
+    except (AssertionError, AttributeError, IndexError, KeyError, RuntimeError, TypeError) as error:
+        raise UserError(
+            f"the state is damaged, or of another version of this method ({type(error).__name__}: {error})"
+        ) from error
+    if strict and (digest.active_digest(masks) != state["weights"] or masks.strays()):
+        raise UserError(
+            "the model's weights are not those that this state was saved with: load the model's state_dict() of "
+            "the same time first; if they are to be others, load_state_dict(state, strict=False)"
+        )
+    return steps

@@ -1,0 +1,122 @@
+"""What an epoch and a reallocation report, as one plain dictionary each.
+
+metrics.jsonl holds these dictionaries, a line each, and the report page reads them back. TensorBoard shows their
+numbers, under the tags that are listed here. What depends on the clock stands under "timing": all else is the same in
+every repetition of a run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from dynsparse.reallocation import ReallocationReport
+from dynsparse.training.callbacks.base import EpochReport
+from dynsparse.training.evaluate import Evaluation
+from dynsparse.training.run.log_records import own_numbers
+
+EPOCH_TAGS = {
+    "train_loss": "loss/train",
+    "train_top1": "accuracy/train_top1",
+    "sparsity": "sparsity/sparse_layers",
+    "model_sparsity": "sparsity/model",
+    "budget": "active/budget",
+    "active_weights": "active/total",
+    "bad_files": "data/bad_files",
+    "skipped_steps": "loss/skipped_steps",
+    **{
+        f"{split}_{key}": f"{group}/{tag}"
+        for split in ("test", "validation", "train_evaluation")
+        for group, key, tag in (
+            ("loss", "loss", split),
+            ("accuracy", "top1", f"{split}_top1"),
+            ("accuracy", "top5", f"{split}_top5"),
+        )
+    },
+}
+"""TensorBoard's tag of each number of an epoch that it shows."""
+
+LAYER_TAGS = {
+    "dropped": "dropped",
+    "grown": "grown",
+    "active": "active/layers",
+    "sparsity": "sparsity/layers",
+    "explored": "exploration",
+}
+"""Beginning of TensorBoard's tag of each number of a layer; the layer's name ends it."""
+
+
+def epoch_record(report: EpochReport) -> dict[str, Any]:
+    """Return what an epoch reports. Accuracies are in percent; numbers may be NaN or infinite."""
+    return {
+        "kind": "epoch",
+        "epoch": report.epoch,
+        "step": report.step,
+        "lr": report.lr,
+        "train_loss": report.train_loss,
+        "train_top1": report.train_top1,
+        **_evaluation("test", report.results.test),
+        **_evaluation("validation", report.results.validation),
+        **_evaluation("train_evaluation", report.results.train),
+        "best_top1": report.best_top1,
+        "best_top1_on": report.results.selected_on,
+        "budget": report.budget,
+        "active_weights": sum(report.active.values()),
+        "sparsity": report.total_sparsity,
+        "model_sparsity": report.model_sparsity,
+        "bad_files": report.bad_files,
+        "skipped_steps": report.skipped_steps,
+        "layers": _layers(active=report.active, sparsity=report.sparsity, explored=report.explored),
+        "timing": {
+            "images_per_second": report.images_per_second,
+            "seconds": report.seconds,
+            "gradient_bytes_per_step": report.gradient_bytes,
+        },
+    }
+
+
+def reallocation_record(report: ReallocationReport) -> dict[str, Any]:
+    """Return what a reallocation reports, the method's own numbers among it. Counts are in weights."""
+    return {
+        "kind": "reallocation",
+        "step": report.step,
+        "epoch": report.epoch,
+        "dropped": sum(report.dropped.values()),
+        "grown": sum(report.grown.values()),
+        **report.scalars,
+        "layers": _layers(dropped=report.dropped, grown=report.grown, active=report.active, explored=report.explored),
+        "repaired": list(report.repaired),
+        "timing": {"seconds": report.seconds},
+    }
+
+
+def _evaluation(split: str, result: Evaluation | None) -> dict[str, float]:
+    if result is None:
+        return {}
+    numbers = {f"{split}_loss": result.loss, f"{split}_top1": result.top1, f"{split}_top5": result.top5}
+    return {**numbers, f"{split}_left_out": result.left_out} if result.left_out else numbers
+
+
+def _layers(**columns: Mapping[str, float]) -> dict[str, dict[str, float]]:
+    """Return the numbers of each active layer, given each number by layer. Tied layers have no "explored"."""
+    return {
+        layer: {key: column[layer] for key, column in columns.items() if layer in column} for layer in columns["active"]
+    }
+
+
+def epoch_scalars(record: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
+    """TensorBoard's tags and values of an epoch's own numbers."""
+    return ((tag, record[key]) for key, tag in EPOCH_TAGS.items() if key in record)
+
+
+def reallocation_scalars(record: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
+    """TensorBoard's tags and values of a reallocation's own numbers."""
+    numbers = {**record["timing"], "dropped": record["dropped"], "grown": record["grown"], **own_numbers(record)}
+    return ((f"reallocation/{key}", value) for key, value in numbers.items())
+
+
+def layer_scalars(record: Mapping[str, Any], weights: Mapping[str, int]) -> Iterator[tuple[str, float]]:
+    """TensorBoard's tags and values of the layers' numbers. `weights` are each layer's, active or not."""
+    for name, layer in record["layers"].items():
+        numbers = {**layer, "sparsity": 1 - layer["active"] / weights[name]}
+        yield from ((f"{LAYER_TAGS[key]}/{name}", value) for key, value in numbers.items())
