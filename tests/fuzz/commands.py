@@ -123,11 +123,11 @@ def execute(home: Path, line: list[str]) -> int:
     from dynsparse.cli import train
     from dynsparse.cli.actions import training
     from dynsparse.cli.main import run
-    from dynsparse.training.run import lock
+    from dynsparse.training.run import timing
 
     # Else a holder that can only be watched takes half a minute to prove dead.
-    lock.STALE_SECONDS = 0.4
-    lock._POLL_SECONDS = 0.05  # type: ignore[attr-defined]
+    timing.STALE_SECONDS = 0.4
+    timing.POLL_SECONDS = 0.05
     training.BEAT_SECONDS = -0.5  # `--check` looks for a second longer.
     logging.getLogger().handlers.clear()
     os.chdir(home)

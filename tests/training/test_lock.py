@@ -21,16 +21,18 @@ from typing import Any
 import pytest
 
 from dynsparse.errors import UserError
-from dynsparse.training.run import lock
+from dynsparse.training.run import collective, lock_file, timing
+from dynsparse.training.run.collective import holding
 from dynsparse.training.run.holder import Holder
-from dynsparse.training.run.lock import LostError, RunLock, Watch, holding
+from dynsparse.training.run.lock import LostError, RunLock
 from dynsparse.training.run.storage import StorageCheck
+from dynsparse.training.run.watch import Watch
 from tests.training import runs
 
 OTHER = """
 import sys
-from dynsparse.training.run import lock
-lock.BEAT_SECONDS = 0.05
+from dynsparse.training.run import lock, timing
+timing.BEAT_SECONDS = 0.05
 held = lock.RunLock(__import__("pathlib").Path(sys.argv[1]), launch=sys.argv[2] or None)
 held.acquire()
 print("held", flush=True)
@@ -85,7 +87,7 @@ def held(folder: Path) -> Iterator[Start]:
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """No more than that many seconds of silence from a holder that cannot be looked up."""
-    monkeypatch.setattr(lock, "STALE_SECONDS", 1.0)
+    monkeypatch.setattr(timing, "STALE_SECONDS", 1.0)
 
 
 @pytest.fixture
@@ -317,7 +319,7 @@ def test_another_users_process_lives() -> None:
 
 def test_a_sign_of_life_that_fails_is_not_the_last(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Storage that was away for a moment."""
-    monkeypatch.setattr(lock, "BEAT_SECONDS", 0.02)
+    monkeypatch.setattr(timing, "BEAT_SECONDS", 0.02)
     signs, write = [], RunLock._write
 
     def failing_at_first(self: RunLock, file: int) -> None:
@@ -354,7 +356,7 @@ def test_it_is_given_back_where_ranks_do_not_agree(folder: Path, monkeypatch: py
         assert produce()
         raise RuntimeError("connection closed by peer")
 
-    monkeypatch.setattr(lock.sync, "from_rank_0", lost)
+    monkeypatch.setattr(collective.sync, "from_rank_0", lost)
     with pytest.raises(RuntimeError, match="closed by peer"), holding(RunLock(folder), patience=1):
         pass
     assert not folder.exists()
@@ -362,7 +364,7 @@ def test_it_is_given_back_where_ranks_do_not_agree(folder: Path, monkeypatch: py
 
 def test_a_holder_that_stood_still_ends(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Suspended for so long that another has taken over, it learns of it and keeps its hands off."""
-    monkeypatch.setattr(lock, "BEAT_SECONDS", 0.02)
+    monkeypatch.setattr(timing, "BEAT_SECONDS", 0.02)
     lost = threading.Event()
     said: list[str] = []
     first = RunLock(folder, on_loss=lambda reason, same: (said.append(reason), lost.set()))
@@ -395,7 +397,7 @@ def test_a_suspended_holder_learns_that_another_has_been_there(folder: Path, hel
 @pytest.mark.parametrize("kind", ["missing", "garbled", "link", "pipe", "copy", "owner missing", "owner garbled"])
 def test_a_spoilt_lock_is_mended_by_its_holder(folder: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
     """It does not take its own for another's."""
-    monkeypatch.setattr(lock, "BEAT_SECONDS", 0.02)
+    monkeypatch.setattr(timing, "BEAT_SECONDS", 0.02)
     one = RunLock(folder, on_loss=lambda reason, same: pytest.fail(reason))
     one.acquire()
     path = folder / ("owner.json" if "owner" in kind else "lock.json")
@@ -448,7 +450,7 @@ def test_things_that_are_no_lock_are_no_hindrance(folder: Path, mine: RunLock, t
 def test_a_full_folder_under_a_claims_name_is_said(
     folder: Path, mine: RunLock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(lock, "STALE_SECONDS", 0.3)
+    monkeypatch.setattr(timing, "STALE_SECONDS", 0.3)
     folder.mkdir(parents=True)
     dead = of_another_machine(**MINE, process=NOBODYS)
     (folder / "lock.json").write_bytes(dead)
@@ -483,7 +485,7 @@ def test_storage_that_is_away_is_waited_for(tmp_path: Path) -> None:
 
 def test_a_removed_folder_comes_back_with_its_lock(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A user has removed it while the run goes on: its next checkpoint makes it anew."""
-    monkeypatch.setattr(lock, "BEAT_SECONDS", 0.02)
+    monkeypatch.setattr(timing, "BEAT_SECONDS", 0.02)
     one = RunLock(folder, on_loss=lambda reason, same: pytest.fail(reason))
     one.acquire()
     shutil.rmtree(folder)
@@ -497,7 +499,7 @@ def test_a_removed_folder_comes_back_with_its_lock(folder: Path, monkeypatch: py
 
 def test_signs_of_life_change_no_length(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A reader at any moment sees a whole lock."""
-    monkeypatch.setattr(lock, "BEAT_SECONDS", 0.001)
+    monkeypatch.setattr(timing, "BEAT_SECONDS", 0.001)
     one = RunLock(folder)
     one.acquire()
     sizes, signs = set(), set()
@@ -585,26 +587,32 @@ def test_another_comes_while_it_stands_still_as(
     folder: Path, monkeypatch: pytest.MonkeyPatch, moment: str, mine: RunLock
 ) -> None:
     """Between a look and the act that follows it. The other keeps its lock and its folder."""
-    monkeypatch.setattr(lock, "STALE_SECONDS", 0.5)
+    monkeypatch.setattr(timing, "STALE_SECONDS", 0.5)
     first = RunLock(folder)
     first._me = replace(first._me, host="elsewhere", space="its own")  # Seen from there it can only be watched.
-    name = {"it makes the lock": "_own", "it removes a dead one's": "_take_away", "it gives the lock back": "_unlock"}
+    acts: dict[str, tuple[Any, str]] = {
+        "it makes the lock": (RunLock, "_own"),
+        "it removes a dead one's": (lock_file, "take_away"),
+        "it gives the lock back": (RunLock, "_unlock"),
+    }
+    owner, name = acts[moment]
+    act = getattr(owner, name)
 
-    def stand_still(self: RunLock, *arguments: Any) -> Any:
+    def stand_still(*arguments: Any) -> Any:
         monkeypatch.undo()
-        monkeypatch.setattr(lock, "STALE_SECONDS", 0.5)
+        monkeypatch.setattr(timing, "STALE_SECONDS", 0.5)
         assert mine.acquire()
-        return getattr(self, name[moment])(*arguments)
+        return act(*arguments)
 
     folder.mkdir(parents=True)
     if moment == "it gives the lock back":
         first.acquire()
-        monkeypatch.setattr(RunLock, name[moment], stand_still)
+        monkeypatch.setattr(owner, name, stand_still)
         first.release()
     else:
         if moment == "it removes a dead one's":
             (folder / "lock.json").write_bytes(of_another_machine(**MINE, process=NOBODYS))
-        monkeypatch.setattr(RunLock, name[moment], stand_still)
+        monkeypatch.setattr(owner, name, stand_still)
         with pytest.raises(UserError, match=f"in use by process {os.getpid()}"):
             first.acquire()
     for path in folder.iterdir():
@@ -615,8 +623,8 @@ def test_another_comes_while_it_stands_still_as(
 
 IMPATIENT = """
 import sys
-from dynsparse.training.run import lock
-lock.BEAT_SECONDS, lock.STALE_SECONDS = 0.1, 1.0
+from dynsparse.training.run import timing
+timing.BEAT_SECONDS, timing.STALE_SECONDS = 0.1, 1.0
 from dynsparse.cli.main import train
 train(sys.argv[1:], "dist_train.py")
 """

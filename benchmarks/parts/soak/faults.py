@@ -17,7 +17,7 @@ from typing import Any
 
 from benchmarks.parts.soak.run import Launch, Run
 from dynsparse.errors import EXIT_FAULT, EXIT_STOPPED
-from dynsparse.training.run.lock import STALE_SECONDS
+from dynsparse.training.run.timing import STALE_SECONDS
 
 ENDINGS = ("stopped", "held", "training")
 """What has become of the second launch when the first wakes: stopped, held still meanwhile, or training on."""

@@ -30,7 +30,9 @@ from dynsparse.training.resume import (
     require_writable,
     take_folder,
 )
-from dynsparse.training.run.lock import BEAT_SECONDS, RunLock, holding, waiting
+from dynsparse.training.run.collective import holding, waiting
+from dynsparse.training.run.lock import RunLock
+from dynsparse.training.run.timing import BEAT_SECONDS
 from dynsparse.training.stopping import StopFlag
 from dynsparse.training.trainer import Trainer
 

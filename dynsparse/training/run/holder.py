@@ -1,4 +1,4 @@
-"""Which process holds a run's folder, and whether it is still there."""
+"""The process that holds a run's folder: who it is, and whether it lives."""
 
 from __future__ import annotations
 
