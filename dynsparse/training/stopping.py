@@ -31,6 +31,7 @@ class StopFlag:
             threading.Thread(target=self._watch_torchrun, name="torchrun watch", daemon=True).start()
 
     def __call__(self) -> bool:
+        """Tell whether it is set."""
         return self.is_set
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
