@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,6 +16,8 @@ from dynsparse.training.compatibility import require_same_layers, require_same_s
 from dynsparse.training.network import Network, build_method, build_network, build_without_weights
 from dynsparse.training.sources import NOTHING, Sources, read_sources
 
+log = logging.getLogger(__name__)
+
 
 def require_samples_for_norm(model: nn.Module, config: RunConfig, workers: int) -> None:
     """Raise UserError if a worker would get a single sample at a time, which BatchNorm cannot train on.
@@ -27,6 +30,22 @@ def require_samples_for_norm(model: nn.Module, config: RunConfig, workers: int) 
             f"train.global_batch_size is {config.train.global_batch_size}: one sample at a time for each of "
             f"{workers} workers x {config.train.micro_batches} micro-batches; "
             "BatchNorm needs at least 2: take a larger batch or fewer parts"
+        )
+
+
+def warn_if_uneven(config: RunConfig, workers: int) -> None:
+    """Warn if the parts of a global batch are not equally large."""
+    train = config.train
+    if train.global_batch_size % (workers * train.micro_batches):
+        least = train.samples_at_once(workers)
+        log.warning(
+            "each of %d workers x %d micro-batches gets %d or %d samples of a global batch of %d; the loss is the "
+            "mean over all of them",
+            workers,
+            train.micro_batches,
+            least,
+            least + 1,
+            train.global_batch_size,
         )
 
 

@@ -17,13 +17,14 @@ from dynsparse.runtime import Worker
 from dynsparse.seeds import seed_for
 from dynsparse.sparse_training import SparseTraining
 from dynsparse.training import penalties
+from dynsparse.training.bad_samples import share_bad_samples
 from dynsparse.training.callbacks import Callback, Observers, SamplesReport, Summary
 from dynsparse.training.checkpoint import CheckpointFolder
 from dynsparse.training.engine import Engine
 from dynsparse.training.evaluate import Evaluation, Evaluations, evaluate
 from dynsparse.training.network import Network, method_settings
 from dynsparse.training.network_input import network_input
-from dynsparse.training.preflight import require_samples_for_norm
+from dynsparse.training.preflight import require_samples_for_norm, warn_if_uneven
 from dynsparse.training.reports import Reporter
 from dynsparse.training.saving import Saving
 from dynsparse.training.state import Progress, RunState
@@ -127,7 +128,7 @@ class Trainer:
         if not self.resumed:
             self._begin()
         self.saving.start(resumed=self.resumed)
-        self._say_if_uneven()
+        warn_if_uneven(self.config, self.worker.world_size)
         if not self.resumed:
             self.saving.save(initial=True)
         self.network.initial_weights = {}  # Nothing needs them any more.
@@ -170,7 +171,7 @@ class Trainer:
         """Verify, evaluate, report, save."""
         progress = self.progress
         progress.desyncs_repaired += bool(self.sparse.verify())
-        self._share_bad_samples()
+        share_bad_samples(self.run)
         results = self._evaluate_or_go_back()
         sums = sync.sum_(self.run.sums.clone()).tolist()
         self.run.sums.zero_()
@@ -220,20 +221,6 @@ class Trainer:
         self.progress.gradients = self.engine.parallel.gradients
         self.run.load_of_this_rank(kept)
 
-    def _say_if_uneven(self) -> None:
-        train, workers = self.config.train, self.worker.world_size
-        if train.global_batch_size % (workers * train.micro_batches):
-            least = train.samples_at_once(workers)
-            log.warning(
-                "each of %d workers x %d micro-batches gets %d or %d samples of a global batch of %d; the loss is the "
-                "mean over all of them",
-                workers,
-                train.micro_batches,
-                least,
-                least + 1,
-                train.global_batch_size,
-            )
-
     def _show(self, micro_batches: Sequence[Batch]) -> None:
         """Give the observers a look at the first batch of a run."""
         if self.worker.is_main and self.progress.step == 0 and not self.resumed:
@@ -260,22 +247,6 @@ class Trainer:
         self.progress.desyncs_repaired += bool(report.repaired)
         if not self.sparse.method.every_step or report.step % self.config.log.every_steps == 0:
             self.observers.on_reallocation(report)
-
-    def _share_bad_samples(self) -> None:
-        """Tell all ranks what any has found, so that none need find it again."""
-        if not self.config.data.skips_bad_files:
-            return
-        before = len(self.run.shared_bad_samples)
-        bad = {sample: fault for known in sync.all_of(self.data.train.bad_samples) for sample, fault in known.items()}
-        self.data.train.avoid(bad)
-        self.run.shared_bad_samples = bad
-        if len(bad) > before:
-            log.warning(
-                "%d of the training files are bad, %d of them found in this epoch; others of their classes come "
-                "in their place",
-                len(bad),
-                len(bad) - before,
-            )
 
     def _evaluate_or_go_back(self) -> Evaluations:
         """Evaluate. Where that is interrupted, this rank's state is that of before: a resume ends the epoch anew."""
