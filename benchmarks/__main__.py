@@ -1,15 +1,15 @@
 """All benchmarks of the CPU, one after the other: `make bench`, less than 15 minutes on 2 quiet cores.
 
-Those of training replace the kept figures. Of those that take long by themselves it has a short look, which goes to
-another folder and shows that they work and what they come to here.
+Those of training replace the kept figures. Those that take long are only looked at: shortened, with figures that go to
+another folder.
 """
 
 from __future__ import annotations
 
-import argparse
 import subprocess
 import sys
 import time
+from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from pathlib import Path
 
 from benchmarks.harness.record import ROOT
@@ -23,7 +23,7 @@ SHORT = {
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
     parser.add_argument("--tiny", action="store_true", help="a minute in all, and figures without meaning")
     looks = ROOT / "runs" / "bench"
     parser.add_argument("--looks", metavar="DIR", type=Path, default=looks, help="where the short looks go")

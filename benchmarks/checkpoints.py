@@ -1,4 +1,4 @@
-"""What saving takes from training, and what a checkpoint takes of the disk.
+"""Time that saving takes from training, and bytes that a checkpoint takes of the disk.
 
     python -m benchmarks.checkpoints                (about 5 minutes on 2 cores; a quiet machine)
     python -m benchmarks.checkpoints --page         (the page anew, from the JSON)
@@ -10,37 +10,32 @@ in a long run, when half of the inactive positions have once been active.
 
 from __future__ import annotations
 
-import argparse
 import io
-import json
-import os
-import shlex
-import sys
 import time
-from collections.abc import Callable, Sequence
+from argparse import Namespace
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
+from unittest.mock import patch
 
 import torch
 
-import pipelines
-from benchmarks.harness import record
-from benchmarks.harness.page import spread, table
-from benchmarks.harness.record import PAGES
-from benchmarks.harness.rounds import finished, summary
-from dynsparse.config import loading
+from benchmarks.harness.page import filled
+from benchmarks.harness.record import Result
+from benchmarks.harness.rounds import finished, in_rounds, ratios, returned, summaries, summary
+from benchmarks.harness.runs import data_of, run_config, settled
+from benchmarks.harness.script import page_parser, run
 from dynsparse.config.schema import RunConfig
-from dynsparse.runtime import Worker
 from dynsparse.training.checkpoint import CheckpointFolder, kept, write
 from dynsparse.training.checkpoint import format as checkpoint_format
 from dynsparse.training.checkpoint.deflating import save_deflated
 from dynsparse.training.network import build_network
 from dynsparse.training.trainer import Trainer
-from pipelines.base import Batch, Request
-from pipelines.order import Share
+from pipelines.base import Batch
 
-NAME = "checkpoints"
 SPARSITIES = (0.5, 0.9, 0.95, 0.99)
 OPTIMIZERS: dict[str, dict[str, Any]] = {"SGD": {"name": "sgd", "momentum": 0.9}, "AdamW": {"name": "adamw"}}
 STORED = {"SGD": 2, "AdamW": 3}
@@ -51,15 +46,14 @@ WAYS = {
     "foreground": "the same, waited for",
     "foreground, not deflated": "waited for, and not deflated (as format 1 was)",
 }
-Result = dict[str, Any]
 
 
 class Amount(NamedTuple):
-    """How much is measured."""
+    """The amount that is measured."""
 
     rounds: int = 5
     steps: int = 10
-    """Of a block."""
+    """Steps of a block."""
     image: int = 32
     batch: int = 8
     width: float = 1.0
@@ -71,52 +65,32 @@ TINY = Amount(rounds=2, steps=2, image=32, batch=2, width=0.1, late=1)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--tiny", action="store_true", help="seconds instead of minutes, and figures without meaning")
-    parser.add_argument("--rounds", type=int, default=Amount().rounds, help=f"measured ({Amount().rounds})")
-    parser.add_argument("--output", metavar="DIR", type=Path, help="write there, instead of to the kept figures")
-    parser.add_argument("--page", action="store_true", help="measure nothing; write the page anew")
-    arguments = parser.parse_args()
-    path = (arguments.output or record.RESULTS) / f"{NAME}.json"
-    if not arguments.page:
-        amount = TINY if arguments.tiny else Amount(rounds=arguments.rounds)
-        load = round(os.getloadavg()[0], 2)
-        with TemporaryDirectory(dir=arguments.output) as folder:
-            result = {"load_before": load, "time": times(amount, Path(folder)), "size": sizes(amount, Path(folder))}
-        command = shlex.join(["python", "-m", "benchmarks.checkpoints", *sys.argv[1:]])
-        if arguments.output or not arguments.tiny:
-            path = record.keep(NAME, command, result, arguments.output)
-        print("\n\n".join(page(result)))
-    if path.exists() and (arguments.output or not arguments.tiny):
-        text = "\n\n".join(page(json.loads(path.read_text()))) + "\n"
-        ((arguments.output or PAGES) / f"{NAME}.md").write_text(text)
+    run("checkpoints", page_parser(__doc__, rounds=Amount().rounds), measure, page)
+
+
+def measure(asked: Namespace) -> Result:
+    amount = TINY if asked.tiny else Amount(rounds=asked.rounds)
+    with TemporaryDirectory(dir=asked.output) as folder:
+        return {"time": times(amount, Path(folder)), "size": sizes(amount, Path(folder))}
 
 
 def settings(amount: Amount, sparsity: float, optimizer: str) -> RunConfig:
-    return loading.parse(
-        {
-            "model": {"name": "imagenet_resnet50", "widen_factor": amount.width},
-            "sparsity": {"conv": sparsity, "fc": sparsity},
-            "method": {"name": "dsr", "period": 2, "target_moves": round(20_000 * amount.width**3)},
-            "data": {
-                "name": "synthetic",
-                "shape": [3, amount.image, amount.image],
-                "number_of_classes": 1000,
-                "samples": 1000,
-                "test_samples": 10,
-            },
-            "train": {"global_batch_size": amount.batch, "optimizer": OPTIMIZERS[optimizer]},
-        }
+    return run_config(
+        {"name": "imagenet_resnet50", "widen_factor": amount.width},
+        {"name": "dsr", "period": 2, "target_moves": round(20_000 * amount.width**3)},
+        amount.image,
+        1000,
+        sparsity={"conv": sparsity, "fc": sparsity},
+        data={"samples": 1000, "test_samples": 10},
+        train={"global_batch_size": amount.batch, "optimizer": OPTIMIZERS[optimizer]},
     )
 
 
 def trainer(config: RunConfig, folder: Path) -> tuple[Trainer, list[Batch]]:
-    """One that has settled, and a batch for it."""
+    """Return a trainer that has settled, and a batch for it."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    request = Request(config.seed, config.train.global_batch_size, Share(0, 1, 1), 10, device_id=device.index)
-    data = pipelines.build(config.data, request)
-    trainer = Trainer(config, build_network(config, device), data, Worker(), checkpoints=CheckpointFolder(folder, 2))
-    trainer._settle()
+    data = data_of(config, device=device)
+    trainer = settled(config, build_network(config, device), data, checkpoints=CheckpointFolder(folder, 2))
     batch = [(images.to(device), labels.to(device)) for images, labels in next(iter(data.train.epoch()))]
     data.close()
     return trainer, batch
@@ -126,61 +100,58 @@ def trainer(config: RunConfig, folder: Path) -> tuple[Trainer, list[Batch]]:
 
 
 def times(amount: Amount, folder: Path) -> Result:
-    """Medians over the rounds: seconds of a block, ratios within a round, and of a save its parts in ms."""
-    run, batch = trainer(settings(amount, 0.9, "SGD"), folder / "time")
-    assert run.saving.checkpoints is not None
-    blocks: dict[str, list[float]] = {way: [] for way in WAYS}
-    calls: dict[str, list[float]] = {way: [] for way in WAYS if way != "none"}
-    writes: list[float] = []
-    for round_number in range(-1, amount.rounds):  # The first warms up.
-        for way in WAYS:
-            writing = timed_writes(way)
-            began = finished()
-            for step in range(amount.steps):
-                run.train_step(batch)
-                if step == 0 and way != "none":
-                    waited = finished()
-                    run.saving.save()
-                    if way != "background":
-                        run.saving.checkpoints.wait()
-                    call = time.perf_counter() - waited
-            block = finished() - began
-            run.saving.checkpoints.wait()
-            if round_number >= 0:
-                blocks[way].append(block)
-                if way != "none":
-                    calls[way].append(1000 * call)
-                if way == "background":
-                    writes.append(1000 * writing[0])
-    checkpoint_format.save_deflated, kept.write = save_deflated, write
-    none = blocks["none"]
+    """Seconds of a block, ratios within a round, and milliseconds of the parts of a save."""
+    trained, batch = trainer(settings(amount, 0.9, "SGD"), folder / "time")
+    ways = {way: partial(block, trained, batch, amount.steps, way) for way in WAYS}
+    found = in_rounds(ways, amount.rounds, measure=returned)
+    blocks = {way: [taken for taken, _, _ in rounds] for way, rounds in found.items()}
+    held_up = {way: [waited for _, waited, _ in rounds] for way, rounds in found.items() if way != "none"}
+    lost = {way: [a - b for a, b in zip(blocks[way], blocks["none"], strict=True)] for way in held_up}
     return {
         **amount._asdict(),
         "sparsity": 0.9,
         "optimizer": "SGD",
-        "step_ms": summary([1000 * block / amount.steps for block in none]),
-        "block_seconds": {way: summary(found) for way, found in blocks.items()},
-        "ratio_to_no_save": {
-            way: summary([a / b for a, b in zip(found, none, strict=True)]) for way, found in blocks.items()
-        },
-        "lost_ms": {way: summary([1000 * (a - b) for a, b in zip(blocks[way], none, strict=True)]) for way in calls},
-        "held_up_ms": {way: summary(found) for way, found in calls.items()},
-        "write_in_background_ms": summary(writes),
+        "step_ms": summary([1000 * taken / amount.steps for taken in blocks["none"]]),
+        "block_seconds": summaries(blocks),
+        "ratio_to_no_save": ratios(blocks, "none"),
+        "lost_ms": summaries(lost, 1000),
+        "held_up_ms": summaries(held_up, 1000),
+        "write_in_background_ms": summary([1000 * written for _, _, written in found["background"]]),
     }
 
 
-def timed_writes(way: str) -> list[float]:
-    """Let the coming saves be written in this way; the list gets the seconds of each."""
-    seconds: list[float] = []
-    checkpoint_format.save_deflated = torch.save if way == "foreground, not deflated" else save_deflated  # type: ignore[assignment]
+def block(trained: Trainer, batch: list[Batch], steps: int, way: str) -> tuple[float, float, float]:
+    """Train a block, with a save after its first step. Returns seconds: of all, held up by the save, of its write."""
+    assert trained.saving.checkpoints is not None
+    held_up = 0.0
+    with timed_writes(way) as writing:
+        began = finished()
+        for step in range(steps):
+            trained.train_step(batch)
+            if step == 0 and way != "none":
+                waited = finished()
+                trained.saving.save()
+                if way != "background":
+                    trained.saving.checkpoints.wait()
+                held_up = time.perf_counter() - waited
+        taken = finished() - began
+        trained.saving.checkpoints.wait()
+    return taken, held_up, sum(writing)
 
-    def timed(path: Path, state: Any) -> None:
+
+@contextmanager
+def timed_writes(way: str) -> Iterator[list[float]]:
+    """Have saves written in this way; the list gets the seconds of each."""
+    seconds: list[float] = []
+
+    def timed(*arguments: Any, **options: Any) -> None:
         began = time.perf_counter()
-        write(path, state)
+        write(*arguments, **options)
         seconds.append(time.perf_counter() - began)
 
-    kept.write = timed
-    return seconds
+    save = torch.save if way == "foreground, not deflated" else save_deflated
+    with patch.object(checkpoint_format, "save_deflated", save), patch.object(kept, "write", timed):
+        yield seconds
 
 
 # Size
@@ -196,7 +167,7 @@ def sizes(amount: Amount, folder: Path) -> list[Result]:
 
 
 def sizes_of(amount: Amount, folder: Path, sparsity: float, optimizer: str) -> list[Result]:
-    """Bytes, early and late in a run."""
+    """Bytes of a checkpoint, early and late in a run."""
     run, batch = trainer(settings(amount, sparsity, optimizer), folder)
     for _ in range(amount.late):
         run.train_step(batch)
@@ -237,64 +208,8 @@ def size(save: Callable[[io.BytesIO], Any]) -> int:
     return file.tell()
 
 
-# The page
-
-
-def page(content: Result) -> list[str]:
-    """Paragraphs."""
-    return ["# Checkpoints", *time_text(content["time"]), *size_text(content["size"])]
-
-
-def time_text(found: Result) -> list[str]:
-    rows = [
-        [
-            WAYS[way],
-            "" if way == "none" else spread(found["held_up_ms"][way], 0),
-            "" if way == "none" else spread(found["lost_ms"][way], 0),
-            spread(found["ratio_to_no_save"][way], 3),
-        ]
-        for way in WAYS
-    ]
-    return [
-        "## Time",
-        (
-            f"ResNet-50 at {100 * found['sparsity']:.0f} % with {found['optimizer']}, images of {found['image']} px, "
-            f"batch {found['batch']}, {found['step_ms']['median']:.0f} ms a step. Blocks of {found['steps']} steps, "
-            f"one save in each; median of {found['rounds']} rounds in which the ways take turns, and the least and the "
-            "most. Held up: how long the save kept the next step waiting. Lost: the block, less the block without a "
-            "save of its round; where training computes on the cores that also write, it slows down meanwhile. "
-            f"The write in the background took {spread(found['write_in_background_ms'], 0)} ms."
-        ),
-        table(["a block with", "held up, ms", "lost, ms", "ratio to no save"], rows),
-    ]
-
-
-def size_text(rows: Sequence[Result]) -> list[str]:
-    return [
-        "## Size",
-        (
-            "MB. The limit: for the sparse layers 1.05 x (4 bytes for each active weight and moment + a bit for each "
-            "position), for the rest its weights, moments and buffers. Late: half of the inactive positions, at "
-            "random, have once been active, which no code tells in less than a bit for each. Dense: `torch.save` of "
-            "the network's and the optimizer's state_dict."
-        ),
-        table(
-            ["sparsity", "optimizer", "when", "file", "limit", "file / limit", "dense", "file / dense"],
-            [
-                [
-                    f"{row['sparsity']:g}",
-                    row["optimizer"],
-                    row["when"],
-                    f"{row['file'] / 1e6:.1f}",
-                    f"{row['limit'] / 1e6:.1f}",
-                    f"{row['file'] / row['limit']:.3f}",
-                    f"{row['dense_checkpoint'] / 1e6:.1f}",
-                    f"{row['file'] / row['dense_checkpoint']:.3f}",
-                ]
-                for row in rows
-            ],
-        ),
-    ]
+def page(content: Result) -> str:
+    return filled("checkpoints", content, WAYS=WAYS)
 
 
 if __name__ == "__main__":

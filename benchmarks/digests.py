@@ -1,4 +1,4 @@
-"""Are runs the same, bit for bit, before and after a change? Records digests of every digits config, and compares.
+"""Digests of a run of every digits config, to see whether a change leaves runs the same, bit for bit.
 
     python -m benchmarks.digests record /tmp/before.json           # in the tree of before
     python -m benchmarks.digests compare /tmp/before.json          # in the tree of after
@@ -39,13 +39,13 @@ def main() -> None:
 
 
 def configs() -> list[str]:
-    """The dense one first: pruning starts from it."""
+    """List the configs, the dense one first: pruning starts from it."""
     names = sorted(path.stem for path in (ROOT / "configs").glob("digits_*.yaml"))
     return sorted(names, key=lambda name: name != DENSE)
 
 
 def measured(names: Sequence[str], workers: Sequence[int]) -> Iterator[tuple[str, dict[str, object]]]:
-    """A key "config on n" and its facts, for each."""
+    """Run each config on each number of workers. Yields a key "config on n" and its facts."""
     for n in workers:
         with TemporaryDirectory() as runs:
             for name in names:

@@ -1,7 +1,7 @@
-"""One reallocation with dense masks and scans over whole layers: what `benchmarks.reallocation` compares with.
+"""One reallocation with dense masks and scans over whole layers. `benchmarks.reallocation` compares with it.
 
 `with_numpy` does what the code behind the paper does (Mostafa & Wang 2019): a mask is a float32 tensor of the weight's
-shape; one loop over the layers drops, a second lists all free positions, takes away those just dropped, puts the
+shape. One loop over the layers drops. A second lists all free positions, takes away those just dropped, puts the
 candidates in a random order and takes the first. `in_torch` computes the same with bool masks and torch alone, and
 needs no difference of sets, for it remembers what was free. Both are written plainly, for weights as single units.
 """
@@ -62,7 +62,7 @@ def with_numpy(layers: Sequence[DenseLayer], threshold: float, draw: np.random.G
 
 @torch.no_grad()
 def in_torch(layers: Sequence[DenseLayer], threshold: float, draw: torch.Generator) -> None:
-    """The same, with bool masks."""
+    """Do the same with bool masks."""
     was_free, kept, freed = [], [], 0
     for layer in layers:
         was_free.append(~layer.mask)
@@ -81,7 +81,10 @@ def in_torch(layers: Sequence[DenseLayer], threshold: float, draw: torch.Generat
 
 
 def shared_out(freed: int, kept: Sequence[int]) -> list[int]:
-    """`freed` in proportion to what each layer keeps, in whole weights: the largest remainders get one more."""
+    """Share out `freed` in proportion to what each layer keeps, in whole weights.
+
+    The largest remainders get one more: of 2 freed, layers that keep 2 and 1 get 1.33 and 0.67, so 1 and 1.
+    """
     total = sum(kept)
     shares = [freed * count // total for count in kept]
     by_remainder = sorted(range(len(kept)), key=lambda i: -(freed * kept[i] % total))

@@ -1,4 +1,4 @@
-"""All that needs a GPU, checked and measured in one go.
+"""Checks and measurements of all that needs a GPU, in one go.
 
     python -m benchmarks.gpu                            (on a GPU: 8 minutes at most)
     python -m benchmarks.gpu --only nccl steps          (these parts alone)
@@ -11,93 +11,87 @@ told where. It ends with 1 if a part fails or what must be so is not; a speed th
 
 from __future__ import annotations
 
-import argparse
-import json
-import os
-import shlex
 import signal
 import sys
 import time
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from argparse import Namespace
+from collections.abc import Callable, Mapping
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
-from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import torch
 
-from benchmarks.harness import record
-from benchmarks.harness.page import table
-from benchmarks.harness.record import PAGES
-from benchmarks.parts.gpu import checks as gpu_parts
+from benchmarks.harness import record, script
+from benchmarks.harness.page import filled
+from benchmarks.harness.record import Result
 from benchmarks.parts.gpu.bench import Bench, Found, Row
+from benchmarks.parts.gpu.data import dali
+from benchmarks.parts.gpu.gradients import nccl
+from benchmarks.parts.gpu.machine import environment
+from benchmarks.parts.gpu.precision import amp, memory, recompiles
 from benchmarks.parts.gpu.reallocation import reallocation
+from benchmarks.parts.gpu.resuming import checkpoints
+from benchmarks.parts.gpu.training import training_steps
 
 NAME = "gpu"
 Part = Callable[[Bench, Found], None]
 PARTS: Mapping[str, tuple[Part, int]] = {
-    "environment": (gpu_parts.environment, 20),
-    "nccl": (gpu_parts.nccl, 40),
-    "amp": (gpu_parts.amp, 30),
+    "environment": (environment, 20),
+    "nccl": (nccl, 40),
+    "amp": (amp, 30),
     "reallocation": (reallocation, 100),
-    "memory": (gpu_parts.memory, 30),
-    "checkpoint": (gpu_parts.checkpoints, 30),
-    "recompiles": (gpu_parts.recompiles, 40),
-    "dali": (gpu_parts.dali, 30),
-    "steps": (gpu_parts.training_steps, 160),
+    "memory": (memory, 30),
+    "checkpoint": (checkpoints, 30),
+    "recompiles": (recompiles, 40),
+    "dali": (dali, 30),
+    "steps": (training_steps, 160),
 }
-"""With the seconds that each may take, its start included. The last has also what the others leave of all."""
+"""Parts with the seconds that each may take, its start included. The last has also what the others leave of all."""
 SECONDS = 480
 LAST_SECONDS = 10
-"""After its own, in which a part may still say what it was doing."""
-Result = dict[str, Any]
+"""Seconds after its own, in which a part may still say what it was doing."""
 
 _CONTEXT = get_context("forkserver")
-_CONTEXT.set_forkserver_preload(["benchmarks.parts.gpu.checks", "benchmarks.parts.gpu.reallocation"])
+_CONTEXT.set_forkserver_preload(["benchmarks.parts.gpu.training", "benchmarks.parts.gpu.reallocation"])
 
 
 def main() -> None:
-    arguments = parse()
-    on_gpu = torch.cuda.is_available()
-    keeps = arguments.output is not None or (on_gpu and not arguments.tiny and not arguments.only)
-    folder: Path = arguments.output or record.RESULTS
-    path = folder / f"{NAME}.json"
-    if not arguments.page:
-        command = shlex.join(["python", "-m", "benchmarks.gpu", *sys.argv[1:]])
-        result: Result = {"on_gpu": on_gpu, "tiny": arguments.tiny or not on_gpu, "load_before": os.getloadavg()[0]}
-        result["parts"] = {}
-        began = time.monotonic()
-        for name in arguments.only or PARTS:
-            seconds = PARTS[name][1]
-            if name == list(PARTS)[-1]:
-                seconds = max(seconds, round(SECONDS - (time.monotonic() - began)))
-            result["parts"][name] = run_part(name, seconds, tiny=result["tiny"])
-            print(f"{name}: {result['parts'][name]['state']}", file=sys.stderr, flush=True)
-            if keeps:
-                record.keep(NAME, command, result, arguments.output)
-        print("\n\n".join(paragraphs(result)))
-    if keeps or arguments.page:
-        write_page(path, arguments.output or PAGES)
-    if not arguments.page and not all_is_well(result):
+    parser = script.page_parser(__doc__)
+    parser.add_argument("--only", metavar="PART", nargs="+", choices=PARTS, help=f"of {', '.join(PARTS)}")
+    asked = parser.parse_args()
+    if asked.page:
+        script.write_page(NAME, page, asked.output)
+        return
+    result = measure(asked)
+    print("\n\n".join(paragraphs(result)))
+    if not all_is_well(result):
         sys.exit(1)
 
 
-def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", metavar="PART", nargs="+", choices=PARTS, help=f"of {', '.join(PARTS)}")
-    parser.add_argument("--tiny", action="store_true", help="on a GPU too: figures without meaning")
-    parser.add_argument("--output", metavar="DIR", type=Path, help="write there, instead of to the kept figures")
-    parser.add_argument("--page", action="store_true", help="measure nothing; write the page anew")
-    return parser.parse_args()
+def measure(asked: Namespace) -> Result:
+    """Run part by part, and keep what there is so far."""
+    on_gpu, began = torch.cuda.is_available(), time.monotonic()
+    keeps = asked.output is not None or (on_gpu and not asked.tiny and not asked.only)
+    result: Result = {"on_gpu": on_gpu, "tiny": asked.tiny or not on_gpu, "load_before": record.load(), "parts": {}}
+    for name in asked.only or PARTS:
+        seconds = PARTS[name][1]
+        if name == list(PARTS)[-1]:
+            seconds = max(seconds, round(SECONDS - (time.monotonic() - began)))
+        result["parts"][name] = run_part(name, seconds, tiny=result["tiny"])
+        print(f"{name}: {result['parts'][name]['state']}", file=sys.stderr, flush=True)
+        if keeps:
+            script.keep(NAME, result, page, asked.output)
+    return result
 
 
 # A part in a process of its own
 
 
 def run_part(name: str, seconds: int, *, tiny: bool) -> Result:
-    """What it found, its state ("done", "failed" or "not in time") and, if it failed, its error."""
+    """Run a part. Returns what it found, its state ("done", "failed" or "not in time") and, if it failed, its error."""
     began = time.monotonic()
     seconds *= 5 if tiny else 1  # A CPU that others share may take long over a little.
     ours, theirs = _CONTEXT.Pipe(duplex=False)
@@ -149,26 +143,18 @@ def all_is_well(result: Mapping[str, Any]) -> bool:
 
 
 def faults(part: Mapping[str, Any]) -> list[str]:
-    """What must be so and is not."""
+    """List what must hold and does not."""
     return [row["what"] for row in part["rows"] if row["must"] and not row["holds"]]
 
 
+def page(content: Result) -> str:
+    return filled("gpu", content, paragraphs=paragraphs(content))
+
+
 def paragraphs(result: Mapping[str, Any]) -> list[str]:
-    rows = [
-        [name, row.what, row.found, row.wanted, _verdict(row, tiny=result["tiny"])]
-        for name, part in result["parts"].items()
-        for row in [Row(**row) for row in part["rows"]] + _state_row(part)
-    ]
-    text = [table(["part", "what", "found", "wanted", ""], rows)]
-    if not result["on_gpu"]:
-        text.insert(0, "**No figure here is a GPU's: this ran on a CPU, tiny, to see that it runs.**")
-    elif result["tiny"]:
-        text.insert(0, "**Tiny: no figure here has a meaning.**")
-    return text + [
-        f"`{name}` {part['state']}:\n\n```\n{part['error']}```"
-        for name, part in result["parts"].items()
-        if "error" in part
-    ]
+    """The table, errors, and a warning where figures mean nothing. For the page and the terminal."""
+    rows = {name: [Row(**row) for row in part["rows"]] + _state_row(part) for name, part in result["parts"].items()}
+    return [filled("gpu-parts", result, rows=rows, verdict=_verdict)]
 
 
 def _state_row(part: Mapping[str, Any]) -> list[Row]:
@@ -179,32 +165,6 @@ def _verdict(row: Row, *, tiny: bool) -> str:
     if row.holds is None or (tiny and not row.must):
         return ""
     return "holds" if row.holds else ("**FAULT**" if row.must else "missed")
-
-
-def write_page(path: Path, folder: Path) -> None:
-    """From the JSON alone."""
-    content = json.loads(path.read_text())
-    machine = content["machine"]
-    intro = (
-        "What only a GPU can show. Times are medians over rounds in which all ways of a kind take turns, in one "
-        "process and with nothing left to do on the GPU before and after; ratios are taken within a round. Images and "
-        "labels are random, on the GPU before the step, the same two batches over and over: nothing here says how "
-        "fast data come. *Dense* is the same network without masks; *multiplied* is a dense one whose weights a "
-        "float mask multiplies in every forward pass. A step of at most 1.02 is at least 0.98 of the images a second. "
-        "With one GPU nothing travels: the steps with `dense` and "
-        "`active` gradients differ by the packing alone. A reallocation is timed with the look at the gradients "
-        "before it and their masking, which every step has; weights are normally distributed, and so many lie below "
-        "the threshold as are to move."
-    )
-    made = (
-        f"Made by `{content['command']}` on {', '.join(machine['gpus']) or 'no GPU'}, {machine['cores']} cores "
-        f"({machine['processor']}), load average before it {content['load_before']:.2f}; "
-        f"{', '.join(f'{k} {v}' for k, v in content['versions'].items())}; commit {content['commit']}. Figures of "
-        f"another machine are others. All numbers: [{path.name}]({Path(os.path.relpath(path, folder)).as_posix()})."
-    )
-    parts: Sequence[str] = ["# On a GPU", intro, *paragraphs(content), "## How it was made", made]
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / f"{NAME}.md").write_text("\n\n".join(parts) + "\n")
 
 
 if __name__ == "__main__":

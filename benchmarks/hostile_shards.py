@@ -1,44 +1,34 @@
-"""What a start costs that meets a hostile shard, index or list: seconds and memory, beside a start on ordinary ones.
+"""Cost of a start that meets a hostile shard, index or list: seconds and memory, beside a start on ordinary ones.
 
     python -m benchmarks.hostile_shards            (2 minutes on 2 cores)
     python -m benchmarks.hostile_shards --only "a name of 100 GB"
 
 Each case is a small data set with one thing amiss, trained on by `dist_train.py` in a process of its own. Seconds count
-from the start of the process to its error, imports included; memory is the process's largest resident set.
+from the start of the process to its error, imports included; memory is the most that its processes hold.
 """
 
 from __future__ import annotations
 
-import argparse
 import io
 import os
-import shlex
-import subprocess
 import sys
 import tarfile
-import time
 from collections.abc import Callable
 from pathlib import Path
-from tempfile import TemporaryDirectory
-from threading import Thread
-from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from benchmarks.harness import record
-from benchmarks.harness.record import ROOT
+from benchmarks.parts import hostile
 from pipelines.sources.base import digest
 from pipelines.sources.shard_index import INDEX_KIND, index_of
 
 BLOCK = 512
 GB = 1 << 30
-NAME = "hostile_shards"
-ORDINARY = "ordinary shards"
 
 
 def ordinary(root: Path) -> None:
-    """16 training and 8 validation samples of 4 classes, 16x16."""
+    """Write 16 training and 8 validation samples of 4 classes, 16x16."""
     random = np.random.default_rng(0)
     for part, count in (("train", 16), ("val", 8)):
         (root / part).mkdir(parents=True)
@@ -53,7 +43,7 @@ def ordinary(root: Path) -> None:
 
 
 def header(name: bytes, size: int, kind: bytes) -> bytes:
-    """Of a tar, its size in binary, which has no bound."""
+    """Return the header of a tar's member, its size in binary, which has no bound."""
     block = bytearray(BLOCK)
     for at, field in ((0, name), (124, b"\x80" + size.to_bytes(11, "big")), (156, kind), (257, b"ustar\x0000")):
         block[at : at + len(field)] = field
@@ -67,7 +57,7 @@ def extension(content: bytes, kind: bytes) -> bytes:
 
 
 def hollow(path: Path, content: bytes, size: int = 100 * GB) -> None:
-    """A sparse file: it says that it has so many bytes, and takes no room."""
+    """Write a sparse file: it says that it has so many bytes, and takes no room."""
     with path.open("wb") as file:
         file.write(content)
         file.truncate(size)
@@ -79,7 +69,7 @@ def pipe(path: Path) -> None:
 
 
 def crafted_index(shard: Path) -> None:
-    """With a right stamp and digest, and samples that cannot be."""
+    """Write an index with a valid stamp and digest, and impossible samples."""
     stamp = shard.stat()
     head = np.array([2**40, 2**50, stamp.st_size, stamp.st_mtime_ns], dtype="<i8").tobytes()
     content = INDEX_KIND + head + bytes(1 << 20)
@@ -97,7 +87,7 @@ def shard(first: bytes, repeated: int = 1) -> Callable[[Path], object]:
 
 Spoil = Callable[[Path], object]
 CASES: dict[str, Spoil] = {
-    ORDINARY: lambda root: None,
+    "ordinary shards": lambda root: None,
     "a name of 100 GB": shard(header(b"@", 100 * GB, b"L")),
     "a name of 100 GB that is there": lambda root: hollow(root / "train/0.tar", header(b"@", 99 * GB, b"L")),
     "pax records of 100 GB that are there": lambda root: hollow(root / "train/0.tar", header(b"@", 99 * GB, b"x")),
@@ -118,59 +108,18 @@ CASES: dict[str, Spoil] = {
 }  # fmt: skip
 
 
-def measured(spoil: Spoil) -> dict[str, Any]:
-    with TemporaryDirectory() as folder:
-        root = Path(folder) / "data"
-        ordinary(root)
-        spoil(root)
-        data = f"{{name: webdataset, path: {root}, number_of_classes: 4, image_size: 16, evaluation_resize: 16"
-        data += f", exclude: {root}/exclude.txt}}" if (root / "exclude.txt").exists() else "}"
-        command = [sys.executable, "dist_train.py", "--config", "configs/synthetic_cnn.yaml", f"data={data}"]
-        command += [f"runs={folder}/runs", "train.epochs=1", "train.global_batch_size=8", "method.stop_epoch=1"]
-        started = time.perf_counter()
-        process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-        assert process.stderr is not None
-        peak: list[int] = []
-        watch = Thread(target=watched, args=(process, peak))
-        watch.start()
-        said = [line.strip().replace(folder, "") for line in process.stderr]
-        watch.join()
-        seconds = time.perf_counter() - started
-    lines = [line for line in said if line.startswith("error:") or ".index" in line]
-    return {
-        "seconds": round(seconds, 2),
-        "peak_mb": round(max(peak) / 1024),
-        "exit_code": process.returncode,
-        "said": lines[-1] if lines else "",
-    }
-
-
-def watched(process: subprocess.Popen[str], peak: list[int]) -> None:
-    """Note its largest resident set in kB until it ends. Not by wait4, which counts what it was forked from, too."""
-    while process.poll() is None:
-        try:
-            status = Path(f"/proc/{process.pid}/status").read_text()
-        except OSError:
-            continue
-        peak += [int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM")]
-        time.sleep(0.02)
+def prepare(case: str, folder: Path) -> list[str]:
+    root = folder / "data"
+    ordinary(root)
+    CASES[case](root)
+    data = f"{{name: webdataset, path: {root}, number_of_classes: 4, image_size: 16, evaluation_resize: 16"
+    data += f", exclude: {root}/exclude.txt}}" if (root / "exclude.txt").exists() else "}"
+    command = [sys.executable, "dist_train.py", "--config", "configs/synthetic_cnn.yaml", f"data={data}"]
+    return [*command, f"runs={folder}/runs", "train.epochs=1", "train.global_batch_size=8", "method.stop_epoch=1"]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", action="append", choices=sorted(CASES), help="a case beside the ordinary one")
-    parser.add_argument("--output", metavar="DIR", type=Path, help="where to write the figures (benchmarks/results)")
-    asked = parser.parse_args()
-    names = [name for name in CASES if asked.only is None or name in (ORDINARY, *asked.only)]
-    found = {}
-    for name in names:
-        found[name] = measured(CASES[name])
-        print(f"{name}: {found[name]}", flush=True)
-    usual = found[ORDINARY]
-    most = {key: round(max(case[key] - usual[key] for case in found.values()), 2) for key in ("seconds", "peak_mb")}
-    command = shlex.join(["python", "-m", f"benchmarks.{NAME}", *(f"--only={name}" for name in asked.only or ())])
-    path = record.keep(NAME, command, {"above": most, "cases": found}, asked.output)
-    print(f"at most above the ordinary: {most}; {path}")
+    hostile.run("hostile_shards", __doc__, CASES, prepare)
 
 
 if __name__ == "__main__":

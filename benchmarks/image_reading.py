@@ -8,15 +8,19 @@ is that of all threads of the process, which other programs on the machine distu
 
 from __future__ import annotations
 
-import argparse
 import os
 import statistics
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from benchmarks.harness.record import ROOT, keep
+from benchmarks.harness.record import ROOT, Result, keep
+from benchmarks.harness.rounds import in_rounds, ratio, returned
+from benchmarks.harness.script import plain_parser
 from tests.pipelines.pictures import picture
 
 IMAGES, BATCH = 128, 64
@@ -63,12 +67,21 @@ def milliseconds(checkout: Path, folder: Path, runs: int) -> float:
     return float(done.stdout.split()[-1])
 
 
-def measured(before: Path, folder: Path, rounds: int, runs: int) -> dict[str, list[float]]:
-    times: dict[str, list[float]] = {"before": [], "now": []}
-    for number in range(rounds):
-        for way, checkout in sorted({"before": before, "now": ROOT}.items(), reverse=number % 2 == 1):
-            times[way].append(milliseconds(checkout, folder, runs))
-    return times
+def measured(before: Path, folder: Path, rounds: int, runs: int) -> Result:
+    checkouts = {"before": before, "now": ROOT}
+    ways = {way: partial(milliseconds, checkout, folder, runs) for way, checkout in checkouts.items()}
+    times = in_rounds(ways, rounds, warm_up=0, measure=returned)
+    return {**times, "ratio": ratio(times["now"], times["before"])["median"]}
+
+
+@contextmanager
+def checkout_of(commit: str, folder: Path) -> Iterator[Path]:
+    path = folder / "before"
+    subprocess.run(["git", "worktree", "add", "--detach", path, commit], cwd=ROOT, check=True)
+    try:
+        yield path
+    finally:
+        subprocess.run(["git", "worktree", "remove", "--force", path], cwd=ROOT, check=True)
 
 
 def write(folder: Path, kind: str) -> Path:
@@ -81,28 +94,19 @@ def write(folder: Path, kind: str) -> Path:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = plain_parser(__doc__)
     parser.add_argument("--before", required=True, help="the commit to compare with")
     parser.add_argument("--kinds", default=",".join(KINDS), help=f"of files ({','.join(KINDS)})")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--runs", type=int, default=10, help="batches measured in a round (10)")
-    parser.add_argument("--output", metavar="DIR", type=Path, help="write there, instead of to the kept figures")
     asked = parser.parse_args()
     result = {}
-    with TemporaryDirectory() as folder:
-        before = Path(folder) / "before"
-        subprocess.run(["git", "worktree", "add", "--detach", before, asked.before], cwd=ROOT, check=True)
-        try:
-            for kind in asked.kinds.split(","):
-                times = measured(before, write(Path(folder), kind), asked.rounds, asked.runs)
-                ratios = [now / then for then, now in zip(times["before"], times["now"], strict=True)]
-                result[kind] = {**times, "ratio": statistics.median(ratios)}
-                print(
-                    f"{kind}: {statistics.median(times['now']):.2f} ms, {result[kind]['ratio']:.2f} times", flush=True
-                )
-        finally:
-            subprocess.run(["git", "worktree", "remove", "--force", before], cwd=ROOT, check=True)
-    print(keep("image_reading", f"python -m benchmarks.image_reading --before {asked.before}", result, asked.output))
+    with TemporaryDirectory() as folder, checkout_of(asked.before, Path(folder)) as before:
+        for kind in asked.kinds.split(","):
+            result[kind] = measured(before, write(Path(folder), kind), asked.rounds, asked.runs)
+            now = statistics.median(result[kind]["now"])
+            print(f"{kind}: {now:.2f} ms, {result[kind]['ratio']:.2f} times", flush=True)
+    print(keep("image_reading", result, asked.output, f"python -m benchmarks.image_reading --before {asked.before}"))
 
 
 if __name__ == "__main__":

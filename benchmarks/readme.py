@@ -1,47 +1,53 @@
-"""Writes the tables of the README and of docs/operations.md from the JSON in results/.
+"""Write the tables of the README, docs/operations.md and docs/scaling.md from the JSON in results/.
 
 python -m benchmarks.readme            (a test checks that it has been run)
 """
 
 from __future__ import annotations
 
-import json
-import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from benchmarks import plots, scaling, soak
-from benchmarks.harness.record import RESULTS, ROOT
-from benchmarks.reproduce import METHODS
-from benchmarks.speed import speed
+from benchmarks import reproduce, scaling, soak
+from benchmarks.harness.page import fill_marks
+from benchmarks.harness.page import filled as filled_text
+from benchmarks.harness.record import ROOT, kept
+
+STEPS = {
+    "static": "static, or between two reallocations",
+    "deepr": "DeepR, which reallocates every step",
+    "multiplied": "for comparison: masks multiplied in every forward",
+}
 
 
 def digits() -> str:
     """Accuracy by method and sparsity."""
-    return plots.table(json.loads((RESULTS / "reproduce_digits.json").read_text()), METHODS)
+    return reproduce.table(kept("reproduce_digits"))
+
+
+def speed() -> str:
+    """Times and memory of what makes a run sparse."""
+    return filled_text(
+        "speed", {name: kept(name) for name in ("reallocation", "steps", "memory", "startup")}, STEPS=STEPS
+    )
 
 
 def faults() -> str:
-    """What a run lived through, and how long it took to go on."""
-    return soak.table(json.loads((RESULTS / "soak.json").read_text()))
+    """Faults that a run lived through, and how long it took to resume."""
+    return soak.table(kept("soak"))
 
 
-#: The tables of each page, between comments of their names.
 PAGES: Mapping[Path, Mapping[str, Callable[[], str]]] = {
     ROOT / "README.md": {"digits": digits, "speed": speed},
     ROOT / "docs/operations.md": {"faults": faults},
-    ROOT / "docs/scaling.md": scaling.kept_parts(),
+    scaling.PAGE: scaling.kept_parts(),
 }
+"""The tables of each page, between comments of their names."""
 
 
 def filled(page: Path) -> str:
-    """The page's text with every table made anew."""
-    text = page.read_text()
-    for name, table in PAGES[page].items():
-        begin, end = f"<!-- {name} -->\n", f"<!-- /{name} -->"
-        text, count = re.subn(rf"(?<={begin}).*?(?={end})", f"{table()}\n", text, flags=re.DOTALL)
-        assert count == 1, f"{page.name} has {count} places for the table '{name}'"
-    return text
+    """Return the page's text with every table made anew."""
+    return fill_marks(page, PAGES[page])
 
 
 def main() -> None:

@@ -22,21 +22,23 @@ masks and metrics are compared with a run of the same config that nobody disturb
 
 from __future__ import annotations
 
-import argparse
 import os
 import random
 import shutil
 import signal
-import statistics
 import sys
 import time
+from argparse import Namespace
 from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
+from statistics import median
 from tempfile import TemporaryDirectory
-from typing import Any
 
-from benchmarks.harness.record import keep
+from benchmarks.harness import record
+from benchmarks.harness.page import filled
+from benchmarks.harness.record import Result
+from benchmarks.harness.script import plain_parser
 from benchmarks.parts.soak.faults import FAULTS, Draws, Fault
 from benchmarks.parts.soak.run import Run, options
 from tests import hosts as namespaces
@@ -51,12 +53,12 @@ MOST_STEPS_BETWEEN = 20
 
 
 def why_not() -> str | None:
-    """Why this machine cannot have such hosts and storage; None if it can."""
+    """Return why this machine cannot have such hosts and storage; None if it can."""
     return namespaces.why_not() or mounts.why_not()
 
 
-def soak(folder: Path, kinds: list[str], epochs: int, seed: int) -> tuple[list[Fault], dict[str, Any]]:
-    """What happened, and counts. The run's folder is then in `folder`/runs/soak."""
+def soak(folder: Path, kinds: list[str], epochs: int, seed: int) -> tuple[list[Fault], Result]:
+    """Return what happened, and counts. The run's folder is then `folder`/runs/soak."""
     draws = Draws(random.Random(seed))
     draws.chance.shuffle(kinds)
     happened: list[Fault] = []
@@ -104,7 +106,7 @@ def say(number: int, fault: Fault) -> None:
 
 
 def undisturbed(folder: Path, epochs: int) -> Path:
-    """The same run by two workers of this machine. Returns its folder."""
+    """Train the same config by two workers of this machine. Returns the folder."""
     done = runs.dist_train(*options(folder / "runs", "whole", epochs), workers=2)
     assert done.returncode == 0, done.stderr
     return folder / "runs" / "whole"
@@ -117,27 +119,14 @@ def compare(actual: Path, expected: Path) -> dict[str, bool]:
     return {**same, "metrics": runs.metrics(actual) == runs.metrics(expected)}
 
 
-def table(result: dict[str, Any]) -> str:
-    """What the run lived through, in Markdown."""
-    lines = ["| fault | times | seconds until a later step was saved: median | most |", "| --- | --- | --- | --- |"]
-    for kind in KINDS:
-        seconds = [fault["seconds"] for fault in result["faults"] if fault["kind"] == kind]
-        if seconds:
-            lines.append(f"| {kind} | {len(seconds)} | {statistics.median(seconds):.1f} | {max(seconds):.1f} |")
-    different = [key for key, equal in result["equal"].items() if not equal]
-    verdict = f"other than there: {', '.join(different)}" if different else "all the same, to the bit"
-    told = (
-        f"{len(result['faults'])} faults in a run of {result['steps']} steps; it resumed {result['resumes']} times and "
-        f"passed over a damaged checkpoint {result['damaged_checkpoints_passed_over']} times; torchrun was started "
-        f"{result['starts_of_torchrun']} times on the two hosts, and {result['launches_on_one_host']} times on one. "
-        f'Weights, masks, accuracy and every line of metrics.jsonl (but for its "timing") beside those of a run '
-        f"without faults: {verdict}."
-    )
-    return "\n".join([*lines, "", told])
+def table(result: Result) -> str:
+    """Write what the run lived through."""
+    seconds = {kind: [one["seconds"] for one in result["faults"] if one["kind"] == kind] for kind in KINDS}
+    return filled("soak", result, seconds={kind: found for kind, found in seconds.items() if found}, median=median)
 
 
 def unmount_when_stopped() -> None:
-    """On SIGTERM. Processes forked from this one, as pyroute2 does for another network, just end with it."""
+    """End on SIGTERM as on an error. Processes forked from this one, as pyroute2 forks them, just end with it."""
     me = os.getpid()
 
     def end(*_: object) -> None:
@@ -149,33 +138,40 @@ def unmount_when_stopped() -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--faults", type=int, default=40)
-    parser.add_argument("--kinds", default=",".join(KINDS), help="some of them, with commas between")
-    parser.add_argument("--epochs", type=int, default=48)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--output", type=Path, help="folder for the JSON, instead of benchmarks/results")
-    arguments = parser.parse_args()
-    kinds = arguments.kinds.split(",")
-    if unknown := sorted({*kinds} - {*KINDS}):
-        raise SystemExit(f"error: --kinds names {', '.join(unknown)}; there are {', '.join(KINDS)}")
+    asked = parse()
     if reason := why_not():
         raise SystemExit(f"error: no hosts with storage can be had here: {reason}")
     unmount_when_stopped()
     with TemporaryDirectory() as name:
-        folder = Path(name)
-        whole = undisturbed(folder, arguments.epochs)
-        chosen = [kinds[i % len(kinds)] for i in range(arguments.faults)]
-        happened, counts = soak(folder, chosen, arguments.epochs, arguments.seed)
-        same = compare(folder / "runs" / "soak", whole)
-        summary = runs.summary(folder / "runs" / "soak")
-    result = {"faults": [asdict(fault) for fault in happened], **counts, "steps": summary["steps"], "equal": same}
-    keep("soak", "python -m benchmarks.soak", result, arguments.output)
+        result = measure(Path(name), asked)
+    record.keep("soak", result, asked.output, "python -m benchmarks.soak")
     print(table(result))
-    if not all(same.values()):
+    if not all(result["equal"].values()):
         raise SystemExit("error: the run is another than the one without faults")
-    if any(fault.broken for fault in happened) or any(counts["exit_codes"]):
-        raise SystemExit(f"error: a promise was broken, see above; the run ended with {counts['exit_codes']}")
+    if any(fault["broken"] for fault in result["faults"]) or any(result["exit_codes"]):
+        raise SystemExit(f"error: a promise was broken, see above; the run ended with {result['exit_codes']}")
+
+
+def parse() -> Namespace:
+    parser = plain_parser(__doc__)
+    parser.add_argument("--faults", type=int, default=40)
+    parser.add_argument("--kinds", default=",".join(KINDS), help="some of them, with commas between")
+    parser.add_argument("--epochs", type=int, default=48)
+    parser.add_argument("--seed", type=int, default=0)
+    asked = parser.parse_args()
+    asked.kinds = asked.kinds.split(",")
+    if unknown := sorted({*asked.kinds} - {*KINDS}):
+        raise SystemExit(f"error: --kinds names {', '.join(unknown)}; there are {', '.join(KINDS)}")
+    return asked
+
+
+def measure(folder: Path, asked: Namespace) -> Result:
+    whole = undisturbed(folder, asked.epochs)
+    chosen = [asked.kinds[i % len(asked.kinds)] for i in range(asked.faults)]
+    happened, counts = soak(folder, chosen, asked.epochs, asked.seed)
+    run = folder / "runs" / "soak"
+    steps, equal = runs.summary(run)["steps"], compare(run, whole)
+    return {"faults": [asdict(fault) for fault in happened], **counts, "steps": steps, "equal": equal}
 
 
 if __name__ == "__main__":

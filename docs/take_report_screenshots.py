@@ -1,9 +1,9 @@
-"""Pictures of the report for the documentation, of real runs on the digits, in a real headless browser.
+"""Take pictures of the report for the documentation, of real runs on the digits, in a real headless browser.
 
     make screenshots
 
-needs chromium and chromedriver on the PATH. Trains three runs in a folder of their own, of which one is killed and
-gone on with, and writes docs/images/report-*.png: a minute on two cores.
+It needs chromium and chromedriver on the PATH. It trains three runs in a folder of their own, kills and resumes one of
+them, and writes docs/images/report-*.png. That takes a minute on two cores.
 """
 
 from __future__ import annotations
@@ -25,35 +25,33 @@ from take_screenshots import IMAGES, open_browser
 
 ROOT = Path(__file__).parents[1]
 METHODS = ("dsr", "rigl", "static")
-WIDTH, HEIGHT = (
-    1280,
-    6000,
-)  # The whole page at once: nothing is scrolled, and what sticks to the top stays in its place.
+WIDTH, HEIGHT = 1280, 6000  # Shows the whole page: nothing scrolls, and sticky headers stay in their places.
 
 
 def train(folder: Path) -> list[Path]:
-    """One run a method; the first is killed after 40 lines of its metrics, and resumed."""
-    killed = subprocess.Popen(command(folder, METHODS[0]), cwd=ROOT, env=environment())  # noqa: S603 - of ours
+    """Train one run a method. The first is killed after 40 lines of its metrics, and resumed."""
+    killed = subprocess.Popen(_command(folder, METHODS[0]), cwd=ROOT, env=_environment())  # noqa: S603 - of ours
     metrics = folder / METHODS[0] / "metrics.jsonl"
     while killed.poll() is None and (not metrics.exists() or len(metrics.read_text().splitlines()) < 40):
         time.sleep(0.05)
     killed.kill()
     killed.wait()
     for method in METHODS:
-        subprocess.run(command(folder, method), cwd=ROOT, env=environment(), check=True)  # noqa: S603 - of ours
+        subprocess.run(_command(folder, method), cwd=ROOT, env=_environment(), check=True)  # noqa: S603 - of ours
     return [folder / method for method in METHODS]
 
 
-def command(folder: Path, method: str) -> list[str]:
+def _command(folder: Path, method: str) -> list[str]:
     options = [f"name={method}", f"runs={folder}", "log.progress=none", "--resume", "auto"]
     return [sys.executable, "dist_train.py", "--config", f"configs/digits_{method}.yaml", *options]
 
 
-def environment() -> dict[str, str]:
+def _environment() -> dict[str, str]:
     return {**os.environ, "OMP_NUM_THREADS": "1"}
 
 
 def show(browser: Any, page: Path, *, dark: bool = False) -> None:
+    """Open a page in the light or dark scheme, in a window that holds all of it."""
     features = [{"name": "prefers-color-scheme", "value": "dark" if dark else "light"}]
     browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
     metrics = {"width": WIDTH, "height": HEIGHT, "deviceScaleFactor": 1, "mobile": False}
@@ -62,7 +60,7 @@ def show(browser: Any, page: Path, *, dark: bool = False) -> None:
 
 
 def picture(browser: Any, first: str, last: str, name: str) -> None:
-    """From the top of one element to the bottom of another, over the whole width."""
+    """Save a picture from the top of one element to the bottom of another, over the whole width."""
     side = "return document.querySelector(arguments[0]).getBoundingClientRect()[arguments[1]] + scrollY"
     top, bottom = browser.execute_script(side, first, "top"), browser.execute_script(side, last, "bottom")
     clip = {"x": 0, "y": max(0, top - 12), "width": WIDTH, "height": bottom - top + 24, "scale": 1}
@@ -72,6 +70,7 @@ def picture(browser: Any, first: str, last: str, name: str) -> None:
 
 
 def main() -> None:
+    """Train the runs, make their report and take its pictures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.parse_args()
     chromium, chromedriver = (shutil.which(name) for name in ("chromium", "chromedriver"))

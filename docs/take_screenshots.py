@@ -1,8 +1,8 @@
-"""Pictures of TensorBoard for the documentation, from a real run, in a real headless browser.
+"""Take pictures of TensorBoard for the documentation, from a real run, in a real headless browser.
 
     make demo && make screenshots
 
-needs chromium and chromedriver on the PATH. Writes docs/images/tensorboard-*.png.
+It needs chromium and chromedriver on the PATH, and writes docs/images/tensorboard-*.png.
 """
 
 from __future__ import annotations
@@ -43,16 +43,18 @@ return found;
 
 
 def find_all(browser: Any, selector: str) -> list[Any]:
-    """Elements that match, in all shadow roots."""
+    """Find the elements that match, in all shadow roots."""
     found: list[Any] = browser.execute_script(f"const arguments_selector = {selector!r};" + FIND_ALL)
     return found
 
 
 def wait_until(browser: Any, ready: Callable[[], Any], what: str) -> Any:
+    """Wait for `ready()` to be true, and return it. TimeoutException, with `what`, after a minute."""
     return WebDriverWait(browser, WAIT_SECONDS, 0.25).until(lambda _: ready(), f"{what} did not appear")
 
 
 def open_browser(chromium: str, chromedriver: str, profile: str) -> Any:
+    """Start a headless browser without network traffic of its own. `profile` is a folder for its files."""
     options = Options()
     options.binary_location = chromium
     for argument in (
@@ -73,7 +75,7 @@ def open_browser(chromium: str, chromedriver: str, profile: str) -> Any:
 
 
 def show_custom_scalars(browser: Any, url: str) -> list[str]:
-    """The page of custom charts, all drawn, with the legends of the first row open. Returns the first chart's lines."""
+    """Show all custom charts, with the legends of the first row open. Returns the names of the first chart's lines."""
     browser.get(f"{url}#custom_scalars&_smoothingWeight=0")
     wait_until(browser, lambda: len(find_all(browser, CARD)) == CHARTS, "the custom charts")
     first = find_all(browser, CARD)[0]
@@ -90,7 +92,7 @@ def show_custom_scalars(browser: Any, url: str) -> list[str]:
 
 
 def show_time_series(browser: Any, url: str) -> None:
-    """The charts of a layer's sparsity, one a layer, as the Time Series tab draws them."""
+    """Show the charts of sparsity, one a layer, as the Time Series tab draws them."""
     browser.get(f"{url}?tagFilter=%5E(sparsity%2Flayers%7Cexploration)#timeseries")
     browser.refresh()
     wait_until(browser, lambda: len(browser.find_elements(By.CSS_SELECTOR, "scalar-card")) >= 6, "the scalar cards")
@@ -98,6 +100,7 @@ def show_time_series(browser: Any, url: str) -> None:
 
 
 def main() -> None:
+    """Start TensorBoard and take its pictures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--run", default="runs/digits_dsr", help="folder of a finished run")
     arguments = parser.parse_args()
@@ -127,7 +130,7 @@ def main() -> None:
 
 
 def settle(browser: Any) -> None:
-    """Until two frames of the page look the same: charts fade in."""
+    """Wait until two frames of the page look the same, as charts fade in."""
     last = b""
 
     def unchanged() -> bool:

@@ -5,13 +5,13 @@ A message names the value, the rule that it breaks and the remedy, on one line.
 
 from __future__ import annotations
 
+from pipelines.common.errors import EXIT_BAD_INPUT as EXIT_BAD_INPUT
+from pipelines.common.errors import EXIT_DONE as EXIT_DONE
+from pipelines.common.errors import EXIT_INTERRUPTED as EXIT_INTERRUPTED
 from pipelines.common.errors import UserError as UserError
 
-EXIT_DONE = 0
 EXIT_FAULT = 1
-EXIT_BAD_INPUT = 2
 EXIT_STOPPED = 75  # EX_TEMPFAIL of sysexits.h: stopped on request, a checkpoint is there to resume from
-EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells have it: a second Ctrl-C, which waits for no checkpoint
 
 LONGEST_NUMBER = 100
 """Most characters of a number. PyYAML's time grows with the square of it, and Python refuses 4,300 digits."""

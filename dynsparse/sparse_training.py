@@ -68,7 +68,7 @@ class SparseTraining(Watcher):
         sparsity: fraction of zeros in each layer; or by kind, `{"conv": 0.9, "fc": 0.5}`, where a kind that is missing
             or 0 stays dense.
         total_steps: optimizer steps of the whole run: batches over gradient accumulation. Schedules end with it.
-        steps_per_epoch: optimizer steps of an epoch, for methods whose settings speak of epochs.
+        steps_per_epoch: optimizer steps of an epoch, for methods with settings in epochs.
         allocation, granularity, include, exclude: as in a config's `sparsity` section.
         masks: instead of `sparsity`, the active weights at the start: bool tensors of the weights' shapes by layer, or
             the `MaskSet` that the model has. "random": draw them though the model is sparse already.

@@ -1,9 +1,9 @@
 """torchrun as the launchers run it: agent.py LOG TORCHRUN_ARGUMENTS...
 
-It differs from `python -m torch.distributed.run` in what it says and where it listens (docs/adr/0030-ports.md).
+It differs from `python -m torch.distributed.run` in its messages and in where it listens (docs/adr/0030-ports.md).
 `--rdzv-backend alone` is for one machine: no port, the workers meet in files whose names begin with --rdzv-endpoint.
 `--rdzv-backend meeting` is c10d whose store listens on the endpoint's address only, where `--rdzv-conf is_host=true`.
-What torchrun logs goes to LOG. On stderr there is a line for each worker that died, and for what torchrun warns of.
+torchrun's log goes to LOG. On stderr there is a line for each worker that died, and for each warning of torchrun.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ STOPS = ("SIGTERM", "SIGINT", "SIGUSR1", "SIGHUP")
 MEETING = "DYNSPARSE_MEETING"
 """The variable with the file in which the workers of one machine meet; dynsparse.runtime reads it."""
 
-# What torchrun logs at every stop and fault. Our own lines say it, or there is nothing to do about it.
+# Logged by torchrun at every stop and fault. Our own lines tell it, or it needs no action.
 EXPECTED = (
     "Sending process",
     "Closing process",
@@ -78,7 +78,10 @@ EXPECTED = (
 
 
 def main(log: str, arguments: list[str]) -> int:
-    """Run torchrun to its end. 0, or 1 if a worker failed or a signal came: the workers leave their own code."""
+    """Run torchrun to its end, and return 0, or 1 if a worker failed or a signal came.
+
+    The workers leave their own exit code in a file.
+    """
     try:
         logger = log_to(log)
     except OSError as error:
@@ -94,10 +97,10 @@ def main(log: str, arguments: list[str]) -> int:
     options = torchrun.parse_args(["--signals-to-handle", ",".join(stops), *arguments])
     try:
         torchrun.run(options)
-    except (ChildFailedError, SignalException):  # The agent, or whoever sent the signal, has said what is to be said.
+    except (ChildFailedError, SignalException):  # The agent, or the sender of the signal, has printed why.
         logger.error("torchrun ends", exc_info=True)
         return EXIT_FAULT
-    except Exception as error:  # One line says it, the log has the rest.
+    except Exception as error:  # One line is printed; the log has the rest.
         logger.error("torchrun ends", exc_info=True)
         if not over():  # Else the head has left first, with its store.
             say(f"error: {reason(error, options.rdzv_endpoint)}")
@@ -106,7 +109,7 @@ def main(log: str, arguments: list[str]) -> int:
 
 
 def reason(error: Exception, endpoint: str) -> str:
-    """What ended torchrun, for a user."""
+    """Return why torchrun ended, for a user."""
     here = f"torchrun on {socket.gethostname()}"
     match error:
         case RendezvousConnectionError():
@@ -120,7 +123,7 @@ def reason(error: Exception, endpoint: str) -> str:
 
 
 def over() -> bool:
-    """Whether the workers have left with a code that is no fault; dynsparse.torchrun writes it."""
+    """Return whether the workers have left with a code that is no fault; dynsparse.torchrun writes it."""
     try:
         return int(Path(os.environ["DYNSPARSE_EXIT_FILE"]).read_text()) in (EXIT_DONE, EXIT_BAD_INPUT, EXIT_STOPPED)
     except (KeyError, OSError, ValueError):
@@ -128,7 +131,7 @@ def over() -> bool:
 
 
 def end_with_launcher() -> None:
-    """Stop the workers if the launcher that started this process is killed: nobody would be there to stop them."""
+    """Stop the workers if the launcher that started this process is killed: nobody else could stop them."""
 
     def watch() -> None:
         while os.getppid() == PARENT:
@@ -139,15 +142,16 @@ def end_with_launcher() -> None:
     threading.Thread(target=watch, name="launcher watch", daemon=True).start()
 
 
-# -- what it says ------------------------------------------------------------------------------------
+# -- messages --------------------------------------------------------------------------------------
 
 
 def say(line: str) -> None:
+    """Print a line on stderr at once."""
     print(line, file=sys.stderr, flush=True)
 
 
 class Agent(LocalElasticAgent):
-    """Says of each worker that died without a word of its own who it was, and what is done about it."""
+    """An agent that prints a line for each worker that died silently: which it was, and what happens next."""
 
     def _monitor_workers(self, worker_group: Any) -> Any:
         result = super()._monitor_workers(worker_group)
@@ -163,10 +167,10 @@ class Agent(LocalElasticAgent):
 
 
 def deaths(failures: Mapping[int, ProcessFailure]) -> list[str]:
-    """A line for each worker that failed, but those that said themselves why they ended.
+    """Return a line for each worker that failed and did not print why.
 
-    Where one was killed the others have lost their peer and say so. Where one
-    ended torchrun ends the others, with SIGTERM.
+    If one was killed, the others have lost their peer, and print it. If one ended, torchrun ends the others with
+    SIGTERM.
     """
     host = socket.gethostname()
     by_rank = sorted((rank, failure.exitcode) for rank, failure in failures.items())
@@ -178,6 +182,7 @@ def deaths(failures: Mapping[int, ProcessFailure]) -> list[str]:
 
 
 def name_of(number: int) -> str:
+    """Return a signal's name, with the likely cause of SIGKILL."""
     try:
         name = signal.Signals(number).name
     except ValueError:
@@ -186,7 +191,7 @@ def name_of(number: int) -> str:
 
 
 class Warnings(logging.Handler):
-    """To stderr, each once and in one line: what torchrun warns of, less what is expected."""
+    """A handler that prints each warning of torchrun once, in one line, except the expected ones."""
 
     def __init__(self) -> None:
         super().__init__(logging.WARNING)
@@ -202,9 +207,9 @@ class Warnings(logging.Handler):
 
 
 def log_to(path: str) -> logging.Logger:
-    """Send what torchrun logs to a file, and its warnings to stderr too. Return a logger of the file alone.
+    """Send torchrun's log to a file, and its warnings to stderr too. Returns a logger of the file alone.
 
-    torch has put handlers of its own.
+    It replaces the handlers of torch.
     """
     for name in [name for name in logging.root.manager.loggerDict if name.split(".")[0] == "torch"]:
         logger = logging.getLogger(name)
@@ -222,7 +227,7 @@ def log_to(path: str) -> logging.Logger:
 
 
 class Alone(RendezvousHandler):
-    """The rendezvous of a machine that nobody joins. It is in this process, and has no port.
+    """A rendezvous for one machine, which nobody joins. It is in this process, and has no port.
 
     In each attempt the workers meet in a new file, so that none reads what an earlier attempt has left.
     """
@@ -265,10 +270,10 @@ class Alone(RendezvousHandler):
 
 
 class Meeting(RendezvousHandler):
-    """torchrun's c10d rendezvous, with one store for nodes and workers, which listens on one address.
+    """torchrun's c10d rendezvous with one store for nodes and workers, which listens on one address.
 
-    torch's own listen on all interfaces: the store of the nodes at the head, and that of the workers on the node of
-    worker 0. Workers find a part of the store that no earlier attempt has written to (dynsparse.runtime).
+    torch has two stores, which listen on all interfaces: one for the nodes at the head, one for the workers on the node
+    of worker 0. Workers find a part of the store that no earlier attempt has written to (dynsparse.runtime).
     """
 
     def __init__(self, parameters: RendezvousParameters) -> None:
@@ -306,7 +311,7 @@ class Meeting(RendezvousHandler):
 
 
 def listen(address: str, port: int) -> TCPStore:
-    """A store that only this address leads to."""
+    """Return a store that listens on this address only."""
     with socket.create_server((address, port), family=socket.AF_INET6 if ":" in address else socket.AF_INET) as server:
         descriptor = server.detach()
     timeout = timedelta(seconds=60)

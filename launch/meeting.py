@@ -1,12 +1,12 @@
-"""Where the nodes of a launch meet, as seen from this one: for launch/node.sh, which runs it before torchrun.
+"""The meeting point of a launch's nodes, as seen from this node. launch/node.sh runs it before torchrun.
 
-meeting.py check HEAD NODES IS_HEAD    prints IS_HOST HOST:PORT LOCAL_ADDRESS INTERFACE; on the head HOST is its own
+meeting.py check HEAD NODES IS_HEAD    print IS_HOST HOST:PORT LOCAL_ADDRESS INTERFACE; on the head HOST is its own
                                        address, on which it listens
-meeting.py wait HEAD SECONDS           until the head answers; where this is the head, until its name is known
-meeting.py wait HEAD SECONDS no        the same where this is not the head
+meeting.py wait HEAD SECONDS           wait until the head answers; on the head, until its name is known
+meeting.py wait HEAD SECONDS no        the same for a node that is not the head
 
 Nothing here falls back to localhost: a node that meets nobody there would train alone, or wait in vain.
-Of Python's own library alone, for torch takes seconds to import.
+Uses Python's own library only, since torch takes seconds to import.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ _SIOCGIFADDR = 0x8915
 
 
 def main(arguments: list[str]) -> None:
+    """Run a command line, as above."""
     if arguments[0] == "wait":
         wait(*read_endpoint(arguments[1]), int(arguments[2]), *arguments[3:])
         return
@@ -36,18 +37,18 @@ def main(arguments: list[str]) -> None:
 
 
 def check(asked: str, port: int, *, several: bool, is_head: str) -> tuple[str, str, str, str]:
-    """The four values that are printed, the interface "-" where gloo and NCCL choose one themselves."""
+    """Return the four values to print. The interface is "-" where gloo and NCCL choose one themselves."""
     host, found = asked, resolve(asked)
-    if several and is_head == "auto" and is_loopback(found[0]) and not is_own_name(host):
+    if several and is_head == "auto" and _is_loopback(found[0]) and not is_own_name(host):
         fail(
             f"--head {host} is {found[0]}, on each node the node itself; give the head's name or address in their "
             "network (with all nodes on one machine: --is-head yes on one, no on the others)"
         )
     hosts = is_head == "yes" or (is_head == "auto" and any(map(is_here, found)))
-    alone = not several or (is_head != "auto" and is_loopback(found[0]))  # On one machine.
+    alone = not several or (is_head != "auto" and _is_loopback(found[0]))  # On one machine.
     if hosts:
         local, host = own_address(host, found), listening_address(host, found, alone=alone)
-        require_free(host, port, asked)
+        _require_free(host, port, asked)
         here = host
     else:
         local = here = source_address(host, port, found)
@@ -62,7 +63,7 @@ def check(asked: str, port: int, *, several: bool, is_head: str) -> tuple[str, s
 
 
 def read_endpoint(text: str) -> tuple[str, int]:
-    """HOST, HOST:PORT, [IPV6] or [IPV6]:PORT."""
+    """Return host and port of HOST, HOST:PORT, [IPV6] or [IPV6]:PORT."""
     match = re.fullmatch(r"(?:\[([0-9a-fA-F:.]+)\]|([\w.-]+))(?::(\d{1,5}))?", text)
     port = int(match[3] or DEFAULT_PORT) if match else 0
     if match is None or not 0 < port < 2**16:
@@ -71,9 +72,9 @@ def read_endpoint(text: str) -> tuple[str, int]:
 
 
 def resolve(host: str) -> list[str]:
-    """The addresses of a name. More than one where it has IPv4 and IPv6, or several interfaces."""
+    """Return the addresses of a name. It has several with IPv4 and IPv6, or with several interfaces."""
     try:
-        return addresses(host)
+        return _addresses(host)
     except OSError as error:
         fail(
             f"--head {host} cannot be resolved on {socket.gethostname()} ({error.strerror}); "
@@ -81,23 +82,23 @@ def resolve(host: str) -> list[str]:
         )
 
 
-def addresses(host: str) -> list[str]:
+def _addresses(host: str) -> list[str]:
     return list(dict.fromkeys(str(found[4][0]) for found in socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)))
 
 
 def is_own_name(host: str) -> bool:
-    """Whether it is this machine's, of which its own /etc/hosts may say 127.0.1.1. localhost is every machine's."""
+    """Return whether a name is this machine's own. Its /etc/hosts may give 127.0.1.1. localhost is every machine's."""
     names = {host.partition(".")[0], socket.gethostname().partition(".")[0]}
     return len(names) == 1 and names != {"localhost"}
 
 
-def is_loopback(address: str) -> bool:
+def _is_loopback(address: str) -> bool:
     return ipaddress.ip_address(address).is_loopback
 
 
 def is_here(address: str) -> bool:
-    """Whether it is an address of this machine, or of this container where that has a network of its own."""
-    with socket.socket(family(address), socket.SOCK_STREAM) as trial:
+    """Return whether an address is this machine's, or this container's where it has a network of its own."""
+    with socket.socket(_family(address), socket.SOCK_STREAM) as trial:
         try:
             trial.bind((address, 0))
         except OSError:
@@ -105,13 +106,13 @@ def is_here(address: str) -> bool:
     return True
 
 
-def family(address: str) -> socket.AddressFamily:
+def _family(address: str) -> socket.AddressFamily:
     return socket.AF_INET6 if ":" in address else socket.AF_INET
 
 
-def require_free(address: str, port: int, head: str) -> None:
+def _require_free(address: str, port: int, head: str) -> None:
     try:
-        socket.create_server((address, port), family=family(address)).close()
+        socket.create_server((address, port), family=_family(address)).close()
     except OSError as error:
         reason, another = os.strerror(error.errno or 0), port - 1 if port == 2**16 - 1 else port + 1
         fail(
@@ -121,17 +122,17 @@ def require_free(address: str, port: int, head: str) -> None:
 
 
 def own_address(host: str, found: list[str]) -> str:
-    """The head's. Its name as the others know it, where that leads itself to loopback or to an address from outside."""
-    return next((address for address in found if is_here(address) and not is_loopback(address)), host)
+    """Return the head's own address; its name, if that leads the head to loopback or to an address from outside."""
+    return next((address for address in found if is_here(address) and not _is_loopback(address)), host)
 
 
 def listening_address(host: str, found: list[str], *, alone: bool) -> str:
-    """The head's own address on which nodes meet: that which was given, else that of its interface.
+    """Return the head's own address on which nodes meet: the one given, else the one of its interface.
 
     Its name may lead the head itself to loopback, or to an address from outside, as behind NAT.
     """
     own = [address for address in found if is_here(address)]
-    fitting = [address for address in own if alone or not is_loopback(address)]
+    fitting = [address for address in own if alone or not _is_loopback(address)]
     if fitting:
         return min(fitting, key=lambda address: ":" in address)  # IPv4, if it has both: not every node has the other.
     known = interfaces()
@@ -146,9 +147,9 @@ def listening_address(host: str, found: list[str], *, alone: bool) -> str:
 
 
 def source_address(host: str, port: int, found: list[str]) -> str:
-    """This node's own address in the network where the head is. Nothing is sent."""
+    """Return this node's own address in the head's network. Nothing is sent."""
     for address in found:
-        with socket.socket(family(address), socket.SOCK_DGRAM) as trial, contextlib.suppress(OSError):
+        with socket.socket(_family(address), socket.SOCK_DGRAM) as trial, contextlib.suppress(OSError):
             trial.connect((address, port))
             return str(trial.getsockname()[0])
     return fail(
@@ -158,28 +159,27 @@ def source_address(host: str, port: int, found: list[str]) -> str:
 
 
 def interface_of(address: str) -> str | None:
-    """The interface with this address; None where it is IPv6, or not the interface's first."""
-    if is_loopback(address):
+    """Return the interface with this address; None if it is IPv6, or not the first of its interface."""
+    if _is_loopback(address):
         return "lo"
     return next((name for name, known in interfaces().items() if known == address), None)
 
 
 def knows_itself() -> bool:
-    """Whether this machine's own name leads to an address that others can reach.
+    """Return whether this machine's own name leads to an address that others can reach.
 
-    gloo binds to the first address of that name that it can. Where that is
-    none, or loopback as in Debian's /etc/hosts, it takes loopback, and no other
-    node can connect.
+    gloo binds to the first address of that name that it can. If there is none, or only loopback as in Debian's
+    /etc/hosts, it takes loopback, and no other node can connect.
     """
     try:
-        own = next(filter(is_here, addresses(socket.gethostname())), None)
+        own = next(filter(is_here, _addresses(socket.gethostname())), None)
     except OSError:
         own = None
-    return own is not None and not is_loopback(own)
+    return own is not None and not _is_loopback(own)
 
 
 def interface_for_gloo(local: str) -> str:
-    """The only interface, if gloo needs to be told; "-" if not. For an address whose interface is not known."""
+    """Return the only interface, if gloo must be given one; else "-". For an address without a known interface."""
     if os.environ.get("GLOO_SOCKET_IFNAME") or knows_itself():
         return "-"
     known = list(interfaces())
@@ -192,20 +192,21 @@ def interface_for_gloo(local: str) -> str:
 
 
 def interfaces() -> dict[str, str]:
-    """The first IPv4 address of each interface but loopback."""
+    """Return the first IPv4 address of each interface except loopback."""
     found = {}
     for _, name in socket.if_nameindex():
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asking, contextlib.suppress(OSError):
             answer = fcntl.ioctl(asking, _SIOCGIFADDR, struct.pack("256s", name.encode()))
             found[name] = socket.inet_ntoa(answer[20:24])
-    return {name: address for name, address in found.items() if not is_loopback(address)}
+    return {name: address for name, address in found.items() if not _is_loopback(address)}
 
 
 def wait(host: str, port: int, seconds: int, is_head: str = "auto") -> None:
+    """Wait until the head answers; exit with code 1 after so many seconds."""
     deadline = time.monotonic() + seconds
     while True:
         try:
-            if is_head == "auto" and any(map(is_here, addresses(host))):
+            if is_head == "auto" and any(map(is_here, _addresses(host))):
                 return
             socket.create_connection((host, port), timeout=5).close()
             return
@@ -221,6 +222,7 @@ def wait(host: str, port: int, seconds: int, is_head: str = "auto") -> None:
 
 
 def fail(message: str, code: int = 2) -> NoReturn:
+    """Print an error, and exit."""
     print(f"error: {message}", file=sys.stderr)
     sys.exit(code)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:  # Light to import: what only checks a file must not wait for torch.
+if TYPE_CHECKING:  # Light to import: code that only needs pipelines.common must not wait for torch.
     from pipelines.base import Data, Request, TrainPipeline
     from pipelines.position import Position
     from pipelines.settings import DataSetSettings

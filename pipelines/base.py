@@ -1,4 +1,4 @@
-"""The contract of a pipeline, and what it is made from."""
+"""The contract of a pipeline, and the request that it is made from."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pipelines.views import Normalisation
 Batch = tuple[Tensor, Tensor]
 """Images [batch, channels, height, width], normalised, and labels int64 [batch], on the device.
 
-Float32, or as the `Request` says: half precision, channels last in memory.
+Float32 and contiguous, unless settings or `Request` ask for half precision or channels last in memory.
 """
 
 
@@ -27,9 +27,9 @@ class TrainPipeline(Protocol):
         ...
 
     def epoch(self) -> Iterator[list[Batch]]:
-        """The remaining steps of the current epoch, each a list of micro-batches; then moves to the next epoch.
+        """Yield the remaining steps of the current epoch, each a list of micro-batches, then move to the next epoch.
 
-        Raises UserError at a bad sample unless those are to be skipped.
+        Raises UserError at a bad sample, unless bad samples are skipped.
         """
         ...
 
@@ -38,33 +38,33 @@ class TrainPipeline(Protocol):
         ...
 
     def state_dict(self) -> dict[str, Any]:
-        """The position, and what must be the same for it to mean the same samples."""
+        """Return the position, and what must be equal for it to mean the same samples."""
         ...
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go to a saved position; the next step is the one that would have come. UserError if the data differ."""
+        """Resume at a saved position. Raises UserError if it means other samples."""
         ...
 
     @property
     def bad_samples(self) -> dict[int, str]:
-        """Those found that cannot be had, each with the reason, on this worker or told by `avoid`."""
+        """Bad samples with the reason, by index: found on this worker, or told by `avoid`."""
         ...
 
     def avoid(self, bad: Mapping[int, str]) -> None:
-        """Take others in place of these samples, from now on."""
+        """Replace these samples by others from now on."""
         ...
 
     def close(self) -> None:
-        """Let go of threads and processes; they come again with the next batch."""
+        """End threads and processes; the next batch starts them again."""
         ...
 
 
 class EvaluationPipeline(Protocol):
-    """Delivers this worker's share of an evaluation: over all workers each sample once."""
+    """Delivers this worker's share of an evaluation: all workers together visit each sample once."""
 
     @property
     def samples(self) -> int:
-        """Samples over all workers, those left out among them."""
+        """Samples over all workers, skipped ones included."""
         ...
 
     @property
@@ -74,42 +74,42 @@ class EvaluationPipeline(Protocol):
 
     @property
     def left_out(self) -> int:
-        """Samples of this worker's share that cannot be had. `batches` is without them."""
+        """Bad samples of this worker's share, which `batches` skips."""
         ...
 
     def batches(self) -> Iterator[Batch]:
-        """One pass. The last batch may be smaller. Raises UserError at a bad sample unless those are to be skipped."""
+        """Yield one pass; the last batch may be smaller. Raises UserError at a bad sample, unless they are skipped."""
         ...
 
     def close(self) -> None:
-        """As in `TrainPipeline`."""
+        """End threads and processes; the next batch starts them again."""
         ...
 
 
 @dataclass(frozen=True)
 class Request:
-    """What a run asks of a data set."""
+    """Request of a run to a data set: seed, batches, device and memory layout."""
 
     seed: int
     global_batch: int
     share: Share
     evaluation_batch: int
-    """Samples in a batch of each worker."""
+    """Samples in a worker's batch."""
     device_id: int | None
     """Index of the worker's GPU; None for the CPU."""
     evaluate_train: bool = False
-    """Build `Data.train_evaluation`."""
+    """True to build `Data.train_evaluation`."""
     channels_last: bool = False
-    """How images are to lie in memory."""
+    """Memory layout of images: channels last instead of contiguous."""
 
 
 @dataclass(frozen=True)
 class SplitSize:
-    """How much there is to train or to evaluate on."""
+    """Amount of data to train or to evaluate on."""
 
     samples: int
     classes: int
-    """Of which there is a sample."""
+    """Classes with at least one sample."""
 
 
 @dataclass(frozen=True)
@@ -118,26 +118,26 @@ class Data:
 
     train: TrainPipeline
     test: EvaluationPipeline | None
-    """None if the data set has no test data; there is a validation then."""
+    """None if the data set has no test data; then `validation` is there."""
     validation: EvaluationPipeline | None = None
-    """What chooses the best epoch: the data set's own, or the training samples held out. None if there is neither."""
+    """Data to choose the best epoch by: the data set's own, or held-out training samples. None if there is neither."""
     train_evaluation: EvaluationPipeline | None = None
-    """The samples trained on, each once, as evaluation sees them; None unless asked for."""
+    """The training samples, each once, as evaluation sees them; None unless requested."""
     class_names: tuple[str, ...] = ()
-    """By label; empty if the classes have no names."""
+    """Names by label; empty if the classes have no names."""
     normalisation: Normalisation | None = None
-    """What was done to the grey levels."""
+    """Normalisation that was applied to the grey levels."""
     sizes: Mapping[str, SplitSize] = field(default_factory=dict)
-    """Of train, validation and test, as far as they are there, by these names."""
+    """Sizes of "train", "validation" and "test", as far as they exist."""
 
     @property
     def evaluated_on(self) -> dict[str, str]:
-        """The listings of validation and test, as far as they are there."""
+        """Listings of validation and test, as far as they exist."""
         both = {"validation": self.validation, "test": self.test}
         return {name: pipeline.listing for name, pipeline in both.items() if pipeline is not None}
 
     def close(self) -> None:
-        """Let go of all threads and processes."""
+        """End all threads and processes."""
         for pipeline in (self.train, self.test, self.validation, self.train_evaluation):
             if pipeline is not None:
                 pipeline.close()

@@ -1,7 +1,7 @@
-"""Which samples make up which batch. The trainer's own, so that no loader decides it.
+"""The order of samples: which samples make up which batch. No loader decides it.
 
-A pure function of the seed: nothing to save, the same for every number of
-workers, and any batch of any epoch can be asked for directly.
+It is a pure function of the seed: there is nothing to save, it is the same for every number of workers, and any batch
+of any epoch can be computed directly.
 """
 
 from __future__ import annotations
@@ -16,20 +16,20 @@ from pipelines.common.errors import UserError
 
 Indices = NDArray[np.int64]
 Uniforms = NDArray[np.float64]
-"""Random numbers in [0, 1), [samples, how many each needs]."""
+"""Random numbers in [0, 1), float64 [samples, numbers for each sample]."""
 
 
 def generator(*purpose: object) -> np.random.Philox:
-    """A generator that is a pure function of what it is for. Only its raw words are to be used:
+    """Return a generator that is a pure function of its purpose. Use only its raw words.
 
-    NumPy promises that their stream stays for ever, which it does not for `permutation` and the like.
+    NumPy promises that the stream of raw words never changes. It does not promise that for `permutation` and others.
     """
     key = hashlib.blake2b("\0".join(map(str, purpose)).encode(), digest_size=16).digest()
     return np.random.Philox(key=int.from_bytes(key, "big"))
 
 
 def shuffled(size: int, *purpose: object) -> Indices:
-    """int64 [size]: a permutation that is a pure function of its arguments, by sorting random words."""
+    """Return a permutation, int64 [size], that is a pure function of the arguments. It sorts random words."""
     return np.argsort(generator(*purpose).random_raw(size), kind="stable").astype(np.int64)
 
 
@@ -37,9 +37,8 @@ def shuffled(size: int, *purpose: object) -> Indices:
 class Share:
     """The part of each global batch that one worker gets, cut into micro-batches.
 
-    A global batch is cut into one contiguous slice a rank, each slice into
-    `micro_batches` contiguous parts (gradient accumulation). Where that does
-    not come out even, parts differ by one sample.
+    A global batch is cut into one contiguous slice a rank, and each slice into `micro_batches` contiguous parts
+    (gradient accumulation). Parts differ by at most one sample.
     """
 
     rank: int = 0
@@ -50,22 +49,21 @@ class Share:
         assert 0 <= self.rank < self.workers and self.micro_batches >= 1, self
 
     def part(self, part: int, global_batch: int) -> slice:
-        """Where a part of this worker stands in a global batch."""
+        """Return the slice of a global batch that is part `part` of this worker."""
         assert 0 <= part < self.micro_batches, (self, part)
         place, parts = self.rank * self.micro_batches + part, self.workers * self.micro_batches
         return slice(place * global_batch // parts, (place + 1) * global_batch // parts)
 
     def largest(self, global_batch: int) -> int:
-        """Samples in the largest part of this worker."""
+        """Return the number of samples in the largest part of this worker."""
         return max(len(range(global_batch)[self.part(part, global_batch)]) for part in range(self.micro_batches))
 
 
 class SampleOrder:
     """The order of training: batch b of epoch e, for a data set of `size` samples.
 
-    Each epoch is a new permutation; the last, partial batch of an epoch is
-    dropped (its samples come up in other epochs). Raises UserError if the data
-    set is smaller than one batch.
+    Each epoch is a new permutation. The last, partial batch of an epoch is dropped; its samples occur in other epochs.
+    Raises UserError if the data set is smaller than one batch.
     """
 
     def __init__(self, seed: int, size: int, global_batch: int) -> None:
@@ -84,29 +82,30 @@ class SampleOrder:
         return self.size // self.global_batch
 
     def permutation(self, epoch: int) -> Indices:
-        """int64 [size]: the samples in the order of this epoch. The latest epoch's is kept."""
+        """Return the samples in the order of an epoch, int64 [size]. The latest epoch's order is kept."""
         if self._latest is None or self._latest[0] != epoch:
             self._latest = (epoch, shuffled(self.size, self.seed, "order", epoch))
         return self._latest[1]
 
     def batch(self, epoch: int, batch: int) -> Indices:
-        """int64 [global_batch]: the samples of one global batch."""
+        """Return the samples of one global batch, int64 [global_batch]."""
         assert 0 <= batch < self.batches_per_epoch, (batch, self.batches_per_epoch)
         start = batch * self.global_batch
         return self.permutation(epoch)[start : start + self.global_batch]
 
     def micro_batch(self, epoch: int, batch: int, part: int, share: Share) -> Indices:
-        """int64 [about global_batch / workers / micro_batches]: what one worker gets as part `part` of a batch."""
+        """Return part `part` of one worker's share of a batch: int64 [about global_batch / workers / micro_batches]."""
         return self.batch(epoch, batch)[share.part(part, self.global_batch)]
 
     def randoms(self, epoch: int, batch: int, part: int, share: Share, k: int) -> Uniforms:
-        """float64 [samples, k] in [0, 1): k numbers for each sample of `micro_batch`.
+        """Return k random numbers for each sample of `micro_batch`: float64 [samples, k] in [0, 1).
 
-        They belong to the sample's place in the global batch, whoever gets it:
-        augmentation needs no state, and is the same for every number of workers.
+        They depend on the sample's place in the global batch, not on the worker. So augmentation needs no state, and is
+        the same for every number of workers.
         """
         place = share.part(part, self.global_batch)
-        # Philox counts in blocks of four words: go straight to ours, however large the global batch.
+        # Philox counts in blocks of four words: jump to the first block that holds a word of this share.
+        # For the slice 5:7 and k = 3 the words are 15..20: 3 blocks are passed, then 3 words skipped, then 6 taken.
         blocks, skipped = divmod(place.start * k, 4)
         size = place.stop - place.start
         philox = generator(self.seed, "augment", epoch, batch)
@@ -117,10 +116,10 @@ class SampleOrder:
 
 
 def evaluation_batches(size: int, batch: int, rank: int, workers: int) -> list[Indices]:
-    """One worker's batches of an evaluation: over all workers each of `size` samples exactly once.
+    """Return one worker's batches of an evaluation: all workers together visit each of `size` samples exactly once.
 
-    Contiguous shares whose lengths differ by at most one; the last batch of a
-    worker may be smaller, and a worker may have none.
+    The shares are contiguous, and their lengths differ by at most one. The last batch of a worker may be smaller, and a
+    worker may have no batch.
     """
     start, end = rank * size // workers, (rank + 1) * size // workers
     return [np.arange(i, min(i + batch, end), dtype=np.int64) for i in range(start, end, batch)]

@@ -1,4 +1,4 @@
-"""The pipelines themselves: samples in the order of `SampleOrder`, whatever makes their images."""
+"""The pipelines: samples in the order of `SampleOrder`, with any loader."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from pipelines.views import Recipe
 
 
 class OrderedTraining:
-    """A `TrainPipeline` over some of a recipe's samples, int64 [n]. Its position is all its state."""
+    """A `TrainPipeline` over some of a recipe's samples, int64 [n]. Its only state is its position."""
 
     def __init__(self, recipe: Recipe, samples: Indices, loader: Loader, bad: BadFiles, request: Request) -> None:
         self._recipe, self._samples = recipe, samples
@@ -40,13 +40,13 @@ class OrderedTraining:
         return self._loader.feed(self._recipe, stream, self._share.largest(at.order.global_batch))
 
     def close(self) -> None:
-        """Let go of what reads ahead: the position is another one, or samples are bad, or this is the end."""
+        """End the feed, which reads ahead. Needed when the position changes, when samples are bad, and at the end."""
         if self._feed is not None:
             self._feed.close()
         self._feed = None
 
     def _step(self) -> list[Batch]:
-        """The micro-batches at the current position."""
+        """Return the micro-batches at the current position."""
         while True:
             self._feed = self._feed or self._new_feed()
             try:
@@ -85,7 +85,7 @@ class OrderedTraining:
 
 
 def _micro_batches(order: SampleOrder, share: Share, uniforms: int, epoch: int, batch: int) -> Stream:
-    """Places in the order, from a position on, for ever, and random numbers."""
+    """Yield places in the order and their random numbers, from a position on, without end."""
     while True:
         while batch < order.batches_per_epoch:
             for part in range(share.micro_batches):
@@ -95,13 +95,13 @@ def _micro_batches(order: SampleOrder, share: Share, uniforms: int, epoch: int, 
 
 
 class OrderedEvaluation:
-    """An `EvaluationPipeline` over some of a recipe's samples, int64 [n]. Bad ones are left out, never replaced:
+    """An `EvaluationPipeline` over some of a recipe's samples, int64 [n].
 
-    another in their place would count twice.
+    Bad samples are skipped, never replaced: a replacement would count twice.
     """
 
     def __init__(self, recipe: Recipe, samples: Indices, loader: Loader, bad: BadFiles, request: Request) -> None:
-        assert recipe.view.uniforms == 0, "evaluation leaves nothing to chance"
+        assert recipe.view.uniforms == 0, "an evaluation uses no random numbers"
         self._recipe, self._loader, self._bad = recipe, loader, bad
         self.samples = len(samples)
         self.listing = digest(recipe.source.listing.encode(), samples.tobytes())
@@ -133,14 +133,14 @@ class OrderedEvaluation:
         self._feed = None
 
     def _leave_out(self, bad: Indices) -> None:
-        """Those of batches to come; one that is left empty goes, so that the next has its place."""
+        """Remove bad samples from the batches. A batch that is then empty is removed, and the next takes its place."""
         whole = [indices[~np.isin(indices, bad)] for indices in self._batches]
         self.left_out += sum(map(len, self._batches)) - sum(map(len, whole))
         self._batches = [indices for indices in whole if len(indices)]
 
 
 def _passes(batches: list[Indices], start: int) -> Stream:
-    """Batches from one on, then all of them, for ever: the next pass is read ahead."""
+    """Yield the batches from `start` on, then all of them, without end: the next pass is read ahead."""
     while True:
         for indices in batches[start:]:
             yield indices, np.empty((len(indices), 0))
@@ -155,9 +155,10 @@ def assemble(
     request: Request,
     validation: Recipe | None = None,
 ) -> Data:
-    """The pipelines of a data set. `train` and `plain` are of the same samples, as training and evaluation see them.
+    """Return the pipelines of a data set.
 
-    `validation` is the data set's own; a data set without test data holds training samples out.
+    `train` and `plain` hold the same samples, as training and as evaluation see them. `validation` is the data set's
+    own. A data set without test data needs held-out training samples.
     """
     trained_on, held_out = stratified(plain.source.labels, settings.validation_samples, settings.split_seed)
     assert validation is None or len(held_out) == 0, "two things to choose the best epoch by"
@@ -174,9 +175,9 @@ def assemble(
     if len(held_out):
         evaluated["validation"] = plain, held_out
     elif validation is not None:
-        evaluated["validation"] = validation, every(validation)
+        evaluated["validation"] = validation, _every(validation)
     if test is not None:
-        evaluated["test"] = test, every(test)
+        evaluated["test"] = test, _every(test)
     made = {name: evaluation(*on) for name, on in evaluated.items()}
     return Data(
         train=OrderedTraining(train, trained_on, made_by, bad_files(train), request),
@@ -189,7 +190,7 @@ def assemble(
     )
 
 
-def every(recipe: Recipe) -> Indices:
+def _every(recipe: Recipe) -> Indices:
     return np.arange(len(recipe.source.labels), dtype=np.int64)
 
 

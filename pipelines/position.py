@@ -1,4 +1,4 @@
-"""Where training stands in the order of its samples: all the state that a data set has."""
+"""The position of training in the order of its samples: all the state that a data set has."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from pipelines.sources.base import Numbered, digest
 
 
 class Position:
-    """An epoch and a batch in the order of some of a source's samples, int64 [n]. Begins at the first.
+    """An epoch and a batch in the order of some of a source's samples, int64 [n]. It begins at the first batch.
 
-    Needs no images. Raises UserError if there are fewer samples than a global batch.
+    Needs no images. Raises UserError if there are fewer samples than in a global batch.
     """
 
     def __init__(self, source: Numbered, samples: Indices, seed: int, global_batch: int) -> None:
@@ -26,21 +26,21 @@ class Position:
         return self.order.batches_per_epoch
 
     def state_dict(self) -> dict[str, Any]:
-        """The position, and what must be the same for it to mean the same samples."""
+        """Return the position, and what must be equal for it to mean the same samples."""
         order = self.order
         data = {"seed": order.seed, "samples": order.size, "global_batch": order.global_batch}
         return {**data, "listing": self._listing, "split": self._split, "epoch": self.epoch, "batch": self.batch}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go to a saved position. Raises UserError if it means other samples."""
+        """Resume at a saved position. Raises UserError if it means other samples."""
         ours = self.state_dict()
-        # A checkpoint may be older than these keys.
+        # Older checkpoints lack these keys.
         theirs = {"listing": ours["listing"], "split": ours["split"], **state}
         if ours["listing"] is not None and theirs["listing"] != ours["listing"]:
             raise UserError(
                 f"the data have changed since the checkpoint was made ({theirs['samples']} training samples then, "
                 f"{ours['samples']} now; the names of files are compared, less those of data.exclude); its position "
-                f"means other samples: restore the data, or begin anew"
+                f"means other samples: restore the data, or start a new run"
             )
         for key in ("seed", "samples", "global_batch"):
             if theirs[key] != ours[key]:

@@ -1,4 +1,4 @@
-"""A picture of training samples: people look at their data first."""
+"""A picture of training samples, for people to look at before they train."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pipelines.common.text import one_line
 from pipelines.views import Normalisation
 
 SHORTEST = 96
-"""Pixels of a shown image's shorter side, at least: smaller ones are enlarged."""
+"""Least size of a shown image's shorter side, in pixels. Smaller images are enlarged."""
 CAPTION = 14
 
 
@@ -25,7 +25,7 @@ def picture(data: Data, images: Tensor, labels: Tensor, most: int) -> Tensor:
 
 
 def grid(images: Tensor, labels: Tensor, class_names: tuple[str, ...], normalisation: Normalisation | None) -> Tensor:
-    """uint8 [3, height, width]: the images, [n, 1 or 3, height, width], back in grey levels, each over its label."""
+    """Return the images, [n, 1 or 3, height, width], in grey levels over their labels: uint8 [3, height, width]."""
     shown = grey_levels(images, normalisation)
     height, width = shown.shape[1:3]
     scale = ceil(SHORTEST / min(height, width))
@@ -43,24 +43,24 @@ def grid(images: Tensor, labels: Tensor, class_names: tuple[str, ...], normalisa
 
 
 def write_png(picture: Tensor, path: Path) -> None:
-    """uint8 [3, height, width]."""
+    """Write uint8 [3, height, width] as a PNG file. Raises OSError."""
     Image.fromarray(picture.permute(1, 2, 0).numpy()).save(path)
 
 
 def grey_levels(images: Tensor, normalisation: Normalisation | None) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
-    """uint8 [n, height, width, 3]."""
+    """Undo the normalisation: return uint8 [n, height, width, 3]."""
     levels = images.detach().float().cpu()
     if normalisation is not None:
         mean, std = (torch.tensor(values).view(1, -1, 1, 1) for values in (normalisation.mean, normalisation.std))
         levels = levels * std + mean
     levels = levels.round().clamp(0, 255).to(torch.uint8)
-    if levels.shape[1] != 3:  # Grey, or channels that no screen has: the first.
+    if levels.shape[1] != 3:  # Grey, or channels that no screen can show: take the first.
         levels = levels[:, :1].expand(-1, 3, -1, -1)
     return np.ascontiguousarray(levels.permute(0, 2, 3, 1).numpy())
 
 
 def _caption(label: int, class_names: tuple[str, ...], width: int, draw: ImageDraw.ImageDraw) -> str:
-    """The class's name, or its number; shortened to fit."""
+    """Return the class's name, else its number, shortened to fit into `width` pixels."""
     text = one_line(class_names[label]) if label < len(class_names) else str(label)
     if draw.textlength(text) > width:
         while text and draw.textlength(text + "..") > width:

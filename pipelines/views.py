@@ -1,7 +1,6 @@
-"""What is made of an image. A view says what and with which numbers; how is a loader's business.
+"""Views: transforms of images. A view says what is made of an image; the loaders say how.
 
-To add one: a class here, and the function that makes it in dali_views.py and in
-torch_views.py.
+To add one: a class here, and the function that makes it in loaders/dali_views.py and in loaders/torch_views.py.
 """
 
 from __future__ import annotations
@@ -17,18 +16,18 @@ from pipelines.order import Uniforms
 from pipelines.sources.base import Source
 
 Numbers = tuple[NDArray[Any], ...]
-"""Arrays [batch, ...]."""
+"""Arrays [batch, ...]: parameters of the transform for each image."""
 
 
 @dataclass(frozen=True)
 class View:
-    """A transform of images. All of its random numbers come from outside."""
+    """A transform of images. Its random numbers are given to it."""
 
     uniforms: ClassVar[int] = 0
-    """Random numbers that a sample needs."""
+    """Number of random numbers for a sample."""
 
     def numbers(self, uniforms: Uniforms) -> Numbers:
-        """What the transform is given beside each image, from float64 [batch, self.uniforms] in [0, 1)."""
+        """Return the parameters of the transform, from float64 [batch, self.uniforms] in [0, 1)."""
         return ()
 
 
@@ -48,14 +47,14 @@ class RandomCrop(View):
     uniforms: ClassVar[int] = 3
 
     def numbers(self, uniforms: Uniforms) -> Numbers:
-        """Top and left, int32 in pixels, each equally likely; whether to mirror, int32."""
+        """Return top and left, int32 in pixels, each equally likely, and 1 to mirror, int32."""
         top, left = (np.floor(uniforms[:, i] * (self.room[i] + 1)).astype(np.int32) for i in (0, 1))
         return top, left, augment.mirrored(uniforms[:, 2])
 
 
 @dataclass(frozen=True)
 class CentralCrop(View):
-    """As evaluation sees an image: the shorter side resized to `resize`, then the central `size` x `size`."""
+    """The image of an evaluation: the shorter side resized to `resize`, then the central `size` x `size`."""
 
     size: int
     resize: int
@@ -69,14 +68,14 @@ class RandomResizedCrop(View):
     uniforms: ClassVar[int] = augment.WINDOW_UNIFORMS + 1
 
     def numbers(self, uniforms: Uniforms) -> Numbers:
-        """`augment.window_factors`, places float64 [batch, 2], whether to mirror, int32."""
+        """Return `augment.window_factors`, places float64 [batch, 2], and 1 to mirror, int32."""
         shape, place, mirror = np.split(uniforms, [2 * augment.ATTEMPTS, augment.WINDOW_UNIFORMS], axis=1)
         return augment.window_factors(shape), place.copy(), augment.mirrored(mirror[:, 0])
 
 
 @dataclass(frozen=True)
 class Normalisation:
-    """(x - mean) / std of each channel, in grey levels of 0 to 255."""
+    """The normalisation (x - mean) / std of each channel, in grey levels of 0 to 255."""
 
     mean: tuple[float, ...]
     std: tuple[float, ...]
@@ -84,7 +83,7 @@ class Normalisation:
 
 @dataclass(frozen=True)
 class Recipe:
-    """Samples, and what the network gets to see of them."""
+    """Samples, and the view of them that the network gets."""
 
     source: Source
     view: View

@@ -42,7 +42,7 @@ exec cat
 
 @functools.cache
 def why_not() -> str | None:
-    """Why this machine cannot have such hosts; None if it can."""
+    """Reason against such hosts on this machine; None if it can have them."""
     missing = [tool for tool in ("unshare", "nsenter") if shutil.which(tool) is None]
     if missing:
         return f"there is no {' and no '.join(missing)}"
@@ -163,7 +163,7 @@ class Hosts:
         return self._hosts[number]
 
     def link_down(self, number: int) -> None:
-        """As if its cable were pulled: packets are lost both ways, and connections are not told."""
+        """Pull the host's cable: packets are lost both ways, and connections do not notice."""
         self._set(_port(number), state="down")
 
     def link_up(self, number: int) -> None:
@@ -175,12 +175,12 @@ class Hosts:
             self._limit(inside, "lo")
 
     def vanish(self, number: int) -> None:
-        """As if its power failed: none of its processes can say goodbye to anybody."""
+        """Cut the host's power: none of its processes can tell anybody that it ends."""
         self._switch.link("del", index=_index(self._switch, _port(number)))
         self._hosts[number].kill()
 
     def come_back(self, number: int) -> None:
-        """With its old name and address, and nothing running."""
+        """Start the host again with its old name and address, and nothing running."""
         self._hosts[number].boot()
         self._connect(self._hosts[number])
 
@@ -228,7 +228,7 @@ def _index(side: IPRoute, interface: str) -> int:
 
 
 def bytes_sent() -> int:
-    """By this host, where it runs on one, since its link was connected: the headers of every packet included."""
+    """Bytes that this host has sent since its link was connected, with the headers of every packet."""
     with IPRoute() as here:
         return _bytes_sent(here)
 

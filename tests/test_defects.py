@@ -35,7 +35,7 @@ from dynsparse.training.building import build_parts
 from dynsparse.training.checkpoint import CheckpointFolder, read
 from dynsparse.training.evaluate import Evaluation, Evaluations
 from dynsparse.training.penalties import add_gradients
-from dynsparse.training.state import Progress
+from dynsparse.training.progress import Progress
 from dynsparse.training.trainer import Trainer
 from pipelines.split import stratified
 from tests.methods.hand import by_hand, set_weights, values

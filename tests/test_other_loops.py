@@ -54,7 +54,7 @@ def closure_of(model: nn.Module, optimizer: Optimizer, number: int) -> Callable[
 @pytest.mark.parametrize("method", sorted(MOVING))
 @pytest.mark.parametrize("name", sorted(OPTIMIZERS))
 def test_every_optimizer_of_torch_by_closures(name: str, method: str) -> None:
-    """As Lightning always calls it: gradients are made inside of the step."""
+    """Gradients are made inside the step, as Lightning always does."""
     model = mlp()
     optimizer = OPTIMIZERS[name](model.parameters())
     sparse = SparseTraining(model, optimizer, MOVING[method], sparsity=0.9, total_steps=8)
@@ -186,7 +186,7 @@ def test_a_generator_and_a_critic_learn_from_their_own_gradients() -> None:
 
 @pytest.mark.parametrize("method", ["rigl", "sparse_momentum"])
 def test_a_closure_of_the_last_of_several_batches(method: str) -> None:
-    """As Lightning accumulates: the batches before it were made outside, and count as much."""
+    """The batches before it were made outside, as Lightning accumulates, and count as much."""
     ends = []
     for with_closure in (False, True):
         model = mlp()
@@ -316,7 +316,7 @@ def test_two_steps_from_one_backward() -> None:
 
 
 def test_a_layer_rests_where_layers_trade() -> None:
-    """What it would have taken up is not dropped."""
+    """Other layers do not drop the weights that it would have taken up."""
 
     class Trading(Rigl):
         @property
@@ -418,7 +418,7 @@ def test_a_second_optimizer_over_the_same_weights() -> None:
 
 
 def test_a_step_inside_a_step_counts_once() -> None:
-    """Also after a step that raised."""
+    """A step that raised before changes nothing about that."""
 
     class Outer(torch.optim.SGD):
         def step(self, closure: Any = None) -> Any:
@@ -576,7 +576,7 @@ def test_clipping_after_looking_is_no_new_gradient(method: str) -> None:
 
 
 def test_norms_are_those_of_the_active_weights() -> None:
-    """For a loop that clips and knows nothing of masks, on steps in which nobody needs whole gradients."""
+    """The loop clips and knows nothing of masks; on these steps nobody needs whole gradients."""
     model = mlp()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     sparse = SparseTraining(model, optimizer, {"name": "rigl", "period": 4}, sparsity=0.9, total_steps=8)
@@ -681,7 +681,7 @@ def test_an_average_of_weights(average: str) -> None:
     sparse.apply_masks(nn.Sequential(ema))
     assert nonzero(ema.parameters()) <= ACTIVE
     assert nonzero(model.parameters()) <= ACTIVE
-    with pytest.raises(UserError, match="the model is no copy of the sparse one"):
+    with pytest.raises(UserError, match="the model is not a copy of the sparse one"):
         sparse.apply_masks(nn.Linear(3, 3))
 
 
@@ -700,7 +700,7 @@ def test_an_average_is_kept_in_the_masks_by_two_lines() -> None:
 
 
 def without_a_cpu_backend(worker: Worker, method: str) -> list[Any]:
-    """As after `init_process_group("nccl")`: no CPU tensor can travel in the group."""
+    """Train with a group that takes no CPU tensors, like that of `init_process_group("nccl")`."""
     store = dist.distributed_c10d._get_default_store()
     dist.destroy_process_group()
     dist.init_process_group(
@@ -829,7 +829,7 @@ def test_a_model_that_moves_to_another_device_after_construction() -> None:
 
 @pytest.mark.parametrize("method", ["set", "rigl", "sparse_momentum"])
 def test_weights_that_grow_late_move_as_others_do_under_adam(method: str) -> None:
-    """Under constant gradients Adam moves each weight by the rate.
+    """Adam moves each weight by the rate under constant gradients.
 
     Begun with a second moment of 0, one that grows after a thousand steps would move by 6.5 times the rate.
     """

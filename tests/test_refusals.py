@@ -1,4 +1,4 @@
-"""What the front door cannot keep, it refuses in one line that says what to do, and leaves all as it was."""
+"""Refusals of the front door: one line that says what to do, and nothing is changed."""
 
 from __future__ import annotations
 
@@ -195,7 +195,7 @@ def test_scripted_models() -> None:
     [
         ({"sparsity": {"linear": 0.9}}, "SparseTraining: sparsity: has the kind 'linear'; there are conv and fc"),
         ({"sparsity": 1.0}, "SparseTraining: sparsity: is 1.0; it must be at least 0 and below 1"),
-        ({"sparsity": None}, "give sparsity=, the share of zeros in each layer, or masks=, one for each layer"),
+        ({"sparsity": None}, "give sparsity=, the fraction of zeros in each layer, or masks=, one for each layer"),
         ({"granularity": 7}, "SparseTraining: granularity: is 7; input should be 1, 2, 3 or 4"),
         ({"granularity": 2}, "granularity is 2, and no sparse layer is a convolution"),
         ({"on_desync": "Abort"}, "on_desync: is \"Abort\"; input should be 'abort' or 'repair'; did you mean 'abort'?"),
@@ -231,9 +231,9 @@ def test_arguments(options: dict[str, Any], message: str) -> None:
         (3, "method is 3; give a name, settings as in a config, or a Method"),
         ("tied", "method tied replaces parameters"),
         ("dense", "method dense keeps every weight, and sparsity is 0.9: set it to 0"),
-        ("sparse_momentum", "method sparse_momentum has settings that speak of epochs: say how long one is"),
-        ({"name": "set", "stop_epoch": 3}, "method set has settings that speak of epochs"),
-        ({"name": "rigl", "period": {0: 10, 3: 20}}, "method rigl has settings that speak of epochs"),
+        ("sparse_momentum", "method sparse_momentum has settings in epochs: give the length of an epoch"),
+        ({"name": "set", "stop_epoch": 3}, "method set has settings in epochs"),
+        ({"name": "rigl", "period": {0: 10, 3: 20}}, "method rigl has settings in epochs"),
         (
             {"name": "dsr", "target_moves": 5000},
             "method.target_moves is 5,000; the network has 947 active units in all",
@@ -248,7 +248,7 @@ def test_methods(method: Any, message: str) -> None:
 
 
 def test_pruning_ends_at_the_sparsity_that_was_asked_for() -> None:
-    """In place of settings of its own; a run that is too short for it is refused."""
+    """The sparsity asked for replaces the method's settings. A run that is too short for it is refused."""
     pruning = {"name": "pruning", "after_epoch": 1, "every_epochs": 1, "iterations": 3}
     for epochs in (4, 9):
         model = mlp()
@@ -289,7 +289,7 @@ def test_optimizers() -> None:
     message = refusal(lambda: SparseTraining(model, stranger, "static", **options))
     assert message == "the optimizer does not hold 0.weight; make it over this model's parameters"
     message = refusal(lambda: SparseTraining(model, object(), "static", **options))  # type: ignore[arg-type]
-    assert message == "the optimizer is no torch.optim.Optimizer and holds none: its steps cannot be seen"
+    assert message == "the optimizer is not a torch.optim.Optimizer and holds none: its steps cannot be seen"
     sparse = sparsify(model)
     assert "the model has a SparseTraining already" in refusal(lambda: sparsify(model))
     assert "the model has a SparseTraining already" in refusal(lambda: sparsify(nn.Sequential(model)))
@@ -458,7 +458,7 @@ def test_a_copy_of_a_copy_that_is_trained() -> None:
 
 
 def test_two_on_one_module_and_nobody_keeps_them() -> None:
-    """What keeps a model sparse lives as long as the model."""
+    """The object that keeps a model sparse lives as long as the model."""
     model = nn.LSTM(8, 8)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     for pattern in ("weight_ih*", "weight_hh*"):
@@ -518,7 +518,7 @@ def test_pruning_does_not_begin_with_a_pruned_network() -> None:
 
 
 def test_a_network_does_not_become_sparser_by_new_masks_unasked() -> None:
-    """Of the same seed, they would take just the weights that the first ones left out."""
+    """Masks of the same seed would take just the weights that the first ones made inactive."""
     model = mlp()
     sparsify(model, sparsity=0.4).release()
     assert "0.weight is sparse already" in refusal(lambda: sparsify(model, sparsity=0.9))

@@ -1,11 +1,14 @@
-"""Where and with what something was measured, and how it is kept."""
+"""The record of a measurement: figures, and where and with what they were made, kept as JSON."""
 
 from __future__ import annotations
 
 import json
 import os
 import platform
+import shlex
 import subprocess
+import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +19,15 @@ from dynsparse.training.state import versions
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "benchmarks" / "results"
 PAGES = ROOT / "docs" / "results"
+Result = dict[str, Any]
 
 
-def machine() -> dict[str, Any]:
+def load() -> float:
+    """Return the machine's load average of the last minute."""
+    return round(os.getloadavg()[0], 2)
+
+
+def machine() -> Result:
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     return {"processor": _processor(), "cores": os.cpu_count(), "threads": torch.get_num_threads(), "gpus": gpus}
 
@@ -39,17 +48,27 @@ def _commit() -> str | None:
     return found.stdout.strip() or None
 
 
-def keep(name: str, command: str, result: dict[str, Any], folder: Path | None = None) -> Path:
-    """Write {name}.json with the command, machine, versions and commit, to results/ or another folder."""
-    content = {
-        "command": command,
-        "machine": machine(),
-        "versions": versions(),
-        "commit": _commit(),
-        **result,
-    }
-    folder = folder or RESULTS
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"{name}.json"
-    path.write_text(json.dumps(content, indent=2) + "\n")
+def described(name: str, result: Mapping[str, Any], command: str | None = None) -> Result:
+    """Return a result with the command that made it, machine, versions and commit, as JSON gives it back."""
+    command = command or shlex.join(["python", "-m", f"benchmarks.{name}", *sys.argv[1:]])
+    made = {"command": command, "machine": machine(), "versions": versions(), "commit": _commit()}
+    content: Result = json.loads(json.dumps({**made, **result}))
+    return content
+
+
+def keep(name: str, result: Mapping[str, Any], folder: Path | None = None, command: str | None = None) -> Path:
+    """Write {name}.json to results/ or another folder. Returns its path."""
+    path = path_of(name, folder)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(described(name, result, command), indent=2) + "\n")
     return path
+
+
+def path_of(name: str, folder: Path | None = None) -> Path:
+    return (folder or RESULTS) / f"{name}.json"
+
+
+def kept(name: str, folder: Path | None = None) -> Result:
+    """Read {name}.json back."""
+    content: Result = json.loads(path_of(name, folder).read_text())
+    return content

@@ -1,0 +1,1 @@
+"""Pieces of the larger scripts, each script's in a module or package of its name."""

@@ -1,4 +1,4 @@
-"""One of two workers whose gradients `benchmarks.allreduce` has sent over a link. Started by it, on each host."""
+"""A worker on one of the two hosts of `benchmarks.allreduce`, which starts it."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,8 @@ from torch.distributed.algorithms.ddp_comm_hooks import default_hooks, powerSGD_
 from torch.nn import functional
 from torch.nn.parallel import DistributedDataParallel
 
-from dynsparse.config import loading
+from benchmarks.harness.rounds import in_rounds
+from benchmarks.harness.runs import CPU, GivenGradients, run_config
 from dynsparse.distributed.allreduce import ActiveAllReduce
 from dynsparse.training.network import Network, build_network
 from tests.hosts import bytes_sent
@@ -31,28 +33,13 @@ WARM_UP = 3  # Steps: buckets settle after the first, and PowerSGD begins with t
 
 @dataclass(frozen=True)
 class Amount:
-    """How much to measure."""
+    """The amount to measure."""
 
     model: Mapping[str, Any] = field(default_factory=lambda: {"name": "imagenet_resnet50"})
     image_size: int = 64
     classes: int = 1000
     batch: int = 8
     rounds: int = 7
-
-
-class Both(nn.Module):
-    """The model. Given gradients instead of images, a loss that has them and takes next to no work."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, images: Tensor | Sequence[Tensor]) -> Tensor:
-        if isinstance(images, Tensor):
-            result: Tensor = self.model(images)
-            return result
-        pairs = zip(self.model.parameters(), images, strict=True)
-        return torch.stack([(weight * gradient).sum() for weight, gradient in pairs]).sum()
 
 
 class Way:
@@ -66,7 +53,7 @@ class Way:
         # collectives by their order: those of several buckets would be taken for each other.
         cap = ONE_BUCKET_MB if name.startswith(POWERSGD) else None
         self.module = DistributedDataParallel(
-            Both(network.model), init_sync=False, gradient_as_bucket_view=True, bucket_cap_mb=cap
+            GivenGradients(network.model), init_sync=False, gradient_as_bucket_view=True, bucket_cap_mb=cap
         )
         self.optimizer = torch.optim.SGD(network.model.parameters(), lr=0.001, momentum=0.9)
         self._hook = ActiveAllReduce(network.masks)
@@ -81,11 +68,11 @@ class Way:
 
     @property
     def counted_bytes(self) -> int:
-        """Handed to the all-reduce so far, as the hook of the active gradients says."""
+        """Bytes handed to the all-reduce so far, as the hook of the active gradients says."""
         return self._hook.bytes_sent
 
     def reduce(self, gradients: Sequence[Tensor]) -> None:
-        """These, all there at once."""
+        """Reduce these, all there at once."""
         with self.module.no_sync() if self.name == NOTHING else nullcontext():
             self.module(gradients).backward()
 
@@ -100,18 +87,11 @@ class Way:
 
 
 def networks(amount: Amount, include: list[str] | None) -> Iterator[Network]:
-    """The same one for each way."""
-    size = [3, amount.image_size, amount.image_size]
-    settings = loading.parse(
-        {
-            "model": dict(amount.model),
-            "sparsity": {"conv": 0.9, "fc": 0.9, **({"include": include} if include else {})},
-            "method": {"name": "static"},
-            "data": {"name": "synthetic", "shape": size, "number_of_classes": amount.classes},
-        }
-    )
+    """Yield the same network again and again, one for each way."""
+    more = {"sparsity": {"include": include}} if include else {}
+    config = run_config(amount.model, {"name": "static"}, amount.image_size, amount.classes, **more)
     while True:
-        yield build_network(settings, torch.device("cpu"))
+        yield build_network(config, CPU)
 
 
 def measured(act: Callable[[], None]) -> dict[str, float]:
@@ -127,31 +107,24 @@ def measured(act: Callable[[], None]) -> dict[str, float]:
 
 
 def in_turns(ways: Sequence[Way], rounds: int, act: Callable[[Way], None]) -> list[list[dict[str, float]]]:
-    """For each way what each round took."""
-    found: list[list[dict[str, float]]] = [[] for _ in ways]
-    for _ in range(rounds):
-        for way, times in zip(ways, found, strict=True):
-            times.append(measured(lambda way=way: act(way)))  # type: ignore[misc]
-            way.clear()
-    return found
+    """Return what each round took, by way."""
+    acts = {way: partial(act, way) for way in ways}
+    return list(in_rounds(acts, rounds, warm_up=0, before=Way.clear, measure=measured).values())
 
 
 def difference(model: nn.Module, other: nn.Module) -> float:
-    """The largest of any weight."""
+    """Return the largest difference of any weight."""
     pairs = zip(model.parameters(), other.parameters(), strict=True)
     return max(float((ours - theirs).detach().abs().max()) for ours, theirs in pairs)
 
 
 def measure(amount: Amount, include: list[str] | None) -> dict[str, Any]:
-    """All ways, in rounds in which they take turns."""
+    """Measure all ways, in rounds in which they take turns."""
     ways = [Way(name, network) for name, network in zip(WAYS, networks(amount, include), strict=False)]
     generator = torch.Generator().manual_seed(dist.get_rank())
     images = torch.randn(amount.batch, 3, amount.image_size, amount.image_size, generator=generator)
     labels = torch.randint(amount.classes, (amount.batch,), generator=generator)
-    for way in ways:
-        for _ in range(WARM_UP):
-            way.step(images, labels)
-            way.clear()
+    in_turns(ways, WARM_UP, lambda way: way.step(images, labels))
     steps = in_turns(ways, amount.rounds, lambda way: way.step(images, labels))
     dense = ways[0].network
     differences = [difference(way.network.model, dense.model) for way in ways]
@@ -174,7 +147,7 @@ def measure(amount: Amount, include: list[str] | None) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Arguments: the amount as JSON, and the file to write to."""
+    """Read the arguments: the amount as JSON, and the file to write to."""
     amount, output = Amount(**json.loads(sys.argv[1])), Path(sys.argv[2])
     torch.set_num_threads(1)
     dist.init_process_group("gloo")

@@ -1,4 +1,4 @@
-"""Runs `dist_train.py` until its first training step is done, and notes where the time went.
+"""Run `dist_train.py` until its first training step is done, and note where the time went.
 
 Started by `benchmarks.startup`, in a process of its own: python -m benchmarks.parts.startup_worker FILE ARGUMENT...
 """
@@ -8,43 +8,18 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from benchmarks.harness.calls import Watch
+
 BEGAN = time.perf_counter()
-"""On a clock that all processes of the machine share."""
-
-
-class Parts:
-    """Seconds spent in each part, without those in parts within it."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
-        self._within: list[float] = []
-
-    def note(self, owner: Any, attribute: str, part: str) -> None:
-        """Count the calls of a function towards a part from now on."""
-        setattr(owner, attribute, self.timed(getattr(owner, attribute), part))
-
-    def timed(self, act: Callable[..., Any], part: str) -> Callable[..., Any]:
-        def call(*arguments: Any, **options: Any) -> Any:
-            self._within.append(0.0)
-            began = time.perf_counter()
-            try:
-                return act(*arguments, **options)
-            finally:
-                taken = time.perf_counter() - began
-                self.seconds[part] = self.seconds.get(part, 0.0) + taken - self._within.pop()
-                if self._within:
-                    self._within[-1] += taken
-
-        return call
+"""Time on a clock that all processes of the machine share."""
 
 
 def main() -> None:
-    parts, file = Parts(), Path(sys.argv[1])
+    parts, file = Watch(), Path(sys.argv[1])
     import pipelines
     from dynsparse.cli import train  # Its imports are a part.
     from dynsparse.cli.actions import training as start
@@ -52,26 +27,26 @@ def main() -> None:
     from dynsparse.training.saving import Saving
     from dynsparse.training.trainer import Trainer
 
-    parts.seconds["imports"] = time.perf_counter() - BEGAN
+    imports = time.perf_counter() - BEGAN
     # By itself, for it would count towards whatever comes to need it first.
     parts.timed(import_module, "torch._dynamo")("torch._dynamo")
-    parts.note(train, "action_of", "config and checks")
-    parts.note(train, "require", "config and checks")
-    parts.note(pipelines, "build", "data")
-    parts.note(building, "build_network", "network")
-    parts.note(network, "MaskSet", "masks")
-    parts.note(Trainer, "__init__", "trainer")
-    parts.note(Trainer, "_settle", "settle")
-    parts.note(start, "standard_observers", "observers")
-    parts.note(Trainer, "_show", "observers")
-    parts.note(Saving, "save", "initial checkpoint")
-    parts.note(trainer, "_next", "first batch")
+    parts.on(train, "action_of", "config and checks")
+    parts.on(train, "require", "config and checks")
+    parts.on(pipelines, "build", "data")
+    parts.on(building, "build_network", "network")
+    parts.on(network, "MaskSet", "masks")
+    parts.on(Trainer, "__init__", "trainer")
+    parts.on(Trainer, "_settle", "settle")
+    parts.on(start, "standard_observers", "observers")
+    parts.on(Trainer, "_show", "observers")
+    parts.on(Saving, "save", "initial checkpoint")
+    parts.on(trainer, "_next", "first batch")
     step = parts.timed(Trainer.train_step, "first step")
 
     def first_step(*arguments: Any) -> None:
         step(*arguments)
-        found = {"began": BEGAN, "ended": time.perf_counter(), "parts": parts.seconds}
-        file.write_text(json.dumps(found))
+        seconds = {"imports": imports, **{part: own for part, (own,) in parts.own.items()}}
+        file.write_text(json.dumps({"began": BEGAN, "ended": time.perf_counter(), "parts": seconds}))
         sys.exit(0)
 
     Trainer.train_step = first_step  # type: ignore[assignment,method-assign]

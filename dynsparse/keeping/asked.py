@@ -12,7 +12,7 @@ from dynsparse.errors import UserError
 from dynsparse.explain import explain_all
 from dynsparse.masks.granularity import Granularity, Kind
 from dynsparse.methods import AnyMethod, MethodSettings
-from dynsparse.methods.base import Schedule
+from dynsparse.methods.clock import Schedule
 from dynsparse.reallocation import OnDesync
 from pipelines.common.settings import Settings
 

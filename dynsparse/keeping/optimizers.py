@@ -24,7 +24,7 @@ class KnownOptimizers:
         """
         parts = [inner_optimizers(one) for one in (given if isinstance(given, (list, tuple)) else [given])]
         if not parts or not all(parts):
-            raise UserError("the optimizer is no torch.optim.Optimizer and holds none: its steps cannot be seen")
+            raise UserError("the optimizer is not a torch.optim.Optimizer and holds none: its steps cannot be seen")
         wanted = {id(weight) for weight in weights.values()}
         self.given = [part for part in parts if not wanted.isdisjoint(held_by(part))] or parts[:1]
         """Each optimizer with those inside it. In a list, those that hold any of the weights make one step together."""

@@ -76,7 +76,7 @@ class Setup:
     @classmethod
     def _with_masks(cls, model: nn.Module, settings: MethodSettings | Method, masks: MaskSet, asked: Asked) -> Setup:
         if asked.sparsity is not None:
-            raise UserError("masks= says what is active at the start, and sparsity= does: give one of them")
+            raise UserError("masks= and sparsity= both set the active weights at the start: give one of them")
         mine = named_parameters(model)
         if strange := [layer.name for layer in masks if mine.get(layer.name) is not layer.weight]:
             raise UserError(f"masks= is of another model: {listed(strange)} is no weight of this one")
@@ -108,7 +108,7 @@ def _built(
     method.check(specs, {name: one if isinstance(one, int) else one.numel() for name, one in active.items()})
     if method.counts_epochs and asked.steps_per_epoch is None:
         raise UserError(
-            f"method {_name(settings)} has settings that speak of epochs: say how long one is, with steps_per_epoch= "
+            f"method {_name(settings)} has settings in epochs: give the length of an epoch with steps_per_epoch= "
             f"(optimizer steps)"
         )
     method.check_length(asked.schedule.clock(asked.total_steps))
@@ -121,7 +121,7 @@ def _sparsity(
     """The sparsity given, or that of the state. None where masks are given instead."""
     share = asked.sparsity or ((state or {}).get("sparsity") if masks is None else None)
     if (share is None) == (not isinstance(masks, Mapping)):
-        raise UserError("give sparsity=, the share of zeros in each layer, or masks=, one for each layer")
+        raise UserError("give sparsity=, the fraction of zeros in each layer, or masks=, one for each layer")
     return share
 
 
@@ -131,7 +131,7 @@ def _require_start(starts: str, asked: Asked) -> None:
     if starts == "dense" and asked.allocation != "uniform":
         raise UserError(
             f"allocation is '{asked.allocation}', and this method starts from a dense network and shares out by a "
-            f"rule of its own: do not give it"
+            f"rule of its own: leave it at 'uniform'"
         )
 
 

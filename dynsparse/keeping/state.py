@@ -42,7 +42,7 @@ def restore(
     weights are not those that it was saved with.
     """
     if missing := _KEYS - set(state):
-        raise UserError(f"the state is none of a SparseTraining: it lacks {', '.join(sorted(missing))}")
+        raise UserError(f"the state is not a SparseTraining's: it lacks {', '.join(sorted(missing))}")
     theirs = state["method"]["name"]
     if theirs != method_name:
         raise UserError(f"the state is of method {theirs}, this is {method_name}; continue with method {theirs}")

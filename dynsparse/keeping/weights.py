@@ -110,7 +110,7 @@ class KeptWeights:
             theirs = naming.named_parameters(candidate)
             if all(name in theirs and theirs[name].shape == shape for name, shape in shapes.items()):
                 return [(layer, theirs[layer.name]) for layer in self.masks]
-        raise UserError("the model is no copy of the sparse one: it has no layers of the same names and shapes")
+        raise UserError("the model is not a copy of the sparse one: it has no layers of the same names and shapes")
 
     def _current_versions(self) -> list[int]:
         """Versions of the weights, which change when something writes to them in place."""

@@ -55,7 +55,9 @@ def _is_sharded(parameter: Tensor) -> bool:
 def refuse_model(model: nn.Module) -> None:
     """Raise UserError for a model whose weights are out of reach: scripted, on the meta device, or sharded by FSDP1."""
     if any(isinstance(module, torch.jit.ScriptModule) for module in model.modules()):
-        raise UserError("the model is scripted, and its layers cannot be told: make SparseTraining before torch.jit")
+        raise UserError(
+            "the model is scripted, and its layers cannot be recognised: make SparseTraining before torch.jit"
+        )
     if on_meta := [name for name, parameter in model.named_parameters() if parameter.is_meta]:
         raise UserError(
             f"{listed(on_meta)} is on the meta device: give the model its weights first (to_empty, "

@@ -6,7 +6,8 @@ from typing import Annotated
 
 from pydantic import Field
 
-from dynsparse.methods.base import Clock, LayerChange, Method, MethodSettings
+from dynsparse.methods.base import LayerChange, Method, MethodSettings
+from dynsparse.methods.clock import Clock
 from dynsparse.methods.deepr import DeepRSettings
 from dynsparse.methods.dense import DenseSettings
 from dynsparse.methods.dsr import DsrSettings

@@ -8,7 +8,6 @@ have them.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -23,37 +22,13 @@ from dynsparse.masks.granularity import Kind
 from dynsparse.masks.initial import initial_weights
 from dynsparse.masks.selection import Cut
 from dynsparse.masks.tying import TiedLayer
+from dynsparse.methods.clock import Clock, Schedule
 from dynsparse.schedules import Period, StepTable
 from pipelines.common.settings import Count, Settings
 
 Share = Annotated[float, Field(ge=0, le=1)]
 SomeShare = Annotated[float, Field(gt=0, le=1)]
 """Fraction above 0: with 0 a method would move nothing, and nobody would notice."""
-
-
-@dataclass(frozen=True)
-class Clock:
-    """Progress of training after an optimizer step."""
-
-    step: int
-    """Optimizer steps done, over the whole run."""
-    epoch: int
-    """Counted from 0."""
-    steps_per_epoch: int = 1
-    epochs: int = 1
-    """Epochs of the whole run."""
-    total_steps: int | None = None
-    """Steps of the whole run, where it does not end with an epoch."""
-
-    @property
-    def ends_epoch(self) -> bool:
-        """Whether this step was the last of its epoch."""
-        return self.step == (self.epoch + 1) * self.steps_per_epoch
-
-    @property
-    def progress(self) -> float:
-        """Fraction of the run that is done, 0 to 1."""
-        return min(1.0, self.step / (self.total_steps or self.epochs * self.steps_per_epoch))
 
 
 @dataclass(frozen=True)
@@ -77,6 +52,11 @@ class LayerChange:
     def room(self) -> int:
         """Units that can grow: those free before, as none returns in the event that dropped it."""
         return self.units - self.active
+
+
+def by_kept(layers: Sequence[LayerChange]) -> Sequence[Fraction]:
+    """Proportions of the weights that each layer keeps (paper: R_l)."""
+    return [Fraction(layer.kept * layer.unit_size) for layer in layers]
 
 
 class MethodSettings(Settings):
@@ -245,21 +225,6 @@ class Method:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take over a saved state. The masks given to `prepare` have been restored before."""
         assert not state, f"{type(self).__name__} keeps no state, yet {sorted(state)} was saved"
-
-
-@dataclass(frozen=True)
-class Schedule:
-    """Lengths of a run and of its epochs, in optimizer steps. It makes the clock of each step."""
-
-    total_steps: int
-    steps_per_epoch: int | None = None
-    """Steps of an epoch. None: the run is one epoch."""
-
-    def clock(self, step: int) -> Clock:
-        """Clock after the step with this number, counted from 1."""
-        per_epoch = self.steps_per_epoch or self.total_steps
-        epochs = math.ceil(self.total_steps / per_epoch)
-        return Clock(step, max(0, step - 1) // per_epoch, per_epoch, epochs, self.total_steps)
 
 
 def idle_words(method: Method, name: str, schedule: Schedule, done: int) -> str | None:

@@ -12,7 +12,8 @@ from torch import Tensor
 from dynsparse.errors import UserError
 from dynsparse.masks import LayerSpec
 from dynsparse.masks.selection import Cut, cuts_below
-from dynsparse.methods.base import Clock, Dynamic, DynamicSettings, LayerChange
+from dynsparse.methods.base import Dynamic, DynamicSettings, LayerChange, by_kept
+from dynsparse.methods.clock import Clock
 from pipelines.common.settings import AtLeast1
 
 
@@ -95,8 +96,3 @@ class Dsr(Dynamic):
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.threshold = state["threshold"]
-
-
-def by_kept(layers: Sequence[LayerChange]) -> Sequence[Fraction]:
-    """Proportions of the weights that each layer keeps (paper: R_l)."""
-    return [Fraction(layer.kept * layer.unit_size) for layer in layers]

@@ -16,7 +16,8 @@ from dynsparse.masks import LayerSpec, MaskSet, SparseLayer
 from dynsparse.masks.allocation import share_out
 from dynsparse.masks.granularity import Kind
 from dynsparse.masks.selection import Cut, cuts_smallest
-from dynsparse.methods.base import Clock, Method, MethodSettings
+from dynsparse.methods.base import Method, MethodSettings
+from dynsparse.methods.clock import Clock
 from pipelines.common.settings import AtLeast1, Count
 from pipelines.common.text import alike, cut
 

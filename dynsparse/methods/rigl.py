@@ -9,7 +9,8 @@ from torch import Tensor
 
 from dynsparse.masks import SparseLayer
 from dynsparse.masks.selection import Cut, cuts_fraction
-from dynsparse.methods.base import Clock, Dynamic, DynamicSettings, Share, SomeShare
+from dynsparse.methods.base import Dynamic, DynamicSettings, Share, SomeShare
+from dynsparse.methods.clock import Clock
 from dynsparse.schedules import Period, StepTable, cosine
 
 

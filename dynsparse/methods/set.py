@@ -9,8 +9,8 @@ from typing import Literal
 from torch import Tensor
 
 from dynsparse.masks.selection import Cut, cuts_fraction
-from dynsparse.methods.base import Clock, Dynamic, DynamicSettings, LayerChange, SomeShare
-from dynsparse.methods.dsr import by_kept
+from dynsparse.methods.base import Dynamic, DynamicSettings, LayerChange, SomeShare, by_kept
+from dynsparse.methods.clock import Clock
 
 
 class SetSettings(DynamicSettings):

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from dynsparse.masks import MaskSet, SparseLayer
 from dynsparse.masks.selection import Cut, cuts_fraction
-from dynsparse.methods.base import Clock, Dynamic, DynamicSettings, LayerChange, SomeShare
+from dynsparse.methods.base import Dynamic, DynamicSettings, LayerChange, SomeShare
+from dynsparse.methods.clock import Clock
 from dynsparse.schedules import Period, cosine
 
 

@@ -1,1 +1,1 @@
-"""What looks at runs and checkpoints after training: `python -m dynsparse COMMAND`. Nothing here trains."""
+"""Verbs that look at runs and checkpoints after training. Nothing here trains."""

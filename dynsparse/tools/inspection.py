@@ -1,4 +1,4 @@
-"""python -m dynsparse inspect: check a checkpoint, and print what it is, what it takes and its table of layers."""
+"""The verb `inspect`: validate a checkpoint, and print its facts, its size by part and its table of layers."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ HELD = (
 
 
 def main(arguments: list[str]) -> None:
-    """UserError for a checkpoint that is absent, damaged or does not hold together."""
+    """Print a checkpoint. Raises UserError if it is missing, damaged or inconsistent."""
     parser = Parser(
         prog="python -m dynsparse inspect",
         description="Check a checkpoint and print what it is, what it takes of the disk and its table of layers. "
@@ -43,7 +43,7 @@ def main(arguments: list[str]) -> None:
 
 
 def describe(opened: Opened) -> dict[str, Any]:
-    """All that is printed, as plain data: bytes, counts, shares of 1, accuracy in percent."""
+    """Return all that is printed as plain data: bytes, counts, fractions, accuracy in percent."""
     progress, config, network = opened.saved["progress"], opened.config, opened.network
     return {
         "file": str(opened.path),
@@ -92,10 +92,10 @@ def _layers(opened: Opened) -> Iterator[dict[str, Any]]:
 
 
 def bytes_by_part(path: Path, saved: Mapping[str, Any]) -> dict[str, int]:
-    """What each of PARTS takes in the file, deflated as it lies there; {} where the archive's order tells nothing.
+    """Return the bytes of each of PARTS in the file, compressed; {} where entries and tensors do not match.
 
-    torch.save numbers storages as it meets them, so the tensors in the order of the state are the entries in the order
-    of their numbers.
+    torch.save numbers storages in the order in which it meets them. So the tensors of the state, in its order, are the
+    entries by number.
     """
     with zipfile.ZipFile(path) as archive:
         entries = [entry for entry in archive.infolist() if Path(entry.filename).parent.name == "data"]
@@ -114,7 +114,7 @@ def bytes_by_part(path: Path, saved: Mapping[str, Any]) -> dict[str, int]:
 
 
 def _tensors(value: Any, part: str = "rest", keys: tuple[str, ...] = ()) -> Iterator[tuple[str, Tensor]]:
-    """The tensors of a state in its order, each with the part that it belongs to."""
+    """Yield the tensors of a state in its order, each with the part that it belongs to."""
     if isinstance(value, Tensor):
         yield part, value
     elif isinstance(value, Mapping):
@@ -133,7 +133,7 @@ def _part(keys: tuple[str, ...], above: str) -> str:
 
 
 def text(found: Mapping[str, Any]) -> str:
-    """What `describe` found, for people."""
+    """Return the description as text for people."""
     versions = ", ".join(f"{name} {version}" for name, version in found["versions"].items())
     facts: list[tuple[str, ...]] = [
         ("run", f"{found['run']}: {found['model']} by {found['method']} on {found['data']}, seed {found['seed']}"),
@@ -153,7 +153,7 @@ def text(found: Mapping[str, Any]) -> str:
 
 
 def accuracies(progress: Mapping[str, Any]) -> str:
-    """Of a checkpoint's progress, in words that say what has chosen the best epoch."""
+    """Return the accuracies of a checkpoint's progress, with the data that chose the best epoch."""
     test, validation, best = (_percent(progress[key]) for key in ("test_top1", "validation_top1", "best_top1"))
     if progress["validation_top1"] is None:
         return f"test {test}; highest so far {best}, chosen on the test data"

@@ -1,4 +1,4 @@
-"""A checkpoint opened to be looked at or taken away: read, checked, and put together as a network. No data needed."""
+"""Opening a checkpoint to inspect or export it: read, validated, and built into a network. Needs no data."""
 
 from __future__ import annotations
 
@@ -34,30 +34,31 @@ class Opened:
     saved: Mapping[str, Any]
     config: RunConfig
     network: Network
-    """On the CPU, with the checkpoint's masks and weights; BatchNorm statistics are the mean over the ranks."""
+    """The network on the CPU, with the checkpoint's masks and weights. BatchNorm statistics are the mean over ranks."""
     mask_digest: str
     weight_digest: str
-    """Of both, 16 hexadecimal digits, as in summary.json."""
+    """Digests as in summary.json, 16 hexadecimal digits each."""
 
     @property
     def step(self) -> int:
+        """Optimizer steps of the run when it was saved."""
         return int(self.saved["progress"]["step"])
 
     @property
     def input(self) -> Mapping[str, Any]:
-        """What the network takes and gives (`network_input`); of older checkpoints only as much as the config says."""
+        """The network's input and classes (`network_input`); for older checkpoints, the part that the config knows."""
         found: Mapping[str, Any] | None = self.saved.get("input")
         return found or {"shape": list(self.config.data.image_shape), "number_of_classes": self.config.data.classes}
 
     def summary(self) -> Mapping[str, Any] | None:
-        """The run's summary.json, if it tells of this very state: of the step at which the run ended."""
+        """Return the run's summary.json, if the run ended at this checkpoint's step, else None."""
         content = _summary(self.path)
         return content if content is not None and content.get("steps") == self.step else None
 
 
 @contextmanager
 def looking_up(source: str | Path) -> Iterator[None]:
-    """UserError for what may not be looked at, such as what lies in another user's folder."""
+    """Raise UserError for a file that may not be read, such as one in another user's folder."""
     try:
         yield
     except OSError as error:
@@ -65,7 +66,7 @@ def looking_up(source: str | Path) -> Iterator[None]:
 
 
 def open_checkpoint(path: Path) -> Opened:
-    """UserError, a line for each thing that is wrong, for what cannot be had, is damaged, or does not hold together."""
+    """Open a checkpoint. Raises UserError, a line for each fault, if it is missing, damaged or inconsistent."""
     with looking_up(path):
         saved = read_run(path)
     config = _config(path, saved)
@@ -97,7 +98,7 @@ def _config(path: Path, saved: Mapping[str, Any]) -> RunConfig:
 
 
 def not_finite(saved: Mapping[str, Any]) -> Iterator[str]:
-    """Of the stored weights, moments and statistics, those that are no finite numbers."""
+    """Yield a line for each stored tensor of weights, moments or statistics that has NaN or inf."""
     initial = saved.get("initial_weights", {})
     stored = [(f"{name}: weights", value) for name, value in saved["weights"].items()]
     stored += [(f"{name}: {key}", value) for name, state in saved["optimizer"].items() for key, value in state.items()]
@@ -107,7 +108,7 @@ def not_finite(saved: Mapping[str, Any]) -> Iterator[str]:
     for what, value in stored:
         wrong = int((~value.isfinite()).count_nonzero()) if isinstance(value, Tensor) else 0
         if wrong:
-            yield f"{what}: {wrong:,} of {value.numel():,} values are no finite numbers"
+            yield f"{what}: {wrong:,} of {value.numel():,} values are NaN or inf"
 
 
 def _load(network: Network, saved: Mapping[str, Any]) -> None:
@@ -123,7 +124,7 @@ def _digests(network: Network) -> tuple[str, str]:
 
 
 def _against_summary(opened: Opened) -> list[str]:
-    """Masks and weights are those that the run's ranks agreed on as it ended."""
+    """Return a line for each digest that differs from the one on which the run's ranks agreed in the end."""
     summary = opened.summary() or {}
     return [
         f"its {what.replace('_', ' ')} is {ours}, that of summary.json {summary[what]}"
@@ -133,7 +134,7 @@ def _against_summary(opened: Opened) -> list[str]:
 
 
 def _summary(path: Path) -> Mapping[str, Any] | None:
-    """Of the run in whose checkpoints/ the file lies. What was set aside (*.stale) is of a history it does not tell."""
+    """Return the summary.json of the run that a checkpoint lies in; None for one that was set aside (*.stale)."""
     if path.absolute().parent.name != names.CHECKPOINTS or path.suffix != ".pt":
         return None
     try:

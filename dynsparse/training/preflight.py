@@ -11,7 +11,8 @@ from torch import nn
 
 from dynsparse.config.schema import RunConfig
 from dynsparse.errors import UserError
-from dynsparse.methods.base import Schedule, idle_words
+from dynsparse.methods.base import idle_words
+from dynsparse.methods.clock import Schedule
 from dynsparse.training.compatibility import require_same_layers, require_same_settings, require_same_shapes
 from dynsparse.training.network import Network, build_method, build_network, build_without_weights
 from dynsparse.training.sources import NOTHING, Sources, read_sources

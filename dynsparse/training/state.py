@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import platform
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -17,68 +17,11 @@ from dynsparse.methods import Method
 from dynsparse.runtime import Worker
 from dynsparse.training import packing
 from dynsparse.training.compatibility import require_same_evaluation, require_same_layers, require_same_settings
-from dynsparse.training.evaluate import Evaluations
 from dynsparse.training.precision import Precision
+from dynsparse.training.progress import Progress
 from pipelines.base import TrainPipeline
 
 log = logging.getLogger(__name__)
-
-
-@dataclass
-class Progress:
-    """Progress of a run. The same on every rank."""
-
-    epoch: int = 0
-    """Number of epochs trained and evaluated."""
-    step: int = 0
-    """Number of optimizer steps done, skipped ones included."""
-    best_top1: float | None = None
-    """Highest accuracy of all epochs, on the validation samples where there are any, else on the test samples."""
-    test_top1_at_best: float | None = None
-    test_top1: float | None = None
-    test_top5: float | None = None
-    validation_top1: float | None = None
-    reallocations: int = 0
-    desyncs_repaired: int = 0
-    skipped_steps: int = 0
-    """Number of steps whose loss or gradients were NaN or inf, those in search of fp16's scale among them."""
-    skipped_in_a_row: int = 0
-    """Number of the latest steps that were skipped, 0 after one that was not."""
-    bad_steps_in_a_row: int = 0
-    """Number of these that fp16's scale was not to blame for."""
-    gradients: str = ""
-    """Gradients that travel between the ranks, "active" or "dense", as asked for or chosen."""
-    seconds: float = 0.0
-    """Seconds up to the latest save, on rank 0's clock."""
-    initial_active: dict[str, int] = field(default_factory=dict)
-    """Number of active weights of each layer at the start."""
-
-    @property
-    def best_top1_on(self) -> str | None:
-        """Name of the samples that have chosen the best epoch, "validation" or "test". None without one."""
-        if self.best_top1 is None:
-            return None
-        return "test" if self.validation_top1 is None else "validation"
-
-    def step_done(self) -> None:
-        """Count a step that updated weights. Its number is counted before."""
-        self.skipped_in_a_row = self.bad_steps_in_a_row = 0
-
-    def step_skipped(self, *, bad: bool) -> None:
-        """Count a step that was skipped; `bad` unless only the loss scale was to blame."""
-        self.skipped_steps += 1
-        self.skipped_in_a_row += 1
-        self.bad_steps_in_a_row += bad
-
-    def take(self, results: Evaluations, *, eligible: bool = True) -> bool:
-        """Note an epoch's results. Returns whether they are the best so far, which they must be `eligible` for."""
-        is_best = eligible and (self.best_top1 is None or results.selecting.top1 > self.best_top1)
-        if is_best:
-            self.best_top1 = results.selecting.top1
-            self.test_top1_at_best = results.test.top1 if results.test else None
-        self.test_top1, self.test_top5 = (results.test.top1, results.test.top5) if results.test else (None, None)
-        self.validation_top1 = results.validation.top1 if results.validation else None
-        return is_best
 
 
 @dataclass
@@ -136,7 +79,7 @@ class RunState:
             "versions": versions(),
             "input": dict(self.input),
             "evaluated_on": dict(self.evaluated_on),
-            "progress": asdict(self.progress),
+            "progress": self.progress.model_dump(),
             "weights": packing.pack_weights(self.model, self.masks),
             "optimizer": packing.pack_optimizer(self.model, self.masks, self.optimizer),
             "method": self.method.state_dict(),
@@ -196,8 +139,9 @@ def versions() -> dict[str, str]:
 
 def _progress(saved: Mapping[str, Any], ours: Progress) -> Progress:
     """Progress from a checkpoint. One of another version may have fewer fields, or more."""
-    known = {one.name: saved[one.name] for one in fields(Progress) if one.name in saved}
-    return Progress(**{**known, "initial_active": {**ours.initial_active, **known.get("initial_active", {})}})
+    return Progress.model_validate(
+        {**saved, "initial_active": {**ours.initial_active, **saved.get("initial_active", {})}}
+    )
 
 
 def _mean_buffers(ranks: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:

@@ -25,9 +25,10 @@ from dynsparse.training.evaluate import Evaluation, Evaluations, evaluate
 from dynsparse.training.network import Network, method_settings
 from dynsparse.training.network_input import network_input
 from dynsparse.training.preflight import require_samples_for_norm, warn_if_uneven
+from dynsparse.training.progress import Progress
 from dynsparse.training.reports import Reporter
 from dynsparse.training.saving import Saving
-from dynsparse.training.state import Progress, RunState
+from dynsparse.training.state import RunState
 from pipelines import preview
 from pipelines.base import Batch, Data, EvaluationPipeline
 

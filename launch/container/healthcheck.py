@@ -1,12 +1,12 @@
 #!/usr/bin/env python3
-"""Whether a container does its work: exit code 0, or 1 and the reason. python3 launch/container/healthcheck.py [RUNS]
+"""Health of a container: exit code 0, or 1 and the reason.
 
-One that trains: the worker that holds the run's folder has shown life within
-`SILENT_SECONDS`; if not, it was stopped, or the storage of the runs hangs. A
-worker that waits in vain for others shows life: they give up by themselves
-(`distributed.timeout_seconds`). One of
-TensorBoard: it answers. A node without worker 0, and any other command, is well
-as long as its process is there: once that ends, so does the container.
+python3 launch/container/healthcheck.py [RUNS]
+
+A container that trains is well if the worker that holds the run's folder has shown life within `SILENT_SECONDS`. If
+not, it was stopped, or the storage of the runs hangs. A worker that waits in vain for others shows life: it gives up by
+itself (`distributed.timeout_seconds`). A container of TensorBoard is well if TensorBoard answers. A node without worker
+0, and any other command, is well while its process is there: the container ends with it.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from dynsparse.training.run import names
 from dynsparse.training.run.holder import Holder
 
 SILENT_SECONDS = 60.0
-"""A start elsewhere takes the folder from a holder that was silent for half as long."""
+"""Longest silence. A start elsewhere takes the folder from a holder that was silent for half as long."""
 
 
 def silent_workers(runs: Path) -> Iterator[str]:
-    """Of this container: what holds a folder elsewhere is told by another process's life."""
+    """Yield a line for each worker of this container that holds a folder and shows no life."""
     for path in runs.glob(f"*/{names.LOCK}"):
         try:
             content = read_bytes(path)
@@ -43,7 +43,7 @@ def silent_workers(runs: Path) -> Iterator[str]:
 
 
 def mute_tensorboard(command: str) -> Iterator[str]:
-    """`command`: the container's, its words divided by blanks."""
+    """Yield a line if the container's command, words divided by blanks, is a TensorBoard that does not answer."""
     if "tensorboard" not in command:
         return
     port = re.search(r"--port[= ](\d+)", command)
@@ -58,6 +58,7 @@ def mute_tensorboard(command: str) -> Iterator[str]:
 
 
 def main(runs: Path) -> int:
+    """Print the problems, or "well", and return the exit code."""
     command = Path("/proc/1/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
     problems = [*silent_workers(runs), *mute_tensorboard(command)]
     print("\n".join(problems) or "well")

@@ -1,0 +1,1 @@
+"""Errors, settings, files, paths and streams that every package uses. Light: without torch, but for torchvision_ops."""

@@ -1,4 +1,4 @@
-"""The error for what a user can mend.
+"""The error for mistakes that a user can correct.
 
 A message names the value, the rule that it breaks and the remedy, on one line.
 """
@@ -6,6 +6,10 @@ A message names the value, the rule that it breaks and the remedy, on one line.
 from __future__ import annotations
 
 from pipelines.common.text import cut, one_line
+
+EXIT_DONE = 0
+EXIT_BAD_INPUT = 2
+EXIT_INTERRUPTED = 130  # 128 + SIGINT, as in shells. In training a second Ctrl-C, which waits for no checkpoint.
 
 LONGEST_LINE = 4000
 MOST_LINES = 30

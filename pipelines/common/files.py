@@ -1,7 +1,7 @@
-"""Files that anybody may have put there, opened with care: regular files of bounded size, and nothing else.
+"""Untrusted files, opened with care: regular files of bounded size, and nothing else.
 
-A pipe would wait for ever, a device never end, a file of many gigabytes fill
-the memory. All errors are OSError, with words for `strerror`.
+Reading a pipe could wait without end, a device never ends, and a file of many gigabytes fills the memory. All errors
+are OSError, with an explanation in `strerror`.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import stat
 from typing import BinaryIO
 
 SMALL = 64 << 20
-"""Bytes. No config, summary, list or lock is as large."""
+"""Bytes. Configs, summaries, lists and locks are smaller."""
 KINDS = {
     stat.S_IFDIR: "a folder",
     stat.S_IFIFO: "a pipe",
@@ -26,8 +26,11 @@ Path = str | bytes | os.PathLike[str]
 
 
 def open_descriptor(path: Path, most: int | None = None) -> int:
-    """Open for reading; the caller closes it. OSError for what is no regular file, or takes more than `most` bytes."""
-    require_regular(path, os.stat(path), most)  # Before it is opened: opening a device may do something.
+    """Open a file for reading; the caller closes it.
+
+    Raises OSError unless it is a regular file of at most `most` bytes.
+    """
+    require_regular(path, os.stat(path), most)  # Before it is opened: opening a device may have an effect.
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY)
     try:
         require_regular(path, os.fstat(descriptor), most)
@@ -38,26 +41,26 @@ def open_descriptor(path: Path, most: int | None = None) -> int:
 
 
 def open_regular(path: Path, most: int | None = None) -> BinaryIO:
-    """The same, as a file to read in binary."""
+    """Open a file for reading in binary. Raises OSError as `open_descriptor`."""
     return os.fdopen(open_descriptor(path, most), "rb")
 
 
 def read_bytes(path: Path, most: int = SMALL) -> bytes:
-    """The whole content. OSError as in `open_descriptor`."""
+    """Return the whole content. Raises OSError as `open_descriptor`."""
     with open_regular(path, most) as file:
         content = file.read(most + 1) or b""  # None: nothing to read at the moment.
-        if len(content) > most:  # Of a file of the kernel, the size is not known; any file may have grown.
+        if len(content) > most:  # Files of the kernel have no known size; any file may have grown.
             raise _too_large(path, f"more than {most:,} bytes")
         return content
 
 
 def read_text(path: Path, most: int = SMALL) -> str:
-    """The same as UTF-8. UnicodeDecodeError, a ValueError, for what is not."""
+    """Return the whole content as UTF-8. Raises UnicodeDecodeError, a ValueError, or OSError as `open_descriptor`."""
     return read_bytes(path, most).decode("utf-8")
 
 
 def require_regular(path: Path, status: os.stat_result, most: int | None) -> None:
-    """Raise OSError unless `status` is a regular file's of at most `most` bytes."""
+    """Raise OSError unless `status` is that of a regular file of at most `most` bytes."""
     kind = stat.S_IFMT(status.st_mode)
     if kind == stat.S_IFDIR:
         raise IsADirectoryError(errno.EISDIR, "is a folder", os.fsdecode(path))

@@ -1,8 +1,8 @@
 """Paths as people write them: `~`, `~user`, `$NAME` and `${NAME}` mean what they mean in a shell.
 
-A shell leaves them alone in the middle of a word, as in data.path=~/images, and never sees those of a file. What they
-stand for is decided once, where a path is read. A dollar sign that is one is written `$$`, and `~` in the current
-folder `./~`: so a path that a config is written with is read back as it was, whatever is set and whatever is there.
+A shell does not expand them inside a word, as in data.path=~/images, nor in a file. They are expanded once, where a
+path is read. A literal dollar sign is written `$$`, and a literal `~` in the current folder `./~`. So a path that is
+written into a config is read back unchanged, whatever variables are set and whatever files exist.
 """
 
 from __future__ import annotations
@@ -24,10 +24,9 @@ _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 
 def expanded(text: str) -> str:
-    """The path that a text stands for. ValueError for a variable that is not set, and a user that there is not.
+    """Return the path that a text stands for. An existing path with a dollar sign is returned as it is.
 
-    Nor for one that no file system takes: asking whether it is there would be an error. A path with a dollar sign that
-    is there is taken as it is.
+    Raises ValueError for a variable that is not set, an unknown user, and a path that is too long for a file system.
     """
     if "$" in text and "$$" not in text and os.path.lexists(text):
         return text
@@ -41,12 +40,12 @@ def expanded(text: str) -> str:
 
 
 def written(path: str) -> str:
-    """The text that stands for just this path."""
+    """Return the text that `expanded` turns into this path."""
     return ("./" if path.startswith("~") else "") + path.replace("$", "$$")
 
 
 def argument(text: str) -> str:
-    """The path that an argument of a command line is, as its type for argparse: what is there has any name."""
+    """Return the path of a command line's argument, as a type for argparse. An existing path may have any name."""
     if not text.startswith("~") and os.path.lexists(text):
         return text
     try:
@@ -56,12 +55,12 @@ def argument(text: str) -> str:
 
 
 def path_argument(text: str) -> Path:
-    """The same as a `Path`."""
+    """Return the path of a command line's argument as a `Path`, as a type for argparse."""
     return Path(argument(text))
 
 
 def _in_config(text: str) -> str:
-    """The path, if a config can be written with it."""
+    """Return the path of a text in a config. Raises ValueError for a path that a config cannot hold."""
     path = expanded(text)
     if (problem := unfit(path)) is not None:
         raise ValueError(f"is '{path}', which {problem}")
@@ -84,7 +83,7 @@ def _value(found: re.Match[str]) -> str:
     if found["dollar"]:
         return "$"
     name = found["name"] or found["braced"]
-    if name is None:  # As a shell has it, `5$` is just that.
+    if name is None:  # As in a shell, `5$` is literal.
         return found[0]
     if not _NAME.fullmatch(name) or (found["braced"] and not found[0].endswith("}")):
         raise ValueError(
@@ -98,4 +97,4 @@ def _value(found: re.Match[str]) -> str:
 
 
 PathText = Annotated[str, AfterValidator(_in_config), PlainSerializer(written)]
-"""A path in a config. The config holds the path; it is written as a text that stands for it."""
+"""A path in a config: expanded where it is read, escaped where it is written."""

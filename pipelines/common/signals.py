@@ -1,4 +1,4 @@
-"""Processes that signals to the whole group leave alone: those are for the process that started them to answer."""
+"""Child processes that ignore signals to the whole group: the process that started them answers those."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ _SIGNALS = {signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP}
 
 @contextmanager
 def undisturbed() -> Iterator[None]:
-    """Signals wait for the end of the block, and never reach the processes started in it, which inherit that."""
-    resource_tracker.ensure_running()  # Which would let the signals through again.
+    """Block signals until the block ends. Processes that are started in it inherit that, and never get them."""
+    resource_tracker.ensure_running()  # Started later, it would unblock the signals.
     before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
     try:
         yield

@@ -1,7 +1,7 @@
-"""Standard output and error that cannot end a run: closed, full, or read by nobody any more.
+"""Standard output and error that cannot end a run when they are closed, full or no longer read.
 
-`make_safe` puts streams in their place whose writes never raise. Whatever prints, logs or draws progress needs no care.
-Of Python's own library alone: this runs before torch is imported.
+`make_safe` replaces them by streams whose writes never raise, so code that prints, logs or draws progress needs no
+care. This module imports Python's own library alone: it runs before torch is imported.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 class _Descriptor(io.FileIO):
-    """An open file descriptor. `error` is why a write to it failed last."""
+    """An open file descriptor. `error` is the reason of the last failed write."""
 
     error: OSError | None = None
     warns = False
@@ -31,9 +31,9 @@ class _Descriptor(io.FileIO):
         super().__init__(number, "w", closefd=False)
 
     def write(self, data: ReadableBuffer) -> int:
-        """The bytes written, or dropped after an error. Each write tries again: a disk may have space later."""
+        """Return the number of bytes written, or dropped after an error. Each write tries again: space may be freed."""
         try:
-            while (written := super().write(data)) is None:  # Whoever shares it has made it non-blocking.
+            while (written := super().write(data)) is None:  # Another process that shares it has made it non-blocking.
                 select.select([], [self], [])
         except OSError as error:
             first, self.error = self.error is None, error
@@ -47,7 +47,7 @@ _stdout: _Descriptor | None = None
 
 
 def make_safe() -> None:
-    """For the start of a program. From here on descriptors 0 to 2 are open, and printing raises no OSError."""
+    """Open descriptors 0 to 2 and make printing raise no OSError. Called at the start of a program."""
     global _stdout
     _occupy()
     _stdout = _Descriptor(1)
@@ -56,14 +56,15 @@ def make_safe() -> None:
 
 
 class LogLine(logging.Formatter):
-    """A bare line for what goes on, `warning: ` before what goes wrong while it goes on."""
+    """A format of one line: bare below warnings, else with `warning: ` or `error: ` in front."""
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - logging's name
-        """On one line, whatever the names in it hold."""
+        """Return the message on one line, whatever the names in it hold."""
         record.message = one_line(record.message)
         return super().formatMessage(record)
 
     def format(self, record: logging.LogRecord) -> str:
+        """Return the line with its level in front, from warnings on."""
         line = super().format(record)
         return f"{record.levelname.lower()}: {line}" if record.levelno >= logging.WARNING else line
 
@@ -76,7 +77,7 @@ def log_in_lines(level: int) -> None:
 
 
 def go_on_without() -> None:
-    """A lost output is no error from here on: one warning, now or when it is lost."""
+    """Treat lost output as one warning instead of an error, now or when it is lost."""
     if _stdout is None:
         return
     _stdout.warns = True
@@ -85,9 +86,9 @@ def go_on_without() -> None:
 
 
 def lost_output() -> str | None:
-    """Why what was printed is not all there, for a program whose output is what was asked for; None if it is.
+    """Return why printed output is incomplete, for a program that must deliver all of it; None if it is complete.
 
-    A reader that has seen enough, as `... | head`, is no loss.
+    A reader that closes the pipe early, as in `... | head`, is no error.
     """
     if _stdout is None or _stdout.warns:
         return None
@@ -98,14 +99,14 @@ def lost_output() -> str | None:
 
 
 def _warn(error: OSError) -> None:
-    line = f"warning: standard output cannot be written ({error.strerror}); training goes on without it"
+    line = f"warning: standard output cannot be written ({error.strerror}); training continues without it"
     print(line, file=sys.stderr, flush=True)
 
 
 def _occupy() -> None:
-    """Open those of the descriptors 0 to 2 that are closed, else the next file to be opened would get their number.
+    """Open closed descriptors among 0 to 2. Otherwise the next opened file would get their number.
 
-    Output goes to where nothing can be written: writes fail as they would if it were closed, in child processes too.
+    They are opened read-only, so writes fail as on a closed descriptor, in child processes too.
     """
     for number in range(3):
         try:
@@ -119,7 +120,7 @@ def _occupy() -> None:
 
 
 def _text(descriptor: _Descriptor, before: object) -> io.TextIOWrapper:
-    """A text stream with the settings of the one before; None was one that is closed."""
+    """Return a text stream with the settings of the previous one. `before` is None if that was closed."""
     if isinstance(before, io.TextIOWrapper):
         with contextlib.suppress(OSError):
             before.flush()

@@ -12,12 +12,12 @@ LONGEST_WORD = 200
 
 
 def one_line(text: object) -> str:
-    """With escapes for what is not printable: names may hold line ends, tabs, and bytes that are no text."""
+    """Escape characters that are not printable: names may hold line ends, tabs, and bytes that are no text."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in str(text))
 
 
 def unfit(text: str) -> str | None:
-    """What keeps a text from being a name or a path, for a message; None if nothing does."""
+    """Return why a text cannot be a name or a path, for a message; None if it can."""
     for character in () if text.isprintable() else text:
         if unicodedata.category(character) in ("Cc", "Cs"):
             return f"holds the character {code_of(character)}, and names have no control characters and no half ones"
@@ -25,25 +25,25 @@ def unfit(text: str) -> str | None:
 
 
 def code_of(character: str) -> str:
-    """Its number, such as U+000A: that can be read, whatever it is."""
+    """Return the number of a character, such as U+000A: readable for any character."""
     return f"U+{ord(character):04X}"
 
 
 def cut(text: object, most: int = 60) -> str:
-    """The text, or its beginning and `...` where it has more than `most` characters."""
+    """Return the text, or its beginning and `...` if it has more than `most` characters."""
     shown = str(text)
     return shown if len(shown) <= most else f"{shown[: most - 3]}..."
 
 
 def some_of(names: Iterable[str], most: int = 10) -> str:
-    """`a, b, c and 9 more`."""
+    """Join up to `most` names: `a, b, c and 9 more`."""
     names = list(names)
     more = f" and {len(names) - most:,} more" if len(names) > most else ""
     return ", ".join(map(cut, names[:most])) + more
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
-    """`"; did you mean 'period'?"` for a near miss, else `"; there are a, b, c"`."""
+    """Return `"; did you mean 'period'?"` for a near miss, else `"; there are a, b, c"`."""
     known = sorted(known)
     matches = close(word, known)
     if matches:
@@ -52,16 +52,16 @@ def nearest(word: str, known: Iterable[str]) -> str:
 
 
 def close(word: str, known: Sequence[str], most: int = 1) -> list[str]:
-    """Those that the word may have been meant to be: misspelt, or one of their parts."""
+    """Return known names that the word may mean: misspelt, or a part of them between underscores."""
     word = word[:LONGEST_WORD]
     return difflib.get_close_matches(word, known, n=most) or [name for name in known if word in name.split("_")]
 
 
 def alike(pattern: str, names: Iterable[str], most: int = 4) -> str:
-    """`"; the nearest of 54 are a, b, c, d"`: names of layers for a shell pattern that matches none.
+    """Return `"; the nearest of 54 are a, b, c, d"`: names of layers for a shell pattern that matches none.
 
-    One that comes nearer than all others was meant. Where none comes near, there is one for each beginning up to a
-    point, such as layer1.0.conv1.weight for layer1.
+    A name that is much nearer than the others is suggested alone. If no name is near, there is one for each beginning
+    up to a point, such as layer1.0.conv1.weight for layer1.
     """
     names = list(names)
     plain = pattern[:LONGEST_WORD].translate({ord("*"): None, ord("?"): None})
@@ -82,4 +82,5 @@ def alike(pattern: str, names: Iterable[str], most: int = 4) -> str:
 
 
 def quoted(words: Iterable[str]) -> list[str]:
+    """Put each word into single quotes."""
     return [f"'{word}'" for word in words]

@@ -1,4 +1,4 @@
-"""Makes torchvision importable beside a torch that its compiled part was not built for.
+"""An import of torchvision that works beside a torch which its compiled part was not built for.
 
 The package indexes carry torchvision built for CUDA; beside a CPU build of
 torch its compiled operators cannot load, and importing it fails because it

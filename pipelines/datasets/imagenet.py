@@ -7,8 +7,9 @@ from typing import Literal
 
 from pipelines.base import Data, Request
 from pipelines.datasets.photographs import Photographs, PhotographSettings, photographs, sources_of
+from pipelines.sources.class_folders import check_folders, class_names
 from pipelines.sources.excluded import Excluded
-from pipelines.sources.image_folder import ImageFiles, check_folders, class_names, list_images
+from pipelines.sources.image_folder import ImageFiles, list_images
 from pipelines.sources.parts import TRAIN
 
 

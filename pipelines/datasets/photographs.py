@@ -44,8 +44,7 @@ class PhotographSettings(DataSetSettings):
     image_size: Side = 224
     """Height and width of the images that the network gets."""
     evaluation_resize: Side = 256
-    """For evaluation, an image's shorter side is resized to this before the central crop. Default: 256 of 224 of
-    `image_size`."""
+    """Size of an image's shorter side before the central crop of an evaluation. Default: 256/224 of `image_size`."""
     number_of_classes: Classes | None = None
     """Read from the data if not given."""
 

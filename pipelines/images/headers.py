@@ -1,4 +1,4 @@
-"""What encoded images say of themselves, and what is refused for it before memory or time are spent on their pixels."""
+"""Headers of encoded images, and what is refused by its header before memory or time is spent on pixels."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from pipelines.images.encoded import Bytes
 from pipelines.images.jpeg import Jpeg, structure
 
 MOST_TIMES_AS_LONG = 1000
-"""Resized to a shorter side of 256, such an image takes 65 million pixels."""
+"""Largest ratio of the sides. Resized to a shorter side of 256, such an image has 65 million pixels."""
 MOST_SCANS = 100
-"""Of a JPEG; progressive ones have about ten. Each goes over all pixels, and may take a few bytes."""
+"""Most scans of a JPEG; progressive ones have about ten. Each passes over all pixels, yet may take a few bytes."""
 MOST_TAGS = 4096
-"""Of a TIFF file; there are some twenty."""
+"""Most tags of a TIFF file; usual are twenty."""
 MOST_VALUES = 1 << 20
-"""Of a tag, such as the places of strips. Each becomes an object of Python."""
+"""Most values of a tag, such as the offsets of strips. Each becomes a Python object."""
 UNKNOWN = "is no image of a known format, or its header is damaged"
 
 _MAGIC = {
@@ -27,14 +27,14 @@ _MAGIC = {
     "BMP": rb"BM",
     "TIFF": rb"II[*+]\0|MM\0[*+]",
 }
-"""How files begin, by Pillow's names: the formats that both Pillow and DALI read."""
+"""First bytes of files, by Pillow's name of the format: the formats that both Pillow and DALI read."""
 _ANY_MAGIC = re.compile(b"|".join(b"(?P<%s>%s)" % (name.encode(), start) for name, start in _MAGIC.items()), re.DOTALL)
 HEAD = 16
-"""Bytes that tell a format."""
+"""Bytes from which the format is known."""
 
 
 class BadImageError(ValueError):
-    """An image that is refused; the message says why, as a predicate."""
+    """A refused image. The message is the rest of a sentence that begins with its name."""
 
 
 Size = tuple[int, int]
@@ -43,22 +43,22 @@ Size = tuple[int, int]
 
 @dataclass(frozen=True)
 class Header:
-    """What is known of an image before it is decoded."""
+    """Facts about an image that are known before it is decoded."""
 
     format: str
     size: Size | None = None
-    """None if it is not known from the first bytes."""
+    """None if the first bytes do not tell it."""
     jpeg: Jpeg | None = None
 
 
 def format_of(content: Bytes) -> str | None:
-    """Pillow's name of the format, by the first bytes."""
+    """Return Pillow's name of the format, by the first bytes; None if it is unknown."""
     found = _ANY_MAGIC.match(content[:HEAD].data)
     return found and found.lastgroup
 
 
 def checked(content: Bytes, most_pixels: int) -> Header:
-    """Raise BadImageError if the image is not to be decoded."""
+    """Return the header. Raises BadImageError if the image must not be decoded."""
     if not len(content):
         raise BadImageError("is empty")
     name = format_of(content)
@@ -83,7 +83,10 @@ def _jpeg(jpeg: Jpeg, most_pixels: int) -> Header:
 
 
 def require_scans(scans: int, pixels: int, most_pixels: int) -> None:
-    """Of a JPEG. Time goes by the product: an image of `most_pixels` may have twice the usual ten."""
+    """Raise BadImageError if a JPEG takes too long to decode: time is proportional to scans times pixels.
+
+    An image of `most_pixels` may have twice the usual ten scans.
+    """
     if scans > MOST_SCANS:
         raise BadImageError(f"has {scans:,} scans, more than {MOST_SCANS}; decoding takes minutes")
     if scans * pixels > 20 * most_pixels:
@@ -91,6 +94,7 @@ def require_scans(scans: int, pixels: int, most_pixels: int) -> None:
 
 
 def require_size(width: int, height: int, most_pixels: int) -> None:
+    """Raise BadImageError for an empty, too large or too long image. Sides are in pixels."""
     if width < 1 or height < 1:
         raise BadImageError(f"declares {width} x {height} pixels")
     if width * height > most_pixels:
@@ -110,7 +114,7 @@ def _png_size(head: bytes) -> Size | None:
 
 
 def _webp_size(head: bytes) -> Size | None:
-    """It must be known before Pillow opens the file, for then it makes room for all pixels."""
+    """Return the size. It must be known before Pillow opens the file, which allocates memory for all pixels."""
     if head[12:16] == b"VP8X" and len(head) >= 30:
         return 1 + int.from_bytes(head[24:27], "little"), 1 + int.from_bytes(head[27:30], "little")
     if head[12:16] == b"VP8L" and len(head) >= 25:
@@ -122,7 +126,7 @@ def _webp_size(head: bytes) -> Size | None:
 
 
 def _unknown_size(head: bytes) -> None:
-    """Pillow reads the header without making room for pixels, and what it finds is looked at then."""
+    """Return None: Pillow reads these headers without allocating memory, and its size is checked then."""
 
 
 _SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8, 18: 8}
@@ -135,7 +139,7 @@ _DIRECTORIES = (34665, 34853, 40965)
 
 
 def check_tags(data: memoryview, most: int) -> dict[int, int]:
-    """The first values of the tags of a TIFF file. Raises BadImageError if all values take over `most` bytes."""
+    """Return the first value of each tag of a TIFF file. Raises BadImageError if all values take over `most` bytes."""
     order, big = "<" if data[0] == ord("I") else ">", 43 in data[2:4]
     try:
         (place,) = struct.unpack_from(order + ("Q" if big else "L"), data, 8 if big else 4)
@@ -145,11 +149,14 @@ def check_tags(data: memoryview, most: int) -> dict[int, int]:
 
 
 def _check_tiff(data: memoryview, most_pixels: int) -> None:
-    """Pillow reads all values of all tags, and of some that tags point to, when it opens the file."""
+    """Raise BadImageError for tags that take too much memory: Pillow reads all values when it opens the file.
+
+    It also reads the directories that some tags point to.
+    """
     values = check_tags(data, len(data))
     order, big = "<" if data[0] == ord("I") else ">", 43 in data[2:4]
     for pointer in _DIRECTORIES:
-        with suppress(struct.error, OverflowError):  # Pillow goes on without them.
+        with suppress(struct.error, OverflowError):  # Pillow continues without them.
             _tags(data, values.get(pointer, len(data)), order, big, len(data))
     width, height = (values.get(tag, 1) for tag in _TILE)
     if width * height > most_pixels:
@@ -159,7 +166,10 @@ def _check_tiff(data: memoryview, most_pixels: int) -> None:
 
 
 def _tags(data: memoryview, place: int, order: str, big: bool, most: int) -> dict[int, int]:
-    """The first value of each tag of a TIFF directory, as far as it stands there. Raises struct.error."""
+    """Return the value field of each tag of a TIFF directory. Raises struct.error where the data end.
+
+    A field holds the first value, or the offset of values that do not fit into it.
+    """
     number = order + ("Q" if big else "H")
     (count,) = struct.unpack_from(number, data, place)
     entry = struct.Struct(order + ("HHQQ" if big else "HHLL"))
@@ -175,7 +185,7 @@ def _tags(data: memoryview, place: int, order: str, big: bool, most: int) -> dic
         size += values * one
         if size > most or (values > MOST_VALUES and one > 1):
             raise BadImageError(f"declares {values:,} values of TIFF tag {tag}, which is damage, or meant to harm")
-        if kind == _SHORT:  # It stands in the first bytes of the field.
+        if kind == _SHORT:  # A short is in the first bytes of the field.
             value = value >> (48 if big else 16) if order == ">" else value & 0xFFFF
         found[tag] = value
     return found

@@ -1,4 +1,4 @@
-"""Encoded images, read with care: of regular files alone, of bounded size, and little of what is no image."""
+"""Files of images, read with care: regular files of bounded size, and only the beginning of what is no image."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from pipelines.images.encoded import Bytes
 from pipelines.images.headers import UNKNOWN, format_of
 
 FIRST = 1 << 16
-"""Bytes that are read before the rest: most small files are read at once."""
+"""Bytes that are read before the rest. Most small files are read at once."""
 
 
 class NoImageError(OSError):
-    """What is large, and does not begin as an image does; only its beginning was read."""
+    """A large file that does not begin as an image does. Only its beginning was read."""
 
     def __init__(self, path: Path | None = None) -> None:
         super().__init__(errno.EINVAL, UNKNOWN, *([] if path is None else [os.fsdecode(path)]))
 
 
 def read_image(path: Path, most: int) -> Bytes:
-    """A whole file. OSError if it is no regular file, or takes more than `most` bytes; NoImageError."""
+    """Read a whole file. Raises OSError unless it is a regular file of at most `most` bytes, or NoImageError."""
     descriptor = open_descriptor(path, most)
     try:
         return read_range(descriptor, 0, os.fstat(descriptor).st_size, most)
@@ -34,7 +34,7 @@ def read_image(path: Path, most: int) -> Bytes:
 
 
 def read_range(descriptor: int, offset: int, size: int, most: int) -> Bytes:
-    """So many bytes of a file, or less where it ends. OSError as in `read_image`."""
+    """Read `size` bytes of a file, or less where it ends. Raises OSError as `read_image`."""
     if size > most:
         raise OSError(errno.EFBIG, f"has {size:,} bytes, more than {most:,}")
     content = np.empty(size, dtype=np.uint8)

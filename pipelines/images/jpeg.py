@@ -1,4 +1,8 @@
-"""How a JPEG file is built, read from its markers, before any decoder sees it (ITU-T T.81, annex B)."""
+"""The structure of a JPEG file, read from its markers before any decoder sees it (ITU-T T.81, annex B).
+
+A file is a chain of segments: FF D8; then FF, a marker and, for most markers, a length of two bytes that counts itself
+and the content; at the end FF D9. After the segment of a scan (FF DA) follow entropy-coded data without a length.
+"""
 
 from __future__ import annotations
 
@@ -12,59 +16,59 @@ END, SCAN, APP0, APP1, APP14, APP15, COMMENT = 0xD9, 0xDA, 0xE0, 0xE1, 0xEE, 0xE
 TABLES = (0xC4, 0xDB, 0xDD)
 """Huffman and quantisation tables, restart interval."""
 MOST_SEGMENTS = 4096
-"""A file has some twenty; more is nothing that needs to be fast."""
+"""Most segments that are followed. A usual file has about twenty."""
 SAMPLING = {(h, v) for h in (1, 2) for v in (1, 2)}
-"""Of luminance, horizontally and vertically, beside chrominance: 4:4:4, 4:2:2, 4:4:0, 4:2:0."""
+"""Sampling factors of luminance, horizontal and vertical, beside 1x1 chrominance: 4:4:4, 4:2:2, 4:4:0, 4:2:0."""
 
-# A marker within the entropy-coded data of a scan: there 0xFF stands before 0 if it is data, and before D0 to D7
-# where decoding may restart. FF FF is a fill byte.
+# A marker after the entropy-coded data of a scan. Within the data FF 00 is a byte FF, FF D0 to FF D7 are places where
+# decoding may restart, and FF FF is a fill byte.
 _MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")
 
 
 @dataclass
 class Jpeg:
-    """What the markers say."""
+    """Content of the markers."""
 
     width: int = 0
     height: int = 0
     scans: int = 0
     app1: list[tuple[int, int]] = field(default_factory=list)
-    """Where segments with EXIF or XMP data begin and end."""
+    """First byte, and first byte behind, each segment with EXIF or XMP data."""
     metadata: bool = False
-    """Whether there is more to read than the usual notes of JFIF and Adobe."""
+    """True if there is more metadata than the usual notes of JFIF and Adobe."""
     end: int | None = None
-    """The first byte behind the end mark; None if there is none, or it was not looked for."""
+    """First byte behind the end mark; None if there is none, or the walk ended before it."""
     plain: bool = False
-    """Whole, and of the kind that all decoders read alike: Huffman codes, 8 bits, grey or YCbCr."""
+    """True if whole, and of the kind that all decoders read alike: Huffman codes, 8 bits, grey or YCbCr."""
     cut: bool = False
-    """The data end in a scan, and no other has to follow it."""
+    """True if the data end within a scan, and no other scan must follow it."""
 
 
 class _OddError(Exception):
-    """The file is built otherwise than nearly all are. It may be good."""
+    """An unusual structure. The file may be good."""
 
 
 def structure(content: Bytes) -> Jpeg:
-    """Walk from marker to marker, as far as all is as usual."""
+    """Walk from marker to marker, as far as the structure is usual."""
     walk = _Walk(content.data)
     try:
         walk.to_the_end()
         walk.found.plain = walk.is_plain()
     except _OddError:
         walk.found.scans = _most_scans(content)
-    except IndexError:  # The data end, or a segment reaches beyond them, which a decoder may skip.
+    except IndexError:  # The data end, or a segment reaches beyond their end, which a decoder may skip.
         walk.found.scans = _most_scans(content)
         walk.found.cut = walk.in_scan and walk.has_all_coefficients()
     return walk.found
 
 
 def _most_scans(content: Bytes) -> int:
-    """Scans that any decoder can find."""
+    """Return a bound on the scans that any decoder can find."""
     return bytes(content.data).count(b"\xff\xda")
 
 
 class _Walk:
-    """Raises IndexError where the data end."""
+    """A walk over the segments. Raises IndexError where the data end."""
 
     def __init__(self, data: memoryview) -> None:
         self.found = Jpeg()
@@ -73,10 +77,11 @@ class _Walk:
         self._kind = 0
         self._components: dict[int, tuple[int, int]] = {}  # Sampling factors, by identifier.
         self._jfif = False
-        self._adobe: int | None = None  # Its note on the colours.
-        self._last_bits: dict[int, set[int]] = {}  # Coefficients whose last bit is there, by component.
+        self._adobe: int | None = None  # Adobe's note on the colours.
+        self._last_bits: dict[int, set[int]] = {}  # Coefficients that are complete to the last bit, by component.
 
     def to_the_end(self) -> None:
+        """Follow the segments to the end mark."""
         position = 2
         for _ in range(MOST_SEGMENTS):
             start, marker = position, self._data[position + 1]
@@ -99,7 +104,7 @@ class _Walk:
         raise _OddError
 
     def _segment(self, marker: int, start: int, end: int) -> None:
-        """Take in what a segment says."""
+        """Read a segment."""
         body = bytes(self._data[start : min(end, start + 64)])
         if marker in (BASELINE, EXTENDED, PROGRESSIVE):
             self._frame(marker, body)
@@ -121,7 +126,7 @@ class _Walk:
         self.found.height, self.found.width = (int.from_bytes(body[i : i + 2], "big") for i in (1, 3))
         self._components = {body[i]: divmod(body[i + 1], 16) for i in range(6, len(body), 3)}
         if len(self._components) != body[5] or not self.found.height or not self.found.width:
-            raise _OddError  # Components of one name; a height that only a later marker tells.
+            raise _OddError  # Two components of one name, or a height that a later marker gives.
 
     def _scan(self, body: bytes) -> None:
         if not body or len(body) != 4 + 2 * body[0] or not self._kind:
@@ -134,7 +139,7 @@ class _Walk:
             self._last_bits.setdefault(name, set()).update(range(first, last + 1))
 
     def _behind_scan(self, position: int) -> int:
-        """The marker after entropy-coded data."""
+        """Return the position of the marker after entropy-coded data."""
         self.in_scan = True
         found = _MARKER.search(self._data, position)
         if found is None:
@@ -143,20 +148,21 @@ class _Walk:
         return found.start()
 
     def is_plain(self) -> bool:
+        """True if all decoders give the same pixels."""
         if len(self._components) not in (1, 3):
             return False
         luminance, *others = self._components.values()
-        # A baseline file of more scans may be whole, or have some that only some decoders look at.
+        # A baseline file of several scans may be whole, or may have scans that only some decoders read.
         if (self._kind != PROGRESSIVE and self.found.scans != 1) or luminance not in SAMPLING or set(others) - {(1, 1)}:
             return False
         if not others:
             return self.has_all_coefficients()
-        # Else the names of components may say that they are red, green and blue.
+        # Otherwise the names of the components may mean red, green and blue.
         known = self._jfif or self._adobe == 1 or list(self._components) == [1, 2, 3]
         return known and self._adobe in (None, 1) and self.has_all_coefficients()
 
     def has_all_coefficients(self) -> bool:
-        """Each of the 64 of each component, to its last bit. A progressive file brings them in many scans."""
+        """True if each component has all 64 coefficients to the last bit. Progressive files use many scans."""
         return bool(self._components) and all(len(self._last_bits.get(name, ())) == 64 for name in self._components)
 
     def _short(self, position: int) -> int:

@@ -1,4 +1,7 @@
-"""Which PNG files all decoders read alike: known from their chunks, before any sees them (ISO/IEC 15948)."""
+"""A check of which PNG files all decoders read alike, by their chunks, before a decoder sees them (ISO/IEC 15948).
+
+A file is 8 fixed bytes, then chunks: length (4 bytes), name (4), content, checksum of name and content (4).
+"""
 
 from __future__ import annotations
 
@@ -13,24 +16,24 @@ HEADER, PALETTE, PIXELS, END, TEXT = b"IHDR", b"PLTE", b"IDAT", b"IEND", b"tEXt"
 HARMLESS = frozenset(
     {HEADER, PALETTE, PIXELS, END, TEXT, b"bKGD", b"cHRM", b"gAMA", b"pHYs", b"sBIT", b"sRGB", b"tIME"}
 )
-"""Chunks that do not change how the pixels are read. Those with EXIF data, transparent colours or frames may."""
+"""Chunks that do not change how pixels are read. Chunks with EXIF data, transparent colours or frames may."""
 _LENGTHS = {b"cHRM": 32, b"gAMA": 4, b"pHYs": 9, b"sRGB": 1}
-"""Of what Pillow reads, in bytes: it refuses shorter ones, DALI does not."""
+"""Lengths, in bytes, of chunks that Pillow reads: it refuses shorter ones, DALI does not."""
 _MOST_TEXT = 1 << 16
-"""Bytes of all texts: Pillow has a limit on them."""
+"""Most bytes of all texts: Pillow limits them."""
 _METADATA = (b"Raw profile", b"XML:")
-"""How texts with EXIF or XMP data begin."""
+"""First bytes of texts with EXIF or XMP data."""
 _PALETTES = {0: (0,), 2: (0, 1), 3: (1,), 4: (0,), 6: (0, 1)}
-"""By kind of colour, the byte 25 of a file: how many palettes there may be. No other kind is known."""
+"""Numbers of palettes that are allowed, by kind of colour: byte 25 of a file."""
 _HEAD = struct.Struct(">L4s")
 
 
 class _OddError(Exception):
-    """The file may be good; Pillow decides."""
+    """An unusual file. It may be good; Pillow decides."""
 
 
 def is_plain(content: Bytes) -> bool:
-    """Whether the file is as it was written, of 8 bits a channel, not interlaced, and without metadata that matter."""
+    """True if the file is undamaged, of 8 bits a channel, not interlaced, and without metadata that change pixels."""
     try:
         names = [name for name, _ in groupby(_chunks(content.data))]
     except _OddError:
@@ -42,7 +45,7 @@ def is_plain(content: Bytes) -> bool:
 
 
 def _chunks(data: memoryview) -> Iterator[bytes]:
-    """The names of all chunks, each looked at."""
+    """Yield the names of all chunks. Raises _OddError for a chunk that is damaged or unusual."""
     position, texts = 8, 0
     while position < len(data):
         if position + 12 > len(data):
@@ -62,5 +65,5 @@ def _chunks(data: memoryview) -> Iterator[bytes]:
 
 
 def _is_simple(header: bytes) -> bool:
-    """8 bits a channel, and the one kind of compression, of filters, of no interlacing."""
+    """True for 8 bits a channel, the only kinds of compression and filters, and no interlacing."""
     return len(header) == 13 and header[8] == 8 and header[10:] == bytes(3)

@@ -1,4 +1,4 @@
-"""Who reads, decodes and transforms: DALI, or torchvision in torch's DataLoader. Both do as the order says."""
+"""The contract of a loader, which reads, decodes and transforms: DALI, or torchvision in torch's DataLoader."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from pipelines.sources.base import Encoded
 from pipelines.views import Recipe
 
 Stream = Iterator[tuple[Indices, Uniforms]]
-"""Batches: which samples, and random numbers float64 [batch, view.uniforms]. May be endless; it is read ahead."""
+"""Batches: indices of samples, and random numbers float64 [batch, view.uniforms]. May be endless; it is read ahead."""
 
 
 class BadSamples(Exception):  # noqa: N818 - samples are bad, not the program
-    """Samples of the batch to come that cannot be had, each with the reason. The feed is at its end."""
+    """Bad samples of the next batch, each with the reason. The feed has ended."""
 
     def __init__(self, faults: Mapping[int, str]) -> None:
         super().__init__(faults)
@@ -25,39 +25,38 @@ class BadSamples(Exception):  # noqa: N818 - samples are bad, not the program
 
 
 class Feed(ABC):
-    """Batches made from a stream, one after the other."""
+    """Batches that are made from a stream, one after another."""
 
     @abstractmethod
     def next(self) -> Batch:
-        """Raises BadSamples."""
+        """Return the next batch. Raises BadSamples, or UserError if memory is short."""
 
     @abstractmethod
     def close(self) -> None:
-        """Let threads and processes go."""
+        """End threads and processes."""
 
 
 @dataclass(frozen=True)
 class Loader(ABC):
-    """Makes feeds.
-
-    `threads` of each feed; `device_id`: index of the GPU that batches are to
-    be on, None for the CPU; images in `half` precision, and in memory channels
-    last, or else float32 and contiguous. Images of more than `most_pixels` are
-    bad samples.
-    """
+    """Makes feeds."""
 
     threads: int
+    """Threads or processes of each feed."""
     device_id: int | None
+    """Index of the GPU that batches are delivered on; None for the CPU."""
     half: bool
+    """True for half precision, else float32."""
     channels_last: bool
+    """Memory layout of images: channels last instead of contiguous."""
     most_pixels: int
+    """Images of more pixels are bad samples."""
 
     @abstractmethod
     def feed(self, recipe: Recipe, stream: Stream, batch: int) -> Feed:
-        """`batch`: the samples in the largest batch of the stream."""
+        """Return a feed. `batch`: samples in the largest batch of the stream."""
 
     def fault(self, source: Encoded, index: int) -> str | None:
-        """Why a sample cannot be had, or None: the same words whoever loads. Reads it and decodes all of it."""
+        """Read a sample and decode all of it. Return why that fails, or None: the same for every loader."""
         from pipelines.sources.faults import fault  # Only here: a config is validated without Pillow.
 
         try:
@@ -67,7 +66,7 @@ class Loader(ABC):
 
 
 def no_memory(source: Encoded, index: int) -> UserError:
-    """It is not the image's fault: those that are too large are bad samples."""
+    """Return the error for too little memory. It is not the image's fault: too large images are bad samples."""
     return UserError(
         f"{source.name(index)}: no memory is left to decode it; lower data.threads, data.most_pixels or the batch"
     )

@@ -1,4 +1,4 @@
-"""What DALI is given to decode, such that it cannot but make of it what the reference does."""
+"""Images as DALI gets them: in a form that DALI decodes exactly as the reference does."""
 
 from __future__ import annotations
 
@@ -14,17 +14,21 @@ from pipelines.images.png import is_plain
 from pipelines.images.reference import as_pnm, decoded, orientation
 
 LARGE_PIXELS = 1 << 24
-"""Larger images do not wait in a batch (dali_large.py). Most cameras' photographs are not."""
+"""Larger images do not wait in a batch (dali_large.py). Most cameras' photographs are smaller."""
 LARGE_TIMES_AS_LONG = 16
-"""Nor do those of which one side is so many times the other: resized to a shorter side they get large."""
+"""Images with a larger ratio of sides do not wait either: resized to a shorter side they get large."""
 
 
 def is_large(size: Size) -> bool:
+    """Return True for an image that must not wait in a batch. `size`: (width, height) in pixels."""
     return size[0] * size[1] > LARGE_PIXELS or max(size) > LARGE_TIMES_AS_LONG * min(size)
 
 
 def given(content: Bytes, most_pixels: int, *, as_it_is: bool = True, header: Header | None = None) -> Bytes:
-    """A plain JPEG or PNG as it is, if it may be, without metadata; all else decoded. Raises as `reference.decoded`."""
+    """Return a plain JPEG or PNG without metadata, if `as_it_is`; otherwise decode the image.
+
+    Raises as `reference.decoded`.
+    """
     header = header or checked(content, most_pixels)
     if as_it_is and header.jpeg is not None and header.jpeg.plain:
         return _without_metadata(content, header.jpeg)
@@ -34,7 +38,7 @@ def given(content: Bytes, most_pixels: int, *, as_it_is: bool = True, header: He
 
 
 def size_of(content: Bytes, header: Header) -> Size:
-    """Width and height as stored. Raises as `reference.decoded`."""
+    """Return width and height as stored. Raises as `reference.decoded`."""
     if header.size is not None:
         return header.size
     with Image.open(io.BytesIO(content.data), formats=(header.format,)) as image:
@@ -43,10 +47,10 @@ def size_of(content: Bytes, header: Header) -> Size:
 
 
 def _without_metadata(content: Bytes, jpeg: Jpeg) -> Bytes:
-    """Up to the end mark, and with the EXIF orientation alone, as Pillow reads it."""
+    """Return a JPEG up to its end mark. Of the metadata it keeps the EXIF orientation, as Pillow reads it."""
     if not jpeg.metadata:
         kept = content[: jpeg.end]
-        return kept if len(content) < 2 * len(kept) else kept.copy()  # A part would keep all of it in memory.
+        return kept if len(content) < 2 * len(kept) else kept.copy()  # A view would keep all of it in memory.
     turn = orientation(Image.open(io.BytesIO(content.data), formats=("JPEG",)))  # Pillow may refuse metadata.
     parts, position = [], 0
     for start, end in jpeg.app1:
@@ -57,7 +61,7 @@ def _without_metadata(content: Bytes, jpeg: Jpeg) -> Bytes:
 
 
 def _exif(turn: int) -> Bytes:
-    """A segment that tells the orientation and no more: a TIFF directory of one tag, a short."""
+    """Return a segment with the orientation alone: a TIFF directory of one tag, a short."""
     directory = b"\x00\x01" + b"\x01\x12\x00\x03\x00\x00\x00\x01" + bytes([0, turn, 0, 0]) + bytes(4)
     body = b"Exif\0\0" + b"MM\0*\0\0\0\x08" + directory
     return np.frombuffer(b"\xff\xe1" + (len(body) + 2).to_bytes(2, "big") + body, dtype=np.uint8)

@@ -1,8 +1,7 @@
 """Images too large to wait in a batch: their view is made as soon as they are read, one image at a time.
 
-A batch holds all its images at once, and DALI is given some batches ahead. Of images as large as `data.most_pixels`
-allows they would fill the memory: 16 files of 36 bytes can be 5 GB. Of what is handed over here, DALI's graph changes
-nothing: it only normalises it.
+A batch holds all its images at once, and DALI gets some batches ahead. Images as large as `data.most_pixels` allows
+would fill the memory: 16 files of 36 bytes can be 5 GB. DALI's graph only normalises the images that are made here.
 """
 
 from __future__ import annotations
@@ -22,17 +21,17 @@ from pipelines.views import CentralCrop, View
 
 @singledispatch
 def ready(view: View, image: Image.Image, *numbers: Any) -> Tensor:
-    """uint8 [3, height, width], of which the graph of `view` makes what it would of `image` with these numbers.
+    """Return uint8 [3, height, width]. The graph of `view` makes of it what it would make of `image` with `numbers`.
 
-    The graph must be given zeros in place of the numbers: then a square is resized as a whole, which changes nothing
-    if it has its size already, and is not mirrored.
+    The graph must be given zeros in place of the numbers. It then takes all of the square image and does not mirror it,
+    and resizing changes nothing, for it has its final size.
     """
     return made(view, image, *numbers)
 
 
 @ready.register
 def _(view: CentralCrop, image: Image.Image) -> Tensor:
-    """Resized, and only so much of it that the graph finds the same crop in its middle."""
+    """Return the resized image's central part, in which the graph finds the same crop."""
     tensor = tensor_of(image)
     _, height, width = tensor.shape
     height, width = augment.shorter_side_resized(height, width, view.resize)
@@ -42,5 +41,5 @@ def _(view: CentralCrop, image: Image.Image) -> Tensor:
 
 
 def given(view: View, image: Image.Image, *numbers: Any) -> Bytes:
-    """The same as DALI is given it."""
+    """Return the image that `ready` makes, encoded for DALI."""
     return as_pnm(Image.fromarray(ready(view, image, *numbers).permute(1, 2, 0).contiguous().numpy()))

@@ -1,4 +1,4 @@
-"""Batches through NVIDIA DALI: read, decoded and transformed in its threads or on the GPU, in the order of a stream."""
+"""Batches through NVIDIA DALI: decoded and transformed in its threads or on the GPU, in the order of a stream."""
 
 from __future__ import annotations
 
@@ -8,14 +8,12 @@ from collections.abc import Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property
-from importlib import import_module
 from itertools import chain
 from threading import Lock
 from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from nvidia.dali import Pipeline, fn, pipeline_def, types
 
 from pipelines.base import Batch
@@ -25,6 +23,7 @@ from pipelines.images.reference import decoded
 from pipelines.loaders import dali_views
 from pipelines.loaders.base import BadSamples, Feed, Loader, Stream, no_memory
 from pipelines.loaders.dali_images import given, is_large, size_of
+from pipelines.loaders.dali_probe import Probe, to_torch
 from pipelines.loaders.dali_views import Normaliser, made, on_gpu
 from pipelines.order import Indices, Uniforms
 from pipelines.sources.base import Arrays, Encoded
@@ -33,7 +32,7 @@ from pipelines.views import Recipe, View
 log = logging.getLogger(__name__)
 
 _NOTHING = np.frombuffer(b"P6\n1 1\n255\n\0\0\0", dtype=np.uint8)
-"""An image in place of one that cannot be had: its batch is never delivered."""
+"""An image in place of a bad one: its batch is never delivered."""
 
 
 @dataclass(frozen=True)
@@ -41,26 +40,26 @@ class DaliLoader(Loader):
     """One graph for CPU and GPU. Random numbers come from the order, none from DALI."""
 
     refused: set[str] = field(default_factory=set)
-    """Names of samples that DALI cannot decode, though they are good."""
+    """Names of good samples that DALI cannot decode."""
     large: Lock = field(default_factory=Lock, compare=False)
-    """Held while a large image is made: there is memory for one."""
+    """Lock that is held while a large image is made: there is memory for one."""
 
     def feed(self, recipe: Recipe, stream: Stream, batch: int) -> Feed:
         return DaliFeed(self, recipe, stream, batch)
 
     def given(self, source: Encoded, index: int, view: View, *numbers: Any) -> tuple[Bytes, bool]:
-        """The bytes that DALI decodes, and whether the view is made already. Raises as reading and decoding do."""
+        """Return the bytes for DALI, and True if their view is made already. Raises as reading and decoding do."""
         content, header = self._read(source, index)
         if not is_large(size_of(content, header)):
             return self._as_file(source, index, content, header), False
         with self.large:
             image = decoded(content, self.most_pixels, header)
-            # Imported only now: most runs do without torchvision's transforms.
-            made: Bytes = import_module("pipelines.loaders.dali_large").given(view, image, *numbers)
-            return made, True
+            from pipelines.loaders import dali_large  # Only here: most runs do not need torchvision's transforms.
+
+            return dali_large.given(view, image, *numbers), True
 
     def refuses(self, source: Encoded, index: int) -> bool:
-        """Whether DALI cannot decode a good sample. Notes that, so that it is decoded for DALI from now on."""
+        """Return True if DALI cannot decode a good sample. Then it is decoded for DALI from now on."""
         name = source.name(index)
         content, header = self._read(source, index)
         if name in self.refused or is_large(size_of(content, header)):
@@ -86,7 +85,7 @@ class DaliLoader(Loader):
 
 @dataclass(frozen=True)
 class _Given:
-    """A batch that DALI has been given, or will be, and has not delivered."""
+    """A batch in flight: DALI has not delivered it yet."""
 
     indices: Indices
     uniforms: Uniforms
@@ -128,27 +127,27 @@ class DaliFeed(Feed):
                 if self._error is not None:
                     raise self._error from None
                 if not self._found_refused():
-                    raise  # All samples are good: the error is of another kind.
-                del self._pipeline  # It is dead.
+                    raise  # All samples are good: it is another error.
+                del self._pipeline  # It cannot be used after an error.
                 self._batches.close()
                 self._start()
         if faults := self._in_flight.popleft().faults:
             raise BadSamples(faults)
-        tensor = _to_torch(images)
-        return (tensor.permute(0, 3, 1, 2) if self._loader.channels_last else tensor), _to_torch(labels)
+        tensor = to_torch(images)
+        return (tensor.permute(0, 3, 1, 2) if self._loader.channels_last else tensor), to_torch(labels)
 
     def _run(self) -> Any:
         device_id = self._loader.device_id
-        # On a GPU in the order of torch's stream: DALI then waits for neither, nor reuses memory too early.
+        # On a GPU, run on torch's stream: then DALI neither waits, nor reuses memory too early.
         return self._pipeline.run(None if device_id is None else torch.cuda.current_stream(device_id))
 
     def close(self) -> None:
         if self._reader is not None:
             self._reader.shutdown(cancel_futures=True)
-        del self._pipeline  # Now, not when Python finds that it and what it reads from hold each other.
+        del self._pipeline  # Now, not when Python collects the reference cycle of pipeline and reader.
 
     def _given(self, indices: Indices, uniforms: Uniforms) -> tuple[Any, ...]:
-        """What DALI is given of a batch."""
+        """Return the inputs of DALI's graph for a batch."""
         source, view = self._recipe.source, self._recipe.view
         numbers = view.numbers(uniforms)
         faults: dict[int, str] = {}
@@ -173,7 +172,7 @@ class DaliFeed(Feed):
         return (images, *numbers, source.labels[indices])
 
     def _image(self, index: int, *numbers: Any) -> tuple[Bytes | str, bool]:
-        """The bytes for DALI, or why they cannot be had; and whether the view is made already."""
+        """Return the bytes for DALI, or why the sample is bad, and True if the view is made already."""
         source = self._recipe.source
         assert isinstance(source, Encoded)
         try:
@@ -186,18 +185,18 @@ class DaliFeed(Feed):
                     raise
                 return fault, False
         except Exception as error:
-            self._error = error  # Through DALI it may come as another.
+            self._error = error  # DALI may raise it as another type.
             raise
 
     def _found_refused(self) -> bool:
-        """Whether there are good samples that DALI cannot decode. Raises BadSamples if there are bad ones.
+        """Return True if there are good samples that DALI cannot decode. Raises BadSamples if there are bad ones.
 
-        A failed pipeline is dead and names no sample: look at each of those that it has been given.
+        A failed pipeline names no sample, so each sample in flight is examined.
         """
         source = self._recipe.source
         if not isinstance(source, Encoded):
             return False
-        batches = list(self._in_flight)  # What reads ahead goes on.
+        batches = list(self._in_flight)  # A copy: another thread reads ahead.
         for batch in batches:
             faults = {int(index): self._loader.fault(source, int(index)) for index in batch.indices}
             if bad := {index: fault for index, fault in faults.items() if fault is not None}:
@@ -207,7 +206,7 @@ class DaliFeed(Feed):
 
 
 def _ahead(batches: Iterator[Any]) -> Generator[Any, None, None]:
-    """The same, each made in another thread while the one before is used."""
+    """Yield the batches, each made in another thread while the previous one is used."""
     with ThreadPoolExecutor(1) as pool:
         end = object()
         coming = pool.submit(next, batches, end)
@@ -216,12 +215,7 @@ def _ahead(batches: Iterator[Any]) -> Generator[Any, None, None]:
             yield batch
 
 
-def _to_torch(tensors: Any) -> torch.Tensor:
-    """DALI's tensor list as a torch tensor, without a copy: DALI leaves the memory alone as long as it is held."""
-    return torch.utils.dlpack.from_dlpack(tensors.as_tensor())
-
-
-# exec_dynamic: outputs that live on while the next batch is made.
+# exec_dynamic: outputs stay valid while the next batch is made.
 @pipeline_def(exec_dynamic=True)  # type: ignore[untyped-decorator]
 def _graph(samples: Iterator[Any], recipe: Recipe, normalised: Normaliser) -> Any:
     in_memory = isinstance(recipe.source, Arrays)
@@ -236,41 +230,6 @@ def _graph(samples: Iterator[Any], recipe: Recipe, normalised: Normaliser) -> An
     )
     pixels = dali_views.Decoded(image) if in_memory else dali_views.Encoded(image)
     return made(recipe.view, pixels, normalised, *others), labels.gpu() if on_gpu() else labels
-
-
-class Probe:
-    """Decodes one image at a time, to find those that DALI cannot decode."""
-
-    def __init__(self, device_id: int | None = None) -> None:
-        self._device_id = device_id
-        self._pipeline: Pipeline | None = None
-        self._lock = Lock()  # What reads ahead looks for replacements while a failed batch is searched.
-
-    def pixels(self, encoded: Bytes) -> NDArray[np.uint8] | None:
-        """uint8 [height, width, 3], on the CPU; None if it cannot be decoded."""
-        with self._lock:
-            return self._pixels(encoded)
-
-    def _pixels(self, encoded: Bytes) -> NDArray[np.uint8] | None:
-        if self._pipeline is None:
-            self._pipeline = _probe_graph(batch_size=1, num_threads=1, device_id=self._device_id)
-            self._pipeline.build()
-        try:
-            self._pipeline.feed_input("encoded", [encoded])
-            images = self._pipeline.run()[0]
-        except RuntimeError as error:
-            self._pipeline = None  # It is dead.
-            if "memory" in str(error) or "CUDA" in str(error):
-                raise  # Not the image's fault.
-            return None
-        found: NDArray[np.uint8] = _to_torch(images)[0].cpu().numpy().copy()
-        return found
-
-
-@pipeline_def(prefetch_queue_depth=1)  # type: ignore[untyped-decorator]
-def _probe_graph() -> Any:
-    encoded = fn.external_source(name="encoded", dtype=types.UINT8, ndim=1)
-    return dali_views.Encoded(encoded).whole()
 
 
 THE_LOADER = DaliLoader

@@ -1,4 +1,4 @@
-"""Views as DALI's graph: nodes in, nodes out. Runs while a pipeline is being defined."""
+"""Views as DALI's graph: nodes in, nodes out. Called while a pipeline is being defined."""
 
 from __future__ import annotations
 
@@ -13,60 +13,63 @@ from pipelines.views import AsItIs, CentralCrop, Normalisation, RandomCrop, Rand
 
 
 def on_gpu() -> bool:
-    """Whether the graph that is being defined ends on a GPU."""
+    """Return True if the graph that is being defined ends on a GPU."""
     return Pipeline.current().device_id is not None
 
 
 def decoding() -> dict[str, Any]:
-    """What all decoders are told. EXIF orientation is honoured by default; fancy upsampling makes GPU and CPU agree."""
+    """Return the options of all decoders. Fancy upsampling makes GPU and CPU agree; EXIF is applied by default."""
     options: dict[str, Any] = {"output_type": types.RGB, "jpeg_fancy_upsampling": True}
     if not on_gpu():
         return {"device": "cpu", **options}
-    # Room for the largest image of ImageNet from the start: memory that grew with it would grow in mid-run.
+    # Memory for the largest image of ImageNet from the start, else it would grow in mid-run.
     return {"device": "mixed", **options, "preallocate_width_hint": 5980, "preallocate_height_hint": 6430}
 
 
 class Decoded:
-    """Images uint8 HWC that are there already."""
+    """Decoded images, uint8 HWC."""
 
     def __init__(self, images: Any) -> None:
         self._images = images
 
     def shape(self) -> Any:
-        """int64 [3], on the CPU: height, width, channels."""
+        """Return the node of height, width, channels: int64 [3], on the CPU."""
         return self._images.shape()
 
     def whole(self) -> Any:
+        """Return the node of the images."""
         return self._images.gpu() if on_gpu() else self._images
 
     def window(self, anchor: Any, size: Any) -> Any:
+        """Return the node of a part of the images."""
         return fn.slice(self.whole(), anchor, size, axis_names="HW")
 
 
 class Encoded:
-    """Images as files hold them, uint8 [bytes] on the CPU."""
+    """Encoded images, uint8 [bytes] on the CPU."""
 
     def __init__(self, encoded: Any) -> None:
         self._encoded = encoded
 
     def shape(self) -> Any:
+        """Return the node of height, width, channels, from the header: int64 [3], on the CPU."""
         return fn.peek_image_shape(self._encoded)
 
     def whole(self) -> Any:
-        """As a window of all of it: decoding must wait for the look at the header.
+        """Return the node of whole images, as a window: so decoding waits until the header has been read.
 
-        Where that fails, DALI 2.4 ends the process if decoding the same batch is under way.
+        If reading a header fails while the same batch is being decoded, DALI 2.4 ends the process.
         """
         size = self.shape()[:2]
         return self.window(size * 0, size)
 
     def window(self, anchor: Any, size: Any) -> Any:
-        """Only as much as is needed gets decoded."""
+        """Return the node of a part of the images. Only as much as needed is decoded."""
         return fn.decoders.image_slice(self._encoded, anchor, size, axis_names="HW", **decoding())
 
 
 class Normaliser:
-    """To float CHW, or HWC where `channels_last`; half precision where `half`."""
+    """The normalisation: to float CHW, or HWC if `channels_last`; half precision if `half`."""
 
     def __init__(self, normalisation: Normalisation, *, half: bool, channels_last: bool) -> None:
         self._options = {
@@ -82,7 +85,7 @@ class Normaliser:
 
 @singledispatch
 def made(view: View, image: Decoded | Encoded, normalised: Normaliser, *numbers: Any) -> Any:
-    """The images' node that `view` makes of `image`, given the nodes of `view.numbers`."""
+    """Return the node of the images that `view` makes of `image`, given the nodes of `view.numbers`."""
     raise NotImplementedError(type(view).__name__)
 
 
@@ -96,7 +99,7 @@ def _(view: AsItIs, image: Decoded | Encoded, normalised: Normaliser) -> Any:
 
 @made.register
 def _(view: RandomCrop, image: Decoded | Encoded, normalised: Normaliser, top: Any, left: Any, mirror: Any) -> Any:
-    # DALI takes a place as a share of the room, and rounds back.
+    # DALI takes a place as a fraction of the free pixels, and rounds it back.
     rooms = [float(max(room, 1)) for room in view.room]
     y, x = (fn.cast(place / room, dtype=types.FLOAT) for place, room in zip((top, left), rooms, strict=True))
     return normalised(image.whole(), crop=view.size, crop_pos_y=y, crop_pos_x=x, mirror=mirror)
@@ -104,7 +107,7 @@ def _(view: RandomCrop, image: Decoded | Encoded, normalised: Normaliser, top: A
 
 @made.register
 def _(view: CentralCrop, image: Decoded | Encoded, normalised: Normaliser) -> Any:
-    """The size is computed here: DALI's own rule for it rounds otherwise than torchvision's."""
+    """Compute the size here: DALI rounds it otherwise than torchvision."""
     height_width = fn.cast(image.shape()[:2], dtype=types.FLOAT64)
     shorter = math.min(height_width[0], height_width[1])
     size = math.floor(height_width * float(view.resize) / shorter)
@@ -112,7 +115,7 @@ def _(view: CentralCrop, image: Decoded | Encoded, normalised: Normaliser) -> An
     room = size - float(view.size)
     lower = math.floor(room * 0.5)
     odd, odd_lower = room - 2.0 * lower, lower - 2.0 * math.floor(lower * 0.5)
-    # Half a pixel goes to the even neighbour. Sizes are at most some thousands: shares in float32 round back.
+    # Half a pixel is rounded to even. Sizes are at most some thousands, so fractions in float32 round back exactly.
     place = fn.cast((lower + odd * odd_lower) / math.max(room, 1.0), dtype=types.FLOAT)
     return normalised(images, crop=(view.size, view.size), crop_pos_y=place[0], crop_pos_x=place[1])
 
@@ -125,21 +128,25 @@ def _(view: RandomResizedCrop, image: Decoded | Encoded, normalised: Normaliser,
 
 
 def resized(images: Any, **size: Any) -> Any:
-    """uint8 images, linear with antialiasing, as torchvision resizes: rounded to whole grey levels too."""
+    """Resize to uint8 images as torchvision does: linear with antialiasing, rounded to whole grey levels."""
     return fn.resize(images, **size, interp_type=types.INTERP_LINEAR, antialias=True, dtype=types.UINT8)
 
 
 def random_window(shape: Any, factors: Any, place: Any) -> tuple[Any, Any]:
-    """`augment.random_window` as nodes: (anchor, size), int64 [2] each, (height, width); `shape`: int64 [3]."""
+    """Compute `augment.random_window` as nodes.
+
+    Takes `shape`, int64 [3]. Returns (anchor, size), each int64 [2]: (height, width).
+    """
     height_width = fn.cast(fn.reshape(shape[:2], shape=[2, 1]), dtype=types.FLOAT64)
     width_height = fn.cast(fn.stack(shape[1:2], shape[:1]), dtype=types.FLOAT64)
     attempts = math.floor(factors * math.sqrt(height_width[0] * height_width[1]) + 0.5)
-    # It always fits, so it stands last.
+    # It always fits, so it is the last candidate.
     fallback = math.min(height_width, math.floor(width_height * augment.ASPECT[1] + 0.5))
     sizes = fn.cat(attempts, fallback, axis=1)
     fits = (sizes >= 1.0) & (sizes <= height_width)
     unfit = (fits[0] & fits[1]) == 0
-    # The first that fits.
+    # The first that fits: of the indices 0 to ATTEMPTS the least, once ATTEMPTS is added to those that do not fit.
+    # With 3 attempts that fit [no, yes, no] and the fallback: min(0 + 3, 1, 2 + 3, 3) = 1.
     chosen = fn.reductions.min(types.Constant(np.arange(augment.ATTEMPTS + 1)) + unfit * augment.ATTEMPTS)
     size = sizes[:, chosen]
     free = height_width[:, 0] - size

@@ -1,4 +1,7 @@
-"""Batches through torch's DataLoader and torchvision's transforms: where DALI does not install, and its yardstick."""
+"""Batches through torch's DataLoader and torchvision's transforms, for where DALI does not install.
+
+DALI's loader is tested against this one.
+"""
 
 from __future__ import annotations
 
@@ -28,11 +31,11 @@ from pipelines.views import Recipe
 
 Key = tuple[Indices, Uniforms]
 GRACE_SECONDS = 30
-"""Between SIGTERM and the end of a process: time for the trainer to save and stop."""
+"""Seconds between SIGTERM and the end of a process, in which the trainer saves and stops."""
 
 
 class TorchLoader(Loader):
-    """`threads` are processes here."""
+    """A loader whose `threads` are processes."""
 
     def feed(self, recipe: Recipe, stream: Stream, batch: int) -> Feed:
         return TorchFeed(self, recipe, stream)
@@ -55,7 +58,7 @@ class TorchFeed(Feed):
                     multiprocessing_context=_processes() if workers else None,
                     worker_init_fn=_Undisturbed(os.getpid()),
                     pin_memory=loader.device_id is not None,
-                    generator=torch.Generator(),  # Or it would draw from the run's, each time that a feed is made.
+                    generator=torch.Generator(),  # Without it, each new feed would draw from the run's generator.
                 )
             )
         normalisation = recipe.normalisation
@@ -79,40 +82,38 @@ class TorchFeed(Feed):
         return self._normalised(images), labels
 
     def _normalised(self, images: Tensor) -> Tensor:
-        """Of a whole batch at once, and on the GPU where there is one: uint8 travels in a quarter of the time."""
+        """Normalise a whole batch, on the GPU if there is one: uint8 takes a quarter of the time to copy."""
         if self._loader.channels_last:
             images = images.contiguous(memory_format=torch.channels_last)
         normalised = images.float().sub_(self._mean).div_(self._std)
         return normalised.half() if self._loader.half else normalised
 
     def close(self) -> None:
-        self._batches = iter(())  # Which ends the processes of the old one.
+        self._batches = iter(())  # This ends the processes of the old iterator.
 
 
 @cache
 def _processes() -> Any:
-    """How processes start: not as copies of this one, whose threads may hold a lock that a copy would wait for."""
+    """Return a context that starts processes without a fork: a forked one could wait for a lock of another thread."""
     if "forkserver" not in multiprocessing.get_all_start_methods():
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["__main__", __name__])  # Imported once, not by each process.
+    context.set_forkserver_preload(["__main__", __name__])  # Imported once, by the server.
     return context
 
 
 class _Undisturbed:
-    """What each process does first.
+    """The first act of each process: handle SIGTERM late, and end with the trainer.
 
-    A signal to the whole group, such as a terminal's Ctrl-C, is the trainer's
-    to answer: it still needs its batches to save and stop. Where the trainer
-    was killed nobody else ends them: torch's own watch looks at the parent,
-    which is the server.
+    The trainer answers signals to the whole group, such as a terminal's Ctrl-C: it still needs batches to save and
+    stop. If the trainer is killed, nobody else ends these processes: torch watches their parent, which is the server.
     """
 
     def __init__(self, trainer: int) -> None:
         self._trainer = trainer
 
     def __call__(self, _: int) -> None:
-        # Python ends its children with this one: they must go in the end. The others stay blocked (`undisturbed`).
+        # Python ends its children by SIGTERM, so it must work in the end. Other signals stay blocked (`undisturbed`).
         signal.signal(signal.SIGTERM, lambda *_: Timer(GRACE_SECONDS, os._exit, (1,)).start())
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
         Thread(target=self._watch, daemon=True).start()
@@ -132,7 +133,7 @@ def _is_alive(process: int) -> bool:
 
 
 class _Stream:
-    """A sampler in DataLoader's sense."""
+    """A stream as a sampler for DataLoader."""
 
     def __init__(self, stream: Stream) -> None:
         self._stream = stream
@@ -142,11 +143,7 @@ class _Stream:
 
 
 class _Batches(Dataset[Any]):
-    """Whole batches, by their keys.
-
-    Images [batch, channels, height, width], labels, what is wrong by sample,
-    and what ends the run.
-    """
+    """Whole batches by key: images [batch, channels, height, width], labels, faults by sample, and a fatal error."""
 
     def __init__(self, loader: TorchLoader, recipe: Recipe) -> None:
         self._loader, self._recipe = loader, recipe
@@ -154,8 +151,8 @@ class _Batches(Dataset[Any]):
     def __getitem__(self, key: Key) -> tuple[Tensor, Tensor, dict[int, str], UserError | None]:
         try:
             return (*self._batch(key), None)
-        except UserError as error:  # From another process it would come with its traceback in its words.
-            # Without the old one's context, which holds the image: there may be no memory left.
+        except UserError as error:  # Raised in another process, its message would hold a traceback.
+            # A new error: the old one's context holds the image, and memory may be short.
             return torch.empty(0), torch.empty(0), {}, UserError(str(error))
 
     def _batch(self, key: Key) -> tuple[Tensor, Tensor, dict[int, str]]:
@@ -174,7 +171,7 @@ class _Batches(Dataset[Any]):
             except Exception:
                 fault = self._loader.fault(source, index) if isinstance(source, Encoded) else None
                 if fault is None:
-                    raise  # The image is good: the error is of another kind.
+                    raise  # The image is good: it is another error.
                 faults[index] = fault
         batch = torch.stack(images) if not faults else torch.empty(0)
         return batch, torch.from_numpy(source.labels[indices]), faults

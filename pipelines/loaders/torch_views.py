@@ -22,17 +22,16 @@ functional: Any = untyped
 
 
 def pixels(image: Image.Image) -> Tensor:
-    """uint8 [3, height, width]."""
+    """Return the RGB pixels, uint8 [3, height, width]."""
     tensor: Tensor = functional.pil_to_tensor(rgb(image))
     return tensor
 
 
 @singledispatch
 def made(view: View, image: Any, *numbers: Any) -> Tensor:
-    """uint8 or float [channels, height, width], in grey levels.
+    """Return the view of an image in grey levels, uint8 or float [channels, height, width].
 
-    `image`: a PIL image, or uint8 [height, width, channels]. `numbers`: those
-    of `view.numbers` for this image.
+    `image`: a PIL image, or uint8 [height, width, channels]. `numbers`: the image's rows of `view.numbers`.
     """
     raise NotImplementedError(type(view).__name__)
 
@@ -60,7 +59,7 @@ def _(view: CentralCrop, image: Any) -> Tensor:
 def _(view: RandomResizedCrop, image: Any, factors: Any, place: Any, mirror: Any) -> Tensor:
     height, width = (image.height, image.width) if isinstance(image, Image.Image) else image.shape[:2]
     top, left, h, w = augment.random_window(height, width, factors, place)
-    if isinstance(image, Image.Image):  # Before anything else is done to all of the pixels.
+    if isinstance(image, Image.Image):  # Crop first: the rest then handles fewer pixels.
         window = tensor_of(image.crop((left, top, left + w, top + h)))
     else:
         window = cropped(tensor_of(image), top, left, h, w)
@@ -68,12 +67,13 @@ def _(view: RandomResizedCrop, image: Any, factors: Any, place: Any, mirror: Any
 
 
 def resized(tensor: Tensor, height: int, width: int) -> Tensor:
-    """Linear with antialiasing."""
+    """Resize linearly with antialiasing. Sizes are in pixels."""
     small: Tensor = functional.resize(tensor, [height, width], antialias=True)
     return small
 
 
 def cropped(tensor: Tensor, top: int, left: int, height: int, width: int) -> Tensor:
+    """Return a window, in pixels. Where it reaches beyond the image it is filled with zeros."""
     window: Tensor = functional.crop(tensor, top, left, height, width)
     return window
 
@@ -84,7 +84,7 @@ def _mirrored(tensor: Tensor, mirror: Any) -> Tensor:
 
 
 def tensor_of(image: Any) -> Tensor:
-    """uint8 [channels, height, width]."""
+    """Return an image as uint8 [channels, height, width]."""
     if isinstance(image, Image.Image):
         return pixels(image)
     return torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))

@@ -1,0 +1,1 @@
+"""Sources of samples: arrays, folders of images, and tar shards."""

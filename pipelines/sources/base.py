@@ -1,4 +1,4 @@
-"""Where samples come from. What is made of them is a view's business (views.py), by whom a loader's (loaders.py)."""
+"""Sources: numbered samples with labels. Views (views.py) say what is made of them, loaders make it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pipelines.images.encoded import Bytes
 
 
 class Numbered(Protocol):
-    """A numbered set of samples, of which a class is known, and maybe no more."""
+    """A numbered set of samples of known classes."""
 
     @property
     def labels(self) -> NDArray[np.int64]:
@@ -22,7 +22,7 @@ class Numbered(Protocol):
 
     @property
     def listing(self) -> str | None:
-        """A digest of what sample has which number: a position in an order means nothing without it."""
+        """Digest of which sample has which number; it gives a position in an order its meaning."""
         ...
 
 
@@ -31,25 +31,25 @@ class Source(Numbered, Protocol):
 
     @property
     def class_names(self) -> tuple[str, ...]:
-        """By label; empty if the classes have no names."""
+        """Names by label; empty if the classes have no names."""
         ...
 
     @property
     def listing(self) -> str: ...
 
     def name(self, index: int) -> str:
-        """What messages and lists of files to leave out call a sample, such as `train/ape/001.jpg`."""
+        """Return the name of a sample in messages and in `data.exclude`, such as `train/ape/001.jpg`."""
         ...
 
 
 @runtime_checkable
 class Encoded(Source, Protocol):
-    """Images as files hold them, still to be decoded."""
+    """Images that are still to be decoded."""
 
     def encoded(self, index: int, most: int = ...) -> Bytes:
-        """The file's content. OSError if it cannot be read or takes more than `most` bytes; a pipe is not waited for.
+        """Return the file's content. Any thread or process may call it.
 
-        Any thread or process may call.
+        Raises OSError, without waiting for a pipe, if it cannot be read or takes more than `most` bytes.
         """
         ...
 
@@ -79,20 +79,20 @@ class Arrays:
 
 @dataclass(frozen=True)
 class Listed:
-    """A `Source` without its images: enough to know the order of training."""
+    """Labels and listing of a `Source` without its images: enough to know the order of training."""
 
     labels: NDArray[np.int64]
     listing: str | None
-    """None where it will be known only when the data have been fetched."""
+    """None if it is unknown until the data are fetched."""
 
 
 def listing_of_arrays(shape: tuple[int, ...], labels: NDArray[np.int64]) -> str:
-    """The `listing` of images of this shape, (height, width, channels), with labels int64 [n]."""
+    """Return the `listing` of images of this shape, (height, width, channels), with labels int64 [n]."""
     return digest(str(tuple(shape)).encode(), labels.tobytes())
 
 
 def digest(*parts: bytes | memoryview) -> str:
-    """16 hexadecimal digits."""
+    """Return a checksum of the parts, of 16 hexadecimal digits."""
     found = hashlib.blake2b(digest_size=8)
     for part in parts:
         found.update(len(part).to_bytes(8, "little"))

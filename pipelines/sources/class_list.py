@@ -1,4 +1,4 @@
-"""The names of classes beside shards: `classes.txt`, a name a line, the first that of label 0."""
+"""The names of classes beside shards: `classes.txt`, a name a line, beginning with label 0."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ from pathlib import Path
 
 from pipelines.common.errors import UserError
 from pipelines.common.files import read_text
-from pipelines.sources.image_folder import require_names
+from pipelines.sources.class_folders import require_names
 
 CLASSES = "classes.txt"
 MOST_CLASSES = 1 << 20
 
 
 def read_names(root: Path) -> tuple[str, ...]:
-    """Those in the folder of the shards; none if there is no such file. Raises UserError if it cannot be used."""
+    """Return the names in the folder of the shards; none without such a file. Raises UserError if it is invalid."""
     path = root / CLASSES
     try:
         text = read_text(path)

@@ -1,4 +1,4 @@
-"""The list of samples to leave out (`data.exclude`), as `python -m pipelines scan` writes it."""
+"""The list of samples to skip (`data.exclude`), as `python -m pipelines scan` writes it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pipelines.common.errors import UserError
 from pipelines.common.files import read_bytes
 
 MOST = 4_000_000
-"""Names. With the bound on the file's size, one on memory."""
+"""Most names. With the bound on the file's size, this bounds memory."""
 
 
 @dataclass(frozen=True)
@@ -20,11 +20,11 @@ class Excluded:
 
     names: frozenset[str] = frozenset()
     file: str = ""
-    """Where they stand."""
+    """File that holds the names, for messages."""
 
     @classmethod
     def read(cls, file: str | None) -> Excluded:
-        """From a text file with a name a line; lines that start with # are comments. UserError if it cannot be read."""
+        """Read a text file with a name a line; lines that start with # are comments. Raises UserError."""
         if file is None:
             return cls()
         try:
@@ -36,22 +36,22 @@ class Excluded:
             ) from None
         if content.count(b"\n") > MOST:
             raise UserError(f"data.exclude: {file} has more than {MOST:,} lines; remove the files instead")
-        # Editors of Windows put a mark in front and \r behind; no name on a list ends so.
+        # Windows editors write a byte order mark and \r. No listed name ends with \r.
         text = io.TextIOWrapper(io.BytesIO(content), "utf-8-sig", errors="surrogateescape", newline="\n")
         lines = (line.rstrip("\r\n") for line in text)
         return cls(frozenset(line for line in lines if line.strip() and not line.startswith("#")), file)
 
     def under(self, part: str) -> set[str]:
-        """The names that begin with a folder's."""
+        """Return the names in a folder."""
         return {name for name in self.names if name.startswith(f"{part}/")}
 
     def require_under(self, parts: Collection[str], root: Path) -> None:
-        """Raise UserError if there are names in none of these folders, which would have no effect."""
+        """Raise UserError for names outside of these folders, which would have no effect."""
         known = tuple(f"{part}/" for part in parts)
         self.require_none([name for name in self.names if not name.startswith(known)], root)
 
     def require_none(self, missing: Collection[str], root: Path) -> None:
-        """Raise UserError if there are names that stand for nothing: the list is of other data."""
+        """Raise UserError if there are names of no sample: the list belongs to other data."""
         if missing:
             raise UserError(
                 f"data.exclude: {self.file} names {len(missing)} files that {root} does not have, such as "

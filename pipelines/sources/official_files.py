@@ -1,4 +1,4 @@
-"""Files of data sets that are fetched, looked at before others read them: regular, of bounded size, unchanged."""
+"""Checks of fetched files before others read them: regular, of bounded size, unchanged."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from pipelines.common.errors import UserError
 from pipelines.common.files import open_regular, require_regular
 
 LARGEST = 256 << 20
-"""Bytes. The largest, the archive of CIFAR-10, has 170 MB."""
+"""Bytes. The largest file, the archive of CIFAR-10, has 170 MB."""
 
 
 def require_files(folder: Path, names: Iterable[str], remedy: str) -> None:
-    """Raise UserError unless all are there, as files that can be read."""
+    """Raise UserError unless all these files exist and are regular."""
     require_no_others(paths := [folder / name for name in names])
     if missing := [path.name for path in paths if not path.exists()]:
         raise UserError(
@@ -25,7 +25,7 @@ def require_files(folder: Path, names: Iterable[str], remedy: str) -> None:
 
 
 def require_no_others(paths: Iterable[Path]) -> None:
-    """Raise UserError for what is there and no file: whoever opens a pipe, to read or to replace it, waits for ever."""
+    """Raise UserError for paths that exist and are no regular files: opening a pipe would wait without end."""
     for path in paths:
         try:
             require_regular(path, os.stat(path), LARGEST)
@@ -36,7 +36,7 @@ def require_no_others(paths: Iterable[Path]) -> None:
 
 
 def require_md5(path: Path, expected: str, what: str) -> None:
-    """Raise UserError for another content than the official one."""
+    """Raise UserError if the content is not the official one."""
     found = hashlib.md5(usedforsecurity=False)
     try:
         with open_regular(path, LARGEST) as file:

@@ -1,4 +1,4 @@
-"""The parts of a data set that lies in folders: what to train on, to choose the best epoch by, and to test on."""
+"""The parts of a data set in folders: to train on, to choose the best epoch by, and to test on."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pipelines.common.errors import UserError
 
 TRAIN, TEST = "train", "test"
 VALIDATION = ("val", "valid", "validation")
-"""Names for the same thing."""
+"""Names of the same part."""
 
 
 @dataclass(frozen=True)
@@ -18,17 +18,18 @@ class Parts:
     """Names of folders, or patterns of shards."""
 
     test: str | None
-    """None where there is none: then training samples must be held out to choose the best epoch by."""
+    """None if there is no test data: then training samples must be held out to choose the best epoch by."""
     validation: str | None = None
-    """What chooses the best epoch, if the data set has that beside test data."""
+    """Data to choose the best epoch by, if the data set has them beside test data."""
     train: str = TRAIN
 
     @property
     def there(self) -> tuple[str, ...]:
+        """Parts that exist, training first."""
         return (self.train, *(name for name in (self.validation, self.test) if name is not None))
 
     def require(self, root: Path, validation_samples: int) -> None:
-        """Raise UserError unless there is something to evaluate on, and one thing to choose the best epoch by."""
+        """Raise UserError unless there is data to evaluate on, and one set to choose the best epoch by."""
         if self.test is None and validation_samples == 0:
             raise UserError(
                 f"data.path: {root} has nothing to evaluate on; name that folder {', '.join(VALIDATION)} or {TEST}, "
@@ -42,10 +43,10 @@ class Parts:
 
 
 def find_parts(root: Path, holds_samples: Callable[[Path], bool]) -> Parts:
-    """The parts of `root` by the names of its folders.
+    """Return the parts of `root` by the names of its folders.
 
     A validation folder without test data is the test data. `test` counts only if it holds samples of known classes:
-    ImageNet's own test images come without. Raises UserError if two folders are for the same thing.
+    ImageNet's own test images have none. Raises UserError if two folders are for the same part.
     """
     found = [name for name in VALIDATION if is_folder(root / name)]
     if len(found) > 1:
@@ -58,7 +59,7 @@ def find_parts(root: Path, holds_samples: Callable[[Path], bool]) -> Parts:
 
 
 def is_folder(path: Path) -> bool:
-    """Raises UserError if that cannot be known."""
+    """Return True for a folder. Raises UserError if that cannot be known."""
     try:
         return path.is_dir()
     except OSError as error:

@@ -1,6 +1,7 @@
-"""What stands where in a WebDataset shard: from the headers of the tar, or from an index beside it (`NAME.tar.index`).
+"""Places of the samples in a WebDataset shard: from the headers of the tar, or from an index beside it.
 
-How members make samples: shard_samples.py. Anybody may have written an index: what it says is held against the shard.
+The index of `NAME.tar` is `NAME.tar.index`. It is untrusted, so it is checked against the shard. shard_samples.py says
+how members make samples.
 """
 
 from __future__ import annotations
@@ -21,9 +22,9 @@ from pipelines.sources.tar_headers import BLOCK, UnusableError
 INDEX_SUFFIX = ".index"
 INDEX_KIND = b"dynsparse shard index 2\n"
 LARGEST_INDEX = 128 << 20
-"""Bytes: more than a million samples in one shard."""
+"""Bytes, for more than a million samples in one shard."""
 _HEAD = len(INDEX_KIND) + 32
-"""Bytes: the kind, and four numbers: of samples, of bytes in all names, and the stamp."""
+"""Bytes of the head: the kind, then four numbers: samples, bytes of all names, and the stamp of two."""
 
 
 @dataclass(frozen=True)
@@ -33,22 +34,23 @@ class Members:
     names: NDArray[np.uint8]
     """The members' names, end to end."""
     lengths: NDArray[np.int64]
-    """Of the names, in bytes."""
+    """Lengths of the names, in bytes."""
     offsets: NDArray[np.int64]
     sizes: NDArray[np.int64]
     labels: NDArray[np.int64]
 
     def kept(self, kept: NDArray[np.bool_]) -> Members:
-        """Those for which `kept`, bool [samples], holds."""
+        """Return the samples where `kept`, bool [samples], is True."""
         rest = (values[kept] for values in (self.lengths, self.offsets, self.sizes, self.labels))
         return Members(self.names[np.repeat(kept, self.lengths)], *rest)
 
     def decoded_names(self) -> list[str]:
+        """Return the members' names as Python's tarfile has them."""
         ends = np.cumsum(self.lengths)
         return [decoded(self.names[end - n : end]) for end, n in zip(ends, self.lengths, strict=True)]
 
     def fit(self, size: int) -> bool:
-        """Whether they can be those of a shard of so many bytes."""
+        """Return True if a shard of `size` bytes can hold these members."""
         offsets = self.offsets
         return bool(
             ((self.lengths > 0) & (self.lengths <= len(self.names))).all()
@@ -59,17 +61,17 @@ class Members:
 
 
 def decoded(name: NDArray[np.uint8]) -> str:
-    """A member's name, as Python's tarfile has it."""
+    """Return a member's name as Python's tarfile has it."""
     return name.tobytes().decode(errors="surrogateescape")
 
 
 def read_tar(path: Path, setting: str) -> Members:
-    """From the headers of a shard. Raises UserError."""
+    """Read the headers of a shard. Raises UserError."""
     try:
         with open_regular(path) as file:
             found = samples_in(file)
     except OSError as error:
-        reason = f"cannot be read ({error.strerror}); make it readable, or leave it out of the pattern"
+        reason = f"cannot be read ({error.strerror}); make it readable, or exclude it from the pattern"
     except UnusableError as error:
         reason = str(error)
     else:
@@ -80,7 +82,10 @@ def read_tar(path: Path, setting: str) -> Members:
 
 
 def read_index(path: Path) -> Members | None:
-    """From the index beside a shard; None if there is none. UnusableError if it is damaged or of another shard."""
+    """Read the index beside a shard; None if there is none.
+
+    Raises UnusableError if it is damaged or of another state of the shard.
+    """
     try:
         stored = read_bytes(index_of(path), LARGEST_INDEX)
         stamp = _stamp(path)
@@ -91,7 +96,7 @@ def read_index(path: Path) -> Members | None:
     content, check = memoryview(stored)[:-16], stored[-16:]
     if not stored.startswith(INDEX_KIND) or check != digest(content).encode():
         raise UnusableError("is damaged, or of another version")
-    # The digest tells accidents; anybody can compute it.
+    # The digest finds accidents, not forgeries: anybody can compute it.
     numbers, arrays = content[len(INDEX_KIND) : _HEAD], content[_HEAD:]
     samples, names, *state = np.frombuffer(numbers, dtype="<i8").tolist() if len(numbers) == 32 else (-1, 0)
     if not 0 <= samples <= len(arrays) or 32 * samples + names != len(arrays):
@@ -106,11 +111,11 @@ def read_index(path: Path) -> Members | None:
 
 
 def write_index(path: Path, setting: str) -> None:
-    """Reads a shard and writes its index beside it, whole or not at all. Raises UserError or OSError."""
+    """Read a shard and write its index beside it, whole or not at all. Raises UserError or OSError."""
     try:
-        stamp = _stamp(path)  # Before reading: whatever is changed from now on makes the index void.
+        stamp = _stamp(path)  # Before reading: any later change makes the index invalid.
     except OSError as error:
-        raise UserError(f"{setting}: {path} cannot be read ({error.strerror}); leave it out of the pattern") from None
+        raise UserError(f"{setting}: {path} cannot be read ({error.strerror}); exclude it from the pattern") from None
     found = read_tar(path, setting)
     table = np.stack((found.lengths, found.offsets, found.sizes, found.labels)).astype("<i8")
     numbers = np.array((len(found.labels), len(found.names), *stamp), dtype="<i8")
@@ -124,11 +129,12 @@ def write_index(path: Path, setting: str) -> None:
 
 
 def index_of(shard: Path) -> Path:
+    """Return the path of a shard's index."""
     return shard.with_name(shard.name + INDEX_SUFFIX)
 
 
 def _stamp(shard: Path) -> tuple[int, int]:
-    """Bytes, and nanoseconds at the last change."""
+    """Return the size in bytes, and the time of the last change in nanoseconds."""
     found = shard.stat()
     require_regular(shard, found, None)
     return found.st_size, found.st_mtime_ns

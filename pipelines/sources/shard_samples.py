@@ -1,9 +1,9 @@
-"""How the members of a WebDataset shard make samples: an image (`a/7.jpg`) and its label, a number (`a/7.cls`).
+"""Samples of a WebDataset shard: an image (`a/7.jpg`) and its label, a number (`a/7.cls`).
 
-A sample's key is the member's path up to the first dot of its base name, or where image and label agree up to their
-last dot, up to that: `img.0001.jpg` and `img.0001.cls` are a sample of their own. What has a sample's key and more
-before its extension is another part of that sample (`7.seg.png`), and passed over, as are hidden files and members that
-are neither image nor label. An image or a label that goes with nothing is an error.
+A sample's key is the member's path up to the first dot of its base name. If image and label agree up to their last dot,
+the key ends there: `img.0001.jpg` and `img.0001.cls` are one sample. A member with more between key and extension, such
+as `7.seg.png`, is another part of a sample, and skipped. So are hidden files and members that are neither image nor
+label. An image or a label without its counterpart is an error.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import BinaryIO
 
-from pipelines.sources.image_folder import EXTENSIONS
 from pipelines.sources.tar_headers import Member, UnusableError, members
+from pipelines.sources.walking import EXTENSIONS
 
 LABEL = "cls"
 _IMAGES = {extension.encode() for extension in EXTENSIONS}
@@ -40,14 +40,14 @@ class _Found:
     kind: str
     by_key: dict[bytes, Member] = field(default_factory=dict)
     again: dict[bytes, Member] = field(default_factory=dict)
-    """By key, what another one has taken the place of."""
+    """A second member with the same key, by key."""
 
     def add(self, key: bytes, member: Member) -> None:
         if self.by_key.setdefault(key, member) is not member:
             self.again.setdefault(key, member)
 
     def require_usable(self, keys: Iterable[bytes]) -> None:
-        """Raise UnusableError unless each of these is there once, as a regular file."""
+        """Raise UnusableError unless each key has one member, a regular file."""
         for key in keys:
             if key in self.again:
                 raise UnusableError(
@@ -62,7 +62,7 @@ class _Found:
 
 
 def samples_in(file: BinaryIO) -> list[Sample]:
-    """The samples of a tar, in the order of their images. Raises UnusableError."""
+    """Return the samples of a tar, in the order of their images. Raises UnusableError."""
     images, labels = _Found("image"), _Found("label")
     for member in members(file):
         key, extension = _key(member.name)
@@ -80,7 +80,7 @@ def samples_in(file: BinaryIO) -> list[Sample]:
 
 
 def _key(name: bytes) -> tuple[bytes, bytes]:
-    """Name up to the last dot, and the extension in lower case; no key for hidden files and those without extension."""
+    """Return the name up to the last dot and the lower-case extension; empty for hidden files and without extension."""
     folder, slash, base = name.rpartition(b"/")
     stem, _, extension = base.rpartition(b".")
     if not stem or base[:1] == b".":
@@ -89,7 +89,7 @@ def _key(name: bytes) -> tuple[bytes, bytes]:
 
 
 def _require_pairs(images: _Found, labels: _Found, keys: set[bytes]) -> None:
-    """Raise UnusableError for what is neither in a sample nor another part of one."""
+    """Raise UnusableError for an image or a label that is neither in a sample nor another part of one."""
     if (key := _alone(images, keys)) is not None:
         name = _text(key)
         raise UnusableError(f"has an image of sample {name} but no label ({name}.{LABEL}); add it, or remove the image")
@@ -99,7 +99,7 @@ def _require_pairs(images: _Found, labels: _Found, keys: set[bytes]) -> None:
 
 
 def _alone(found: _Found, keys: set[bytes]) -> bytes | None:
-    """The first that is neither in a sample nor another part of one."""
+    """Return the first key that is neither of a sample nor of another part of one."""
     for key in found.by_key:
         if key not in keys and _short(key) not in keys:
             found.require_usable([key])
@@ -108,7 +108,7 @@ def _alone(found: _Found, keys: set[bytes]) -> bytes | None:
 
 
 def _short(key: bytes) -> bytes:
-    """The key up to the first dot of its base name."""
+    """Return the key up to the first dot of its base name."""
     folder, slash, base = key.rpartition(b"/")
     return folder + slash + base.partition(b".")[0]
 

@@ -1,6 +1,6 @@
 """WebDataset shards as a source: samples are read by their place in uncompressed tar files, in any order.
 
-What a sample is: shard_samples.py. To write and to index shards: `python -m pipelines shards`, in shard_tools.py.
+shard_samples.py says what a sample is. `python -m pipelines shards` writes and indexes shards.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ from pipelines.sources.tar_headers import UnusableError
 
 SHARDS = "*.tar"
 DESCRIPTORS = 256
-"""Shards that a process keeps open, of each source; often it may have 1,024 files open in all."""
+"""Shards of one source that a process keeps open. Often it may have 1,024 files open in all."""
 
 log = logging.getLogger(__name__)
 
 
 class _Descriptor:
-    """An open file, closed when the last who uses it lets go: an eviction cannot close it under a reader."""
+    """An open file that is closed with its last reference: a cache can drop it while a reader uses it."""
 
     def __init__(self, number: int) -> None:
         self.number = number
@@ -49,31 +49,31 @@ def _open(path: str) -> _Descriptor:
 
 
 class _Descriptors:
-    """The latest `DESCRIPTORS` files, open. No lock that a fork could leave locked: lru_cache is safe as it is."""
+    """A cache of the latest `DESCRIPTORS` open files. lru_cache has no lock that a fork could leave locked."""
 
     def __init__(self) -> None:
         self.get: Callable[[str], _Descriptor] = lru_cache(maxsize=DESCRIPTORS)(_open)
 
     def __reduce__(self) -> tuple[type[_Descriptors], tuple[()]]:
-        return _Descriptors, ()  # numbers of descriptors mean nothing to another process
+        return _Descriptors, ()  # Numbers of descriptors mean nothing to another process.
 
 
 @dataclass(frozen=True, eq=False)
 class Shards:
-    """A `sources.Encoded`. Arrays, as in `image_folder.ImageFiles`: objects would take several times the memory."""
+    """An `Encoded` source in arrays, as `image_folder.ImageFiles`: objects would take several times the memory."""
 
     root: Path
     paths: tuple[str, ...]
     """The shards, relative to the root."""
     shards: NDArray[np.int32]
-    """[n]: which of `paths` holds the sample."""
+    """[n]: index in `paths` of the sample's shard."""
     offsets: NDArray[np.int64]
-    """[n]: the image's first byte in the shard."""
+    """[n]: first byte of the image in the shard."""
     sizes: NDArray[np.int64]
     """[n], in bytes."""
     labels: NDArray[np.int64]
     names: NDArray[np.uint8]
-    """The names of the image members, end to end."""
+    """Names of the image members, joined."""
     ends: NDArray[np.int64]
     """[n + 1], starting with 0: name i is names[ends[i] : ends[i + 1]]."""
     class_names: tuple[str, ...]
@@ -108,11 +108,12 @@ def list_shards(
     setting: str = "data.train_shards",
     every_class: bool = True,
 ) -> Shards:
-    """The samples of the shards that match `pattern`, a glob relative to `root`: shards sorted, samples as they stand.
+    """Return the samples of the shards that match `pattern`, a glob relative to `root`.
 
-    `excluded` are names of samples to leave out; those of other shards are passed over. `setting` is what
-    messages call the pattern. Raises UserError if a shard or a label is unusable, or, where `every_class`,
-    if a class has no sample.
+    Shards are sorted by name; samples keep their order.
+
+    `excluded` are names of samples to skip; names of other shards are ignored. `setting` names the pattern in messages.
+    Raises UserError if a shard or a label is unusable, or, with `every_class`, if a class has no sample.
     """
     paths = matching(root, pattern, setting)
     parts = _without(_all_members(root, paths, setting), paths, excluded)
@@ -129,7 +130,7 @@ def list_shards(
 
 
 def matching(root: Path, pattern: str, setting: str) -> tuple[str, ...]:
-    """The shards, sorted, relative to the root. Less hidden files, which are the system's, and less indexes."""
+    """Return the sorted paths of the shards, relative to the root, without hidden files and indexes."""
     try:
         found = sorted(path.relative_to(root).as_posix() for path in root.glob(pattern))
     except (ValueError, NotImplementedError, OSError, RecursionError):  # Empty, absolute, too long, too deep.
@@ -144,7 +145,7 @@ def matching(root: Path, pattern: str, setting: str) -> tuple[str, ...]:
 
 
 def _all_members(root: Path, paths: Iterable[str], setting: str) -> list[Members]:
-    """Of each shard: from its index, or where that cannot be used from the shard, which takes longer."""
+    """Read the members of each shard from its index, else from the shard, which takes longer."""
     parts, refused = [], []
     for path in paths:
         try:
@@ -173,22 +174,22 @@ def _without(parts: list[Members], paths: tuple[str, ...], excluded: frozenset[s
         names = parts[number].decoded_names()
         if unknown := sorted(members - set(names)):
             raise UserError(
-                f"data.exclude: {paths[number]}/{unknown[0]} is to be left out, but the shard has no such image; "
-                "correct the list of names to leave out"
+                f"data.exclude: {paths[number]}/{unknown[0]} is to be skipped, but the shard has no such image; "
+                "correct the list of names"
             )
         parts[number] = parts[number].kept(np.array([name not in members for name in names]))
     return parts
 
 
 def shard_parts(root: Path, train: str = "train/*.tar") -> Parts:
-    """Patterns of the shards in the folders that are for evaluation. Raises UserError."""
+    """Return the patterns of all parts: `train`, and the shards in the folders for evaluation. Raises UserError."""
     parts = find_parts(root, holds_samples=lambda folder: any(folder.glob(SHARDS)))
     test, validation = (None if name is None else f"{name}/{SHARDS}" for name in (parts.test, parts.validation))
     return Parts(test, validation, train)
 
 
 def count_classes(root: Path, pattern: str, setting: str = "data.train_shards") -> int:
-    """As many as `classes.txt` names; or else the labels in the shards show, from 0 on. Raises UserError."""
+    """Count the names in `classes.txt`, else the labels in the shards, from 0 on. Raises UserError."""
     if names := read_names(root):
         return len(names)
     parts = _all_members(root, matching(root, pattern, setting), setting)

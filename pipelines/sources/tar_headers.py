@@ -1,10 +1,10 @@
-"""The headers of a tar file: what its members are called, and at which bytes they stand.
+"""The headers of a tar file: the names of its members, and the bytes at which they begin.
 
-Python's `tarfile` reads headers of any length, follows a chain of them by recursion, and takes many a truncated or
-damaged file for one that ends earlier. A hostile file takes all memory so. Here every header is bounded, the file is
-read once from front to back, and its end is looked at.
+Python's `tarfile` reads headers of any length, follows a chain of them by recursion, and takes many truncated or
+damaged files for shorter ones. So a hostile file can take all memory. Here every header is bounded, the file is read
+once from front to back, and its end is checked.
 
-Formats: ustar, pax, GNU, and the old ones. Sparse members are told, not read.
+Formats: ustar, pax, GNU, and the old ones. Sparse members are recognised, not read.
 """
 
 from __future__ import annotations
@@ -17,19 +17,19 @@ from typing import BinaryIO
 
 BLOCK = 512
 LONGEST_HEADER = 1 << 20
-"""Bytes of a long name, or of pax records. Paths have at most 4,096 on Linux; other attributes may stand there too."""
+"""Most bytes of a long name, or of pax records. Linux paths have up to 4,096; there may be other attributes."""
 MOST_HEADERS = 8
-"""In front of one member. Writers need two or three."""
+"""Most headers in front of one member. Writers need two or three."""
 _REGULAR = frozenset(b"0\0" + b"7")
 _WITHOUT_DATA = frozenset(b"123456")
-"""Links, devices, folders, pipes: whatever their size says, no bytes follow."""
+"""Links, devices, folders, pipes: no bytes follow, whatever size the header gives."""
 _SPARSE, _LONG_NAME, _LONG_LINK, _PAX, _PAX_GLOBAL = b"SLKxg"
 _EXTENSIONS = frozenset((_LONG_NAME, _LONG_LINK, _PAX, _PAX_GLOBAL, ord("X")))
 _COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
 
 
 class UnusableError(Exception):
-    """What is wrong with a file, and the remedy: the rest of a sentence that begins with its name."""
+    """An unusable file: the message, with the remedy, is the rest of a sentence that begins with its name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,30 +38,31 @@ class Member:
 
     name: bytes
     offset: int
-    """Its first byte."""
+    """First byte of the content."""
     size: int
     kind: int
-    """The type's letter in the header."""
+    """Letter of the type in the header."""
     sparse: bool = False
 
     @property
     def is_regular(self) -> bool:
-        """Whether the bytes at its offset are its content."""
+        """True if the bytes at the offset are the content."""
         return self.kind in _REGULAR and not self.sparse
 
     @property
     def is_folder(self) -> bool:
+        """True for a folder."""
         return self.kind == ord("5")
 
 
 def members(file: BinaryIO) -> Iterator[Member]:
-    """The members of a tar. Raises UnusableError unless the tar is whole, once the damage is reached."""
+    """Yield the members of a tar. Raises UnusableError where damage is reached."""
     return _Reader(file).members()
 
 
 @dataclass(slots=True)
 class _Header:
-    """A block that says what follows it."""
+    """A header: a block that describes what follows it."""
 
     block: bytes
     kind: int
@@ -70,7 +71,7 @@ class _Header:
     @property
     def name(self) -> bytes:
         name = _text(self.block[:100])
-        # Where others have the first part of a long path, GNU's own format has times.
+        # Others put the first part of a long path there; GNU's own format has times.
         prefix = _text(self.block[345:500]) if self.block[257:263] == b"ustar\0" else b""
         return prefix + b"/" + name if prefix else name
 
@@ -80,7 +81,7 @@ class _Reader:
         self._file = file
         self._size = os.fstat(file.fileno()).st_size
         self._at = 0
-        """The byte at which the next header is to be."""
+        """Byte at which the next header begins."""
 
     def members(self) -> Iterator[Member]:
         while (member := self._member()) is not None:
@@ -88,7 +89,7 @@ class _Reader:
         self._require_end()
 
     def _member(self) -> Member | None:
-        """The next one, with what the headers in front of it say; None at the mark of the end."""
+        """Return the next member, with what the headers in front of it say; None at the end mark."""
         records: dict[bytes, bytes] = {}
         long_name = b""
         for _ in range(MOST_HEADERS + 1):
@@ -130,7 +131,7 @@ class _Reader:
         return _Header(block, block[156], size)
 
     def _refuse_head(self, lacking: str) -> None:
-        """Raise UnusableError if this is the first header: the file is no tar at all."""
+        """Raise UnusableError if this is the first header: then the file is no tar."""
         if self._at == 0:
             head = os.pread(self._file.fileno(), 8, 0)
             for magic, name in _COMPRESSED.items():
@@ -148,7 +149,10 @@ class _Reader:
         return content
 
     def _records(self, content: bytes) -> dict[bytes, bytes]:
-        """The records of a pax header: LENGTH KEY=VALUE and a line end, the length that of the whole record."""
+        """Return the records of a pax header. A record is LENGTH KEY=VALUE and a line end.
+
+        LENGTH counts all bytes of the record: 12 in "12 path=a.b" and a line end.
+        """
         found: dict[bytes, bytes] = {}
         at = 0
         while at < len(content) and content[at]:
@@ -172,7 +176,7 @@ class _Reader:
         if size < 0:
             raise UnusableError(f"is damaged: {_shown(name)} has {size} bytes; copy it anew")
         kind = header.kind
-        if kind == 0 and header.name.endswith(b"/"):  # As folders were written once.
+        if kind == 0 and header.name.endswith(b"/"):  # Old writers mark folders so.
             kind = ord("5")
         sparse = kind == _SPARSE or any(key.startswith(b"GNU.sparse.") for key in records)
         if kind == _SPARSE:
@@ -185,7 +189,7 @@ class _Reader:
         return member
 
     def _pass_map(self, header: _Header) -> None:
-        """Where the parts of GNU's sparse members belong, in as many blocks as each says whether another follows."""
+        """Skip the map of a GNU sparse member: each block says whether another follows."""
         more = header.block[482]
         while more:
             self._file.seek(self._at)
@@ -223,7 +227,7 @@ def _shown(name: bytes) -> str:
 
 
 def _number(field: bytes) -> int | None:
-    """Octal digits, or where the first bit is set the bits of a number of two's complement. None if it is neither."""
+    """Read octal digits or, if the first bit is set, a number in two's complement. None if it is neither."""
     if field[0] in (0o200, 0o377):
         return int.from_bytes(field[1:], "big") - ((1 << 8 * (len(field) - 1)) if field[0] == 0o377 else 0)
     digits = _text(field).strip(b" ")
@@ -233,7 +237,7 @@ def _number(field: bytes) -> int | None:
 
 
 def _is_right(block: bytes) -> bool:
-    """Whether the checksum is the sum of the bytes, its own field as spaces; some writers have taken them as signed."""
+    """True if the checksum is the sum of the bytes, with its own field as spaces. Some writers add signed bytes."""
     told = _number(block[148:156])
     others = block[:148] + block[156:]
     right = sum(others) + 8 * ord(" ")

@@ -5,8 +5,8 @@
 Crops of the two photographs that scikit-learn ships, in ImageNet's layout. A class is a tile of one photograph, each
 image a random part of it in a random size, brightness and contrast.
 
-For trying the path, not for comparing methods: the crops of train and val share pixels, so a network that has learnt
-two photographs by heart is right about both.
+They are for trying the path, not for comparing methods: the crops of train and val share pixels, so a network that has
+memorised two photographs is right about both.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ import multiprocessing
 import os
 import shlex
 import signal
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -30,7 +29,7 @@ import numpy as np
 from PIL import ExifTags, Image
 from tqdm import tqdm
 
-from pipelines.common.command_line import Parser
+from pipelines.common.command_line import Parser, at_least_1
 from pipelines.common.errors import UserError
 from pipelines.common.paths import path_argument
 from pipelines.order import generator, shuffled
@@ -40,19 +39,20 @@ PHOTOGRAPHS = ("china", "flower")
 ROWS, COLUMNS = ("top", "bottom"), ("left", "middle", "right")
 CLASSES = [f"{photo}_{row}_{column}" for photo in PHOTOGRAPHS for row in ROWS for column in COLUMNS]
 ASPECT = 1.5
-"""Width over height is between 1 / ASPECT and this."""
+"""Largest ratio of width to height, and of height to width."""
 LARGEST = 10_000
-"""Pixels of a side: more is a slip of the pen, and would fill the memory."""
+"""Most pixels of a side. More is a typing error, and would fill the memory."""
 
 
 def encoded(image: Image.Image, kind: str = "JPEG", **options: object) -> bytes:
+    """Encode an image in a format that Pillow knows."""
     file = io.BytesIO()
     image.save(file, kind, **{"quality": 90, **options})
     return file.getvalue()
 
 
 def lying(image: Image.Image) -> bytes:
-    """As a camera held upright stores it: turned to the left, with a note to turn it to the right."""
+    """Encode an image as an upright camera does: turned to the left, with a note to turn it to the right."""
     exif = Image.Exif()
     exif[ExifTags.Base.Orientation] = 6
     return encoded(image.transpose(Image.Transpose.ROTATE_90), exif=exif)
@@ -69,21 +69,22 @@ ODD: dict[str, Callable[[Image.Image], bytes]] = {
     "odd.bmp": lambda image: encoded(image, "BMP"),
     "odd.tiff": lambda image: encoded(image, "TIFF"),
 }
-"""Valid, and yet often read wrongly. By file name."""
+"""Encoders of valid images that are often read wrongly, by file name."""
 DAMAGE = ("truncated", "junk", "empty")
 
 
 @dataclass(frozen=True)
 class File:
-    """One file, and all that its content depends on."""
+    """One file, and everything that its content depends on."""
 
     path: str
-    """Within the folder: train/china_top_left/0007.jpg."""
+    """Path in the folder: train/china_top_left/0007.jpg."""
     size: Size
     seed: int
     damage: str = ""
 
     def content(self) -> bytes:
+        """Return the bytes of the file, damaged if it must be."""
         _, name_of_class, name = self.path.split("/")
         uniforms = generator(self.seed, "sample image", self.path).random_raw(7) / 2.0**64
         content = ODD.get(name, encoded)(crop(tiles()[name_of_class], self.size, uniforms.tolist()))
@@ -100,8 +101,8 @@ class File:
 
 @cache
 def tiles() -> dict[str, Image.Image]:
-    """The part of a photograph that each class shows."""
-    from sklearn.datasets import load_sample_images  # Takes a second.
+    """Return the part of a photograph that each class shows, by class."""
+    from sklearn.datasets import load_sample_images  # Only here: it takes a second.
 
     parts = (
         tile
@@ -113,13 +114,13 @@ def tiles() -> dict[str, Image.Image]:
 
 
 def crop(tile: Image.Image, size: Size, uniforms: Sequence[float]) -> Image.Image:
-    """A random part of the tile, its sides drawn from `size`. `uniforms`: 7 numbers in [0, 1]."""
+    """Return a random part of the tile, its sides drawn from `size`, in pixels. `uniforms`: 7 numbers in [0, 1]."""
     least, most = size
     wide, high, part, x, y, bright, contrast = uniforms
     width = round(least + (most - least) * wide)
     lowest, highest = max(least, math.ceil(width / ASPECT)), min(most, math.floor(width * ASPECT))
     height = round(lowest + (highest - lowest) * high)
-    # Never the whole tile to the last bit: a rounding error would overstep its edge.
+    # Never the whole tile: a rounding error could pass its edge.
     scale = min(tile.width / width, tile.height / height) * (0.6 + 0.39 * part)
     left, top = (tile.width - scale * width) * x, (tile.height - scale * height) * y
     box = (left, top, left + scale * width, top + scale * height)
@@ -129,7 +130,10 @@ def crop(tile: Image.Image, size: Size, uniforms: Sequence[float]) -> Image.Imag
 
 
 def plan(part: str, each: int, size: Size, seed: int, damaged: float) -> list[File]:
-    """The files of train or val without odd ones; `damaged` of them are, at least one if it is not 0."""
+    """Return the files of train or val, without odd ones.
+
+    The fraction `damaged` of them is damaged, at least one file if it is not 0.
+    """
     paths = [f"{part}/{name}/{number:04}.jpg" for name in CLASSES for number in range(each)]
     count = max(1, round(damaged * len(paths))) if damaged else 0
     chosen = shuffled(len(paths), seed, "damaged", part)[:count].tolist()
@@ -138,7 +142,7 @@ def plan(part: str, each: int, size: Size, seed: int, damaged: float) -> list[Fi
 
 
 def write(files: Sequence[File], folder: Path, workers: int) -> None:
-    """All files, or none: they are moved into place together. UserError if there is no place for them."""
+    """Write all files, or none: they are moved into place together. Raises UserError if they cannot be written."""
     try:
         if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
             raise UserError(f"DIR is {folder}, which is there; it must be new or empty: remove it, or give another")
@@ -160,23 +164,17 @@ def write(files: Sequence[File], folder: Path, workers: int) -> None:
 
 
 def contents(files: Sequence[File], workers: int) -> Iterator[bytes]:
-    """What each file holds, made by so many processes."""
+    """Yield the content of each file, made by `workers` processes."""
     if workers == 1:
         yield from map(File.content, files)
         return
-    # An interrupt is this process's to handle: each of the others would print a traceback.
+    # This process handles interrupts: the others would each print a traceback.
     spawn, ignored = multiprocessing.get_context("spawn"), (signal.SIGINT, signal.SIG_IGN)
     with ProcessPoolExecutor(workers, spawn, initializer=signal.signal, initargs=ignored) as pool:
         yield from pool.map(File.content, files, chunksize=8)
 
 
-def at_least_1(text: str) -> int:
-    if not (text.isascii() and text.isdecimal() and int(text)):
-        raise argparse.ArgumentTypeError(f"is '{text}'; it must be a whole number of at least 1")
-    return int(text)
-
-
-def share(text: str) -> float:
+def _fraction(text: str) -> float:
     try:
         value = float(text)
     except ValueError:
@@ -186,8 +184,7 @@ def share(text: str) -> float:
     return value
 
 
-def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    """Raises UserError for arguments that cannot be."""
+def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser = Parser(
         prog="python -m pipelines sample_images",
         description=__doc__,
@@ -201,11 +198,11 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--size", metavar=least_most, nargs=2, type=at_least_1, default=[160, 500], help="pixels of a side (160 500)"
     )
-    parser.add_argument("--seed", type=int, default=0, help="what draws the images (0)")
+    parser.add_argument("--seed", type=int, default=0, help="seed that draws the images (0)")
     parser.add_argument(
         "--workers", metavar="N", type=at_least_1, default=os.cpu_count() or 1, help="processes (one a CPU)"
     )
-    parser.add_argument("--damaged", metavar="SHARE", type=share, default=0.0, help="share of files to damage (0)")
+    parser.add_argument("--damaged", metavar="SHARE", type=_fraction, default=0.0, help="fraction of damaged files (0)")
     parser.add_argument("--odd", action="store_true", help="add odd training files: grey, CMYK, lying, tiny, ...")
     asked = parser.parse_args(arguments)
     least, most = asked.size
@@ -214,8 +211,9 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     return asked
 
 
-def run(arguments: Sequence[str] | None) -> None:
-    asked = parse(arguments)
+def main(arguments: Sequence[str]) -> None:
+    """Write the folder. Raises UserError for arguments that are invalid, or a folder that cannot be written."""
+    asked = _parse(arguments)
     parts = {"train": asked.train, "val": asked.val}
     files = [file for part, n in parts.items() for file in plan(part, n, asked.size, asked.seed, asked.damaged)]
     odd = [File(f"train/{name}/{odd}", asked.size, asked.seed) for name in CLASSES for odd in ODD if asked.odd]
@@ -228,14 +226,3 @@ def run(arguments: Sequence[str] | None) -> None:
         "launch/local.sh --workers demo -- --config configs/sample_images_resnet.yaml "
         + shlex.quote(f"data.path={asked.folder}")
     )
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    try:
-        run(arguments)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        return 130
-    return 0

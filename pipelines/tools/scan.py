@@ -1,4 +1,4 @@
-"""Check a data set of photographs before it is trained on: decode every image, and list those that cannot be.
+"""Check a data set of photographs before training: decode every image, and list those that cannot be decoded.
 
     python -m pipelines scan data/imagenet
 
@@ -13,33 +13,33 @@ import dataclasses
 import json
 import os
 import shlex
-import sys
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 
 from tqdm import tqdm
 
-from pipelines.common.command_line import Parser
+from pipelines.common.command_line import Parser, at_least_1
 from pipelines.common.errors import UserError
 from pipelines.common.paths import path_argument
 from pipelines.images.encoded import MOST_PIXELS
+from pipelines.sources.class_folders import class_folders, parts_of
 from pipelines.sources.class_list import read_names
-from pipelines.sources.image_folder import class_folders, list_images, parts_of
+from pipelines.sources.image_folder import list_images
 from pipelines.sources.parts import TRAIN
 from pipelines.sources.shards import list_shards, shard_parts
-from pipelines.tools.sample_images import at_least_1
 from pipelines.tools.scan_facts import Check, Decodes
 from pipelines.tools.scan_processes import examined, preload
-from pipelines.tools.scan_report import Part, Report, Tally, listable, shown, summary
+from pipelines.tools.scan_report import Part, Report, Tally
+from pipelines.tools.scan_summary import listable, shown, summary
 
 PARTS = ("train", "val")
 MOST_CLASSES = 1 << 16
-"""In shards that no list of classes goes with."""
+"""Most classes in shards without a list of classes."""
 
 
 def scan(parts: Sequence[Part], workers: int, check: Check) -> Report:
-    """Look at every image in so many processes. Raises UserError if they cannot start."""
+    """Examine every image in `workers` processes. Raises UserError if they cannot start."""
     tally = Tally({part.name: part for part in parts})
     total = sum(len(part.source.labels) for part in parts)
     sources = {part.name: part.source for part in parts}
@@ -49,8 +49,8 @@ def scan(parts: Sequence[Part], workers: int, check: Check) -> Report:
     return tally.report()
 
 
-def folder_parts(root: Path) -> list[Part]:
-    """Of a folder of images, whatever is amiss with it. Raises UserError if it cannot be read."""
+def _folder_parts(root: Path) -> list[Part]:
+    """Return the parts of a folder of images, even an incomplete one. Raises UserError if it cannot be read."""
     found = []
     for name in parts_of(root).there:
         if (root / name).is_dir():
@@ -61,8 +61,8 @@ def folder_parts(root: Path) -> list[Part]:
     return found
 
 
-def scanned_shards(root: Path, patterns: Mapping[str, str]) -> list[Part]:
-    """Of shards, by part. Raises UserError if a shard cannot be read."""
+def _shard_parts(root: Path, patterns: Mapping[str, str]) -> list[Part]:
+    """Return the parts of a data set in shards. Raises UserError if a shard cannot be read."""
     found = {
         name: list_shards(root, pattern, MOST_CLASSES, setting="--shards", every_class=False)
         for name, pattern in patterns.items()
@@ -77,13 +77,13 @@ def scanned_shards(root: Path, patterns: Mapping[str, str]) -> list[Part]:
     return parts
 
 
-def listed(root: Path, patterns: Sequence[str] | None) -> list[Part]:
-    """What there is to scan: folders of images, or shards. Raises UserError if there is nothing."""
+def _listed(root: Path, patterns: Sequence[str] | None) -> list[Part]:
+    """Return the parts to scan: folders of images, or shards. Raises UserError if there is none."""
     if not root.is_dir():
         raise UserError(f"DIR is {root}, which is no folder; give the folder that holds train and val")
     if patterns is not None:
-        return scanned_shards(root, dict(zip(PARTS, patterns, strict=True)))
-    parts = folder_parts(root)
+        return _shard_parts(root, dict(zip(PARTS, patterns, strict=True)))
+    parts = _folder_parts(root)
     if not any(len(part.source.labels) for part in parts):
         patterns = shard_parts(root).there
         if not (shards := {pattern.partition("/")[0]: pattern for pattern in patterns if any(root.glob(pattern))}):
@@ -91,12 +91,12 @@ def listed(root: Path, patterns: Sequence[str] | None) -> list[Part]:
                 f"DIR is {root}, which holds no images (train/CLASS/* and val/CLASS/*) and no shards "
                 "(train/*.tar and val/*.tar); give the folder that does, or patterns of shards by --shards"
             )
-        return scanned_shards(root, shards)
+        return _shard_parts(root, shards)
     return parts
 
 
-def exclude_list(report: Report) -> str:
-    """The text for `data.exclude`."""
+def _exclude_list(report: Report) -> str:
+    """Return the text of the file for `data.exclude`."""
     names = [name for name in report.bad if listable(name)]
     return (
         "# Images that cannot be read or decoded, for data.exclude: a name a line, relative to data.path.\n"
@@ -104,8 +104,8 @@ def exclude_list(report: Report) -> str:
     ) + "".join(f"{name}\n" for name in names)
 
 
-def write(path: Path, text: str) -> None:
-    """Whole, or not at all."""
+def _write(path: Path, text: str) -> None:
+    """Write a file, whole or not at all. Raises UserError if it cannot be written."""
     draft = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         draft.write_text(text, encoding="utf-8", errors="surrogateescape")
@@ -118,8 +118,7 @@ def write(path: Path, text: str) -> None:
         draft.unlink(missing_ok=True)
 
 
-def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    """Raises UserError for arguments that cannot be, places to write among them: a scan may take hours."""
+def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     form = argparse.RawDescriptionHelpFormatter
     parser = Parser(prog="python -m pipelines scan", description=__doc__, formatter_class=form, allow_abbrev=False)
     parser.add_argument("folder", metavar="DIR", type=path_argument, help="folder that holds train and val")
@@ -144,20 +143,22 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def _cpus() -> int:
-    """Those that this process may use: on a cluster often not all."""
+    """Count the CPUs that this process may use: on a cluster often not all."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def require_place(option: str, path: Path) -> None:
+def _require_place(option: str, path: Path) -> None:
+    """Raise UserError if a file cannot be written there. Asked first, for a scan may take hours."""
     if path.is_dir() or not path.parent.is_dir() or not os.access(path.parent, os.W_OK):
         raise UserError(f"{option} is {path}, which cannot be written; give a file in a folder that is there and yours")
 
 
-def run(arguments: Sequence[str] | None) -> None:
-    asked = parse(arguments)
-    parts = listed(asked.folder, asked.shards)
-    require_place("--exclude", asked.exclude)
-    require_place("--report", asked.report)
+def main(arguments: Sequence[str]) -> None:
+    """Scan a data set, and write the report and the list. Raises UserError if nothing can be scanned or written."""
+    asked = _parse(arguments)
+    parts = _listed(asked.folder, asked.shards)
+    _require_place("--exclude", asked.exclude)
+    _require_place("--report", asked.report)
     preload()
     report = scan(parts, asked.workers, Decodes(asked.most_pixels))
     if len(report.bad) == sum(report.images.values()):
@@ -167,27 +168,16 @@ def run(arguments: Sequence[str] | None) -> None:
         )
     written = bool(report.bad) or asked.exclude.exists()
     if written:
-        write(asked.exclude, exclude_list(report))
+        _write(asked.exclude, _exclude_list(report))
     about = {
         "folder": str(asked.folder),
         "most_pixels": asked.most_pixels,
         "exclude": str(asked.exclude) if written else None,
     }
-    write(asked.report, json.dumps({**about, **dataclasses.asdict(report)}, indent=2) + "\n")
+    _write(asked.report, json.dumps({**about, **dataclasses.asdict(report)}, indent=2) + "\n")
     print("\n".join(summary(report)))
     print(f"report: {asked.report}")
     if report.bad:
         print("train without the bad ones: " + shlex.quote(f"data.exclude={asked.exclude}"))
     else:
-        print("nothing to leave out" + f"; {asked.exclude}, which was there, is now without names" * written)
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    try:
-        run(arguments)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        return 130
-    return 0
+        print("nothing to exclude" + f"; {asked.exclude} existed, and is now without names" * written)

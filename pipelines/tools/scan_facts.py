@@ -1,4 +1,4 @@
-"""What a scan says about one image: why it cannot be had, or what is remarkable about it."""
+"""Facts of a scan about one image: why it is bad, or what is unusual about it."""
 
 from __future__ import annotations
 
@@ -17,33 +17,33 @@ from pipelines.sources.base import Encoded, digest
 from pipelines.sources.faults import fault
 
 HUGE = 100_000_000
-"""Pixels."""
+"""Pixels of an image that is called huge."""
 
 Check = Callable[[Encoded, int], str | None]
-"""Why a sample cannot be had, or None. It must be possible to pickle it."""
+"""Function of a sample that returns why it is bad, or None. It must be picklable."""
 
 _FORMATS = {"jpg": "jpeg", "tif": "tiff"}
-"""Of extensions that are not the format's name."""
+"""Formats of extensions that are not the format's name."""
 
 
 @dataclass(frozen=True)
 class Facts:
-    """What there is to say about one image."""
+    """Facts about one image."""
 
     fault: str | None
     digest: int = 0
-    """Of the file's content, 64 bits."""
+    """Checksum of the file's content, 64 bits."""
     format: str = "other"
-    """By content."""
+    """Format by content."""
     size: tuple[int, int] | None = None
     """Width and height as stored; None if the header tells none."""
     odd: tuple[str, ...] = ()
-    """What is unusual about it, if fine: keys of `scan_report.ODD`."""
+    """Unusual features of a good image: keys of `scan_report.ODD`."""
 
 
 @dataclass(frozen=True)
 class InMemory:
-    """Another source's sample as it was read, so that it need not be read twice."""
+    """A source whose sample has been read already, so that it is not read twice."""
 
     source: Encoded
     content: Bytes
@@ -69,7 +69,7 @@ class InMemory:
 
 @dataclass(frozen=True)
 class Decodes:
-    """The check that decodes as training will, whichever loader it has."""
+    """The check that decodes as training does, with any loader."""
 
     most_pixels: int = MOST_PIXELS
 
@@ -78,6 +78,7 @@ class Decodes:
 
 
 def examine(source: Encoded, index: int, check: Check) -> Facts:
+    """Read and check one sample. Never raises for what is wrong with it."""
     most = most_bytes(check.most_pixels) if isinstance(check, Decodes) else MOST_BYTES
     try:
         content = source.encoded(index, most)
@@ -94,15 +95,15 @@ def examine(source: Encoded, index: int, check: Check) -> Facts:
     odd = ("misnamed",) if _FORMATS.get(extension, extension) != found else ()
     try:
         size, more = _header(content)
-    except Exception:  # noqa: BLE001 - it has been decoded; PIL raises nearly anything at what it does not know
+    except Exception:  # noqa: BLE001 - it has been decoded; Pillow raises nearly anything at unknown data
         size, more = None, ()
     return Facts(None, int(digest(content.tobytes()), 16), found, size, odd + more)
 
 
 def _header(content: Bytes) -> tuple[tuple[int, int], tuple[str, ...]]:
-    """Width and height, and what is odd, without decoding."""
+    """Return width and height, and what is odd, without decoding."""
     with Image.open(io.BytesIO(content.data)) as image:
-        # For EXIF data that may stand behind its pixels, PIL would decode a PNG.
+        # EXIF data may follow the pixels of a PNG: Pillow would decode it to look there.
         turned = orientation(image) if image.format != "PNG" or "exif" in image.info else 1
         width, height = image.size
         odd = {

@@ -1,4 +1,4 @@
-"""Every image of a scan, looked at in processes, any of which may die of one: decoders are native code."""
+"""The processes of a scan. An image may kill one: decoders are native code."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from pipelines.sources.base import Encoded
 from pipelines.tools.scan_facts import Check, Facts, examine
 
 CHUNK = 64
-"""Samples that a process is given at a time."""
+"""Samples that a process gets at a time."""
 DEADLY = "ends the process that decodes it"
 
 Sample = tuple[str, int]
-"""Part of the data set, number in it."""
+"""Part of the data set, and index in it."""
 
 
 def examined(parts: Mapping[str, Encoded], workers: int, check: Check) -> Generator[tuple[Sample, Facts], None, None]:
-    """Each sample of each part, in the order in which so many processes are done with them.
+    """Yield the facts about each sample of each part, in the order in which `workers` processes finish.
 
     Close it to end the processes. Raises UserError if they cannot start.
     """
@@ -59,10 +59,10 @@ def _chunks(parts: Mapping[str, Encoded]) -> Iterator[list[Sample]]:
 
 
 class _Worker:
-    """A process, and what it has still to answer; another takes its place if it dies.
+    """A process and its unanswered samples. A new process replaces it if it dies.
 
-    It answers sample by sample, so that it is known which one it died of. That
-    one is tried once more in the new process: it may have been an accident.
+    It answers sample by sample, so the first unanswered sample is the one it died of. That sample is tried once more in
+    the new process: the death may have been an accident.
     """
 
     def __init__(self, parts: Mapping[str, Encoded], check: Check, samples: list[Sample]) -> None:
@@ -77,11 +77,11 @@ class _Worker:
 
     def give(self, samples: list[Sample]) -> None:
         self._unanswered.extend(samples)
-        with suppress(OSError):  # It has died; the next answer will say so.
+        with suppress(OSError):  # It has died; `answer` will notice.
             self.connection.send(samples)
 
     def answer(self) -> tuple[Sample, Facts] | None:
-        """Waits for it. None if the process had only to say that it runs, or has died of what may be an accident."""
+        """Wait for an answer. None if the process only said that it runs, or died and the sample is tried again."""
         try:
             facts: Facts | None = self.connection.recv()
         except (EOFError, OSError):
@@ -96,7 +96,7 @@ class _Worker:
         return None
 
     def stop(self) -> None:
-        """It has nothing to tidy up."""
+        """Kill the process: it has nothing to tidy up."""
         self._process.kill()
         self._process.join()
         self.connection.close()
@@ -107,7 +107,7 @@ class _Worker:
         with undisturbed():
             self._process = _context().Process(target=_work, args=(theirs, *self._arguments), daemon=True)
             self._process.start()
-        theirs.close()  # Or its end would not be noticed.
+        theirs.close()  # Otherwise its end would not be noticed.
 
     def _replaced(self) -> tuple[Sample, Facts] | None:
         self.stop()
@@ -123,9 +123,9 @@ class _Worker:
 
 
 def _work(connection: Any, parts: Mapping[str, Encoded], check: Check) -> None:
-    """What a process does, until the other end is closed."""
+    """Examine samples until the other end of the connection is closed. The process's main function."""
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
-    # Decoders, in C, write there what they think of an image.
+    # Native decoders write warnings to standard error.
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
     connection.send(None)
     with suppress(EOFError, OSError):
@@ -135,13 +135,13 @@ def _work(connection: Any, parts: Mapping[str, Encoded], check: Check) -> None:
 
 
 def preload() -> None:
-    """Import it once for all processes to come. It starts no thread, which a copied process would lack."""
+    """Import this module once for all processes to come. That starts no thread, which a fork would lack."""
     context = _context()
     if context.get_start_method() == "forkserver":
         context.set_forkserver_preload([__name__])
 
 
 def _context() -> Any:
-    """How processes are started. Not as copies of this one: its threads may hold a lock that a copy waits for."""
+    """Return a context that starts processes without a fork: a forked one could wait for a lock of another thread."""
     forkserver = "forkserver" in multiprocessing.get_all_start_methods()
     return multiprocessing.get_context("forkserver" if forkserver else "spawn")

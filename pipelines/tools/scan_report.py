@@ -1,9 +1,8 @@
-"""What a scan has found: put together from facts about each image, and said in a few lines."""
+"""The report of a scan, collected from facts about each image."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,9 +14,7 @@ from pipelines.sources.base import Encoded
 from pipelines.tools.scan_facts import Facts
 
 NAMED = 20
-"""Of a kind, in the report; of more there may be thousands. Bad files are all named."""
-SAID = 10
-"""Bad files, in the summary."""
+"""Most names of a kind in the report; there may be thousands. Bad files are all named."""
 ODD = {
     "greyscale": "greyscale",
     "cmyk": "CMYK",
@@ -30,29 +27,29 @@ ODD = {
 
 @dataclass
 class Part:
-    """train or val, and what has been found there."""
+    """A part of the data set, such as train, and what has been found there."""
 
     name: str
     source: Encoded
     classes: tuple[str, ...]
-    """Those that are there, with images or without."""
+    """Classes that exist, with images or without."""
     other_files: int = 0
-    """In class folders, with extensions that are no image's."""
+    """Files in class folders whose extension is no image's."""
     faults: dict[int, str] = field(default_factory=dict)
     digests: NDArray[np.uint64] = field(init=False)
-    """uint64 [samples]: of the good ones' content."""
+    """uint64 [samples]: checksums of the good samples' content."""
 
     def __post_init__(self) -> None:
         self.digests = np.zeros(len(self.source.labels), dtype=np.uint64)
 
     @property
     def good(self) -> NDArray[np.int64]:
-        """int64 [good samples]: their indices."""
+        """Indices of the good samples, int64."""
         every = np.arange(len(self.digests), dtype=np.int64)
         return np.setdiff1d(every, np.array(list(self.faults), dtype=np.int64))
 
     def counts(self) -> dict[str, dict[str, int]]:
-        """By class."""
+        """Return the numbers of images and of bad images, by class."""
         names, labels = self.source.class_names, self.source.labels
         images = Counter(names[label] for label in labels.tolist())
         bad = Counter(names[labels[index]] for index in self.faults)
@@ -61,7 +58,7 @@ class Part:
 
 @dataclass
 class Tally:
-    """What is counted while the scan runs."""
+    """Counts while the scan runs."""
 
     parts: dict[str, Part]
     formats: Counter[str] = field(default_factory=Counter)
@@ -72,6 +69,7 @@ class Tally:
     huge: list[str] = field(default_factory=list)
 
     def add(self, part: str, index: int, facts: Facts) -> None:
+        """Count one sample."""
         if facts.fault is not None:
             self.parts[part].faults[index] = facts.fault
             return
@@ -86,6 +84,7 @@ class Tally:
             self.largest = max(self.largest or place, place)
 
     def report(self) -> Report:
+        """Return the report on the samples counted so far."""
         names = {part.name: part.source.name for part in self.parts.values()}
 
         def sized(place: tuple[Any, ...] | None) -> dict[str, Any] | None:
@@ -111,28 +110,28 @@ class Tally:
 
 @dataclass(frozen=True)
 class Duplicates:
-    """Files that hold the same bytes as others."""
+    """Files with the same content as others."""
 
     count: int = 0
     first: tuple[tuple[str, str], ...] = ()
-    """Twenty of them, each with the one it is like."""
+    """Up to twenty of them, each with the one that it equals."""
 
 
 @dataclass(frozen=True)
 class Report:
-    """All names are those of `data.exclude`."""
+    """The report. Names are as in `data.exclude`."""
 
     images: dict[str, int]
-    """By part."""
+    """Numbers by part."""
     classes: dict[str, dict[str, dict[str, int]]]
-    """By part and class: images, and how many of them are bad."""
+    """Numbers of images and of bad images, by part and class."""
     other_files: dict[str, int]
     bad: dict[str, str]
-    """Why, by name."""
+    """Reasons by name."""
     bad_for_their_end_alone: int = field(init=False)
-    """JPEG files that lack their end mark, and none of their pixels."""
+    """JPEG files that lack their end mark, but no pixels."""
     formats: dict[str, int]
-    """By content, of the good ones; so are all that follow."""
+    """Numbers of good images by format of the content. All fields below count good images too."""
     odd: dict[str, int]
     smallest: dict[str, Any] | None
     largest: dict[str, Any] | None
@@ -169,7 +168,7 @@ def _within(part: Part) -> Duplicates:
 
 
 def _between(parts: dict[str, Part]) -> Duplicates:
-    """Of train in what is evaluated on, whatever its name."""
+    """Return the images of train that are in parts for evaluation, too."""
     train = parts["train"]
     known = train.good
     digests, first = np.unique(train.digests[known], return_index=True)
@@ -183,80 +182,3 @@ def _between(parts: dict[str, Part]) -> Duplicates:
             pairs += zip(map(part.source.name, tested[again[:NAMED]]), map(train.source.name, known[like]), strict=True)
             count += len(again)
     return Duplicates(count, tuple(pairs[:NAMED]))
-
-
-def summary(report: Report) -> list[str]:
-    """Lines for people."""
-    total = sum(report.images.values())
-    parts = ", ".join(f"{n:,} in {part}" for part, n in report.images.items())
-    bad = [f"  {shown(name)}: {reason}" for name, reason in list(report.bad.items())[:SAID]]
-    more = [f"  ... and {len(report.bad) - SAID:,} more"] * (len(report.bad) > SAID)
-    ends = report.bad_for_their_end_alone
-    odd = [f"{report.odd[kind]:,} {words}" for kind, words in ODD.items() if report.odd[kind]]
-    return [
-        f"checked {total:,} images: {parts}, {len(set().union(*report.classes.values())):,} classes",
-        f"bad: {len(report.bad):,}" if report.bad else "bad: none",
-        *bad,
-        *more,
-        *[f"  of these, {ends:,} lack only a JPEG file's end mark, bytes FF D9: with it they are whole"] * bool(ends),
-        f"formats: {', '.join(f'{n:,} {name}' for name, n in report.formats.items())}",
-        *(
-            [f"sizes: {_size(report.smallest)} to {_size(report.largest)}"]
-            if report.smallest and report.largest
-            else []
-        ),
-        *[f"odd, but fine: {', '.join(odd)}"] * bool(odd),
-        *(f"warning: {warning}" for warning in warnings(report)),
-    ]
-
-
-def _size(image: dict[str, Any]) -> str:
-    return f"{image['width']}x{image['height']} ({shown(image['name'])})"
-
-
-def warnings(report: Report) -> list[str]:
-    """What training refuses, or what makes its figures worthless."""
-    train, val = report.duplicates_within_train, report.duplicates_of_train_in_val
-    found = [
-        *["there is no train; training needs it"] * ("train" not in report.images),
-        *["there is no val; training needs it, or data.validation_samples"] * (not report.images.keys() - {"train"}),
-        *_classes(report.empty_classes, "without an image", "training refuses them: fill or remove them"),
-        *_classes(report.classes_all_bad, "of bad images alone", "training refuses them: mend or remove them"),
-        *_classes(
-            report.classes_only_in_val, "that train lacks", "training refuses them: add them to train or remove them"
-        ),
-        *_classes(report.classes_of_one_image, "of one image", "that is little to learn from"),
-    ]
-    if val.count:
-        found.append(
-            f"{val.count:,} images to evaluate on are in train too, {_pair(val)}; the test would flatter: remove them"
-        )
-    if train.count:
-        found.append(f"{train.count:,} images of train are copies of others in train, {_pair(train)}")
-    if others := sum(report.other_files.values()):
-        found.append(f"{others:,} other files in class folders; training passes them over")
-    if unlistable := [name for name in report.bad if not listable(name)]:
-        found.append(
-            f"{len(unlistable)} bad files cannot be listed for their names, such as {shown(unlistable[0])}; remove them"
-        )
-    return found
-
-
-def _classes(names: Sequence[str], kind: str, consequence: str) -> Iterable[str]:
-    if names:
-        yield f"{len(names):,} classes {kind}, such as {shown(names[0])}; {consequence}"
-
-
-def _pair(found: Duplicates) -> str:
-    one, other = found.first[0]
-    return f"such as {shown(one)} = {shown(other)}"
-
-
-def shown(name: str) -> str:
-    """On one line, whatever it holds."""
-    return name if name.isprintable() else ascii(name)
-
-
-def listable(name: str) -> bool:
-    """Whether a list of names, a line each, can hold it."""
-    return name.splitlines() == [name] and bool(name.strip()) and not name.startswith("#")

@@ -1,4 +1,4 @@
-"""`python -m pipelines shards`: writes shards from a folder of images, and indexes beside shards."""
+"""Write shards from a folder of images, and indexes beside shards: `python -m pipelines shards`."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ from pipelines.common.command_line import Parser
 from pipelines.common.errors import UserError
 from pipelines.common.files import read_bytes
 from pipelines.common.paths import path_argument
-from pipelines.common.text import one_line
 from pipelines.order import Indices, shuffled
+from pipelines.sources.class_folders import check_classes, class_names, parts_of
 from pipelines.sources.class_list import CLASSES
-from pipelines.sources.image_folder import ImageFiles, check_classes, class_names, list_images, parts_of
+from pipelines.sources.image_folder import ImageFiles, list_images
 from pipelines.sources.parts import TRAIN
 from pipelines.sources.shard_index import write_index
 from pipelines.sources.shard_samples import LABEL
@@ -34,28 +34,22 @@ from pipelines.sources.shards import matching
 
 T = TypeVar("T")
 LARGEST = 512 << 20
-"""Bytes of an image."""
+"""Most bytes of an image."""
 STEPS = 20
-"""Lines of progress where there is no terminal."""
+"""Lines of progress without a terminal."""
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(arguments: Sequence[str]) -> None:
+    """Write or index shards. Raises UserError for invalid arguments, and for files that cannot be read or written."""
+    options = _parser().parse_args(arguments)
     try:
-        options = _parser().parse_args(arguments)
         if options.command == "index":
             index(options.root, options.pattern or ["*/*.tar"])
         else:
             write(options.folder, options.out, options.samples)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
     except OSError as error:
         name = "" if error.filename is None else f"{os.fsdecode(error.filename)}: "
-        print(f"error: {one_line(name)}{error.strerror}; make it readable, or room to write", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        return 130
-    return 0
+        raise UserError(f"{name}{error.strerror}; make it readable, or room to write") from error
 
 
 def _parser() -> Parser:
@@ -74,9 +68,9 @@ def _parser() -> Parser:
 
 
 def index(root: Path, patterns: Sequence[str]) -> None:
-    """In processes, as reading headers is Python's work. Raises UserError or OSError."""
+    """Write indexes, in several processes: Python reads the headers. Raises UserError or OSError."""
     shards = sorted({root / path for pattern in patterns for path in matching(root, pattern, "--pattern")})
-    # Not forked: a fork of a process with threads, such as DALI's, may wait for ever for a lock that one of them held.
+    # Not forked: the fork of a process with threads, such as DALI's, may wait without end for a lock that one held.
     workers = min(len(shards), os.cpu_count() or 1)
     with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
         found = pool.map(partial(write_index, setting="--pattern"), shards)
@@ -90,9 +84,10 @@ def index(root: Path, patterns: Sequence[str]) -> None:
 
 
 def write(folder: Path, out: Path, samples: int) -> None:
-    """Training samples are mixed over the shards, the same way each time; the others stay in order.
+    """Write a folder of images as shards, all or nothing. Raises UserError or OSError.
 
-    A key is the sample's number. Writes all or nothing. Raises UserError or OSError.
+    Training samples are mixed over the shards, the same way each time; the others stay in order. A key is the sample's
+    number.
     """
     if samples < 1:
         raise UserError(f"--samples is {samples}, a shard holds at least one; give 1 or more")
@@ -111,7 +106,7 @@ def write(folder: Path, out: Path, samples: int) -> None:
 
 @contextmanager
 def _draft(out: Path) -> Iterator[Path]:
-    """A folder within `out`, and so on its disk, whose content moves up when the block has ended well."""
+    """Yield a folder within `out`, thus on its disk. Its content moves up when the block ends without an error."""
     made = [path for path in (out, *out.parents) if not path.exists()]
     draft = out / f".writing-{os.getpid()}"
     draft.mkdir(parents=True)
@@ -161,7 +156,7 @@ def _add(tar: tarfile.TarFile, name: str, content: bytes) -> None:
 
 
 def _progress(done: Iterable[T], total: int, what: str, unit: str) -> Iterator[T]:
-    """The same, with a bar in a terminal, or else some lines."""
+    """Yield the items, with a progress bar in a terminal, else with some lines."""
     if sys.stderr.isatty():
         yield from tqdm(done, what, total, unit=f" {unit}")
         return

@@ -34,7 +34,7 @@ def run(tmp_path: Path, *parts: str) -> dict[str, Any]:
 
 
 def checks(part: dict[str, Any]) -> list[str]:
-    """What must be so."""
+    """List what must hold."""
     return [row["what"] for row in part["rows"] if row["must"]]
 
 

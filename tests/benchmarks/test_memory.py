@@ -13,7 +13,9 @@ import pytest
 import torch
 
 from benchmarks import memory
-from benchmarks.steps import WRN, Case, no_data, settings, settled, tiny
+from benchmarks.harness.runs import data_of, settled
+from benchmarks.parts.kept_memory import kept_bytes
+from benchmarks.parts.step_cases import WRN, Case, settings, tiny
 from dynsparse.training.network import build_network
 from dynsparse.training.trainer import Trainer
 from pipelines.base import Data
@@ -51,16 +53,16 @@ def test_tiny(tmp_path: Path) -> None:
 def test_what_is_kept_is_counted_once() -> None:
     """Whatever masks and method add is found; what belongs to the network or is a view of it is not."""
     case = tiny(WRN)
-    with closing(no_data(settings(case, {"name": "static"}))) as data:
+    with closing(data_of(settings(case, {"name": "static"}))) as data:
         trainer = static(case, data)
-        before = memory.kept_bytes(trainer)
+        before = kept_bytes(trainer)
         at_least = sum(layer.active.nbytes for layer in trainer.masks)
         assert before >= at_least
         layer = next(iter(trainer.masks))
         kept = torch.zeros(100)
         extra = {"a": [kept, kept[:10]], "b": np.zeros(10, dtype=np.int64), "own": layer.weight.detach().view(-1)}
         trainer.sparse.method.extra = extra  # type: ignore[attr-defined]
-        assert memory.kept_bytes(trainer) == before + 400 + 80
+        assert kept_bytes(trainer) == before + 400 + 80
 
 
 def static(case: Case, data: Data) -> Trainer:
@@ -71,7 +73,7 @@ def static(case: Case, data: Data) -> Trainer:
 def test_peak_is_the_largest_not_the_last() -> None:
     """64 MiB, held for a moment, in a process that has held more before."""
     meter_code = (
-        "import torch; from benchmarks.memory import Meter\n"
+        "import torch; from benchmarks.parts.kept_memory import Meter\n"
         "torch.ones(2**25); meter = Meter(torch.device('cpu')); torch.ones(2**24); print(meter.peak())"
     )
     done = subprocess.run([sys.executable, "-c", meter_code], cwd=ROOT, capture_output=True, text=True, check=True)

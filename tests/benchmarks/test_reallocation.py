@@ -15,7 +15,9 @@ import torch
 from benchmarks import reallocation
 from benchmarks.full_scans import DenseLayer, in_torch, shared_out, with_numpy
 from benchmarks.harness.rounds import in_rounds
-from benchmarks.reallocation import DENSITIES, METHODS, OURS, PARTS, TINY, WAYS, Subject, check_work, compare_work
+from benchmarks.parts.reallocation.rivals import check_work, compare_work
+from benchmarks.parts.reallocation.subject import METHODS, OURS, Subject
+from benchmarks.reallocation import DENSITIES, PARTS, TINY, WAYS
 
 
 def run(*arguments: str) -> None:
@@ -26,7 +28,7 @@ def run(*arguments: str) -> None:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What the script has written, tiny."""
+    """Folder that the script has written to, tiny."""
     folder = tmp_path_factory.mktemp("reallocation")
     run("--tiny", "--output", str(folder))
     return folder

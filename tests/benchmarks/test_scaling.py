@@ -12,12 +12,15 @@ import torch
 import torch.distributed as dist
 
 from benchmarks import scaling
-from benchmarks.parts.scaling.worker import Parts, connections, counted, settings
+from benchmarks.harness.calls import Watch
+from benchmarks.parts.scaling import computed, sizes, traffic, worker
+from benchmarks.parts.scaling.counting import connections, counted
+from benchmarks.parts.scaling.worker import settings
 from dynsparse.distributed import sync
 from dynsparse.runtime import Worker
 from tests.ranks import run_distributed
 
-SLOW = scaling.Link("slow", latency=1.0, bandwidth=8.0)
+SLOW = computed.Link("slow", latency=1.0, bandwidth=8.0)
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +39,7 @@ def content(written: Path) -> Any:
 
 
 MESSAGES = {2: [1, 1], 3: [2, 1, 1], 4: [2, 2, 2, 2]}
-"""Of a comparison, by the number of ranks: log2(n) from each rank; the third of three asks the first, who answers."""
+"""Messages of a comparison: log2(n) from each of n ranks. The third of three asks the first, who answers."""
 
 
 @pytest.mark.slow
@@ -53,8 +56,8 @@ def test_traffic_is_the_plan_and_two_comparisons(content: Any) -> None:
 
 def test_flags_by_doubling_and_by_the_ring(content: Any) -> None:
     for way, sent in (
-        ("doubling", {ranks: [{"send": [scaling.FLAGS] * n} for n in MESSAGES[ranks]] for ranks in MESSAGES}),
-        ("ring", {ranks: [{"all_reduce": [scaling.FLAGS]}] * ranks for ranks in MESSAGES}),
+        ("doubling", {ranks: [{"send": [computed.FLAGS] * n} for n in MESSAGES[ranks]] for ranks in MESSAGES}),
+        ("ring", {ranks: [{"all_reduce": [computed.FLAGS]}] * ranks for ranks in MESSAGES}),
     ):
         expected = {"1": [{}], **{str(ranks): of_each for ranks, of_each in sent.items()}}
         assert {ranks: found[way]["sent"] for ranks, found in content["flags"].items()} == expected
@@ -72,7 +75,7 @@ def test_training_has_all_numbers_of_ranks(content: Any) -> None:
     assert network["dropped"]["min"] > 0
     assert set(network["ranks"]) == {"1", "2"}
     for found in network["ranks"].values():
-        for clock in scaling.CLOCKS:
+        for clock in worker.CLOCKS:
             times = {name: value["median"] for name, value in found[clock].items()}
             assert 0 < times["masking_ms"] < times["step_ms"]
             assert times["share"] == pytest.approx(times["share_masking"] + times["share_reallocation"])
@@ -86,18 +89,18 @@ def test_what_a_rank_hands_over_at_a_save_is_what_is_computed(content: Any) -> N
     assert network["ranks"]["1"]["gathered_bytes"] == 0
     (subject,) = scaling.TINY.subjects.values()
     config = settings(subject, 4, 2)
-    computed = scaling.rank_state(config.model.build(config.data.image_shape, config.data.classes))
-    assert network["ranks"]["2"]["gathered_bytes"] == pytest.approx(len(computed), rel=0.01)
+    state = sizes.rank_state(config.model.build(config.data.image_shape, config.data.classes))
+    assert network["ranks"]["2"]["gathered_bytes"] == pytest.approx(len(state), rel=0.01)
 
 
 def test_sizes_of_resnet50(content: Any) -> None:
     """53 BatchNorms of 26,560 channels: a mean and a variance each, 4 bytes, and a count of 8 bytes."""
-    sizes = content["resnet50"]
-    assert (sizes["layers"], sizes["layers_if_all"]) == (49, 54)
-    assert (sizes["parameters"], sizes["parameter_tensors"]) == (25_557_032, 161)
-    assert sizes["buffer_bytes"] == 26_560 * 2 * 4 + 53 * 8 == 212_904
-    assert sizes["buffer_bytes"] < sizes["rank_state_bytes"] < 1.5 * sizes["buffer_bytes"]
-    assert sizes["active_share"] == pytest.approx(0.1997, abs=1e-4)
+    counts = content["resnet50"]
+    assert (counts["layers"], counts["layers_if_all"]) == (49, 54)
+    assert (counts["parameters"], counts["parameter_tensors"]) == (25_557_032, 161)
+    assert counts["buffer_bytes"] == 26_560 * 2 * 4 + 53 * 8 == 212_904
+    assert counts["buffer_bytes"] < counts["rank_state_bytes"] < 1.5 * counts["buffer_bytes"]
+    assert counts["active_share"] == pytest.approx(0.1997, abs=1e-4)
 
 
 def test_the_page_comes_from_the_json(written: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -114,23 +117,23 @@ def test_the_page_comes_from_the_json(written: Path, monkeypatch: pytest.MonkeyP
 
 def test_hops() -> None:
     """1 s a hop and 1 s for 8 bytes: 2 s a hop."""
-    assert [scaling.tree(ranks, 8, SLOW) for ranks in (1, 2, 3, 4, 5, 8, 1024)] == [0, 2, 4, 4, 6, 6, 20]
-    assert [scaling.ring(ranks, 8, SLOW) for ranks in (1, 2, 4, 1024)] == [0, 4, 12, 2 * 1023 * 2]
-    assert [scaling.doubling(ranks, 8, SLOW) for ranks in (1, 2, 3, 4, 7, 8, 1024)] == [0, 2, 6, 4, 8, 6, 20]
+    assert [computed.tree(ranks, 8, SLOW) for ranks in (1, 2, 3, 4, 5, 8, 1024)] == [0, 2, 4, 4, 6, 6, 20]
+    assert [computed.ring(ranks, 8, SLOW) for ranks in (1, 2, 4, 1024)] == [0, 4, 12, 2 * 1023 * 2]
+    assert [computed.doubling(ranks, 8, SLOW) for ranks in (1, 2, 3, 4, 7, 8, 1024)] == [0, 2, 6, 4, 8, 6, 20]
 
 
 def test_messages_of_a_doubling() -> None:
-    assert scaling.messages(0, 1) == 0
-    assert {ranks: [scaling.messages(rank, ranks) for rank in range(ranks)] for ranks in MESSAGES} == MESSAGES
-    assert [scaling.messages(rank, 6) for rank in range(6)] == [3, 3, 2, 2, 1, 1]
-    assert {scaling.messages(rank, 1024) for rank in range(1024)} == {10}
+    assert computed.messages(0, 1) == 0
+    assert {ranks: [computed.messages(rank, ranks) for rank in range(ranks)] for ranks in MESSAGES} == MESSAGES
+    assert [computed.messages(rank, 6) for rank in range(6)] == [3, 3, 2, 2, 1, 1]
+    assert {computed.messages(rank, 1024) for rank in range(1024)} == {10}
 
 
 def test_digests_and_flags_at_1024_gpus() -> None:
     """10 hops of 50 µs each, or 2046 around the ring; bytes hardly count."""
-    ethernet, _ = scaling.LINKS
-    assert scaling.doubling(1024, scaling.FLAGS, ethernet) == pytest.approx(0.5e-3, rel=1e-3)
-    assert scaling.ring(1024, scaling.FLAGS, ethernet) == pytest.approx(102.3e-3, rel=1e-3)
+    ethernet, _ = computed.LINKS
+    assert computed.doubling(1024, computed.FLAGS, ethernet) == pytest.approx(0.5e-3, rel=1e-3)
+    assert computed.ring(1024, computed.FLAGS, ethernet) == pytest.approx(102.3e-3, rel=1e-3)
 
 
 def case(layers: int, width: int, broadcast: int, digests: tuple[int, ...] = (16, 16)) -> dict[str, Any]:
@@ -148,16 +151,16 @@ def case(layers: int, width: int, broadcast: int, digests: tuple[int, ...] = (16
 
 def test_the_plan_is_read_off_what_was_counted() -> None:
     cases = [case(10, 4, 528), case(50, 4, 2448), case(50, 16, 2448)]
-    plan = scaling.plan_of(cases)
-    assert plan == scaling.Plan(head=48, layer=48, digests=(16, 16))
+    plan = computed.plan_of(cases)
+    assert plan == computed.Plan(head=48, layer=48, digests=(16, 16))
     assert plan.bytes(54) == 2640
     for wrong in (case(20, 4, 1009), case(20, 16, 1008, (16, 24))):
         with pytest.raises(RuntimeError, match="20 layers"):
-            scaling.plan_of([*cases, wrong])
+            computed.plan_of([*cases, wrong])
     one_silent = case(20, 4, 1008)
     one_silent["ranks"]["4"]["sent"][3]["send"].pop()
     with pytest.raises(RuntimeError, match="20 layers"):
-        scaling.plan_of([*cases, one_silent])
+        computed.plan_of([*cases, one_silent])
 
 
 def test_extrapolation_by_hand() -> None:
@@ -165,7 +168,7 @@ def test_extrapolation_by_hand() -> None:
 
     The plan makes 3 hops. Two digests make 3 hops each by doubling, 14 around the ring.
     """
-    found = scaling.extrapolated([case(10, 4, 528), case(50, 4, 2448)], 54, 8, SLOW)
+    found = computed.extrapolated([case(10, 4, 528), case(50, 4, 2448)], 54, 8, SLOW)
     assert found == {
         "broadcast": 3 * 331,
         "digests_doubling": 2 * 3 * 3,
@@ -179,14 +182,14 @@ def test_extrapolation_by_hand() -> None:
 
 def test_growth_by_hand() -> None:
     """4 GPUs, 1 s a hop, 8 bytes a second: 40 bytes of gradients, 16 of state, 2 rows of 8."""
-    sizes = {
+    counts = {
         "parameters": 10,
         "active_share": 0.5,
         "rank_state_bytes": 16,
         "layers_if_all": 1,
         "parameter_tensors": 1,
     }
-    assert [seconds(4, SLOW) for seconds in scaling.growing(sizes).values()] == [
+    assert [seconds(4, SLOW) for seconds in computed.growing(counts).values()] == [
         2 * (1 + 3),  # 24 bytes of flags, exchanged twice
         6 * (1 + 3),  # around the ring twice
         2 * 3 / 4 * 5,
@@ -206,9 +209,9 @@ def test_a_call_within_another_is_counted_once() -> None:
         def inner(self) -> str:
             return "done"
 
-    act, parts = Act(), Parts()
-    parts.watch(act, "outer")
-    parts.watch(act, "inner")
+    act, parts = Act(), Watch(worker.now)
+    parts.on(act, "outer")
+    parts.on(act, "inner")
     assert act.outer() == "done"
     taken = parts.take()
     assert set(taken) == {"outer", "inner", "every"}
@@ -239,4 +242,4 @@ def test_counting_sees_the_calls_within_calls_and_ends() -> None:
 
 def test_a_rank_that_hands_over_other_bytes_another_time_is_no_figure() -> None:
     with pytest.raises(RuntimeError, match="differ"):
-        scaling.always_sent([{"broadcast": [8]}, {"broadcast": [16]}])
+        traffic.always_sent([{"broadcast": [8]}, {"broadcast": [16]}])

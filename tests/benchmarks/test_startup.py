@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import pytest
 
 from benchmarks import startup
-from benchmarks.parts.startup_worker import Parts
+from benchmarks.harness.calls import Watch
 
 ROOT = Path(__file__).parents[2]
 
@@ -39,14 +39,14 @@ def test_tiny(tmp_path: Path) -> None:
 
 
 def test_a_part_is_without_those_within_it() -> None:
-    parts, owner = Parts(), SimpleNamespace()
+    parts, owner = Watch(), SimpleNamespace()
     owner.inner = lambda: sum(range(100_000))
     owner.outer = lambda: owner.inner()
-    parts.note(owner, "inner", "inner")
-    whole = Parts()
-    parts.note(owner, "outer", "outer")
+    parts.on(owner, "inner", "inner")
+    whole = Watch()
+    parts.on(owner, "outer", "outer")
     assert whole.timed(owner.outer, "whole")() == sum(range(100_000))
-    assert 0 < sum(parts.seconds.values()) <= whole.seconds["whole"]
+    assert 0 < sum(own for (own,) in parts.own.values()) <= whole.seconds
 
 
 def test_a_reallocation_moves_the_same_each_time() -> None:

@@ -11,6 +11,8 @@ import pytest
 import torch
 
 from benchmarks import steps
+from benchmarks.harness.calls import Watch
+from benchmarks.parts.step_cases import METHODS, WRN, settings_of, tiny
 from dynsparse.training.network import build_network
 
 ROOT = Path(__file__).parents[2]
@@ -18,7 +20,7 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.mark.slow
 def test_tiny(tmp_path: Path) -> None:
-    """In a process of its own: it sets the number of threads."""
+    """Run it in a process of its own: it sets the number of threads."""
     command = [sys.executable, "-m", "benchmarks.steps", "--tiny", "--output", str(tmp_path)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
@@ -42,16 +44,16 @@ def test_tiny(tmp_path: Path) -> None:
 
 
 def test_calls_within_calls_count_once() -> None:
-    watch, calls = steps.Watch(), []
-    inner = watch.timed(lambda: calls.append("inner"))
-    outer = watch.timed(lambda: (inner(), watch.seconds))
+    watch, calls = Watch(), []
+    inner = watch.timed(lambda: calls.append("inner"), "inner")
+    outer = watch.timed(lambda: (inner(), watch.seconds), "outer")
     assert outer()[1] == 0, "what is within is in the sum when the outer call is done"
     assert calls == ["inner"]
-    assert watch.take() > 0
-    assert watch.take() == 0
+    assert watch.take()["every"][0] > 0
+    assert watch.seconds == 0
 
 
 def test_dense_has_no_masks() -> None:
-    case = steps.tiny(steps.WRN)
-    masks = {way: build_network(steps.settings_of(case, way), torch.device("cpu")).masks for way in steps.METHODS}
+    case = tiny(WRN)
+    masks = {way: build_network(settings_of(case, way), torch.device("cpu")).masks for way in METHODS}
     assert len(masks["dense"]) == len(masks["multiplied"]) == 0 < len(masks["static"])

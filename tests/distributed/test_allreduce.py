@@ -143,7 +143,7 @@ def test_with_compile() -> None:
 
 
 def bytes_a_step(worker: Worker, config: RunConfig) -> tuple[list[int], int, int]:
-    """What each step sent; the bytes of active and of all parameters at the end."""
+    """Bytes that each step sent; bytes of the active and of all parameters at the end."""
     recorder = Recorder()
     trainer = runs.trainer(config, worker, observers=[recorder])
     if not worker.is_main:  # Observers live on rank 0.
@@ -222,7 +222,7 @@ def whole_steps(worker: Worker) -> list[bool]:
 
 
 def test_a_whole_step_under_the_hook_is_one_of_ddp() -> None:
-    """With three ranks, where 1/3 is not exact and the order of sums shows."""
+    """Three ranks show the order of sums, as 1/3 is not exact."""
     for results in run_distributed(whole_steps, 3):
         assert results == [True] * 18
 
@@ -272,7 +272,7 @@ def test_the_search_for_fp16s_scale_is_the_same_either_way() -> None:
 
 
 def outside_the_masks(worker: Worker) -> list[int]:
-    """How many gradients outside the masks are not 0, right after backward: of an active and a whole step."""
+    """Number of gradients outside the masks that are not 0 right after backward, in an active and a whole step."""
     torch.manual_seed(1)
     model = nn.Linear(30, 20)
     specs = sparse_layers(model, granularity=4)

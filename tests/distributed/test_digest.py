@@ -63,7 +63,7 @@ def test_the_same_for_any_memory_format() -> None:
 
 @given(st.lists(st.integers(0, 40), min_size=1, max_size=6), st.integers(0, 2**31))
 def test_both_ways_to_hash_agree(sizes: list[int], seed: int) -> None:
-    """That for processors and that for GPUs, with chunks of 7 words; and by hand, in Python's integers."""
+    """The ways for processors and for GPUs, with chunks of 7 words, agree with Python's integers."""
     generator = torch.Generator().manual_seed(seed)
     words = torch.randint(-(2**63), 2**63 - 1, (sum(sizes),), generator=generator)
     with pytest.MonkeyPatch.context() as patch:

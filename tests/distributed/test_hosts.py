@@ -78,7 +78,7 @@ class Launch:
             assert process.wait(LIMIT_SECONDS) == 0, f"host{number}:\n{self.said(number)}"
 
     def until(self, number: int, what: Any) -> None:
-        """Until `what()` holds, while a host's part of the run goes on."""
+        """Wait until `what()` holds, while a host's part of the run continues."""
         deadline = time.monotonic() + LIMIT_SECONDS
         while not what():
             assert self.processes[number].poll() is None, f"host{number} ended:\n{self.said(number)}"

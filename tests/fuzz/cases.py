@@ -16,12 +16,12 @@ from tests.fuzz.limits import Limits
 from tests.fuzz.outcomes import last_line
 
 _HOST_SECONDS = 120
-"""For the process that damages and judges, beyond the deadline of its commands."""
+"""Seconds for the process that damages and judges, beyond the deadline of its commands."""
 
 
 @dataclass(frozen=True)
 class Filter:
-    """Of mutations and commands, those whose names begin so."""
+    """Choice of mutations and commands by the beginnings of their names."""
 
     mutation: str = ""
     command: str = ""
@@ -66,7 +66,7 @@ class Fuzzer(ABC):
         return self.work / f"case-{seed}"
 
     def run(self, seed: int) -> Result:
-        """In a child of its own, so that no case is left with what another did to this process."""
+        """Run a case in a child process, so that no case sees what another did to this process."""
         outcome = self._in_child(seed, lambda: self._write(self.judged(seed)))
         try:
             return Result(**json.loads((self.folder(seed) / "result.json").read_text()))
@@ -77,7 +77,7 @@ class Fuzzer(ABC):
             )
 
     def plan(self, seed: int) -> str:
-        """What `begin` says."""
+        """Describe a case, as `begin` does."""
         outcome = self._in_child(seed, lambda: print(self.begin(seed)))
         self.remove(seed)
         return (outcome.out or outcome.err).strip()

@@ -25,7 +25,7 @@ _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a child ended."""
+    """End of a child process."""
 
     code: int | None
     """Its exit code; negative for a signal; None if it was killed for its time or its memory."""

@@ -60,7 +60,7 @@ def tool(*words: str, takes_checkpoint: bool = True) -> Callable[[Random, Scene]
 
 
 HERE = (f"name={NAME}", "runs=runs", "train.epochs=2")
-"""So that a config which is damaged does not name another folder, or train for ever."""
+"""Settings that keep a damaged config from naming another folder, or training for ever."""
 
 COMMANDS = {
     command.name: command
@@ -108,7 +108,7 @@ LIKELY = {
     "partial": _FILE,
     "lock": _LOCK,
 }
-"""How often each command runs on each kind of mutation, in the order of `COMMANDS`."""
+"""Weight of each command for each kind of mutation, in the order of `COMMANDS`."""
 
 
 def choose(rng: Random, kind: str, begin: str = "") -> Command:
@@ -122,7 +122,7 @@ def execute(home: Path, line: list[str]) -> int:
     """Run a command in this process, which ends soon after: its folder, arguments and log are changed."""
     from dynsparse.cli import train
     from dynsparse.cli.actions import training
-    from dynsparse.cli.main import run
+    from dynsparse.cli.main import main
     from dynsparse.training.run import timing
 
     # Else a holder that can only be watched takes half a minute to prove dead.
@@ -134,4 +134,4 @@ def execute(home: Path, line: list[str]) -> int:
     sys.argv = line
     if line[0] == "dist_train.py":
         return train.main(line[1:], "dist_train.py")
-    return run(line[1:])
+    return main(line[1:])

@@ -1,4 +1,4 @@
-"""What a child may take."""
+"""Limits of a child process."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _MOST = 6 << 30
 @dataclass(frozen=True)
 class Limits:
     seconds: float
-    """By the wall clock, then it counts as hanging."""
+    """Seconds by the wall clock, after which it counts as hanging."""
     memory: int = _FIXED
     """Bytes of memory beyond those that it was forked with, then it counts as a failure."""
     file: int = 2 << 30
@@ -31,7 +31,7 @@ class Limits:
         return cls(seconds, _FIXED + _TIMES * on_disk)
 
     def apply(self) -> None:
-        """To this process. The deadline and `memory` are watched from outside."""
+        """Set the limits of this process. The deadline and `memory` are watched from outside."""
         data = int(Path("/proc/self/statm").read_text().split()[5]) * resource.getpagesize()
         for what, most in (
             (resource.RLIMIT_DATA, data + _MOST),

@@ -23,7 +23,7 @@ _MOST_SAID = 200_000
 
 @dataclass(frozen=True)
 class Before:
-    """What stood before the command ran."""
+    """State of the folders before the command ran."""
 
     protected: Snapshot
     run: Snapshot

@@ -25,7 +25,7 @@ class RunFuzzer(Fuzzer):
 
     @staticmethod
     def names() -> tuple[list[str], list[str]]:
-        """Of mutations and of commands."""
+        """Names of mutations and of commands."""
         return list(MUTATIONS), list(commands.COMMANDS)
 
     def begin(self, seed: int) -> tuple[str, ...]:

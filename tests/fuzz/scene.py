@@ -10,14 +10,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 NAME = "a"
-"""Of the run that is damaged."""
+"""Name of the run that is damaged."""
 OTHER = "b"
-"""Of the run that starts from its weights or masks."""
+"""Name of the run that starts from its weights or masks."""
 _WHOLE = 1 << 26
 """Bytes up to which a file is compared by its content; above, by its size and its two ends."""
 
 Snapshot = dict[str, str]
-"""What stands at each path below a folder: kind, size and a hash of the content."""
+"""Content at each path below a folder: kind, size and a hash."""
 
 
 @dataclass(frozen=True)
@@ -25,9 +25,9 @@ class Subject:
     name: str
     run: Path
     config: str
-    """Of its run, in YAML: named relative to the folder of a case."""
+    """Config of its run, in YAML, with paths relative to the folder of a case."""
     digests: dict[str, str]
-    """Of masks and weights, where the undisturbed run ends."""
+    """Digests of masks and weights at the end of the undisturbed run."""
     checkpoints: frozenset[str]
     """Hashes of its checkpoints' bytes."""
 
@@ -110,7 +110,7 @@ def copy_run(source: Path, target: Path) -> None:
 
 
 def regular_files(folder: Path) -> list[Path]:
-    """Those that a checkpoint could be: regular, and not large. Links are not followed, but for `folder` itself."""
+    """Files that could be a checkpoint: regular, and not large. Links are not followed, except `folder` itself."""
     found = (Path(top) / name for top, _, names in os.walk(folder, followlinks=False) for name in names)
     return [path for path in found if _is_small(path)]
 
@@ -169,7 +169,7 @@ def changes(before: Snapshot, after: Snapshot) -> list[str]:
 
 
 def bytes_on_disk(folder: Path) -> int:
-    """What the regular files take of the disk, holes left out."""
+    """Bytes that the regular files take on the disk, without holes."""
     total = 0
     for top, _, names in os.walk(folder):
         for name in names:

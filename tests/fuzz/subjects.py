@@ -29,7 +29,7 @@ _CNN: dict[str, Any] = {
 class Recipe:
     sections: dict[str, Any]
     end: str = "done"
-    """How the run that is copied ended: done, stopped or killed. Of the latter two at a step in the second epoch."""
+    """End of the run that is copied: done, stopped or killed. The latter two are at a step in the second epoch."""
 
 
 RECIPES = {
@@ -78,7 +78,7 @@ def _training(home: Path, how: str) -> Callable[[], object]:
 
 
 def _end_early(how: str) -> None:
-    """In this process: the first run is asked to stop, or ends without a word, at a step."""
+    """Make the first run in this process stop on request, or die, at a step."""
     from dynsparse.training.trainer import Trainer
 
     step = Trainer.train_step

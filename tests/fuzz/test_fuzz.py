@@ -16,12 +16,12 @@ from tests.fuzz.inputs.mutations import MUTATIONS
 from tests.training import runs
 
 CASES = {"runs": 200, "inputs": 170}
-"""In `make test`: a fixed number, however fast the machine is."""
+"""Cases in `make test`: a fixed number, however fast the machine is."""
 HOUR = 3600
 
 
 def start(tmp_path: Path, *arguments: Any) -> subprocess.Popen[str]:
-    """To be ended with `runs.kill`."""
+    """Start a process, which the caller ends with `runs.kill`."""
     return runs.start([sys.executable, "-m", "tests.fuzz", *arguments], TMPDIR=str(tmp_path))
 
 

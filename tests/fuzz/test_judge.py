@@ -114,7 +114,7 @@ PLANTED: dict[str, tuple[Callable[[Scene], object], Command, list[str]]] = {
 
 
 def judge(folder: Path, name: str) -> None:
-    """In a process without other threads: write what the judge finds to a file."""
+    """Write the judge's findings to a file, in a process without other threads."""
     source = folder / "source"
     (source / "checkpoints").mkdir(parents=True)
     for step in (4, 8):
@@ -164,7 +164,7 @@ def test_a_command_does_not_outlive_what_watches_it(tmp_path: Path) -> None:
 
 
 def alive(pid: int) -> bool:
-    """Not so of one that has ended, and that nobody has asked for its exit code."""
+    """Tell whether a process runs. A zombie does not."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
     except OSError:

@@ -1,4 +1,4 @@
-"""Where the tests of this folder run: their logic on the CPU everywhere, and on a GPU where there is one."""
+"""Devices of the tests in this folder: the CPU everywhere, and a GPU where there is one."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ everywhere = pytest.mark.parametrize("device", [CPU, pytest.param(GPU, marks=pyt
 
 
 def network(device: torch.device) -> nn.Sequential:
-    """The same weights on every device."""
+    """Make a network with the same weights on every device."""
     torch.manual_seed(3)
     model = nn.Sequential(
         nn.Conv2d(3, 16, 3, padding=1, bias=False),
@@ -58,7 +58,7 @@ class Reallocating:
 
     @torch.no_grad()
     def before(self, step: int) -> None:
-        """As after a step's backward and its optimizer."""
+        """Leave weights and gradients as after a step's backward and its optimizer."""
         generator = torch.Generator().manual_seed(step)
         for layer in self.masks:
             values = 0.1 * torch.randn(layer.active_units, layer.spec.unit_size, generator=generator)

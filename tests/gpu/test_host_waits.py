@@ -1,7 +1,7 @@
 """The host does not wait for the GPU where it need not.
 
 Counted by torch on a GPU; on the CPU by the calls that would have to wait there
-(`benchmarks.parts.gpu.bench.host_waits`).
+(`benchmarks.parts.gpu.waits.host_waits`).
 """
 
 from __future__ import annotations
@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks.parts.gpu.bench import FOR_EVER, MOVING, SMALL, WRN_32, host_waits, make_trainer, settings, steps
+from benchmarks.parts.gpu.bench import FOR_EVER, MOVING, SMALL, WRN_32, make_trainer, settings, steps
+from benchmarks.parts.gpu.waits import host_waits
 from tests.gpu.devices import GPU, Reallocating, everywhere
 
 #: None reallocates in the steps of a test.
@@ -38,7 +39,7 @@ def test_masking_gradients_waits_for_nothing(device: torch.device) -> None:
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("name", sorted(QUIET))
 def test_a_step_between_reallocations_waits_once(name: str, precision: str, device: torch.device) -> None:
-    """For whether loss and gradients are finite, before the optimizer's step."""
+    """The one wait is for whether loss and gradients are finite, before the optimizer's step."""
     config = settings(SMALL, {"name": name, **QUIET[name]}, train={"precision": precision, "channels_last": True})
     trainer = make_trainer(config, device)
     steps(trainer, 3)  # After which weights outside the masks are counted, once each.

@@ -1,4 +1,4 @@
-"""What decides about weights gives the CPU's bits on a GPU."""
+"""All decisions about weights give the CPU's bits on a GPU."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_one_plan_gives_the_same_masks_and_weights(name: str, device: torch.devi
 @everywhere
 @pytest.mark.parametrize("name", sorted(set(MASKED) - {"sparse_momentum"}))
 def test_the_same_plan_is_made(name: str, device: torch.device) -> None:
-    """Where nothing that is decided rests on a sum of floats."""
+    """Plans are the same for methods whose decisions need no sum of floats."""
     ours, theirs = Reallocating(name, device), Reallocating(name, CPU)
     for step in range(1, Reallocating.STEPS + 1):
         for one in (ours, theirs):

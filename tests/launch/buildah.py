@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from uuid import uuid4
 
 OWN_WORDS = re.compile(r"(Error: .*exit status \d+|subprocess exited with status \d+)\n")
-"""What buildah adds to the errors of a command that ends with another code than 0."""
+"""Lines that buildah adds to the errors of a command that ends with another code than 0."""
 
 
 class Ended(NamedTuple):
@@ -45,7 +45,7 @@ class Buildah:
         return subprocess.run(self.command(*words), env=self.environment, capture_output=True, text=True, check=False)
 
     def __call__(self, *words: Any) -> str:
-        """What a command of buildah prints. RuntimeError with its last words if it fails."""
+        """Run a command of buildah, and return its output. RuntimeError with its last words if it fails."""
         result = self.process(*words)
         if result.returncode != 0:
             raise RuntimeError(f"buildah {words[0]} ended with code {result.returncode}:\n{result.stderr[-3000:]}")
@@ -63,12 +63,12 @@ class Buildah:
         return " ".join(self.isolation)
 
     def settings(self, image: str) -> dict[str, Any]:
-        """Those of an image, as Docker knows them."""
+        """Settings of an image, as Docker knows them."""
         settings: dict[str, Any] = json.loads(self("inspect", "--type", "image", image))["Docker"]["config"]
         return settings
 
     def size(self, image: str) -> int:
-        """In bytes, of all layers, unpacked."""
+        """Bytes of all layers, unpacked."""
         row: list[dict[str, Any]] = json.loads(self("images", "--json", image))
         number, unit = row[0]["size"].split()
         return int(float(number) * {"B": 1, "KB": 1e3, "MB": 1e6, "GB": 1e9}[unit])
@@ -131,7 +131,7 @@ class Container:
         return Ended(code, self.out, self.err)
 
     def wait_for(self, words: str, seconds: float = 180) -> None:
-        """Until it has written these words."""
+        """Wait until it has written these words."""
         deadline = time.monotonic() + seconds
         while words not in self.out + self.err:
             if self._process.poll() is not None or time.monotonic() > deadline:
@@ -139,16 +139,16 @@ class Container:
             time.sleep(0.2)
 
     def kill(self, number: signal.Signals) -> None:
-        """As `docker kill` and `docker stop` do: to the container's first process."""
+        """Send a signal to the container's first process, as `docker kill` and `docker stop` do."""
         os.kill(self.first_process, number)
 
     @property
     def first_process(self) -> int:
-        """By the number that it has outside."""
+        """Process number of the container's first process on this machine."""
         return min(self._processes(), key=lambda process: int(_stat(process)[19]))
 
     def is_healthy(self) -> Ended:
-        """What the image's HEALTHCHECK says, run as `docker exec` would."""
+        """Run the image's HEALTHCHECK, as `docker exec` would."""
         process = self.first_process
         status = Path(f"/proc/{process}/status").read_text()
         user, group = (re.search(rf"^{key}:\s+(\d+)", status, re.MULTILINE)[1] for key in ("Uid", "Gid"))  # type: ignore[index]

@@ -44,13 +44,13 @@ class Job:
         self.codes: list[list[int]] = [[], []]
 
     def containers(self, index: int) -> list[dict[str, Any]]:
-        """Of a pod, in the order in which they run, with what the controllers add."""
+        """Containers of a pod, in the order in which they run, with the controllers' additions."""
         added = [{"name": "JOB_COMPLETION_INDEX", "value": str(index)}]
         all_of_them = [*self.pod_spec["initContainers"], *self.pod_spec["containers"]]
         return [{**container, "env": [*container["env"], *added]} for container in all_of_them]
 
     def publish(self, index: int) -> None:
-        """From now on the pod's name leads to its address."""
+        """Let the pod's name lead to its address from now on."""
         named = self.pods[index]
         for pod in self.pods:
             pod.look_up(f"{named.name}.{self.subdomain}", named.host.address)
@@ -112,7 +112,7 @@ class Job:
 
 
 class TrainJob(Job):
-    """What Kubeflow Trainer and JobSet make of a TrainJob and its runtime, with the variables for torch."""
+    """Job that Kubeflow Trainer and JobSet make of a TrainJob and its runtime, with the variables for torch."""
 
     document = manifests.one("TrainingRuntime")
     trainer = manifests.one("TrainJob")["spec"]["trainer"]

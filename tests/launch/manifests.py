@@ -16,7 +16,7 @@ from tests.training.runs import ROOT
 
 FOLDER = ROOT / "launch/kubernetes"
 OLDEST, NEWEST = "1.29", kubernetes_validate.latest_version()
-"""Of Kubernetes. In 1.29 backoffLimitPerIndex is on by default."""
+"""Versions of Kubernetes. In 1.29 backoffLimitPerIndex is on by default."""
 
 Document = dict[str, Any]
 _OF_THE_TRAINER = {
@@ -32,7 +32,7 @@ _REFUSALS = (
 
 
 class RefusedError(Exception):
-    """By a schema."""
+    """A schema refuses a document."""
 
 
 def files() -> list[Path]:
@@ -83,7 +83,7 @@ def _missing(given: Any, known: Any, path: str = "") -> Iterator[str]:
 
 
 def job_spec(document: Document) -> Any:
-    """Of a Job, a Deployment or a TrainingRuntime: what stands around the pod's template."""
+    """Spec around the pod's template, in a Job, a Deployment or a TrainingRuntime."""
     if document["kind"] == "TrainingRuntime":
         (job,) = document["spec"]["template"]["spec"]["replicatedJobs"]
         return job["template"]["spec"]
@@ -95,7 +95,7 @@ def pod_spec(document: Document) -> Any:
 
 
 def containers(document: Document) -> list[Any]:
-    """Of all that a pod has, those before the others first."""
+    """All containers of a pod, init containers first."""
     spec = pod_spec(document)
     return [*spec.get("initContainers", []), *spec["containers"]]
 

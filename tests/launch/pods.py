@@ -23,7 +23,7 @@ from tests.training.runs import ROOT, children
 
 WORKING_FOLDER = "/dynsparse"
 _OF_THE_IMAGE = {"HOME": "/tmp", "USER": "dynsparse", "PYTHONPATH": WORKING_FOLDER, "PYTHONUNBUFFERED": "1"}
-"""As in the Dockerfile."""
+"""Variables that the Dockerfile sets."""
 _PATH = f"{Path(sys.executable).parent}:/usr/bin:/bin"
 _UNITS = {"Mi": "m", "Gi": "g"}
 
@@ -48,7 +48,7 @@ exec chroot "$root" /bin/sh -ec 'cd "$0"; exec "$@"' "$@"
 
 
 def make_image(folder: Path) -> Path:
-    """What the Dockerfile copies, and folders for the volumes."""
+    """Make a folder of the files that the Dockerfile copies, with folders for the volumes."""
     for name in ("configs", "dynsparse", "launch", "pipelines"):
         shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(ROOT / "dist_train.py", folder)
@@ -58,7 +58,7 @@ def make_image(folder: Path) -> Path:
 
 
 def give_to_group(folder: Path, group: int) -> None:
-    """What fsGroup does to a volume."""
+    """Give a volume to a group, as fsGroup does."""
     shutil.chown(folder, group=group)
     folder.chmod(0o2775)
 
@@ -84,7 +84,7 @@ class Pod:
         assert done.returncode == 0, out
 
     def look_up(self, name: str, address: str) -> None:
-        """From now on it can."""
+        """Let the host look up a name from now on."""
         with self._names.open("a") as file:
             file.write(f"{address} {name}\n")
 
@@ -171,6 +171,6 @@ def _first(process: subprocess.Popen[str]) -> int:
 
 
 def _depth(pid: int) -> int:
-    """In how many spaces of process numbers a process has one, from this one's on."""
+    """Number of process namespaces in which a process has a number, from this one on."""
     status = Path(f"/proc/{pid}/status").read_text()
     return len(re.findall(r"^NSpid:(.*)$", status, re.MULTILINE)[0].split())

@@ -56,7 +56,7 @@ class Compose:
         return subprocess.run([*self.tool, *words], env=environment, capture_output=True, text=True, check=False)
 
     def state(self, service: str) -> dict[str, object]:
-        """Of its container: Status, ExitCode, Health."""
+        """State of the service's container: Status, ExitCode, Health."""
         container = self("ps", "--all", "--quiet", service).strip()
         printed = subprocess.run(
             ["docker", "inspect", "--format", "{{json .State}}", container], capture_output=True, text=True, check=True

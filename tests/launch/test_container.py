@@ -85,7 +85,7 @@ def test_the_default_command_is_make_demo() -> None:
 
 @needs_buildah
 def test_what_goes_into_the_image(tmp_path: Path) -> None:
-    """By .dockerignore as buildah reads it, which is as Docker does."""
+    """Files are chosen by .dockerignore as buildah reads it, which is as Docker does."""
     kept = ["LICENSE", "configs/a.yaml", "dist_train.py", "dynsparse/deep/a.py", "launch/local.sh", "pipelines/a.py"]
     left = [
         *(".env", ".git/config", ".venv/bin/python", "data/digits/a.png", "dynsparse/__pycache__/a.pyc", "id_rsa"),

@@ -131,7 +131,7 @@ def test_some_full_rows() -> None:
 
 
 def test_every_job_is_a_config_with_layers(paper: dict[str, Experiments]) -> None:
-    """What --dry-run checks, for all 104; each different network is built once."""
+    """Each of the 104 passes the checks of --dry-run; each different network is built once."""
     built: dict[str, RunConfig] = {}
     methods: Counter[str] = Counter()
     for listed in paper.values():
@@ -304,7 +304,7 @@ def test_from_the_first_job_to_the_last(
 
 
 def test_the_command_of_a_job(small: Path, tmp_path: Path) -> None:
-    """What is set after -- replaces what the list says; where runs are, there are those that a job needs."""
+    """Settings after -- replace those of the list. Runs that a job needs are found where runs are."""
     jobs = read_jobs(str(small))
     options = Options.parse(["--epochs", "9", "runs=/there", "sparsity.fc=0.7", "-j", "2"], dry_run=False)
     listed = Experiments(str(small), jobs, options)
@@ -451,7 +451,7 @@ def pictures(folder: Path) -> Path:
 
 
 def test_bad_input_is_said_once_and_ends_the_list(tmp_path: Path) -> None:
-    """Not tried again, as a fault would be: the second job is not begun."""
+    """Bad input is not tried again, as a fault would be: the second job does not start."""
     path = tmp_path / "list.yaml"
     path.write_text(yaml.safe_dump([{"job-idx": number, "epochs": 1, "batch-size": 4} for number in range(2)]))
     data = f"path: {pictures(tmp_path / 'images')}, image_size: 16, evaluation_resize: 16, number_of_classes: 2"

@@ -99,7 +99,7 @@ def test_folders_and_user_are_those_of_the_dockerfile() -> None:
 
 @pytest.mark.parametrize("document", WITH_PODS, ids=name_of)
 def test_pods_are_restricted(document: Document) -> None:
-    """As the Pod Security Standard of this name wants it, and root's file system is for reading."""
+    """Pods meet the Pod Security Standard of this name, and their root file system is read-only."""
     spec = pod_spec(document)
     assert spec["securityContext"]["runAsNonRoot"]
     assert spec["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
@@ -196,13 +196,13 @@ def test_train_job_runtime_and_policy_name_each_other() -> None:
 
 
 def only_its_pods(policy: Document, labels: dict[str, str]) -> None:
-    """On all ports."""
+    """Assert that the policy lets in only pods with these labels, on all ports."""
     selector = {"podSelector": {"matchLabels": labels}}
     assert policy["spec"] == {**selector, "policyTypes": ["Ingress"], "ingress": [{"from": [selector]}]}
 
 
 def test_both_run_the_same_pods() -> None:
-    """But for what the Trainer adds."""
+    """The pods are the same but for the Trainer's additions."""
     job, runtime = (copy.deepcopy(pod_spec(document)) for document in JOBS)
     del job["subdomain"]
     for spec in (job, runtime):
@@ -266,7 +266,7 @@ def build(folder: Path) -> list[Document]:
 @needs_kubectl
 @pytest.mark.parametrize("folder", ["job", "trainer", "tensorboard", "storage"])
 def test_kustomize_changes_nothing_by_itself(folder: str) -> None:
-    """What stands in the manifests is what the settings say."""
+    """The manifests contain just what the settings say."""
     given = load(*(path for path in manifests.files() if path.parent.name == folder))
     built = build(manifests.FOLDER / folder)
     assert sorted(built, key=name_of) == sorted(given, key=name_of)

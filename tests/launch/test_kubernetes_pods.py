@@ -63,7 +63,7 @@ def test_pods_train_to_the_end(undisturbed: dict[str, Any]) -> None:
 def test_an_evicted_pod_is_replaced_and_the_run_goes_on(
     tmp_path: Path, undisturbed: dict[str, Any], kind: type[Job], index: int
 ) -> None:
-    """With that of the head its store goes, where all meet."""
+    """The head's pod takes with it the store where all pods meet."""
     with submit(kind, tmp_path, *SHORT) as job:
 
         def meanwhile() -> None:
@@ -96,7 +96,7 @@ def test_bad_input_ends_the_job_in_a_line(tmp_path: Path, argument: str, message
 
 
 def test_tensorboard_answers_in_its_pod_alone(tmp_path: Path) -> None:
-    """Where kubectl port-forward comes out. Other pods are turned away."""
+    """It answers where kubectl port-forward comes out, and other pods are turned away."""
     document = manifests.one("Deployment")
     (container,) = manifests.pod_spec(document)["containers"]
     (tmp_path / "runs").mkdir()
@@ -116,7 +116,7 @@ def test_tensorboard_answers_in_its_pod_alone(tmp_path: Path) -> None:
 
 
 def connect(host: Host, address: str) -> str:
-    """What comes of a connection to TensorBoard's port there."""
+    """Try a connection to TensorBoard's port there."""
     script = (
         f"import socket\ntry:\n socket.create_connection(('{address}', 6006), 10)\n print('connected')\n"
         "except OSError as error: print(error.strerror)"
@@ -126,7 +126,7 @@ def connect(host: Host, address: str) -> str:
 
 
 def test_a_container_writes_to_volumes_alone(tmp_path: Path) -> None:
-    """What the other tests here stand on: that containers are confined as the manifest wants it."""
+    """Containers are confined as the manifest says, which the other tests here need."""
     places = ("/", "/etc", "/usr", ".", "data", "runs", "/tmp", "/dev/shm")
     script = (
         f"for place in {' '.join(places)}; do if touch $place/new 2>/dev/null; then echo $place; fi; done; "

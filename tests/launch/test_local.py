@@ -68,7 +68,7 @@ def test_trains_from_anywhere_and_returns_the_workers_code(tmp_path: Path) -> No
 
 
 def test_bad_input_that_workers_find_is_one_line(tmp_path: Path) -> None:
-    """Without the launcher's own check, as for data that differ from machine to machine; restarts do not repeat it."""
+    """The launcher's own check is off, as for data that differ between machines. Restarts do not repeat the error."""
     settings = runs.config(runs=str(tmp_path), name="a")
     path = runs.write_config(tmp_path, settings)
     python = tmp_path / "python"
@@ -92,7 +92,7 @@ NAMELESS = ("unshare", "--net", "--uts", "sh", "-ec", 'echo nobody > /proc/sys/k
     reason="namespaces are not allowed here",
 )
 def test_trains_where_nobody_knows_the_machines_name(tmp_path: Path) -> None:
-    """As in a container without a network."""
+    """The machine has no name that anybody knows, like a container without a network."""
     settings = runs.config(runs=str(tmp_path), name="a", train={"epochs": 1})
     loopback = ("sh", "-ec", 'ip link set lo up 2>/dev/null || ifconfig lo up; exec "$@"', "sh")
     arguments = ("--workers", "2", "--config", runs.write_config(tmp_path, settings))
@@ -156,7 +156,7 @@ def started(
 
 
 def wait_for(process: subprocess.Popen[str], beginning: str) -> str:
-    """What the process says up to a line that begins so."""
+    """Read the output of the process up to a line that begins so."""
     assert process.stderr is not None
     said = ""
     for line in process.stderr:
@@ -253,7 +253,7 @@ def fake_python(folder: Path, torchrun: str) -> Path:
 
 
 def test_workers_get_ten_minutes_to_save(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """By torch's own account."""
+    """The figure comes from torch itself."""
     asks = (
         "from torch.distributed.launcher.api import LaunchConfig as L; print(vars(L(1, 1, 1)).get('shutdown_timeout'))"
     )
@@ -290,7 +290,7 @@ def test_a_stop_without_a_save_is_told(tmp_path: Path, noted: str) -> None:
 
 
 def test_workers_that_torchrun_left_behind_are_waited_for(tmp_path: Path) -> None:
-    """As a third signal makes it do: it dies at once here, and its worker saves on, in a session of its own."""
+    """The agent dies at once, as after a third signal. Its worker saves on, in a session of its own."""
     began, go_on = tmp_path / "began", tmp_path / "go_on"
     os.mkfifo(began)
     os.mkfifo(go_on)

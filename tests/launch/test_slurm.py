@@ -71,7 +71,7 @@ class Job:
         return self.cluster.field(self.number, "JobState")
 
     def until(self, what: Callable[[], bool], name: str) -> None:
-        """Until it holds, while the job goes on."""
+        """Wait until it holds, while the job continues."""
         self.cluster.until(lambda: what() or self.state() in ENDS, name)
         assert what(), f"{self.state()} before: {name}\n{self.said()}\n{self.cluster.logs()}"
 
@@ -94,7 +94,7 @@ class Job:
 
 
 def epochs(folder: Path) -> int:
-    """How many a run has behind it."""
+    """Number of epochs that a run has finished."""
     file = folder / "metrics.jsonl"
     return file.read_text().count('"kind": "epoch"') if file.exists() else 0
 
@@ -119,7 +119,7 @@ def run_undisturbed(config: Path, folder: Path) -> Path:
 
 @pytest.mark.slow
 def test_a_job_that_saves_on_request_is_queued_again_and_goes_on(tmp_path: Path, cluster: Cluster) -> None:
-    """With --overwrite, which has its effect once; and no line of what it has done is lost."""
+    """The option --overwrite has its effect once, and no line of the run's metrics is lost."""
     config, folder = small_run(tmp_path), tmp_path / "a"
     job = Job(cluster, tmp_path, "--config", config, "name=a", "--overwrite")
     job.until(lambda: epochs(folder) > 2, "the third epoch")
@@ -161,7 +161,7 @@ def test_what_is_wrong_is_said_in_one_line_and_ends_the_job(tmp_path: Path, clus
 
 @pytest.mark.slow
 def test_digits_are_preempted_and_end_as_if_not(tmp_path: Path, cluster: Cluster) -> None:
-    """By a signal, by whoever runs the cluster, and by a job that goes first. Then one that is cancelled stays so."""
+    """It is preempted by a signal, by an administrator, and by a job that goes first. Cancelled, it stays so."""
     config, folder = runs.ROOT / "configs/digits_dsr.yaml", tmp_path / "preempted"
     arguments = ("--config", config, f"runs={tmp_path}", "name=preempted", "checkpoint.every_steps=10")
     job = Job(cluster, tmp_path, *arguments)

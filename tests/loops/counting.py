@@ -22,16 +22,16 @@ INNER = ("optimizer", "optim", "base_optimizer")
 
 @dataclass
 class Count:
-    """What was seen, each number the worst of all steps if not said otherwise."""
+    """Counts of a run. Each number is the worst of all steps, unless its line says otherwise."""
 
     budget: int
     """Active positions at the start."""
     budgets: dict[str, int]
-    """And those of each layer."""
+    """Active weights of each layer."""
     steps: int = 0
-    """Of the optimizer."""
+    """Steps of the optimizer."""
     looks: int = 0
-    """How often everything was counted: after each step, and when asked to."""
+    """Number of times that everything was counted: after each step, and on request."""
     reallocations: int = 0
     """Steps since whose predecessor a mask has changed."""
     grown: int = 0
@@ -39,30 +39,30 @@ class Count:
     outside: int = 0
     """Weights outside their mask that are not 0 (NaN is none)."""
     state_outside: int = 0
-    """The same of what the optimizer keeps for each weight."""
+    """Entries of optimizer state outside the masks that are not 0."""
     gradients_outside: int = 0
-    """The same of gradients, where somebody is about to take their norm."""
+    """Gradients outside the masks that are not 0, just before their norm is taken."""
     copies_outside: int = 0
-    """The same of an average of the weights, or another copy."""
+    """Weights outside the masks that are not 0 in an average of the weights, or another copy."""
     off_budget: int = 0
     """Active positions too many or too few, over all layers."""
     off_layer_budget: int = 0
-    """The same of the layer where it is worst: layers of some methods trade."""
+    """Distance from the budget in the layer where it is largest: layers of some methods trade."""
     grown_elsewhere: int = 0
     """Grown though another free position had a larger gradient (or momentum of it); only where they were shown."""
     growths_judged: int = 0
     """Reallocations for which they were, over all."""
     copies_seen: int = 0
-    """How often a copy was looked at, over all."""
+    """Number of times that a copy was checked, over all steps."""
     learnt: int = 0
     """Active weights that the last step changed, over all steps and layers: more than 0 where it trains at all."""
     digest: str = ""
-    """Of all masks and weights at the end, to compare ranks and runs."""
+    """Digest of all masks and weights at the end, to compare ranks and runs."""
     notes: list[str] = field(default_factory=list)
     """The first few faults, in words."""
 
     def faults(self, *, layers_keep: bool, reallocations: int = 1) -> list[str]:
-        """What is wrong, in words. `layers_keep`: no layer may gain or lose; at least so many `reallocations`."""
+        """Name all faults. `layers_keep`: no layer may gain or lose; there are at least so many `reallocations`."""
         wrong = [*self.notes]
         for name in WORST:
             if getattr(self, name):
@@ -119,7 +119,7 @@ class Counter:
         }
 
     def follow(self, copy: nn.Module) -> None:
-        """From now on count an average of the weights, or another copy, with them."""
+        """Count an average of the weights, or another copy, with them from now on."""
         self._copies.append(copy)
 
     @torch.no_grad()

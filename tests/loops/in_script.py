@@ -27,14 +27,14 @@ from tests.loops.counting import Counter, counter_for
 
 @dataclass(frozen=True)
 class Order:
-    """What a rank is told, as JSON in its first argument; the rest are the script's."""
+    """Order to a rank, as JSON in its first argument. The other arguments are the script's."""
 
     kind: str
     """timm or torchvision."""
     script: str
     method: dict[str, Any]
     momentum: float | None
-    """Of the gradients' sum that decides what grows, if gradients do."""
+    """Momentum of the sum of gradients that decides about growth, if gradients do."""
     sparsity: float
     total_steps: int
     steps_per_epoch: int

@@ -76,11 +76,11 @@ def steps_per_epoch(kind: str) -> int:
 
 
 Told = dict[str, Any]
-"""What one rank counted."""
+"""Counts of one rank."""
 
 
 def run(kind: str, script: Path, method: str, data: Path, folder: Path, extra: Sequence[str]) -> list[Told]:
-    """What each rank counted. RuntimeError with the end of its output if the script failed or hangs."""
+    """Run a script, and return each rank's counts. RuntimeError with the end of its output if it fails or hangs."""
     folder.mkdir()
     order = Order(
         kind=kind,

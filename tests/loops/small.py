@@ -1,4 +1,4 @@
-"""What the loops train: a small network, with methods that reallocate often."""
+"""A small network for the loops to train, with methods that reallocate often."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ KEEP_LAYERS = ("rigl",)
 
 
 def network() -> nn.Module:
-    """The same on every rank."""
+    """Make the same network on every rank."""
     torch.manual_seed(0)
     return nn.Sequential(
         nn.Conv2d(3, 8, 3, padding=1),

@@ -29,7 +29,7 @@ STEPS_PER_EPOCH = 5  # Of two batches, and one of what is left.
 
 
 class Run:
-    """As a user would write it, with a counter."""
+    """Loop as a user would write it, with a counter."""
 
     def __init__(self, accelerator: Any, method: str) -> None:
         self.accelerator, self.method, self.resumed = accelerator, method, False

@@ -52,7 +52,7 @@ class AlreadyStarted(environments.LightningEnvironment):  # type: ignore[misc]
 
 
 class Classifier(lightning.LightningModule):  # type: ignore[misc]
-    """As a user would write it, with a counter."""
+    """Loop as a user would write it, with a counter."""
 
     def __init__(self, method: str) -> None:
         super().__init__()

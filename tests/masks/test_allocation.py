@@ -121,7 +121,7 @@ def test_share_out_is_exact_and_within_capacity(total: int, layers: list[tuple[F
 
 @given(st.integers(0, 400), st.lists(st.tuples(st.integers(1, 50), st.integers(0, 60)), min_size=1, max_size=8))
 def test_share_out_is_proportional_where_it_can_be(total: int, layers: list[tuple[int, int]]) -> None:
-    """With single weights, two open layers differ from their common proportion by less than one weight each."""
+    """Two open layers with single weights differ from their common proportion by less than one weight each."""
     shares, capacity = (list(column) for column in zip(*layers, strict=True))
     got = share_out(total, shares, capacity, [1] * len(layers))
     assert sum(got) == min(total, sum(capacity))

@@ -178,7 +178,7 @@ def test_offsets_of_any_layout(granularity: Granularity) -> None:
 @pytest.mark.parametrize("sparsity", [0.75, 0.9])
 @pytest.mark.parametrize("channels_last", [False, True])
 def test_gradients_outside_the_mask_become_zero_even_if_nan(channels_last: bool, sparsity: float) -> None:
-    """By flags and, where few are active, through the index."""
+    """Both ways are taken: by flags and, where few weights are active, through the index."""
     model, masks = masked(sparsity=sparsity, channels_last=channels_last)
     assert (sparsity > 1 - FEW) == (masks.layers[0].active_weights <= FEW * masks.layers[0].spec.weights)
     for layer in masks:

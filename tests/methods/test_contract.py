@@ -1,4 +1,4 @@
-"""What every method must keep, over the registry x granularity x density x optimizer."""
+"""The contract that every method keeps, over the registry x granularity x density x optimizer."""
 
 from __future__ import annotations
 
@@ -186,7 +186,7 @@ def test_contract(name: str, granularity: int, sparsity: float, optimizer: str) 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_gradients_outside_the_masks_are_wanted_or_do_not_matter(name: str) -> None:
-    """With the active gradients alone on all other steps a run is the same."""
+    """A run with gradients of active weights alone on all other steps is the same."""
     run, twin = Run(name, 4, 0.5, "sgd"), Run(name, 4, 0.5, "sgd")
     twin.active_gradients = True
     for number in range(1, STEPS + 1):

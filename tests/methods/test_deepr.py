@@ -35,7 +35,7 @@ def test_worked_by_hand() -> None:
 
 
 def test_newborn_weights_have_a_random_sign_for_life() -> None:
-    """Of many born at once about half are negative, and each is dropped when it moves to the other side alone."""
+    """About half of many new weights are negative, and each is dropped only when it moves to the other side."""
     n = 2000
     reallocator = by_hand(COLD, [[1.0] * n + [0.0] * 2 * n])
     layer = reallocator.masks.layers[0]

@@ -1,4 +1,4 @@
-"""What a model's settings make sparse, counted without building any weights."""
+"""The layers that a model's settings make sparse, counted without building any weights."""
 
 from __future__ import annotations
 

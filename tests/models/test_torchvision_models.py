@@ -109,7 +109,7 @@ def test_images_that_a_model_cannot_take(name: str, shape: tuple[int, int, int],
 
 
 def test_the_try_changes_neither_weights_nor_random_state() -> None:
-    """What the constructor draws is all that is drawn, so a seed gives torchvision's own network."""
+    """Only the constructor draws, so that a seed gives torchvision's own network."""
     torch.manual_seed(0)
     built, after = settings("mobilenet_v3_small").build((3, 32, 32), 10), torch.rand(())
     import torchvision

@@ -24,7 +24,7 @@ def settings(**options: float) -> WideResNetSettings:
     ],
 )
 def test_parameter_counts(options: dict[str, float], total: int) -> None:
-    """On CIFAR-10; the paper gives 36.5 million for WRN-28-10."""
+    """The counts are those for CIFAR-10; the paper gives 36.5 million for WRN-28-10."""
     assert parameters(without_weights(settings(**options), (3, 32, 32), 10)) == total
 
 

@@ -47,7 +47,7 @@ def damage(file: Path, kind: str) -> None:
 
 
 def put(path: Path, kind: str) -> None:
-    """What is no file of ordinary size, in place of one."""
+    """Put something at a path that is no file of ordinary size."""
     path.unlink(missing_ok=True)
     if kind == "pipe":
         os.mkfifo(path)

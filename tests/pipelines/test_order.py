@@ -83,7 +83,7 @@ def test_random_numbers_differ_from_sample_to_sample_batch_to_batch_and_epoch_to
 
 
 def test_random_numbers_are_uniform() -> None:
-    """Of 90,000 numbers each ninth of [0, 1) gets its share (5 sigma)."""
+    """Each ninth of [0, 1) gets its fraction of 90,000 numbers (5 sigma)."""
     drawn = SampleOrder(3, 10_000, 10_000).randoms(0, 0, 0, Share(), 9)
     assert drawn.dtype == np.float64
     assert drawn.min() >= 0 and drawn.max() < 1

@@ -33,7 +33,7 @@ VIEWS = {
 
 @cache
 def images() -> NDArray[np.uint8]:
-    """Of one size, so that they can be arrays as well as files."""
+    """Images of one size, so that they can be arrays as well as files."""
     return np.stack([np.array(picture(50, 40, seed)) for seed in range(12)])
 
 

@@ -23,7 +23,7 @@ class Case:
     active: list[int]
     """Active units of each layer, from one to all."""
     magnitudes: list[float]
-    """What weights are drawn from: few values, so that ties are the rule."""
+    """Few values to draw weights from, so that ties are the rule."""
     threshold: float
     target: int
     seed: int

@@ -1,4 +1,4 @@
-"""How layers are divided into blocks changes nothing."""
+"""The division of layers into blocks changes nothing."""
 
 from __future__ import annotations
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from benchmarks.parts.gpu.bench import host_waits
+from benchmarks.parts.gpu.waits import host_waits
 from dynsparse.masks import MaskSet, sparse_layers
 from dynsparse.methods import Clock
 from dynsparse.reallocation import Reallocator

@@ -1,4 +1,4 @@
-"""What holds for every reallocation, whatever the method."""
+"""Properties of every reallocation, whatever the method."""
 
 from __future__ import annotations
 
@@ -117,7 +117,7 @@ def test_a_shortfall_is_made_up_later() -> None:
 
 
 def grown_positions(seed: int, step: int) -> list[list[int]]:
-    """Where two layers of the same shape and weights grow."""
+    """Positions at which two layers of the same shape and weights grow."""
     model = nn.ModuleList([nn.Linear(50, 40, bias=False), nn.Linear(50, 40, bias=False)])
     reallocator = build(model, 4, [100, 100], target=100)
     reallocator.seed = seed

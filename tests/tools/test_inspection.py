@@ -238,7 +238,7 @@ VIOLATIONS: dict[str, tuple[Callable[[State], object], tuple[str, ...]]] = {
     "not a number in a dense layer": (lambda s: _nan(s["weights"]["bn2.bias"]), ("bn2.bias: weights: 1 of 12",)),
     "an infinite moment": (
         lambda s: s["optimizer"]["fc2.weight"]["momentum_buffer"].fill_(torch.inf),
-        ("fc2.weight: momentum_buffer:", "no finite numbers"),
+        ("fc2.weight: momentum_buffer:", "values are NaN or inf"),
     ),
     "a statistic": (lambda s: _nan(s["ranks"][0]["buffers"]["bn1.running_var"]), ("bn1.running_var: of rank 0",)),
     "no statistic": (

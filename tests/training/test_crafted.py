@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import dataclasses
 import io
 import os
 import pickle
@@ -22,8 +21,8 @@ from dynsparse.errors import UserError
 from dynsparse.training.checkpoint import checksum, read, write
 from dynsparse.training.checkpoint.limits import MOST_TIMES, SPARE_BYTES
 from dynsparse.training.checkpoint.schema import SavedProgress
+from dynsparse.training.progress import Progress
 from dynsparse.training.resume import checkpoints_of, find_resume_point, take_folder
-from dynsparse.training.state import Progress
 from tests.training import runs
 
 State = dict[str, Any]
@@ -314,7 +313,7 @@ def test_a_trained_run_without_any_checkpoint_is_not_begun_anew(whole_run: Path,
 
 
 def test_the_schema_knows_all_of_the_progress() -> None:
-    assert SavedProgress.model_fields.keys() == {field.name for field in dataclasses.fields(Progress)}
+    assert SavedProgress.model_fields.keys() == Progress.model_fields.keys()
 
 
 def test_tensors_of_every_kind_that_we_write(tmp_path: Path) -> None:

@@ -1,20 +1,17 @@
-"""What the parts of `benchmarks.gpu` share: networks and trainers on a device, clocks, and what they found."""
+"""Networks, trainers, clocks and findings that the parts of `benchmarks.gpu` share."""
 
 from __future__ import annotations
 
 import time
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
 
-from benchmarks.harness.rounds import in_rounds
-from dynsparse.config import loading
+from benchmarks.harness.rounds import Act, in_rounds
+from benchmarks.harness.runs import run_config
 from dynsparse.config.schema import RunConfig
 from dynsparse.runtime import Worker
 from dynsparse.training.network import Network, build_network
@@ -23,6 +20,7 @@ from pipelines.base import Batch, Data, EvaluationPipeline
 
 FOR_EVER = 1_000_000_000
 """A period in steps: no reallocation in any run here."""
+FAST = {"precision": "bf16", "channels_last": True}
 MOVING: Mapping[str, Mapping[str, Any]] = {
     "dsr": {"name": "dsr", "period": 2, "initial_threshold": 0.01, "target_moves": 5},
     "rigl": {"name": "rigl", "period": 2},
@@ -56,12 +54,12 @@ class Row(NamedTuple):
     wanted: str = ""
     holds: bool | None = None
     must: bool = False
-    """Whether it is a fault if it does not hold, or only slower than hoped for."""
+    """True where it is a fault if it does not hold, False where it is only slower than hoped for."""
 
 
 @dataclass
 class Found:
-    """What a part has found so far: all figures for the JSON, and lines for the table."""
+    """Figures that a part has found so far, for the JSON, and lines for the table."""
 
     figures: dict[str, Any] = field(default_factory=dict)
     rows: list[Row] = field(default_factory=list)
@@ -70,17 +68,17 @@ class Found:
         self.rows.append(Row(what, found))
 
     def check(self, what: str, holds: bool, found: str = "") -> None:
-        """What must be so on every device."""
+        """Note what must hold on every device."""
         self.rows.append(Row(what, found or ("yes" if holds else "no"), "", bool(holds), must=True))
 
     def target(self, what: str, value: float, limit: float, *, digits: int = 3) -> None:
-        """A time or size that is to be at most `limit`."""
+        """Note a time or size that is to be at most `limit`."""
         self.rows.append(Row(what, f"{value:.{digits}f}", f"at most {limit:g}", value <= limit))
 
 
 @dataclass(frozen=True)
 class Bench:
-    """Where and for how long a part measures."""
+    """A device, and the time that a part has on it."""
 
     device: torch.device
     tiny: bool
@@ -104,23 +102,19 @@ def wrn(bench: Bench) -> Case:
 
 
 def settings(case: Case, method: Mapping[str, Any], **sections: Any) -> RunConfig:
-    """At sparsity 0.9; a dense network has no sparse layers, and so no masks of any kind."""
-    sparsity = {"conv": 0.9, "fc": 0.9, **({"exclude": ["*"]} if method["name"] == "dense" else {})}
+    """Return the config of a run at sparsity 0.9. A dense network has no sparse layers, and so no masks of any kind."""
+    sparsity = {"exclude": ["*"]} if method["name"] == "dense" else {}
     train = {"global_batch_size": case.batch, "lr": {"name": "steps", "table": {0: 0.01}}}
-    return loading.parse(
-        {
-            "model": dict(case.model),
-            "sparsity": {**sparsity, **sections.pop("sparsity", {})},
-            "method": dict(method),
-            "data": {
-                "name": "synthetic",
-                "shape": [3, case.image, case.image],
-                "number_of_classes": case.classes,
-                "loader": "torch",
-            },
-            "train": {**train, **sections.pop("train", {})},
-            **sections,
-        }
+    given = {name: sections.pop(name, {}) for name in ("sparsity", "train")}
+    return run_config(
+        case.model,
+        method,
+        case.image,
+        case.classes,
+        sparsity={**sparsity, **given["sparsity"]},
+        data={"loader": "torch"},
+        train={**train, **given["train"]},
+        **sections,
     )
 
 
@@ -145,6 +139,9 @@ class BatchesOnDevice:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self._place = state["place"]
 
+    def seek(self, epoch: int, batch: int) -> None:
+        self._place = batch
+
     def avoid(self, bad: Mapping[int, str]) -> None:
         assert not bad
 
@@ -153,7 +150,7 @@ class BatchesOnDevice:
 
 
 def batches(config: RunConfig, device: torch.device, count: int = 2) -> BatchesOnDevice:
-    """Random images in the memory format that the config asks for, and random labels: the same on every device."""
+    """Make random images in the memory format that the config asks for, and random labels: the same on every device."""
     generator = torch.Generator().manual_seed(7)
     made = []
     for _ in range(count):
@@ -165,7 +162,7 @@ def batches(config: RunConfig, device: torch.device, count: int = 2) -> BatchesO
 
 
 def make_trainer(config: RunConfig, device: torch.device, network: Network | None = None) -> Trainer:
-    """To be stepped by hand: there is nothing to evaluate on."""
+    """Return a trainer to be stepped by hand: there is nothing to evaluate on."""
     data = Data(batches(config, device), cast(EvaluationPipeline, None))
     return Trainer(config, network or build_network(config, device), data, Worker())
 
@@ -176,8 +173,15 @@ def steps(trainer: Trainer, count: int) -> list[float]:
     return [trainer.train_step(next(epoch)).item() for _ in range(count)]
 
 
+def steps_without_reading(trainer: Trainer, count: int) -> None:
+    """Train for some steps. No loss is read, so the host waits for nothing."""
+    epoch = trainer.data.train.epoch()
+    for _ in range(count):
+        trainer.train_step(next(epoch))
+
+
 def is_zero_outside(trainer: Trainer) -> bool:
-    """Whether weights and moments outside the masks are exactly 0."""
+    """Say whether weights and moments outside the masks are exactly 0."""
     for layer in trainer.masks:
         outside = ~layer.mask
         moments = [value for value in trainer.optimizer.state[layer.weight].values() if isinstance(value, Tensor)]
@@ -191,21 +195,10 @@ def is_zero_outside(trainer: Trainer) -> bool:
 
 
 def rounds_until(
-    bench: Bench, ways: Mapping[str, Callable[[], Any]], rounds: int, before: Callable[[str], Any] = lambda way: None
+    bench: Bench, ways: Mapping[str, Act], rounds: int, before: Callable[[str], Any] = lambda way: None
 ) -> dict[str, list[float]]:
-    """`timing.in_rounds`, of fewer rounds where time runs out, but at least three; one more to warm up."""
-    rounds = 2 if bench.tiny else rounds
-    order = list(ways)
-    times: dict[str, list[float]] = {way: [] for way in ways}
-    for number in range(-1, rounds):
-        if number >= 3 and time.monotonic() > bench.ends:
-            break
-        found = in_rounds({way: ways[way] for way in order}, 1, warm_up=0, before=before)
-        if number >= 0:
-            for way, (seconds,) in found.items():
-                times[way].append(seconds)
-        order.append(order.pop(0))
-    return times
+    """Measure in rounds, but fewer where time runs out."""
+    return in_rounds(ways, 2 if bench.tiny else rounds, before=before, ends=bench.ends)
 
 
 def device_ms(bench: Bench, act: Callable[[], Any]) -> float:
@@ -220,57 +213,3 @@ def device_ms(bench: Bench, act: Callable[[], Any]) -> float:
     last.record()
     last.synchronize()
     return float(first.elapsed_time(last))
-
-
-class _Reads(TorchFunctionMode):
-    """Counts what makes the host wait on a GPU, as far as it can be told without one."""
-
-    ALWAYS = {
-        "item", "tolist", "__bool__", "__int__", "__float__", "__index__", "numpy", "equal", "allclose",
-        "nonzero", "argwhere", "masked_select", "unique", "unique_consecutive", "is_nonzero", "cpu",
-    }  # fmt: skip
-    INDEXING = {"__getitem__", "__setitem__", "index_put_", "index_put"}
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.seen: list[str] = []
-
-    def __torch_function__(
-        self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
-    ) -> Any:
-        name = getattr(func, "__name__", "")
-        by_mask = name in self.INDEXING and _holds_mask(args[1])
-        copied = name == "to" and any(isinstance(a, torch.device) for a in (*args, *(kwargs or {}).values()))
-        if name in self.ALWAYS or by_mask or copied:
-            self.seen.append(name)
-        return func(*args, **(kwargs or {}))
-
-
-def _holds_mask(index: Any) -> bool:
-    parts = index if isinstance(index, (tuple, list)) else (index,)
-    return any(isinstance(part, Tensor) and part.dtype in (torch.bool, torch.uint8) for part in parts)
-
-
-@contextmanager
-def host_waits(device: torch.device) -> Iterator[list[str]]:
-    """Each time that the host waits for the GPU within the block, copies to it included.
-
-    Counted by torch itself. On the CPU it is a guess: calls that read a value or a number of elements, or copy to a
-    device, which would have to wait.
-    """
-    if device.type != "cuda":
-        with _Reads() as reads:
-            yield reads.seen
-        return
-    seen: list[str] = []
-    torch.cuda.synchronize(device)
-    before = torch.cuda.get_sync_debug_mode()
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        torch.cuda.set_sync_debug_mode("warn")
-        try:
-            yield seen
-        finally:
-            torch.cuda.set_sync_debug_mode(before)
-            told = [warning for warning in caught if "synchronizing CUDA operation" in str(warning.message)]
-            seen += [f"{warning.filename}:{warning.lineno}" for warning in told]

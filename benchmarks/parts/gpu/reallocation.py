@@ -9,18 +9,18 @@ from typing import Any
 
 import torch
 
-from benchmarks.harness.rounds import compared, summary
+from benchmarks.harness.rounds import Act, compared, summary
 from benchmarks.parts.gpu.bench import (
     FOR_EVER,
     Bench,
     Case,
     Found,
     device_ms,
-    host_waits,
     resnet,
     rounds_until,
     settings,
 )
+from benchmarks.parts.gpu.waits import host_waits
 from dynsparse.distributed.digest import mask_digest, weight_digest
 from dynsparse.methods import Clock
 from dynsparse.methods.deepr import DeepR
@@ -69,7 +69,7 @@ class Event:
 
     @torch.no_grad()
     def shake(self) -> None:
-        """New weights and gradients, the threshold as at first."""
+        """Draw new weights and gradients, and set the threshold as at first."""
         self.step += 1
         if self._start is not None:
             self.method.load_state_dict(self._start)
@@ -89,14 +89,14 @@ class Event:
         return Clock(self.step, 0, steps_per_epoch=FOR_EVER, epochs=1)
 
     def act(self) -> None:
-        """All that a step with a reallocation does beside forward, backward and the optimizer."""
+        """Do all that a step with a reallocation does beside forward, backward and the optimizer."""
         report = self.reallocator.after_step(self.clock, self.reallocator.before_step(self.clock))
         assert report is not None
         self.moved = sum(report.dropped.values())
 
 
 def reallocation(bench: Bench, found: Found) -> None:
-    """Times by both clocks, how often the host waits, and whether a plan does the same as on the CPU."""
+    """Measure times by both clocks, how often the host waits, and whether a plan does the same as on the CPU."""
     few, many = (40, 100) if bench.tiny else (64_000, 400_000)
     _times(bench, found, {"dsr": few, f"dsr, {many:,}": many, **dict.fromkeys(METHODS[1:], few)})
     for name in METHODS:
@@ -105,7 +105,7 @@ def reallocation(bench: Bench, found: Found) -> None:
 
 
 def _times(bench: Bench, found: Found, moves: Mapping[str, int]) -> None:
-    """By the host's clock, which waits for the GPU before and after, and by the GPU's own."""
+    """Time by the host's clock, which waits for the GPU before and after, and by the GPU's own."""
     events = {
         title: Event(resnet(bench), title.split(",")[0], count, bench.device, ["*"], bench.device)
         for title, count in moves.items()
@@ -115,7 +115,7 @@ def _times(bench: Bench, found: Found, moves: Mapping[str, int]) -> None:
     def turn(title: str) -> Callable[[], Any]:
         return lambda: by_device[title].append(device_ms(bench, events[title].act))
 
-    ways: dict[str, Callable[[], Any]] = {title: turn(title) for title in events}
+    ways: dict[str, Act] = {title: turn(title) for title in events}
     ways[MASKING] = events["dsr"].masks.mask_gradients
     times = rounds_until(bench, ways, 10, before=lambda way: events["dsr" if way == MASKING else way].shake())
     figures = {
@@ -134,7 +134,7 @@ def _times(bench: Bench, found: Found, moves: Mapping[str, int]) -> None:
 
 
 def _count_waits(bench: Bench, found: Found, name: str, moves: int) -> None:
-    """With all layers and with five. Random draws may take a round more or less, each of two waits or fewer."""
+    """Count with all layers and with five. Random draws may take a round more or less, each of two waits or fewer."""
     waits: dict[int, int] = {}
     for include in (["*"], FIVE_LAYERS):
         event = Event(resnet(bench), name, moves, bench.device, include, bench.device)
@@ -155,7 +155,7 @@ def _count_waits(bench: Bench, found: Found, name: str, moves: int) -> None:
 
 
 def _compare_with_cpu(bench: Bench, found: Found, name: str, moves: int) -> None:
-    """Three events in a row, each by the device's plan, carried out there and on the CPU."""
+    """Carry out three events in a row, each by the device's plan, there and on the CPU."""
     pair = [Event(resnet(bench), name, moves, device, ["*"], CPU) for device in (bench.device, CPU)]
     same_plans, same = True, True
     for _ in range(3):
@@ -166,7 +166,7 @@ def _compare_with_cpu(bench: Bench, found: Found, name: str, moves: int) -> None
         plan, theirs = (event.reallocator.plan(event.clock, one) for event, one in zip(pair, seen, strict=True))
         same_plans &= plan == theirs
         for event, one in zip(pair, seen, strict=True):
-            event.reallocator._plan = lambda *given, plan=plan: plan  # type: ignore[method-assign,misc]
+            event.reallocator._plan = lambda *given, plan=plan: plan  # type: ignore[method-assign]
             event.reallocator(event.clock, one)
             del event.reallocator._plan
         masks = {mask_digest(event.masks) for event in pair}

@@ -1,0 +1,1 @@
+"""Parts of `benchmarks.soak`: the run, and the faults that strike it."""

@@ -20,7 +20,7 @@ from dynsparse.errors import EXIT_FAULT, EXIT_STOPPED
 from dynsparse.training.run.timing import STALE_SECONDS
 
 ENDINGS = ("stopped", "held", "training")
-"""What has become of the second launch when the first wakes: stopped, held still meanwhile, or training on."""
+"""States of the second launch when the first wakes: stopped, held still meanwhile, or training on."""
 
 
 @dataclass
@@ -29,16 +29,16 @@ class Fault:
 
     kind: str
     step: int
-    """Of the newest checkpoint when it struck."""
+    """Step of the newest checkpoint when it struck."""
     detail: str = ""
     seconds: float = 0.0
-    """Until the run was beyond it: a later step saved."""
+    """Seconds until the run was beyond it: a later step saved."""
     broken: list[str] = field(default_factory=list)
-    """What was promised and did not hold."""
+    """Promises that did not hold."""
 
 
 class Draws:
-    """What chance decides. Where a fault has variants, all of them come up equally often."""
+    """Decisions of chance. Where a fault has variants, all of them come up equally often."""
 
     def __init__(self, chance: random.Random) -> None:
         self.chance = chance
@@ -51,7 +51,7 @@ class Draws:
 
 
 def kill(run: Run, draws: Draws, fault: Fault) -> None:
-    """A worker gets SIGKILL."""
+    """Send SIGKILL to a worker."""
     workers = run.workers()
     if workers:
         os.kill(draws.chance.choice(workers), signal.SIGKILL)
@@ -59,13 +59,13 @@ def kill(run: Run, draws: Draws, fault: Fault) -> None:
 
 
 def stop(run: Run, draws: Draws, fault: Fault) -> None:
-    """torchrun gets SIGTERM on both hosts."""
+    """Send SIGTERM to torchrun on both hosts."""
     run.stop()
     fault.detail = f"torchrun ended with {sorted(str(process.returncode) for process in run.processes.values())}"
 
 
 def link(run: Run, draws: Draws, fault: Fault) -> None:
-    """The second host's link is down for a while."""
+    """Take the second host's link down for a while."""
     seconds = draws.chance.uniform(5, 25)
     run.hosts.link_down(1)
     time.sleep(seconds)
@@ -74,7 +74,7 @@ def link(run: Run, draws: Draws, fault: Fault) -> None:
 
 
 def damage(run: Run, draws: Draws, fault: Fault) -> None:
-    """The newest checkpoint is cut short or a bit of it flips, then a worker gets SIGKILL."""
+    """Cut the newest checkpoint short or flip a bit of it, then kill a worker."""
     newest, chance = run.newest(), draws.chance
     assert newest is not None
     content = bytearray(newest.read_bytes())
@@ -92,22 +92,22 @@ def damage(run: Run, draws: Draws, fault: Fault) -> None:
 
 
 def full(run: Run, draws: Draws, fault: Fault) -> None:
-    """The storage has no byte left for a while."""
+    """Leave the storage no free byte for a while."""
     _outage(run, draws, fault, run.storage.full())
 
 
 def readonly(run: Run, draws: Draws, fault: Fault) -> None:
-    """The storage is read-only for a while."""
+    """Make the storage read-only for a while."""
     _outage(run, draws, fault, run.storage.read_only(run.hosts[0], run.hosts[1]))
 
 
 def gone(run: Run, draws: Draws, fault: Fault) -> None:
-    """The storage is not mounted for a while."""
+    """Unmount the storage for a while."""
     _outage(run, draws, fault, run.storage.gone(run.hosts[0], run.hosts[1]))
 
 
 def _outage(run: Run, draws: Draws, fault: Fault, of_storage: AbstractContextManager[None]) -> None:
-    """Of 3 to 15 s. In half of them a worker is killed meanwhile."""
+    """Make an outage of 3 to 15 s. In half of them a worker is killed meanwhile."""
     seconds, part = draws.chance.uniform(3, 15), draws.chance.uniform(0.2, 0.8)
     fault.detail = f"{seconds:.1f} s"
     with of_storage:
@@ -119,7 +119,7 @@ def _outage(run: Run, draws: Draws, fault: Fault, of_storage: AbstractContextMan
 
 
 def suspend(run: Run, draws: Draws, fault: Fault) -> None:
-    """Who holds the folder stands still until another launch has taken over, and wakes again.
+    """Hold the launch that has the folder still until another has taken over, and wake it again.
 
     The run over two hosts is stopped for it, and started on one after the other: where workers on another host wait
     for those that stand still, these would find the connection closed as they wake, and end for that reason.
@@ -159,7 +159,7 @@ def suspend(run: Run, draws: Draws, fault: Fault) -> None:
 
 
 def _trains(run: Run, launch: Launch, steps: int) -> bool:
-    """Whether it saves so many steps more; waits for them."""
+    """Wait for so many steps more. Returns whether they were saved."""
     goal = run.step() + steps
     run.until(lambda: run.step() >= goal or launch.process.poll() is not None, alive=False)
     return run.step() >= goal

@@ -1,4 +1,4 @@
-"""A run over two hosts that is kept alive, and launches of it on one host: what benchmarks/soak.py strikes."""
+"""A run over two hosts that is kept alive, and launches of it on one host. benchmarks/soak.py strikes them."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def options(folder: Path, name: str, epochs: int, timeout: int = 10) -> list[str
 
 
 def descendants(pid: int) -> list[int]:
-    """All processes that come from a process, those that have started others first."""
+    """List all processes that come from a process, those that have started others first."""
     found = runs.children(pid)
     return [*found, *(one for child in found for one in descendants(child))]
 
@@ -60,11 +60,11 @@ class Launch:
         _send(signal.SIGCONT, *self._all())
 
     def ask_to_stop(self) -> None:
-        """SIGTERM to the launcher, as schedulers send it."""
+        """Send SIGTERM to the launcher, as schedulers do."""
         _send(signal.SIGTERM, *runs.children(self.process.pid))
 
     def wait(self) -> int | None:
-        """The launcher's exit code; None if it does not end."""
+        """Wait for the launcher. Returns its exit code; None if it does not end."""
         deadline = time.monotonic() + PATIENCE_SECONDS
         while self.process.poll() is None and time.monotonic() < deadline:
             _send(signal.SIGCONT, self.process.pid)  # nsenter stops itself some time after the launcher was stopped.
@@ -80,7 +80,7 @@ class Launch:
         self.process.wait()
 
     def _all(self) -> list[int]:
-        """And nsenter, which tells how the launcher ended."""
+        """List all its processes, and nsenter, which tells how the launcher ended."""
         return [self.process.pid, *descendants(self.process.pid)]
 
 
@@ -110,7 +110,7 @@ class Run:
                 )
 
     def stop(self) -> None:
-        """SIGTERM to torchrun on both hosts. Returns when they have ended."""
+        """Send SIGTERM to torchrun on both hosts. Returns when they have ended."""
         for process in self.processes.values():
             _send(signal.SIGTERM, *runs.children(process.pid))
         for process in self.processes.values():
@@ -138,19 +138,19 @@ class Run:
         return -1 if newest is None else int(newest.stem.removeprefix("step-"))
 
     def holder(self) -> tuple[str, int] | None:
-        """The host and the process number there of who holds the folder."""
+        """Return the host of the process that holds the folder, and its number there."""
         with contextlib.suppress(OSError, ValueError):
             content = json.loads((self.folder / "lock.json").read_text())
             return content["host"], content["process"]
         return None
 
     def content(self) -> dict[str, str]:
-        """A hash of each file in the folder."""
+        """Hash each file in the folder."""
         files = sorted(path for path in self.folder.rglob("*") if path.is_file())
         return {str(path.relative_to(self.folder)): sha256(path.read_bytes()).hexdigest() for path in files}
 
     def until(self, what: Callable[[], bool], *, alive: bool = True) -> None:
-        """Until it holds or the run is over. SystemExit with the end of the logs if nothing goes on for long."""
+        """Wait until it holds or the run is over. SystemExit with the end of the logs if nothing happens for long."""
         latest, since = self.step(), time.monotonic()
         while not what() and not self.is_over:
             if alive:
@@ -162,7 +162,7 @@ class Run:
             time.sleep(0.02)
 
     def codes(self) -> list[int | None]:
-        """The exit codes of both hosts' torchrun, which are waited for, once the run is over."""
+        """Wait for torchrun on both hosts, once the run is over. Returns their exit codes."""
         deadline = time.monotonic() + PATIENCE_SECONDS
         while time.monotonic() < deadline and any(process.poll() is None for process in self.processes.values()):
             time.sleep(0.1)
@@ -172,7 +172,7 @@ class Run:
         return "".join(path.read_text() for path in sorted(self.logs.iterdir()))
 
     def workers(self) -> list[int]:
-        """Process numbers, as this machine counts."""
+        """List the workers' process numbers, as this machine counts."""
         found = []
         for process in self.processes.values():
             for torchrun in runs.children(process.pid):

@@ -1,8 +1,10 @@
-"""python -m dynsparse export: take the network of a checkpoint away. One file a format, each with
+"""python -m dynsparse export: write the network of a checkpoint for other programs.
+
+There is one file a format. Each has
 
 - `encode(network) -> bytes`, the file's content,
 - `SUFFIX`, of the file's name, and `LOADING`, a line that loads it,
-- `beside(network) -> bytes`, where FILE cannot say what the network takes and gives: the content of FILE.json.
+- `beside(network) -> bytes`, where FILE has no place for the network's input and classes: the content of FILE.json.
 """
 
 from __future__ import annotations
@@ -31,7 +33,7 @@ FORMATS = {
 
 
 def main(arguments: list[str]) -> None:
-    """UserError for a checkpoint that is not whole, and for a file that cannot or must not be written."""
+    """Export. UserError for a checkpoint that is not valid, and for a file that cannot or must not be written."""
     parser = Parser(
         prog="python -m dynsparse export",
         description="Take the network of a checkpoint away, in evaluation mode. Needs no data.",
@@ -66,7 +68,7 @@ def main(arguments: list[str]) -> None:
 
 
 def check_target(path: Path, source: Path, *, overwrite: bool) -> None:
-    """UserError where a file at `path` would replace what it must not, or cannot be looked for."""
+    """Raise UserError where a file at `path` would replace what it must not, or cannot be looked for."""
     try:
         if path.exists() and source.samefile(path):
             raise UserError(f"--out: {path} is the checkpoint itself; name another file")
@@ -79,7 +81,7 @@ def check_target(path: Path, source: Path, *, overwrite: bool) -> None:
 
 
 def write(path: Path, content: bytes) -> None:
-    """All or nothing. UserError if it cannot be written."""
+    """Write all of a file or nothing. UserError if it cannot be written."""
     partial = path.with_name(f"{path.name}.partial")
     try:
         partial.write_bytes(content)
@@ -110,7 +112,7 @@ def _report(network: ExportedNetwork, source: Path, paths: Sequence[Path], name:
 
 
 def _input(facts: Mapping[str, Any]) -> str:
-    """What it takes and gives, in a line."""
+    """Return the network's input and classes in a line."""
     names = facts.get("class_names") or []
     named = f" ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})" if names else ""
     parts = [f"{'x'.join(map(str, facts['shape']))}, {facts['number_of_classes']:,} classes{named}"]

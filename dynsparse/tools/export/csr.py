@@ -35,7 +35,7 @@ not.
 
 
 def encode(network: ExportedNetwork) -> bytes:
-    """The file's content: plain data and tensors, which `torch.load(weights_only=True)` opens.
+    """Return the file's content: plain data and tensors, which `torch.load(weights_only=True)` opens.
 
     A sparse layer is a matrix [out, in], a convolution [out, in x height x width], with int32 indices: 8 bytes for each
     active weight, those at 0 included. Where that is no less than the dense tensor takes, it stays dense, as all else
@@ -63,7 +63,9 @@ def encode(network: ExportedNetwork) -> bytes:
 
 
 def csr_parts(weight: Tensor, mask: Tensor) -> list[Tensor]:
-    """Row starts and columns (int32) and values of [rows, columns] as CSR, with an entry wherever `mask` is True.
+    """Return row starts and columns (int32) and values of [rows, columns] as CSR: an entry wherever `mask` is True.
+
+    [[0, 5], [0, 0], [7, 8]] gives starts 0, 1, 1, 3, columns 1, 0, 1 and values 5, 7, 8.
 
     MKL multiplies int32 indices as they are; int64 ones torch would convert at each call.
     """
@@ -73,9 +75,9 @@ def csr_parts(weight: Tensor, mask: Tensor) -> list[Tensor]:
 
 
 def to_csr(weight: Tensor, mask: Tensor) -> Tensor:
-    """The same as torch's CSR matrix."""
+    """Return the matrix of `csr_parts` in torch's format."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # That torch's CSR is in beta.
+        warnings.simplefilter("ignore", UserWarning)  # It says that torch's CSR is in beta.
         starts, columns, values = csr_parts(weight, mask)
         return torch.sparse_csr_tensor(starts, columns, values, weight.shape, check_invariants=True)
 
@@ -93,14 +95,14 @@ class SparseLinear(nn.Module):
 
     @torch.no_grad()
     def forward(self, x: Tensor) -> Tensor:
-        """The matrix stands on the left: x times its transpose, as nn.Linear has it, takes several times as long."""
+        """Multiply with the matrix on the left: x times its transpose, as in nn.Linear, takes several times as long."""
         rows = x.reshape(-1, x.shape[-1])
         y = torch.mv(self.weight, rows[0])[None] if len(rows) == 1 else (self.weight @ rows.T).T
         return (y if self.bias is None else y + self.bias).view(*x.shape[:-1], -1)
 
 
 def load(path: str | Path, *, run_sparse: bool = True) -> nn.Module:
-    """The network in a file that `encode` wrote, in evaluation mode, on the CPU. UserError if it is no such file.
+    """Return the network in a file that `encode` wrote, in evaluation mode, on the CPU. UserError for other files.
 
     Large linear layers of low density multiply CSR matrices (RUN_FROM, RUN_BELOW). All else has dense tensors,
     convolutions too: torch has no sparse ones. Without `run_sparse` it is the ordinary module, to be moved or trained.
@@ -128,7 +130,7 @@ def _build(settings: ModelSettings, content: dict[str, Any]) -> nn.Module:
 
 
 def _run_sparse(model: nn.Module, path: str, matrix: Tensor) -> None:
-    """Only of nn.Linear itself: others, attention's for one, have their weight read past `forward`."""
+    """Replace an nn.Linear that is large and sparse. Other classes, such as attention, read weights past `forward`."""
     layer = model.get_submodule(path)
     weights, active = matrix.numel(), matrix.values().numel()
     if type(layer) is nn.Linear and weights >= RUN_FROM and active <= RUN_BELOW * weights:

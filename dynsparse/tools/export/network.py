@@ -1,4 +1,4 @@
-"""The network of a checkpoint, away from its run: an ordinary module in evaluation mode, weights in full tensors."""
+"""The network of a checkpoint without its run: an ordinary module in evaluation mode, weights in full tensors."""
 
 from __future__ import annotations
 
@@ -20,43 +20,43 @@ from dynsparse.training.checkpoint import how_chosen, result_of
 
 @dataclass(frozen=True)
 class ExportedNetwork:
-    """What a format writes."""
+    """A network, and all that a format may write of it."""
 
     model: nn.Module
-    """On the CPU, in evaluation mode, contiguous. Tied weights are read from their banks: each has its own value."""
+    """The module on the CPU, in evaluation mode, contiguous. Tied weights are read from their banks."""
     masks: Mapping[str, Tensor]
-    """Of the layers that are not full, by the name of the weight: bool, of its shape, True where active."""
+    """Masks of the layers that are not full, by the name of the weight: bool, of its shape, True where active."""
     settings: Mapping[str, Any]
     """The config's model section, which builds the network."""
     image_shape: tuple[int, int, int]
     classes: int
     facts: Mapping[str, str]
-    """Where it comes from, what it takes and gives (`input`, as JSON), for formats that can say so."""
+    """Origin, and `input` (as JSON: shape, mean, classes), for formats that have a place for it."""
     chosen: str
-    """Which checkpoint it is of, in words."""
+    """Its checkpoint, in words."""
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Copies that share no memory, row-major whatever the run trained in."""
+        """Return copies that share no memory, row-major whatever the run trained in."""
         state: Mapping[str, Tensor] = self.model.state_dict()
         return {name: value.clone(memory_format=torch.contiguous_format) for name, value in state.items()}
 
     @property
     def dense_bytes(self) -> int:
-        """Of all values of the state_dict."""
+        """Bytes of all values of the state_dict."""
         return sum(value.numel() * value.element_size() for value in self.model.state_dict().values())
 
 
 def source_of(source: str) -> Path:
-    """The checkpoint that is taken: the file itself; of a run's folder the best, or the latest if none is best yet.
+    """Return the checkpoint to export: the file itself, or a run's best, or its latest if none is best yet.
 
-    UserError if there is none to be had.
+    UserError if there is none.
     """
     with looking_up(source):
         return result_of(source)
 
 
 def take_network(path: Path) -> ExportedNetwork:
-    """From a checkpoint. UserError as `open_checkpoint` has it."""
+    """Return the network of a checkpoint. UserError as in `open_checkpoint`."""
     opened = open_checkpoint(path)
     network, config = opened.network, opened.config
     masks = {layer.name: layer.mask for layer in network.masks if not layer.is_full}
@@ -98,7 +98,7 @@ def _facts(opened: Opened) -> dict[str, str]:
 
 
 def libraries(file_format: str, *names: str) -> Sequence[Any]:
-    """Import what a format needs beside torch. UserError if it is not installed."""
+    """Import the packages that a format needs beside torch. UserError if one is not installed."""
     try:
         return [import_module(name) for name in names]
     except ModuleNotFoundError as error:

@@ -14,13 +14,13 @@ SUFFIX = ".onnx"
 LOADING = 'onnxruntime.InferenceSession("{path}").run(None, {{"images": images}})[0]'
 
 OPSET = 18
-"""What torch's exporter writes without conversion; ONNX Runtime 1.14 (2023) and later read it."""
+"""Version that torch's exporter writes without conversion; ONNX Runtime 1.14 (2023) and later read it."""
 _MOST_BYTES = 2**31 - 2**24
 """A protobuf message ends at 2 GiB; the graph takes some of it."""
 
 
 def encode(network: ExportedNetwork) -> bytes:
-    """The file's content. UserError where a library is missing, for what is too large, and for what torch refuses.
+    """Return the file's content. UserError for a missing library, and for a network that is too large or torch refuses.
 
     Torch's exporter multiplies BatchNorm into the convolutions and linear layers: other values than the checkpoint's,
     zeros where they were.
@@ -36,9 +36,9 @@ def encode(network: ExportedNetwork) -> bytes:
 
 
 def _translate(network: ExportedNetwork) -> Any:
-    images = torch.zeros(2, *network.image_shape)  # Of one image torch would take the batch size for a constant.
+    images = torch.zeros(2, *network.image_shape)  # Given one image, torch would take the batch size for a constant.
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Of torch's own making: what it calls has been renamed elsewhere in torch.
+        warnings.simplefilter("ignore")  # They are torch's own: what it calls has been renamed elsewhere in torch.
         try:
             program = torch.onnx.export(
                 network.model,

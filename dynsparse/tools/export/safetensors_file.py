@@ -1,4 +1,4 @@
-"""The same tensors as the plain state_dict, in a safetensors file, which tells where they come from."""
+"""Tensors of the plain state_dict in a safetensors file, which tells where they come from."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ LOADING = 'model.load_state_dict(safetensors.torch.load_file("{path}"))'
 
 
 def encode(network: ExportedNetwork) -> bytes:
-    """The file's content. UserError where the library is missing."""
+    """Return the file's content. UserError where the library is missing."""
     (safetensors,) = libraries("safetensors", "safetensors.torch")
     # "format: pt" is what readers of such files look for.
     content: bytes = safetensors.save(network.state_dict(), metadata={"format": "pt", **network.facts})

@@ -1,6 +1,6 @@
 """A plain state_dict as torch.save writes it: dense tensors with zeros, under the model's own names.
 
-It has no place for anything else: what the network takes and gives stands in a file beside it (`beside`).
+It has no place for anything else: the network's input and classes stand in a file beside it (`beside`).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ LOADING = 'model.load_state_dict(torch.load("{path}", weights_only=True))'
 
 
 def encode(network: ExportedNetwork) -> bytes:
-    """The file's content."""
+    """Return the file's content."""
     file = io.BytesIO()
     torch.save(network.state_dict(), file)
     return file.getvalue()

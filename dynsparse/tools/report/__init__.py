@@ -1,4 +1,4 @@
-"""One self-contained HTML page that shows runs side by side: python -m dynsparse report RUN [RUN...]"""
+"""One self-contained HTML page that shows runs side by side: python -m dynsparse report RUN [RUN...]."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ EPILOG = (
 
 
 def main(arguments: list[str]) -> None:
-    """Write the page. UserError for what is no run, holds nothing to show, or cannot be written."""
+    """Write the page. UserError for what is no run or has nothing to show, and for a page that cannot be written."""
     given = _parser().parse_args(arguments)
     _require_libraries()
     folders = _folders(given.runs)
@@ -61,11 +61,11 @@ def _require_libraries() -> None:
 
 
 def _folders(given: list[str]) -> list[Path]:
-    """The folders, all of them runs by their look. UserError with a line for each that is not."""
+    """Return the folders, each of which looks like a run. UserError with a line for each that does not."""
     problems: list[str] = []
     seen: dict[str, str] = {}
     for name in given:
-        real = os.path.realpath(name)  # Of links that lead in a circle too.
+        real = os.path.realpath(name)  # It also takes links that lead in a circle.
         if not name:
             problems.append("RUN is empty; name a run's folder, such as runs/digits_dsr")
         elif real in seen:
@@ -79,7 +79,7 @@ def _folders(given: list[str]) -> list[Path]:
 
 
 def _problem(path: Path) -> str | None:
-    """Why `path` is no run, with the remedy."""
+    """Say why `path` is no run, with the remedy; None if it is one."""
     try:
         if not path.exists():
             return "does not exist; name a run's folder, such as runs/digits_dsr"
@@ -101,7 +101,7 @@ def _is_run(folder: Path) -> bool:
 
 
 def _out(given: str | None, folders: list[Path]) -> Path:
-    """Where the page goes. UserError before any work if it cannot."""
+    """Return the path of the page. UserError, before any work, if no page can go there."""
     path = Path(given) if given is not None else (folders[0] if len(folders) == 1 else Path()) / names.REPORT
     if path.suffix not in (".html", ".htm"):  # So that a slip replaces no file of a run.
         raise UserError(f"--out: {path} does not end in .html; give the page's file, such as report.html")
@@ -116,7 +116,7 @@ def _out(given: str | None, folders: list[Path]) -> Path:
 
 
 def _write(path: Path, page: str) -> None:
-    """In one step, so that a browser that loads it anew sees the old page or the new."""
+    """Write the page in one step: a browser that loads it meanwhile sees the old page or the new."""
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         try:

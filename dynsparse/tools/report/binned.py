@@ -1,4 +1,4 @@
-"""A sequence that stays short however much is added: consecutive items are put together."""
+"""A sequence that stays short however much is added: consecutive items are joined."""
 
 from __future__ import annotations
 
@@ -7,15 +7,18 @@ from typing import Generic, TypeVar
 
 Item = TypeVar("Item")
 
-#: Bins of a sequence. Even, so that pairs come out.
 MOST = 256
+"""Bins of a sequence. The number is even, so that all bins have a partner."""
 
 
 class Binned(Generic[Item]):
     """Bins of `size` consecutive items each (the last may hold fewer), at most `most` of them.
 
-    `size` is a power of two: when all bins are taken, neighbours are joined. Nothing needs to be known beforehand, and
-    memory does not grow. Where no more than `most` are added, each has a bin of its own.
+    `size` is a power of two: when all bins are taken, neighbours are joined. The number of items need not be known
+    beforehand, and memory does not grow. Where no more than `most` are added, each has a bin of its own.
+
+    With `most` = 2 and addition, items 1, 2, 3, 4, 5 give [1], [1, 2], [3, 3], [3, 7], [10, 5]: at the third item
+    1 and 2 are joined and `size` is 2, at the fifth it is 4.
     """
 
     def __init__(self, join: Callable[[Item, Item], Item], most: int = MOST) -> None:
@@ -28,6 +31,7 @@ class Binned(Generic[Item]):
         self.added = 0
 
     def add(self, item: Item) -> None:
+        """Append an item to the last bin, or in a bin of its own if that is full."""
         self.added += 1
         if self._bins and self._in_last < self.size:
             self._bins[-1] = self._join(self._bins[-1], item)

@@ -12,7 +12,7 @@ from dynsparse.tools.report.words import NOTHING
 
 
 def flat(value: Any, key: str = "") -> dict[str, str]:
-    """A config by dotted keys. Lists and tables of numbers stay in one piece, as they are written in a config."""
+    """Return a config by dotted keys. Lists and tables of numbers stay in one piece, as a config has them."""
     if isinstance(value, Mapping) and value and all(isinstance(name, str) for name in value):
         return {k: v for name in value for k, v in flat(value[name], f"{key}.{name}" if key else name).items()}
     if isinstance(value, Mapping):
@@ -25,11 +25,12 @@ def _text(value: Any) -> str:
 
 
 def configs(runs: Sequence[Run]) -> list[Line]:
-    """Every key of any run, in the order of the first that has it."""
+    """Return a line for every key of any run, in the order of the first that has it."""
     return _side_by_side([flat(run.config) for run in runs], ignored=("name", "runs"))
 
 
 def versions(runs: Sequence[Run]) -> list[Line]:
+    """Return a line for each version that any run noted at its latest start."""
     return _side_by_side([{key: _text(value) for key, value in _versions(run).items()} for run in runs])
 
 

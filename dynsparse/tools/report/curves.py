@@ -1,4 +1,4 @@
-"""Which curves the page has, and where their values come from."""
+"""The curves of the page, and where their values come from."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ class Wanted(NamedTuple):
     key: str
     log: bool = False
     if_not: float | None = None
-    """Leave it out where no run has another value than this."""
+    """Skip the chart where no run has another value than this."""
     is_error: bool = False
-    """100 minus the value: what is left to gain can be seen near the top too."""
+    """Show 100 minus the value: then what is left to gain can be seen near the top too."""
 
 
 EPOCHS = (
@@ -36,12 +36,12 @@ EPOCHS = (
     Wanted("steps skipped so far", "skipped_steps", if_not=0),
     Wanted("bad files so far", "bad_files", if_not=0),
 )
-#: Known to be of a method, and to be read by their order of magnitude.
 LOG_SCALARS = ("threshold",)
+"""Numbers of methods that are read by their order of magnitude."""
 
 
 def curves(runs: Sequence[Run]) -> list[Chart]:
-    """Those that at least one run has values for."""
+    """Return the curves that at least one run has values for."""
     return [chart for chart in (*_of_epochs(runs), *_of_reallocations(runs)) if chart is not None]
 
 

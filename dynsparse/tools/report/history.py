@@ -1,4 +1,4 @@
-"""history.jsonl: the sessions of a run, from each start to its end, or to a death without one."""
+"""history.jsonl: the sessions of a run, each from a start to an end, or to a death without one."""
 
 from __future__ import annotations
 
@@ -13,56 +13,63 @@ from dynsparse.training.run.log_records import Record, history_line
 
 @dataclass(frozen=True)
 class Session:
-    """What happened between a start and the next."""
+    """Lines of history between a start and the next."""
 
     start: Record
     end: Record | None = None
     lost_steps: int = 0
-    """Known to have been done before this start, and to be done again."""
+    """Steps that are known to have been done before this start, and were done again."""
     followed: bool = False
-    """By another start."""
+    """Tells that another start came after it."""
 
     @property
     def began_at(self) -> int:
+        """Step at which it began."""
         return int(self.start["step"])
 
     @property
     def resumed(self) -> bool:
+        """Tell whether it resumed from a checkpoint."""
         return bool(self.start["resumed"])
 
     @property
     def died(self) -> bool:
-        """Another start followed, and there is no end: a fault, after which nothing could be written."""
+        """Tell whether it ended without a word: another start followed, and there is no end."""
         return self.end is None and self.followed
 
 
 @dataclass(frozen=True)
 class History:
+    """All sessions of a run, in their order."""
+
     sessions: tuple[Session, ...] = ()
     damaged: Damaged = field(default_factory=Damaged)
-    """The lines that are not what training writes; they are passed over."""
+    """Lines that are not what training writes; they are skipped."""
 
     @property
     def resumes(self) -> int:
+        """Sessions that resumed."""
         return sum(session.resumed for session in self.sessions)
 
     @property
     def deaths(self) -> int:
+        """Sessions that died."""
         return sum(session.died for session in self.sessions)
 
     @property
     def lost_steps(self) -> int:
+        """Steps that are known to have been done twice."""
         return sum(session.lost_steps for session in self.sessions)
 
     @property
     def world_sizes(self) -> list[int]:
-        """In their order, without repetitions that follow each other."""
+        """Numbers of workers in their order, without repetitions that follow each other."""
         sizes = [int(session.start["world_size"]) for session in self.sessions]
         return [size for index, size in enumerate(sizes) if index == 0 or size != sizes[index - 1]]
 
 
 def read_history(path: Path) -> History | None:
-    """None where there is no such file: runs of before it was written."""
+    """Read the file. None where there is none: older runs wrote none."""
     records, damaged = [], Damaged()
     try:
         for line in log_lines.read(path, history_line):

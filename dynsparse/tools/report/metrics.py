@@ -31,7 +31,7 @@ class Epoch:
 
 @dataclass(frozen=True)
 class Layers:
-    """How the layers stand after a step. float64 [layers]; NaN where it is not known."""
+    """Layers after a step. float64 [layers]; NaN where a number is not known."""
 
     step: int
     active: Row
@@ -40,7 +40,7 @@ class Layers:
 
 @dataclass(frozen=True)
 class Moves:
-    """What `events` consecutive reallocations did. float64 [layers], in weights."""
+    """Effect of `events` consecutive reallocations. float64 [layers], in weights."""
 
     first_step: int
     last_step: int
@@ -50,9 +50,10 @@ class Moves:
     scalars: Mapping[str, float]
     """The method's numbers at the last of them."""
     seconds: float
-    """Of all of them together; NaN if it is not known."""
+    """Duration of all of them together; NaN if it is not known."""
 
     def joined(self, later: Moves) -> Moves:
+        """Return these and the reallocations that follow them as one."""
         return Moves(
             self.first_step,
             later.last_step,
@@ -66,34 +67,36 @@ class Moves:
 
 @dataclass
 class Metrics:
-    """What the file tells. Sequences are in the order of the file."""
+    """Content of the file. Sequences are in its order."""
 
     epochs: Binned[Epoch] = field(default_factory=lambda: Binned(latest))
     layers: Binned[Layers] = field(default_factory=lambda: Binned(latest))
     moves: Binned[Moves] = field(default_factory=lambda: Binned(Moves.joined))
     names: tuple[str, ...] = ()
-    """Of the sparse layers."""
+    """Names of the sparse layers."""
     weights: dict[str, int] = field(default_factory=dict)
-    """Active or not, of each layer; empty before the first epoch's line."""
+    """Weights of each layer, active or not; empty before the first epoch's line."""
     before: Row | None = None
     """Active weights of each layer before the first reallocation that is known, or at the first reading."""
     repaired: dict[str, int] = field(default_factory=dict)
-    """How often each layer differed between workers and was mended."""
+    """Times that each layer differed between workers and was repaired."""
     damaged: Damaged = field(default_factory=Damaged)
-    """The lines that are not what training writes; they are passed over."""
+    """Lines that are not what training writes; they are skipped."""
     unfinished: bool = False
-    """Whether the last line was still being written."""
+    """Tells that the last line was still being written."""
 
     @property
     def is_empty(self) -> bool:
+        """Tell whether there is nothing to show."""
         return not len(self.epochs) and not len(self.layers)
 
     @property
     def last_step(self) -> int:
+        """Last step that the file tells of; 0 if it tells of none."""
         return max(self.epochs[-1].step if len(self.epochs) else 0, self.layers[-1].step if len(self.layers) else 0)
 
     def take(self, line: Mapping[str, Any]) -> None:
-        """Add what a line tells (`metrics_line`), or nothing of it and raise BadLineError."""
+        """Add a record (`metrics_line`). BadLineError, with nothing added, if it does not fit those before."""
         if line["kind"] == "epoch":
             self._take_epoch(line)
         elif line["kind"] == "reallocation":
@@ -119,7 +122,7 @@ class Metrics:
             self.repaired[name] = self.repaired.get(name, 0) + 1
 
     def _take_layers(self, line: Mapping[str, Any], step: int, undo: Row | float = 0.0) -> None:
-        """`undo`: what makes of the layers' active weights those of before the line."""
+        """Add a reading. `undo`, added to the layers' active weights, gives those before the record."""
         layers = line["layers"]
         names = tuple(str(name) for name in layers)
         reading = Layers(step, counts(layers, "active"), shares(layers, "explored"))
@@ -134,7 +137,7 @@ class Metrics:
 
 
 def read_metrics(path: Path) -> Metrics:
-    """The whole file, however long, in little memory. What lies after the last line's end is being written."""
+    """Read the whole file, however long, in little memory. Text after the last line's end is being written."""
     metrics = Metrics()
     for line in log_lines.read(path, metrics_line):
         if line.unfinished:

@@ -1,4 +1,4 @@
-"""The page: what it shows, in its order, put into page.html."""
+"""The page: its content, in its order, put into page.html."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Maps:
 
 
 def render(runs: Sequence[Run], title: str) -> str:
-    """The whole page. It holds no reference to anything outside itself."""
+    """Return the whole page. It holds no reference to anything outside itself."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(HERE),
         autoescape=True,  # Names, configs and layers are text that others wrote.
@@ -84,7 +84,7 @@ def render(runs: Sequence[Run], title: str) -> str:
 
 
 def _active_shares(runs: Sequence[Run]) -> list[tuple[int, Readings]]:
-    """Of runs whose layers' sizes are known."""
+    """Return the fractions of active weights, for runs whose layers' sizes are known."""
     found = []
     for index, run in enumerate(runs):
         metrics = run.metrics
@@ -97,7 +97,7 @@ def _active_shares(runs: Sequence[Run]) -> list[tuple[int, Readings]]:
 
 
 def _explorations(runs: Sequence[Run]) -> list[tuple[int, Readings]]:
-    """Of runs that tell of it: tied layers have none."""
+    """Return the fractions ever active, for runs that have them: tied layers have none."""
     found = []
     for index, run in enumerate(runs):
         explored = np.array([reading.explored for reading in run.metrics.layers])
@@ -119,7 +119,7 @@ def _maps(runs: Sequence[Run], found: Sequence[tuple[int, Readings]], what: str,
 
 
 def _moves(runs: Sequence[Run]) -> Iterator[OfRun]:
-    """Of runs in which weights went from layer to layer."""
+    """Yield the bars of runs in which weights moved from layer to layer."""
     for index, run in enumerate(runs):
         done = run.metrics.moves
         if _moves_between_layers(run):
@@ -127,7 +127,7 @@ def _moves(runs: Sequence[Run]) -> Iterator[OfRun]:
 
 
 def _without_moves(runs: Sequence[Run]) -> Iterator[str]:
-    """Why a run has no bars, or no map of the shares of active weights."""
+    """Say why a run has no bars, or no map of the shares of active weights."""
     for run in runs:
         metrics = run.metrics
         if not metrics.names:
@@ -152,7 +152,7 @@ def _timelines(runs: Sequence[Run]) -> Iterator[OfRun]:
 
 
 def _binning(runs: Sequence[Run]) -> Iterator[str]:
-    """What stands for more than one reading, in words."""
+    """Say which points of the charts stand for more than one reading."""
     yield f"Heat maps have {COLUMNS} columns of equal numbers of steps; a column shows how things stood at its end."
     for run in runs:
         metrics = run.metrics

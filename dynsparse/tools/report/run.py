@@ -1,4 +1,4 @@
-"""A run's folder as the report sees it: finished, stopped, damaged in parts, or still being written."""
+"""A run's folder as the report reads it: finished, stopped, damaged in parts, or still being written."""
 
 from __future__ import annotations
 
@@ -24,6 +24,8 @@ from dynsparse.training.run.log_records import BadLineError
 
 @dataclass(frozen=True)
 class Run:
+    """Content of a run's folder, as far as it could be read."""
+
     folder: Path
     label: str
     """Its name; with its folder where several have the same."""
@@ -36,23 +38,26 @@ class Run:
     holder: Holder | None
     """The process that has the folder, or had it when it died."""
     notes: tuple[str, ...] = field(default=())
-    """What could not be read."""
+    """Parts that could not be read, and why."""
 
     def setting(self, *keys: str) -> Any:
-        """Of the config, None if it has none."""
+        """Return a value of the config; None if it has none."""
         value: Any = self.config
         for key in keys:
             value = value.get(key) if isinstance(value, Mapping) else None
         return value
 
     def latest(self, key: str) -> float | None:
-        """A number of the latest epoch; None if there is none."""
+        """Return a number of the latest epoch; None if there is none."""
         value = self.metrics.epochs[-1].numbers.get(key) if len(self.metrics.epochs) else None
         return None if value is None or math.isnan(value) else value
 
     @property
     def status(self) -> str:
-        """done, stopped, failed, running, died, or unfinished: one of the two, where it cannot be looked up."""
+        """Status of the run: done, stopped, failed, running, died, or unfinished.
+
+        Unfinished is running or died, where the process cannot be looked up.
+        """
         lives = None if self.holder is None else self.holder.lives()
         if lives:
             return "running"
@@ -62,12 +67,13 @@ class Run:
 
     @property
     def reallocations(self) -> int:
-        """That the run has made. Of a method that makes one a step, metrics.jsonl tells of few."""
+        """Number of reallocations. Of a method that makes one a step, metrics.jsonl has few."""
         known = (self.summary or {}).get("reallocations")
         return known if isinstance(known, int) else self.metrics.moves.added
 
     @property
     def status_in_words(self) -> str:
+        """Status of the run for people, with what to do."""
         process = f"process {self.holder.process} on {self.holder.host}" if self.holder else "a process"
         return {
             "stopped": "stopped on request; resume it with --resume auto",
@@ -79,7 +85,7 @@ class Run:
 
 
 def read_runs(folders: Sequence[Path]) -> list[Run]:
-    """UserError with a line for each that has nothing to show."""
+    """Read the runs. UserError with a line for each that has nothing to show."""
     counts = Counter(_name(folder) for folder in folders)
     runs: list[Run] = []
     problems: list[str] = []
@@ -125,7 +131,7 @@ def _read(folder: Path, label: str) -> Run:
 
 
 def _history(path: Path, notes: list[str]) -> History | None:
-    """None, and a note, if it cannot be had."""
+    """Read the history. None, and a note, if that fails."""
     try:
         return read_history(path)
     except OSError as error:
@@ -134,7 +140,7 @@ def _history(path: Path, notes: list[str]) -> History | None:
 
 
 def _mapping(path: Path, notes: list[str]) -> dict[str, Any] | None:
-    """The content of a YAML or JSON file; None, and a note, if it cannot be had."""
+    """Return the content of a YAML or JSON file. None, and a note, if it cannot be read."""
     try:
         text = files.read_text(path)
         found = json.loads(text) if path.suffix == ".json" else plain(read(text, path.name), [RunConfig])

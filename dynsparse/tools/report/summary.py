@@ -11,7 +11,7 @@ from dynsparse.training.callbacks import Summary
 from dynsparse.training.run.log_records import BadLineError, number, whole_number, word
 
 _CHECKS = {"str": word, "int": whole_number, "float": number, "float | None": number}
-"""By the type of a field of `Summary`, as it is written there. Others are not shown."""
+"""Checks by the type of a field of `Summary`, as it is written there. Fields of other types are not shown."""
 
 
 def checked_summary(found: Mapping[str, Any]) -> dict[str, Any]:

@@ -12,19 +12,19 @@ from dynsparse.tools.report.words import NOTHING, count, duration, percent
 
 @dataclass(frozen=True)
 class Line:
-    """A row: what it is about, and a cell for each run."""
+    """A row: its head, and a cell for each run."""
 
     head: str
     cells: tuple[str, ...]
     best: tuple[bool, ...] = ()
-    """Which cells are the best of a row in which more is better."""
+    """Tells for each cell whether it is the best of a row in which more is better."""
     code: bool = False
-    """Digests and other things to compare letter by letter."""
+    """Tells that cells are compared letter by letter, as digests are."""
     differs: bool = False
 
 
 def overview(runs: Sequence[Run]) -> list[Line]:
-    """The header table; rows that no run has anything for are left out."""
+    """Return the first table. Rows that no run has anything for are skipped."""
     lines = [
         _line(runs, "status", lambda run: run.status_in_words),
         _line(runs, "method", lambda run: run.setting("method", "name")),
@@ -56,7 +56,7 @@ def overview(runs: Sequence[Run]) -> list[Line]:
 
 
 def fact(run: Run, key: str) -> float | None:
-    """A number of the summary, or of the latest epoch of a run that has none yet."""
+    """Return a number of the summary, or of the latest epoch of a run that has no summary yet."""
     value = (run.summary or {}).get(key)
     return run.latest(key) if value is None else float(value)
 
@@ -67,7 +67,7 @@ def _line(runs: Sequence[Run], head: str, cell: Callable[[Run], Any], *, code: b
 
 
 def _accuracy(runs: Sequence[Run], head: str, key: str, chosen_on: str | None = None) -> Line:
-    """`chosen_on`: of the runs alone whose best epoch was chosen on these samples."""
+    """Return a row of accuracies. `chosen_on` restricts it to runs whose best epoch was chosen on these samples."""
     values = [fact(run, key) if chosen_on in (None, _chosen_on(run)) else None for run in runs]
     known = [value for value in values if value is not None]
     best = tuple(len(known) > 1 and value == max(known) for value in values)
@@ -75,7 +75,7 @@ def _accuracy(runs: Sequence[Run], head: str, key: str, chosen_on: str | None = 
 
 
 def _chosen_on(run: Run) -> str:
-    """The samples that the best epoch was chosen on: "validation" or "test"."""
+    """Return the samples that the best epoch was chosen on: "validation" or "test"."""
     return "test" if fact(run, "validation_top1") is None else "validation"
 
 
@@ -110,7 +110,7 @@ def _workers(run: Run) -> str:
 
 
 def faults(runs: Sequence[Run]) -> list[Line]:
-    """What went wrong and what was done about it, as numbers."""
+    """Return the table of faults and of what was done about them."""
 
     def of_history(name: str) -> Callable[[Run], Any]:
         return lambda run: None if run.history is None else f"{getattr(run.history, name):,}"
@@ -127,7 +127,7 @@ def faults(runs: Sequence[Run]) -> list[Line]:
 
 
 def _lost_steps(run: Run) -> str | None:
-    """How far a session came that died is known up to its last line of metrics."""
+    """Return the steps done twice. A session that died is known up to its last line of metrics."""
     if run.history is None:
         return None
     known = run.history.lost_steps

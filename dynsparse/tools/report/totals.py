@@ -1,4 +1,4 @@
-"""What all reallocations together did to each layer."""
+"""The effect of all reallocations together on each layer."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ class LayerTotals:
     name: str
     cells: tuple[str, ...]
     net: int
-    """Its sign."""
+    """Sign of the net change."""
 
 
 TOTALS = ("weights", "active before", "dropped", "grown", "net", "active now", "sparsity before", "sparsity now")
 
 
 def totals(run: Run) -> list[LayerTotals]:
-    """Of each layer, and of all together in the last row."""
+    """Return a row for each layer, and one for all together at the end."""
     metrics = run.metrics
     if metrics.before is None:
         return []

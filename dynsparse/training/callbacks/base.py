@@ -5,6 +5,7 @@ An observer cannot change a run: the weights are the same whichever observers ar
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 
 from torch import Tensor
 
+from dynsparse.appender import Appender
 from dynsparse.masks import LayerSpec
 from dynsparse.reallocation import ReallocationReport
 from dynsparse.training.evaluate import Evaluations
@@ -185,6 +187,28 @@ class Writer(Callback):
 
     def sync(self) -> None:
         """Flush the end of the run to the disk itself. OSError if that fails."""
+
+
+class LogWriter(Writer):
+    """A writer whose file only grows. Its `on_...` add records to `records`."""
+
+    def __init__(self, records: Appender) -> None:
+        self.path = records.path
+        self.records = records
+
+    @property
+    def pending(self) -> bool:
+        return self.records.pending
+
+    def write(self) -> None:
+        self.records.write()
+
+    def sync(self) -> None:
+        self.records.sync()
+
+    def add_line(self, record: Mapping[str, Any]) -> None:
+        """Add a line of JSON. ValueError for NaN and infinity, which JSON does not know."""
+        self.records.add((json.dumps(record, allow_nan=False) + "\n").encode())
 
 
 class Display(Callback):

@@ -1,43 +1,30 @@
-"""history.jsonl: when the run was started, resumed and ended, by whom, and with what."""
+"""history.jsonl: each start and end of the run, by whom, and with what."""
 
 from __future__ import annotations
 
-import json
 import os
 import socket
 from pathlib import Path
-from typing import Any
 
 from dynsparse.appender import Appender
-from dynsparse.training.callbacks.base import RunReport, Summary, Writer
+from dynsparse.training.callbacks.base import LogWriter, RunReport, Summary
 from dynsparse.training.run import log_lines, names
 from dynsparse.training.run.clock import now
 
 
-class HistoryFile(Writer):
+class HistoryFile(LogWriter):
     """Appends a line at each start and each end. A start that follows a start tells of a run that died in between.
 
     A resume never cuts it, unlike metrics.jsonl. A start at fewer steps than were reached before tells what was lost.
     """
 
     def __init__(self, path: Path, *, launch: str | None = None, resumed_from: Path | None = None) -> None:
-        self.path = path
+        super().__init__(Appender(path))
         self.launch = launch
         self.resumed_from = resumed_from
-        self._lines = Appender(path)
-
-    @property
-    def pending(self) -> bool:
-        return self._lines.pending
-
-    def write(self) -> None:
-        self._lines.write()
-
-    def sync(self) -> None:
-        self._lines.sync()
 
     def on_start(self, run: RunReport) -> None:
-        self._append(
+        self.add_line(
             {
                 "kind": "start",
                 "time": now(),
@@ -57,7 +44,7 @@ class HistoryFile(Writer):
         )
 
     def on_end(self, summary: Summary) -> None:
-        self._append(
+        self.add_line(
             {
                 "kind": "end",
                 "time": now(),
@@ -69,6 +56,3 @@ class HistoryFile(Writer):
                 "desyncs_repaired": summary.desyncs_repaired,
             }
         )
-
-    def _append(self, line: dict[str, Any]) -> None:
-        self._lines.add((json.dumps(line) + "\n").encode())

@@ -2,54 +2,46 @@
 
 from __future__ import annotations
 
-import json
 import math
 from pathlib import Path
 from typing import Any
 
 from dynsparse.appender import Appender
 from dynsparse.reallocation import ReallocationReport
-from dynsparse.training.callbacks.base import EpochReport, RunReport, Writer
+from dynsparse.training.callbacks.base import EpochReport, LogWriter, RunReport
 from dynsparse.training.callbacks.cutting import cut
 from dynsparse.training.callbacks.records import epoch_record, reallocation_record
 
 
-class MetricsFile(Writer):
+class MetricsFile(LogWriter):
     """Appends a line for each record; a resume first cuts off what was written after its checkpoint.
 
     Damaged lines are no reason to refuse a resume: they are set aside, beside the file.
     """
 
     def __init__(self, path: Path) -> None:
-        self.path = path
-        self._lines = Appender(path)
+        super().__init__(Appender(path))
         self._resume: RunReport | None = None
         """The start for which the file is still to be cut."""
 
     @property
     def pending(self) -> bool:
-        return self._resume is not None or self._lines.pending
+        return self._resume is not None or super().pending
 
     def write(self) -> None:
         if self._resume is not None:
             cut(self.path, self._resume)
             self._resume = None
-        self._lines.write()
-
-    def sync(self) -> None:
-        self._lines.sync()
+        super().write()
 
     def on_start(self, run: RunReport) -> None:
         self._resume = run
 
     def on_reallocation(self, report: ReallocationReport) -> None:
-        self._append(reallocation_record(report))
+        self.add_line(_finite(reallocation_record(report)))
 
     def on_epoch(self, report: EpochReport) -> None:
-        self._append(epoch_record(report))
-
-    def _append(self, record: dict[str, Any]) -> None:
-        self._lines.add((json.dumps(_finite(record), allow_nan=False) + "\n").encode())
+        self.add_line(_finite(epoch_record(report)))
 
 
 def _finite(value: Any) -> Any:

@@ -1,4 +1,4 @@
-"""What an epoch and a reallocation report, as one plain dictionary each.
+"""An epoch and a reallocation as one plain dictionary each.
 
 metrics.jsonl holds these dictionaries, a line each, and the report page reads them back. TensorBoard shows their
 numbers, under the tags that are listed here. What depends on the clock stands under "timing": all else is the same in

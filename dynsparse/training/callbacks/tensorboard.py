@@ -8,13 +8,7 @@ from pathlib import Path
 from torch.utils.tensorboard import SummaryWriter
 
 from dynsparse.reallocation import ReallocationReport
-from dynsparse.training.callbacks.base import (
-    EpochReport,
-    RunReport,
-    SamplesReport,
-    StepReport,
-    Writer,
-)
+from dynsparse.training.callbacks.base import EpochReport, LogWriter, RunReport, SamplesReport, StepReport
 from dynsparse.training.callbacks.event_file import EventFile
 from dynsparse.training.callbacks.records import (
     epoch_record,
@@ -81,22 +75,12 @@ class _SummaryWriter(SummaryWriter):
         return self._events
 
 
-class TensorBoard(Writer):
+class TensorBoard(LogWriter):
     """Writes events to the run's folder, by step; a resume hides what was written after its checkpoint."""
 
     def __init__(self, folder: Path) -> None:
         self._events = EventFile(folder)
-        self.path = self._events.path
-
-    @property
-    def pending(self) -> bool:
-        return self._events.records.pending
-
-    def write(self) -> None:
-        self._events.records.write()
-
-    def sync(self) -> None:
-        self._events.records.sync()
+        super().__init__(self._events.records)
 
     def on_start(self, run: RunReport) -> None:
         self._writer = _SummaryWriter(self._events, purge_step=run.start_step + 1 if run.resumed else None)

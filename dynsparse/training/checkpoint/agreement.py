@@ -12,7 +12,6 @@ from pydantic_core import ErrorDetails
 from torch import Tensor
 
 from dynsparse.explain import kind_of
-from dynsparse.masks.bits import unpack_bits
 from dynsparse.methods import AnyMethod
 from dynsparse.optimizers import STATE_KEYS
 from dynsparse.training.checkpoint.format import State
@@ -22,7 +21,7 @@ _METHOD: TypeAdapter[Any] = TypeAdapter(AnyMethod)
 
 
 def first_problem(state: State) -> str | None:
-    """What is wrong, with the key where it is; None if nothing. Builds nothing."""
+    """Return what is wrong, with the key where it is; None if nothing is. Builds nothing."""
     try:
         saved = SavedRun.model_validate(state)
     except ValidationError as error:
@@ -42,50 +41,66 @@ def _in_words(details: ErrorDetails) -> str:
 
 
 def _disagreements(saved: SavedRun, state: State) -> Iterator[str]:
-    for name in [*saved.masks.layers, *saved.optimizer, *saved.weights]:
-        if name not in saved.weights or name not in saved.optimizer:
-            yield f"{name}: has no {'weights' if name not in saved.weights else 'optimizer state'}"
-    keys = STATE_KEYS.get(saved.config.train.optimizer.name)
-    sizes, active_weights = {}, 0
-    for name, layer in saved.masks.layers.items():
-        yield from (f"{name}: {problem}" for problem in _of_mask(layer))
-        active = int(unpack_bits(layer.mask, layer.units).count_nonzero())
-        active_weights += active * layer.unit_size
-        sizes[name] = torch.Size((active, layer.unit_size))
-    for name, weights in saved.weights.items():
-        problems = _of_values(weights, saved.optimizer[name], sizes.get(name), keys)
-        yield from (f"{name}: {problem}" for problem in problems)
-    if abs(active_weights - saved.masks.budget) >= max((at.unit_size for at in saved.masks.layers.values()), default=1):
-        yield f"masks: {active_weights:,} weights are active, the budget is {saved.masks.budget:,}"
-    for name, value in saved.initial_weights.items():
-        if name not in saved.masks.layers or list(value.shape) != saved.masks.layers[name].shape:
-            yield f"{name}: its initial weights {list(value.shape)} are of no such layer"
+    """Yield what is wrong, in an order in which each check may rely on those before."""
+    yield from _of_names(saved)
+    yield from _of_masks(saved)
+    yield from _of_parameters(saved)
+    yield from _of_initial_weights(saved)
     for number, rank in enumerate(saved.ranks):
         yield from (f"ranks.{number}.{problem}" for problem in _of_rank(rank, saved.ranks[0]))
     yield from _of_method(saved, state["config"]["method"])
 
 
+def _of_names(saved: SavedRun) -> Iterator[str]:
+    for name in [*saved.masks.layers, *saved.optimizer, *saved.weights]:
+        if name not in saved.weights or name not in saved.optimizer:
+            yield f"{name}: has no {'weights' if name not in saved.weights else 'optimizer state'}"
+
+
+def _of_masks(saved: SavedRun) -> Iterator[str]:
+    for name, layer in saved.masks.layers.items():
+        yield from (f"{name}: {problem}" for problem in _of_mask(layer))
+
+
+def _of_parameters(saved: SavedRun) -> Iterator[str]:
+    """Check stored values against the masks, and the masks against their budget."""
+    keys, layers = STATE_KEYS.get(saved.config.train.optimizer.name), saved.masks.layers
+    active = {name: layer.active_units for name, layer in layers.items()}
+    for name, weights in saved.weights.items():
+        size = torch.Size((active[name], layers[name].unit_size)) if name in layers else None
+        yield from (f"{name}: {problem}" for problem in _of_values(weights, saved.optimizer[name], size, keys))
+    total = sum(active[name] * layer.unit_size for name, layer in layers.items())
+    if abs(total - saved.masks.budget) >= max((layer.unit_size for layer in layers.values()), default=1):
+        yield f"masks: {total:,} weights are active, the budget is {saved.masks.budget:,}"
+
+
+def _of_initial_weights(saved: SavedRun) -> Iterator[str]:
+    for name, value in saved.initial_weights.items():
+        if name not in saved.masks.layers or list(value.shape) != saved.masks.layers[name].shape:
+            yield f"{name}: its initial weights {list(value.shape)} are of no such layer"
+
+
 def _of_mask(layer: SavedLayer) -> Iterator[str]:
-    """Before its bits are counted: they are as many as the layer has units."""
+    """Check a mask before its bits are counted: there must be one for each unit."""
     if layer.mask_dims > len(layer.shape):
         yield f"units of {layer.mask_dims} dimensions in a shape of {len(layer.shape)}"
-    elif problem := of_bits(layer.mask, layer.units):
+    elif problem := _of_bits(layer.mask, layer.units):
         yield f"its mask {problem}"
-    elif (active := int(unpack_bits(layer.mask, layer.units).count_nonzero())) == 0:
+    elif layer.active_units == 0:
         yield "its mask has no active unit"
     elif layer.explored is None and layer.explored_inactive is None:
         yield "explored_inactive is missing"
     else:
         explored, flags = layer.explored, layer.units
         if explored is None:
-            explored, flags = layer.explored_inactive, layer.units - active
+            explored, flags = layer.explored_inactive, layer.units - layer.active_units
         assert explored is not None
-        if problem := of_bits(explored, flags):
+        if problem := _of_bits(explored, flags):
             yield f"what it explored {problem}"
 
 
-def of_bits(packed: Tensor, flags: int) -> str | None:
-    """Say so unless `flags` flags are packed there, and none beyond the last."""
+def _of_bits(packed: Tensor, flags: int) -> str | None:
+    """Return what is wrong unless `flags` flags are packed there, and none beyond the last."""
     if packed.dtype != torch.uint8 or packed.dim() != 1:
         return f"is {packed.dtype} of {packed.dim()} dimensions, not packed bits"
     if packed.numel() != -(-flags // 8):
@@ -97,7 +112,7 @@ def of_bits(packed: Tensor, flags: int) -> str | None:
 def _of_values(
     weights: Tensor, moments: Mapping[str, Any], size: torch.Size | None, keys: frozenset[str] | None
 ) -> Iterator[str]:
-    """`size`: of the stored values of a sparse layer; None for a whole parameter."""
+    """Check weights and moments. `size` is [active units, unit size] in a sparse layer; None in a whole parameter."""
     expected = weights.shape if size is None else size
     if not weights.is_floating_point():
         yield f"its weights are {weights.dtype}"
@@ -135,17 +150,14 @@ def _of_rank(rank: SavedRank, first: SavedRank) -> Iterator[str]:
 
 
 def _of_method(saved: SavedRun, settings: Mapping[str, Any]) -> Iterator[str]:
-    """What the method keeps is as it writes it, where this version knows the method."""
+    """Check that the method's state is as it writes it, where this version knows the method."""
     try:
         method = _METHOD.validate_python(settings).build()
     except ValidationError:
         return
-    active = {
-        name: int(unpack_bits(layer.mask, layer.units).count_nonzero()) * layer.unit_size
-        for name, layer in saved.masks.layers.items()
-    }
     try:
-        method.check_state(saved.method, {name: (at.shape, active[name]) for name, at in saved.masks.layers.items()})
+        layers = {name: (at.shape, at.active_units * at.unit_size) for name, at in saved.masks.layers.items()}
+        method.check_state(saved.method, layers)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         missing = isinstance(error, KeyError)
         yield f"method.{error.args[0]}{' is missing' if missing else ''}"

@@ -18,7 +18,7 @@ from dynsparse.training.run import names
 log = logging.getLogger(__name__)
 
 RETRY_SECONDS = 10.0
-"""Between two tries to write what could not be written, where no save is due."""
+"""Pause before what could not be written is tried again, where no save is due."""
 
 
 class CheckpointFolder:
@@ -49,9 +49,9 @@ class CheckpointFolder:
 
     @property
     def failures(self) -> list[str]:
-        """Why the newest state, the best or the initial one is not on the disk: a line for each that is not.
+        """Reasons why the newest state, the best or the initial one is not on the disk, a line each.
 
-        Tells of saves that are written: `wait` first.
+        A save that is still being written is not among them: `wait` first.
         """
         return list(self._unwritten.failed.values())
 

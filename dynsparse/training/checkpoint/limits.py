@@ -1,9 +1,9 @@
-"""How much the archive of a checkpoint may hold, and the error for what is no checkpoint."""
+"""Limits of what the archive of a checkpoint may hold, and the error for what is no checkpoint."""
 
 from __future__ import annotations
 
 MOST_TIMES = 8
-"""How much larger than its file the content may be."""
+"""Bytes that the content may have for each byte of its file."""
 SPARE_BYTES = 16 << 20
 """Allowance beyond, for small files."""
 

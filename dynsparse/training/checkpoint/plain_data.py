@@ -15,7 +15,7 @@ from torch import Tensor
 from dynsparse.training.checkpoint.limits import DamagedError
 
 _PROTOCOL = 2
-"""Of the pickles that torch.save makes."""
+"""Protocol of the pickles that torch.save makes."""
 _STRANGE = {"BUILD", "INST", "OBJ", "NEWOBJ", "NEWOBJ_EX", "EXT1", "EXT2", "EXT4"}
 _DEEPEST = 32
 _BYTES = {

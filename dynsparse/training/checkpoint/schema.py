@@ -3,40 +3,34 @@
 from __future__ import annotations
 
 import math
+from functools import cached_property
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
-Count = Annotated[int, Field(ge=0, lt=1 << 62)]
+from dynsparse.masks.bits import unpack_bits
+from dynsparse.training.progress import Count, Progress
+
 Size = Annotated[int, Field(ge=1, lt=1 << 40)]
 
 
 class Part(BaseModel):
-    """Strict. Unknown keys are left alone: they are of another version."""
+    """A part whose types are strict. Unknown keys pass: another version wrote them."""
 
     model_config = ConfigDict(strict=True, extra="ignore", arbitrary_types_allowed=True)
 
 
-class SavedProgress(Part):
+class SavedProgress(Progress):
+    """Progress in a checkpoint, which always says these two."""
+
     epoch: Count
     step: Count
-    best_top1: float | None = None
-    test_top1_at_best: float | None = None
-    test_top1: float | None = None
-    test_top5: float | None = None
-    validation_top1: float | None = None
-    reallocations: Count = 0
-    desyncs_repaired: Count = 0
-    skipped_steps: Count = 0
-    skipped_in_a_row: Count = 0
-    bad_steps_in_a_row: Count = 0
-    gradients: str = ""
-    seconds: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
-    initial_active: dict[str, Count] = {}
 
 
 class SavedLayer(Part):
+    """Mask of a layer, packed to bits, and which of its positions were ever active. Format 1 has `explored`."""
+
     shape: Annotated[list[Size], Field(min_length=1, max_length=8)]
     mask_dims: Size
     mask: Tensor
@@ -45,24 +39,37 @@ class SavedLayer(Part):
 
     @property
     def units(self) -> int:
+        """Units in the layer."""
         return math.prod(self.shape[: self.mask_dims])
 
     @property
     def unit_size(self) -> int:
+        """Weights in a unit."""
         return math.prod(self.shape[self.mask_dims :])
+
+    @cached_property
+    def active_units(self) -> int:
+        """Bits set in the mask, which must have a bit for each unit."""
+        return int(unpack_bits(self.mask, self.units).count_nonzero())
 
 
 class SavedMasks(Part):
+    """Masks of all sparse layers by name, and their budget in weights."""
+
     budget: Count
     layers: dict[str, SavedLayer]
 
 
 class SavedRandom(Part):
+    """States of torch's generators, uint8."""
+
     cpu: Tensor
     cuda: Tensor | None = None
 
 
 class SavedRank(Part):
+    """State that differs from rank to rank. `sums` is float64 [3]: loss, top-1 hits, samples of the epoch."""
+
     buffers: dict[str, Tensor]
     random: SavedRandom
     sums: Tensor
@@ -70,6 +77,8 @@ class SavedRank(Part):
 
 
 class SavedPosition(Part):
+    """Position in the sample order, and what the order depends on."""
+
     seed: int
     samples: Count
     global_batch: Size
@@ -80,15 +89,19 @@ class SavedPosition(Part):
 
 
 class Named(Part):
+    """Section of a config, as far as its kind."""
+
     name: str
 
 
 class SavedTrain(Part):
+    """Section `train`, as far as it is compared."""
+
     optimizer: Named
 
 
 class SavedConfig(Part):
-    """As much of it as is compared with the config that goes on. `config.parse` reads the whole."""
+    """Config of the run, as far as it is compared with that of a resume. `config.parse` reads the whole."""
 
     seed: int
     method: Named
@@ -97,7 +110,7 @@ class SavedConfig(Part):
 
 
 class SavedScale(Part):
-    """Of GradScaler, where there is one."""
+    """State of GradScaler, where there is one."""
 
     scale: Annotated[float, Field(gt=0, allow_inf_nan=False)]
     growth_factor: Annotated[float, Field(gt=1, allow_inf_nan=False)]
@@ -107,7 +120,7 @@ class SavedScale(Part):
 
 
 class SavedInput(Part):
-    """`network_input.network_input`."""
+    """Input and classes of the network: see `network_input.network_input`."""
 
     class_names: list[str]
     number_of_classes: Size
@@ -118,7 +131,7 @@ class SavedInput(Part):
 
 
 class SavedRun(Part):
-    """Everything that a run writes, as `RunState.save` does. Sparse weights and moments: [active units, unit size]."""
+    """Everything that `RunState.save` saves. Sparse weights and moments are [active units, unit size]."""
 
     config: SavedConfig
     versions: dict[str, str]
@@ -133,4 +146,4 @@ class SavedRun(Part):
     initial_weights: dict[str, Tensor] = {}
     input: SavedInput | None = None
     evaluated_on: dict[str, str] | None = None
-    """Older checkpoints have neither."""
+    """Older checkpoints have neither this nor `input`."""

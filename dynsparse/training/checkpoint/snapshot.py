@@ -14,4 +14,4 @@ class Snapshot:
     state: State
     step: int
     number: int
-    """Of the save, from 1: there may be several after one step, of different states."""
+    """Number of the save, from 1: there may be several after one step, of different states."""

@@ -23,13 +23,14 @@ class Unwritten:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.snapshots: dict[str, Snapshot] = {}
-        """By the name of the file that each is to become."""
+        """Snapshots by the name of the file that each is to become."""
         self.failed: dict[str, str] = {}
-        """Why a file of this name could not be written."""
+        """Errors by the name of the file that could not be written."""
         self.failed_at = 0.0
-        """When a write failed last, on the monotonic clock."""
+        """Time of the latest failure, on the monotonic clock."""
 
     def add(self, snapshot: Snapshot, wanted: list[str]) -> None:
+        """Let the snapshot become the files of these names, in place of any that waits for one."""
         self.snapshots |= dict.fromkeys(wanted, snapshot)
 
     def write(self, put: Callable[[str, Snapshot], None]) -> None:

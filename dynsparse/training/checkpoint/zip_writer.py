@@ -34,7 +34,7 @@ class _Entry(NamedTuple):
     size: int
     """Bytes when unpacked."""
     offset: int
-    """Where its header begins."""
+    """Position of its header in the archive."""
 
     @property
     def is_large(self) -> bool:

@@ -1,4 +1,4 @@
-"""Where a run resumes: which checkpoint, or none for a new run. Decided on rank 0 alone."""
+"""Find where a run resumes: at a checkpoint, or nowhere for a new run. Decided on rank 0 alone."""
 
 from __future__ import annotations
 

@@ -25,26 +25,27 @@ class Holder:
     process: int
     """Its number where it runs."""
     started: int | None
-    """In clock ticks since its machine booted: numbers of processes are given again."""
+    """Clock ticks since its machine booted. It tells processes apart that got the same number."""
     space: str | None
-    """Where its number counts: this boot of its machine, and its container's process numbers."""
+    """Scope of its number: this boot of its machine, and its container's process numbers."""
     launch: str | None
     since: str
     mark: str
-    """Of one lock alone: a process may hold several in one second, one after the other."""
+    """Mark of one lock alone: a process may hold several in one second, one after the other."""
 
     @classmethod
     def myself(cls, launch: str | None) -> Holder:
+        """Return this process as the holder of a new lock."""
         process = os.getpid()
         return cls(socket.gethostname(), process, _started(process), _space(), launch, now(), uuid4().hex)
 
     def encode(self, alive: str) -> bytes:
-        """As it stands in the file, always of the same length. `alive`: its latest sign of life, as `now` gives it."""
+        """Return the content of the file, always of the same length. `alive`: the latest sign of life."""
         return (json.dumps({**asdict(self), "alive": alive}) + "\n").encode()
 
     @classmethod
     def decode(cls, content: bytes) -> Holder | None:
-        """None for what is no holder, such as a file that was just made and is empty."""
+        """Return the holder; None for what is no holder, such as a file that was just made and is empty."""
         try:
             found = json_object(content)
             holder = cls(**{field.name: found[field.name] for field in fields(cls)})
@@ -62,7 +63,7 @@ class Holder:
         )
 
     def lives(self) -> bool | None:
-        """None if it cannot be known from here: on another machine, or in another container of this one."""
+        """Tell whether the process lives. None from another machine, or another container of this one."""
         # A machine's name too: those that were cloned as they ran have one boot.
         if self.space is None or (self.space, self.host) != (_space(), socket.gethostname()):
             return None
@@ -81,12 +82,12 @@ class Holder:
 
 
 def _readable(process: int) -> bool:
-    """Whether /proc tells of it; a machine may hide other users' processes."""
+    """Tell whether /proc has the process; a machine may hide other users' processes."""
     return Path(f"/proc/{process}/stat").exists()
 
 
 def _started(process: int) -> int | None:
-    """None of a process that is gone, or has ended and only waits for its parent to hear of it."""
+    """Return its start time; None if it is gone, or has ended and waits for its parent to hear of it."""
     try:
         # Its name may hold anything, and stands in parentheses.
         state, *numbers = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()

@@ -39,7 +39,7 @@ class InputFuzzer(Fuzzer):
 
     @staticmethod
     def names() -> tuple[list[str], list[str]]:
-        """Of mutations and of commands."""
+        """Names of mutations and of commands."""
         return list(MUTATIONS), list(commands.COMMANDS)
 
     def require_sound(self, command: commands.Command, subject: str) -> None:

@@ -1,4 +1,4 @@
-"""What runs on damaged inputs: one program, or several in a row whose words must agree."""
+"""Commands for damaged inputs: one program, or several in a row whose output must agree."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Command:
     name: str
     lines: Callable[[Random, Place], Lines]
     likely: dict[str, int]
-    """How often it runs on each kind of mutation."""
+    """Weight of the command for each kind of mutation."""
     subjects: tuple[str, ...] = ("folder", "shards", "synthetic")
     writes: tuple[str, ...] = ()
     """Ends of names of files beside the data that it may write."""

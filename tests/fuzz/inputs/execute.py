@@ -26,7 +26,7 @@ def program(home: Path, line: list[str], suspects: Mapping[str, bytes]) -> int:
     os.chdir(home)
     sys.argv = [f"python -m {line[0]}", *line[1:]]
     if line[0] == "pipelines":
-        return pipelines.__main__.main(line[1:])
+        return pipelines.__main__.PROGRAM.run(line[1:])
     if line[0] == "look":
         return agreement.look(line[1], Path(line[2]))
     assert line[0] == "verdicts", line
@@ -34,5 +34,5 @@ def program(home: Path, line: list[str], suspects: Mapping[str, bytes]) -> int:
 
 
 def said(text: str) -> Any:
-    """What a program printed as JSON."""
+    """Read the JSON that a program printed."""
     return json.loads(text)

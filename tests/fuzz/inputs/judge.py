@@ -33,7 +33,7 @@ class Seen:
     lines: Sequence[Sequence[str]]
     outcomes: Sequence[Outcome]
     verdicts: Mapping[str, str | None]
-    """What the loader itself says of each suspect, of a training that skips; empty else."""
+    """Verdicts of the loader on each suspect, in a training that skips; empty otherwise."""
 
 
 def faults(command: str, place: Place, seen: Seen, before: Snapshot) -> list[str]:
@@ -143,7 +143,7 @@ def _pixels(place: Place, bad: Mapping[str, str]) -> list[str]:
 
 
 def scans(place: Place, seen: Seen) -> list[str]:
-    """What a scan leaves can be trained on."""
+    """Find inputs that a scan accepts and training refuses."""
     scanned, trained = seen.outcomes
     if scanned.code != EXIT_DONE or trained.code == EXIT_DONE or not _began(place):
         return []
@@ -164,7 +164,7 @@ def writes(place: Place, seen: Seen) -> list[str]:
 
 
 def looks_first(place: Place, seen: Seen) -> list[str]:
-    """As of a start. Of an evaluation or a picture, a refusal after the first batch cannot be foreseen."""
+    """Judge a program by the rules of a start. It may refuse after its first batch, which no check can foresee."""
     checked, done = seen.outcomes
     in_a_batch = any(_IN_A_BATCH.search(line) or "no sample left" in line for line in errors(done))
     return checks(checked, done, at_once=done.code == EXIT_BAD_INPUT and not in_a_batch)
@@ -182,7 +182,7 @@ RULES: dict[str, Callable[[Place, Seen], list[str]]] = {
 
 
 def parsed(outcome: Outcome) -> dict[str, str | None]:
-    """What `verdicts` printed; nothing if it failed."""
+    """Read the output of `verdicts`, empty if it failed."""
     try:
         return dict(json.loads(outcome.out))
     except ValueError:

@@ -92,7 +92,7 @@ KINDS: dict[str, dict[str, Make]] = {
         "alpha": lambda image: encoded(image.convert("RGBA"), "TIFF"),
     },
 }
-"""By the end of a file's name, then by what sets it apart."""
+"""Pictures by the end of a file's name, then by their special property."""
 
 
 @cache

@@ -16,12 +16,12 @@ from pipelines.sources.shard_index import INDEX_SUFFIX
 from tests.fuzz.scene import Snapshot, snapshot
 
 FREE = ("runs", "out")
-"""In HOME: where commands may write."""
+"""Folders in HOME where commands may write."""
 
 
 @dataclass(frozen=True)
 class Subject:
-    """What is copied for a case, and then damaged."""
+    """Inputs that are copied for a case, and then damaged."""
 
     name: str
     folder: Path
@@ -42,7 +42,7 @@ class Place:
     """Samples whose bytes were changed, and the bytes."""
     overrides: list[str] = field(default_factory=list)
     text: bytes | None = None
-    """Of the config, where it is not `config` as YAML."""
+    """Text of the config, where it is not `config` as YAML."""
     writes: tuple[str, ...] = ()
     """Ends of names in HOME/data that a command may write."""
 
@@ -56,7 +56,7 @@ class Place:
 
     @property
     def has_own_config(self) -> bool:
-        """Whether it is another than its subject's."""
+        """Whether the config differs from its subject's."""
         return bool(self.overrides) or self.text is not None or self.config != self.subject.config
 
     def write_config(self) -> None:

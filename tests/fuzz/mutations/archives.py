@@ -27,10 +27,10 @@ class Entry:
 
     name: str
     data: bytes
-    """As it lies in the archive."""
+    """Content as it lies in the archive."""
     method: int = STORED
     size: int | None = None
-    """What it says it takes when it is inflated; None: the truth of a stored one."""
+    """Size that it claims to have when inflated. None: the true size of a stored one."""
     crc: int | None = None
     flags: int = 0
     compressed: int | None = None
@@ -55,7 +55,7 @@ def archive(entries: Iterable[Entry]) -> bytes:
 
 
 def entries_of(content: bytes) -> list[Entry]:
-    """Those of a whole checkpoint, inflated."""
+    """Entries of a whole checkpoint, inflated."""
     with zipfile.ZipFile(io.BytesIO(content)) as opened:
         return [Entry(info.filename, opened.read(info)) for info in opened.infolist()]
 

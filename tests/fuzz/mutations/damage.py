@@ -21,7 +21,7 @@ def flip(rng: Random, content: bytes) -> bytes:
 
 
 def flip_in_the_last_bytes(rng: Random, content: bytes) -> bytes:
-    """Where an archive has its directory."""
+    """Flip bits where an archive has its directory."""
     cut = max(0, len(content) - 2500)
     return content[:cut] + flip(rng, content[cut:])
 

@@ -100,7 +100,7 @@ def run_folder_is_something_else(rng: Random, scene: Scene) -> str:
 
 @mutation("folder")
 def checkpoints_are_on_another_disk(rng: Random, scene: Scene) -> str:
-    """As some do who have little room: a link to a folder that holds this run's checkpoints alone."""
+    """Replace the folder by a link to one with this run's checkpoints alone, as users with little disk space do."""
     scene.moved = scene.home / "disk"
     os.replace(scene.checkpoints, scene.moved)
     scene.checkpoints.symlink_to(scene.moved)

@@ -60,7 +60,7 @@ def of_a_process_that_cannot_be(rng: Random, scene: Scene) -> str:
 
 @mutation("lock")
 def claims(rng: Random, scene: Scene) -> str:
-    """Of starts that died as they took over a lock that is stale."""
+    """Leave the claims of starts that died as they took over a stale lock."""
     _lock(scene, process=4_194_303, started=1)
     content = (scene.run / "lock.json").read_bytes()
     from hashlib import sha256

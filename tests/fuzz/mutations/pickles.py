@@ -30,7 +30,7 @@ class Call:
 
 
 def pickled(content: Any) -> bytes:
-    """By the protocol and under the names of torch."""
+    """Pickle by the protocol and under the names of torch."""
     text = pickle.dumps(content, protocol=2)
     return text.replace(b"c__builtin__\n", b"cbuiltins\n")
 
@@ -97,7 +97,7 @@ BODIES: dict[str, Callable[[Random], bytes]] = {
 
 
 def wrapped(body: bytes, where: str) -> bytes:
-    """As the whole of a checkpoint's content, or as its state, or below."""
+    """Put a body in the place of a checkpoint's content, of its state, or below."""
     value = body.removeprefix(b"\x80\x02").removesuffix(b".")
     if where == "the whole":
         return body

@@ -1,4 +1,4 @@
-"""What a mutation is, and the list of all of them."""
+"""Mutations: their type, and the list of all of them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Act = Callable[[Random, Scene], str]
 class Mutation:
     name: str
     kind: str
-    """Which commands are likely to look at what it changes: see `commands.LIKELY`."""
+    """Kind, which tells the commands that are likely to read the change: see `commands.LIKELY`."""
     act: Act
     absurd_config: bool = False
     """Whether a command that takes its config from the checkpoint may rightly train for ever, or take much memory."""

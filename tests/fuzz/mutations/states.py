@@ -193,7 +193,7 @@ for _kind in OTHERS:
 
 @signed()
 def mask_bits(rng: Random, state: dict[str, Any]) -> str:
-    """As many bytes, but other counts than there are values; bits beyond the last unit."""
+    """Change mask bits: as many bytes, but other counts than there are values; bits beyond the last unit."""
     name = rng.choice(list(state["masks"]["layers"])) if state["masks"]["layers"] else None
     if name is None:
         return "nothing"

@@ -81,7 +81,7 @@ LINES: dict[str, Callable[[Random], bytes]] = {
     "many empty lines": lambda rng: b"\n" * 300_000,
     "many lines": lambda rng: b'{"kind": "epoch", "epoch": 0, "step": 1}\n' * 20_000,
 }
-"""What may stand in a file of JSON lines, or be the whole of a JSON file."""
+"""Texts for a line of JSON lines, or for a whole JSON file."""
 
 
 @mutation("text")

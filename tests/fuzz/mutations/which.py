@@ -1,4 +1,4 @@
-"""Which of a run's files a mutation changes."""
+"""Choice of the run's files that a mutation changes."""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ import pytest
 
 from tests.training import runs
 
-LOST = "warning: standard output cannot be written ({}); training goes on without it"
+LOST = "warning: standard output cannot be written ({}); training continues without it"
 FULL, CLOSED, GONE, UNREAD = "No space left on device", "Bad file descriptor", "Input/output error", "Broken pipe"
 
 
@@ -70,7 +70,7 @@ def test_nobody_to_tell_is_no_error(tmp_path: Path) -> None:
 
 
 def test_a_terminal_that_is_gone(tmp_path: Path) -> None:
-    """As after a lost connection, where nohup or a handler has kept the run alive."""
+    """Close the terminal, as after a lost connection: nohup or a handler has kept the run alive."""
     near, far = os.openpty()
     process = subprocess.Popen(
         list(map(str, training(tmp_path))), cwd=runs.ROOT, stdout=far, stderr=far, start_new_session=True

@@ -204,7 +204,7 @@ def test_the_check_refuses_what_a_start_refuses(folder: Path) -> None:
 @pytest.mark.parametrize(("kind", "reason"), [("pipe", "is a pipe, not a file"), ("folder", "is a folder"),
                                               ("huge", "has 5,368,709,120 bytes, more than")])  # fmt: skip
 def test_what_is_no_file_of_cifar_is_refused(folder: Path, kind: str, reason: str, download: bool) -> None:
-    """By the check and by a start, which would wait for a pipe for ever."""
+    """The check and a start refuse it: opening a pipe would wait without end."""
     file = folder / "cifar-10-batches-py" / "data_batch_3"
     put(file, kind)
     asked = settings(folder, download=download)

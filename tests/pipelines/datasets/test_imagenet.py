@@ -18,7 +18,7 @@ import pipelines
 from pipelines import augment
 from pipelines.base import Request, TrainPipeline
 from pipelines.common.errors import UserError
-from pipelines.datasets import imagenet
+from pipelines.datasets import photographs
 from pipelines.datasets.imagenet import ImagenetSettings
 from pipelines.loaders import dali_views
 from pipelines.order import SampleOrder, Share
@@ -65,7 +65,7 @@ def settings(folder: Path, **options: object) -> ImagenetSettings:
 def normalised(images: list[NDArray[np.uint8]]) -> torch.Tensor:
     """The formula of torchvision's ToTensor and Normalize."""
     scaled = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2) / 255
-    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (imagenet.MEAN, imagenet.STD))
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (photographs.MEAN, photographs.STD))
     return (scaled - mean) / std
 
 
@@ -87,7 +87,7 @@ def window(width: int, height: int, uniforms: NDArray[np.float64]) -> Window:
 
 
 def windows(sizes: NDArray[np.int64], uniforms: NDArray[np.float64]) -> list[Window]:
-    """What DALI computes, from sizes int64 [n, 2] (width, height) and uniforms [n, 22]."""
+    """Windows that DALI computes, from sizes int64 [n, 2] (width, height) and uniforms [n, 22]."""
     shapes = np.concatenate((sizes[:, ::-1], np.full((len(sizes), 1), 3)), axis=1)
     batch = (shapes, augment.window_factors(uniforms[:, :20]), uniforms[:, 20:].copy())
 
@@ -143,7 +143,7 @@ def test_training_images_are_windows_resized_and_mirrored_as_the_random_numbers_
             top, left, h, w = window(*image.size, uniforms)
             crop = image.crop((left, top, left + w, top + h)).resize((32, 32), Image.Resampling.BILINEAR)
             expected.append(np.array(crop)[:, ::-1] if uniforms[22] < 0.5 else np.array(crop))
-        grey_levels = (images - normalised(expected)).abs() * torch.tensor(imagenet.STD).view(3, 1, 1) * 255
+        grey_levels = (images - normalised(expected)).abs() * torch.tensor(photographs.STD).view(3, 1, 1) * 255
         assert float(grey_levels.max()) < 2
         assert float(grey_levels.mean()) < 0.5
         assert [CLASSES[label] for label in labels] == [files[i].parent.name for i in order.batch(0, batch)]
@@ -164,7 +164,7 @@ def test_evaluation_is_torchvisions_resize_and_central_crop(written: Path, loade
         image = image.resize((int(image.width * scale), int(image.height * scale)), Image.Resampling.BILINEAR)
         left, top = (image.width - 32) // 2, (image.height - 32) // 2
         expected.append(np.array(image.crop((left, top, left + 32, top + 32))))
-    grey_levels = (images - normalised(expected)).abs() * torch.tensor(imagenet.STD).view(3, 1, 1) * 255
+    grey_levels = (images - normalised(expected)).abs() * torch.tensor(photographs.STD).view(3, 1, 1) * 255
     assert float(grey_levels.max()) < 2
 
 

@@ -34,7 +34,7 @@ def written(tmp_path: Path, damaged: str | None = None) -> tuple[Path, Path]:
     folder = numbered_folder(tmp_path / "folder", train=60, val=30)
     if damaged is not None:
         damage(folder / damaged, "junk")
-    assert shard_tools.main(["write", str(folder), str(tmp_path / "shards"), "--samples", "10"]) in (None, 0)
+    shard_tools.write(folder, tmp_path / "shards", 10)
     return folder, tmp_path / "shards"
 
 

@@ -39,7 +39,7 @@ def chunk(name: bytes, body: bytes = b"") -> bytes:
 
 
 def png(width: int, height: int, pixels: bytes = b"", *others: bytes, bits: int = 8, colours: int = 0) -> bytes:
-    """Of compressed `pixels`; `others` are chunks before them."""
+    """A PNG file of compressed `pixels`; `others` are chunks before them."""
     header = chunk(b"IHDR", struct.pack(">LLBBBBB", width, height, bits, colours, 0, 0, 0))
     return b"\x89PNG\r\n\x1a\n" + header + b"".join(others) + chunk(b"IDAT", pixels) + chunk(b"IEND")
 
@@ -65,7 +65,7 @@ def of_many_scans(scans: int, image: Image.Image | None = None) -> bytes:
 
 
 def behind_fill_bytes(scans: int) -> bytes:
-    """The same, each with a fill byte before its marker, as a decoder may meet them."""
+    """Segments with a fill byte before each marker, which is valid."""
     whole = of_many_scans(scans)
     return whole[:2] + whole[2:].replace(b"\xff\xda", b"\xff\xff\xda")
 
@@ -155,7 +155,7 @@ _MAKERS: dict[str, tuple[Callable[[], bytes], str]] = {
     ),
 }
 BOMBS = {name: why for name, (_, why) in _MAKERS.items()}
-"""By name: why it is refused."""
+"""Reasons of refusal by name."""
 
 
 def _sized(size: int) -> Callable[[Path], None]:
@@ -174,7 +174,7 @@ SPECIALS: dict[str, Callable[[Path], None]] = {
     "sparse file of 5 GB": _sized(5 << 30),
     "no image, of 200 MB": _sized(200 << 20),
 }
-"""What is no regular file, or larger than any image, or no image: put at a path."""
+"""Makers of what is no regular file, too large, or no image, at a path."""
 
 
 @cache

@@ -17,14 +17,14 @@ import pytest
 import torch
 
 import pipelines
+from pipelines.__main__ import PROGRAM
 from pipelines.base import Data
 from pipelines.common.errors import UserError
 from pipelines.common.streams import LogLine
 from pipelines.images.encoded import MOST_PIXELS
 from pipelines.images.reference import LACKS_END, content_fault, decoded, rgb
 from pipelines.loaders.dali_images import given
-from pipelines.loaders.dali_loader import Probe
-from pipelines.tools import scan
+from pipelines.loaders.dali_probe import Probe
 from tests.pipelines.images import hostile
 from tests.pipelines.images.hostile import BOMBS, bomb, encoded
 from tests.pipelines.pictures import CLASSES, numbered_folder, picture, settings
@@ -57,7 +57,7 @@ SPECIAL = {
     "sparse file of 5 GB": r"cannot be read \(has 5,368,709,120 bytes, more than 241,048,576: .*data\.most_pixels .*\)",
     "no image, of 200 MB": "is no image of a known format, or its header is damaged",
 }
-"""Why those of `hostile.SPECIALS` are refused."""
+"""Reasons why `hostile.SPECIALS` are refused."""
 
 
 def laid(folder: Path) -> dict[str, str]:
@@ -109,7 +109,7 @@ def test_a_run_over_bombs_goes_on_and_takes_little_memory(folder: Path, loader: 
 
 def test_the_scan_says_the_same_of_them(folder: Path) -> None:
     expected = laid(folder / "train" / "bee")
-    assert scan.main([str(folder), "--workers=2"]) == 0
+    assert PROGRAM.run(["scan", str(folder), "--workers=2"]) == 0
     report = json.loads((folder / "scan.json").read_text())
     assert set(report["bad"]) == {f"train/bee/{name}" for name in expected}
     wrong = {name: why for name, why in report["bad"].items() if not re.fullmatch(expected[name.split("/")[2]], why)}
@@ -127,7 +127,7 @@ def test_time_is_bounded_by_pixels_and_scans_together() -> None:
 
 @pytest.mark.parametrize("loader", LOADERS)
 def test_the_limit_is_the_configs(folder: Path, loader: str) -> None:
-    """Of 24 x 20 pixels are all of them."""
+    """All images have 24 x 20 pixels."""
     assert len(list(build(folder, loader, most_pixels=480).train.epoch())) == 2
     match = r"declares 24 x 20 pixels, more than the 479 of data\.most_pixels \(and 23 more in this batch\)"
     with pytest.raises(UserError, match=match):
@@ -135,13 +135,13 @@ def test_the_limit_is_the_configs(folder: Path, loader: str) -> None:
 
 
 def test_the_scan_has_the_same_limit(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert scan.main([str(folder), "--workers=1", "--most-pixels=479"]) == 2
+    assert PROGRAM.run(["scan", str(folder), "--workers=1", "--most-pixels=479"]) == 2
     assert "all 90 images are bad, such as train/ape/0000.png: declares 24 x 20 pixels" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("first", range(4))
 def test_both_decoders_give_one_verdict_on_mutations(first: int) -> None:
-    """And the same pixels: DALI of what it is given, and the reference, which the torch loader decodes with."""
+    """DALI makes the same pixels of its input as the reference, with which the torch loader decodes."""
     probe = Probe()
     met: Counter[str] = Counter()
     for number in range(first * 200, first * 200 + 200):
@@ -214,7 +214,7 @@ class TestEndMark:
         for number in range(2):
             (folder / "val" / "bee" / f"{number}.jpg").write_bytes(encoded(picture(24, 20, 1))[:-2])
         (folder / "val" / "bee" / "2.jpg").write_bytes(encoded(picture(24, 20, 1))[:-40])
-        assert scan.main([str(folder), "--workers=1"]) == 0
+        assert PROGRAM.run(["scan", str(folder), "--workers=1"]) == 0
         assert json.loads((folder / "scan.json").read_text())["bad_for_their_end_alone"] == 2
         lines = capsys.readouterr().out.splitlines()
         assert lines[1] == "bad: 3"
@@ -259,7 +259,7 @@ OUT_OF_MEMORY = """if True:
 
 @pytest.mark.parametrize("loader", ["dali", pytest.param("torch", marks=pytest.mark.slow)])
 def test_an_image_for_which_no_memory_is_left_is_named(tmp_path: Path, loader: str) -> None:
-    """And not skipped: it may be good."""
+    """The image is not skipped: it may be good."""
     for part in ("train", "val"):
         for name in CLASSES:
             (tmp_path / "images" / part / name).mkdir(parents=True)

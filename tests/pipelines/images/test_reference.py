@@ -1,4 +1,4 @@
-"""What an image is: pixels of odd kinds, orientation, and how little is read of what is none."""
+"""The reference decoder: pixels of odd kinds, orientation, and how little is read of files that are no image."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from PIL import Image
 
 import pipelines
 from pipelines.common.errors import UserError
-from pipelines.datasets import imagenet
+from pipelines.datasets import photographs
 from pipelines.datasets.webdataset import WebdatasetSettings
 from pipelines.images.image_bytes import NoImageError, read_image
 from pipelines.images.jpeg import structure
 from pipelines.images.png import is_plain
 from pipelines.images.reference import content_fault, decoded, rgb
 from pipelines.loaders.dali_images import given
-from pipelines.loaders.dali_loader import Probe
+from pipelines.loaders.dali_probe import Probe
 from tests.pipelines.images.hostile import chunk, encoded, png, segment, turned
 from tests.pipelines.pictures import numbered_folder, picture, settings
 from tests.pipelines.streams import LOADERS, request, whole
@@ -118,7 +118,7 @@ def test_odd_kinds_have_the_same_pixels_by_both_loaders(tmp_path: Path, loader: 
     for number, (content, _) in enumerate(LOSSLESS.values()):
         (folder / "val" / "ape" / f"{number:02}.jpg").write_bytes(content)
     images, _ = whole(pipelines.build(settings(folder, loader=loader), request()).test)
-    mean, std = (torch.tensor(values).view(3, 1, 1) * 255 for values in (imagenet.MEAN, imagenet.STD))
+    mean, std = (torch.tensor(values).view(3, 1, 1) * 255 for values in (photographs.MEAN, photographs.STD))
     found = (images[: len(LOSSLESS)] * std + mean).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
     for (name, (_, expected)), pixels in zip(LOSSLESS.items(), found, strict=True):
         assert np.array_equal(pixels, expected if expected.ndim == 3 else np.stack([expected] * 3, axis=2)), name

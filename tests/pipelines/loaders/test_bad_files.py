@@ -20,7 +20,7 @@ import torch
 import pipelines
 from pipelines.base import Batch, Data, TrainPipeline
 from pipelines.common.errors import UserError
-from pipelines.datasets import imagenet
+from pipelines.datasets import photographs
 from pipelines.order import SampleOrder
 from tests.pipelines.pictures import CLASSES, DAMAGE, damage, numbered_folder, settings
 from tests.pipelines.streams import LOADERS, SEED, assert_same, endless, joined, request, whole
@@ -39,8 +39,8 @@ def training_files(folder: Path) -> list[Path]:
 
 
 def numbers(images: torch.Tensor) -> list[int]:
-    """Which images these are."""
-    red = images[:, 0, 8, 8] * imagenet.STD[0] * 255 + imagenet.MEAN[0] * 255
+    """Numbers of the images, read from their pixels."""
+    red = images[:, 0, 8, 8] * photographs.STD[0] * 255 + photographs.MEAN[0] * 255
     return red.round().long().tolist()
 
 
@@ -158,7 +158,7 @@ def test_a_class_with_no_file_left_is_an_error(folder: Path, loader: str) -> Non
     for file in training_files(folder):
         if file.parent.name == "bee":
             damage(file, "junk")
-    with pytest.raises(UserError, match=r"class bee has no sample left that can be had; mend or remove the class"):
+    with pytest.raises(UserError, match=r"class bee has no good sample left; repair or remove the class"):
         steps_of(build(folder, loader, on_bad_file="skip"), 2)
 
 

@@ -22,7 +22,7 @@ ROOT = Path(__file__).parents[3]
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Of many shapes: wide, high, and an EXIF note to turn one."""
+    """Images of many shapes: wide, high, and one to be turned by EXIF."""
     root = numbered_folder(tmp_path / "images", train=48, val=20)
     for part in ("train", "val"):
         for number, file in enumerate(sorted((root / part).rglob("*.png"))):
@@ -38,7 +38,7 @@ def folder(tmp_path: Path) -> Path:
 def test_views_made_beforehand_are_those_of_torch(
     folder: Path, augment: bool, sizes: tuple[int, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """To the rounding of a normalised value, crops of odd rooms included."""
+    """Equal up to the rounding of a normalised value, with odd numbers of free pixels too."""
     options = {"augment": augment, "image_size": sizes[0], "evaluation_resize": sizes[1]}
 
     def batches(loader: str) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""Which files of a folder are images, and which of its folders are for what."""
+"""Folders of images: the files that count as images, and the parts that folders are for."""
 
 from __future__ import annotations
 
@@ -16,8 +16,9 @@ from pipelines import preview
 from pipelines.common.errors import UserError
 from pipelines.datasets.imagenet import ImagenetSettings
 from pipelines.datasets.webdataset import WebdatasetSettings
+from pipelines.sources.class_folders import class_folders, parts_of
 from pipelines.sources.excluded import Excluded
-from pipelines.sources.image_folder import class_folders, list_images, parts_of
+from pipelines.sources.image_folder import list_images
 from tests.pipelines.pictures import CLASSES, numbered_folder, picture, settings
 from tests.pipelines.streams import LOADERS, request, whole
 
@@ -156,7 +157,7 @@ def test_folders_are_known_by_their_names(
 
 
 def test_test_images_of_no_known_class_are_no_test_data(tmp_path: Path) -> None:
-    """As those of ImageNet come: one folder of images."""
+    """Test images as ImageNet has them: one folder without classes."""
     files(tmp_path, "test/1.jpg")
     assert parts(tmp_path, "val") == ("val", None)
 
@@ -308,4 +309,4 @@ def test_images_in_no_class_folder_are_told(tmp_path: Path, caplog: pytest.LogCa
     found = list_images(tmp_path, "train", ["ape", "bee"])
     assert len(found.labels) == 2
     (told,) = caplog.messages
-    assert told.startswith(f"{tmp_path}/train: 2 images lie in no class folder and are left out, such as a.PNG;")
+    assert told.startswith(f"{tmp_path}/train: 2 images lie in no class folder and are skipped, such as a.PNG;")

@@ -22,12 +22,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pipelines.__main__ import PROGRAM
 from pipelines.common.errors import UserError
 from pipelines.sources import shard_index, shards
 from pipelines.sources.base import Encoded
-from pipelines.sources.image_folder import EXTENSIONS, list_images
+from pipelines.sources.image_folder import list_images
 from pipelines.sources.shard_index import index_of, write_index
 from pipelines.sources.shards import Shards, list_shards
+from pipelines.sources.walking import EXTENSIONS
 from pipelines.tools import shards as shard_tools
 
 CLASSES = ["ape", "bee", "cat"]
@@ -77,7 +79,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def written(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("shards") / "new/out"
-    assert shard_tools.main(["write", str(folder), str(out), "--samples", "10"]) == 0
+    assert PROGRAM.run(["shards", "write", str(folder), str(out), "--samples", "10"]) == 0
     return out
 
 
@@ -125,7 +127,7 @@ def test_mistakes_of_the_command_line(
     arguments: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "a file").touch()
-    assert shard_tools.main([argument.format(tmp_path) for argument in arguments]) == 2
+    assert PROGRAM.run(["shards", *[argument.format(tmp_path) for argument in arguments]]) == 2
     assert message in capsys.readouterr().err
 
 
@@ -326,7 +328,7 @@ def test_samples_can_be_left_out(shard: Path, tmp_path: Path) -> None:
     assert found.listing != before.listing
     for name in ("train/0.tar/c.jpg", "train/0.tar/", "train/1.tar/a.cls"):
         message = refusal(tmp_path, excluded=frozenset({name}))
-        assert message.startswith(f"data.exclude: {name} is to be left out, but the shard has no such image")
+        assert message.startswith(f"data.exclude: {name} is to be skipped, but the shard has no such image")
     assert "1 of 2 classes have no sample" in refusal(tmp_path, excluded=left_out | {"train/1.tar/a.jpg"})
 
 
@@ -341,7 +343,7 @@ def test_the_listing_tells_samples_apart_not_folders(shard: Path, tmp_path: Path
 
 def test_an_index_stands_for_the_headers(shard: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = listed(tmp_path)
-    assert shard_tools.main(["index", str(tmp_path)]) == 0
+    assert PROGRAM.run(["shards", "index", str(tmp_path)]) == 0
     assert sorted(os.listdir(shard.parent)) == ["0.tar", "0.tar.index"]
     monkeypatch.setattr(shards, "read_tar", None)
     found = listed(tmp_path)
@@ -402,7 +404,7 @@ def many(tmp_path: Path) -> Path:
 
 
 def descriptors(folder: Path) -> int:
-    """How many files of the folder this process has open."""
+    """Count the files of the folder that this process has open."""
     links = (Path("/proc/self/fd") / number for number in os.listdir("/proc/self/fd"))
     return sum(os.path.realpath(link).startswith(f"{folder.resolve()}/") for link in links)
 

@@ -12,9 +12,10 @@ import pytest
 import yaml
 from PIL import Image, ImageOps
 
-from pipelines.sources.image_folder import check_folders
+from pipelines.__main__ import PROGRAM
+from pipelines.sources.class_folders import check_folders
 from pipelines.tools import sample_images
-from pipelines.tools.sample_images import CLASSES, DAMAGE, ODD, File, main
+from pipelines.tools.sample_images import CLASSES, DAMAGE, ODD, File
 
 SMALL = ["--train", "3", "--val", "2", "--size", "24", "60", "--workers", "1"]
 SHARE = 0.2
@@ -40,7 +41,7 @@ def loads(path: Path) -> bool:
 @pytest.fixture
 def written(tmp_path: Path) -> Written:
     def write(name: str, *options: object) -> Path:
-        assert main([str(tmp_path / name), *SMALL, *map(str, options)]) == 0
+        assert PROGRAM.run(["sample_images", str(tmp_path / name), *SMALL, *map(str, options)]) == 0
         return tmp_path / name
 
     return write
@@ -48,9 +49,9 @@ def written(tmp_path: Path) -> Written:
 
 @pytest.fixture(scope="module")
 def rich(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """With odd and damaged files."""
+    """A folder with odd and damaged files."""
     folder = tmp_path_factory.mktemp("sample") / "images"
-    assert main([str(folder), *SMALL, "--odd", "--damaged", str(SHARE)]) == 0
+    assert PROGRAM.run(["sample_images", str(folder), *SMALL, "--odd", "--damaged", str(SHARE)]) == 0
     return folder
 
 
@@ -153,10 +154,10 @@ def test_a_lying_image_is_right_once_turned() -> None:
 def test_what_is_there_is_left_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "mine").write_text("x")
     for folder in (tmp_path, tmp_path / "mine"):
-        assert main([str(folder), *SMALL]) == 2
+        assert PROGRAM.run(["sample_images", str(folder), *SMALL]) == 2
         rule = "which is there; it must be new or empty: remove it, or give another"
         assert capsys.readouterr().err == f"error: DIR is {folder}, {rule}\n"
-    assert main([str(tmp_path / "mine" / "below"), *SMALL]) == 2
+    assert PROGRAM.run(["sample_images", str(tmp_path / "mine" / "below"), *SMALL]) == 2
     assert f"cannot be written (File exists: {tmp_path / 'mine'}); give another" in capsys.readouterr().err
     assert names(tmp_path) == ["mine"]
 
@@ -183,7 +184,7 @@ def test_an_empty_folder_is_filled(written: Written, tmp_path: Path) -> None:
     ],
 )
 def test_refusals(options: list[str], line: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main([str(tmp_path / "new"), *options]) == 2
+    assert PROGRAM.run(["sample_images", str(tmp_path / "new"), *options]) == 2
     assert capsys.readouterr().err == f"error: {line}; see python -m pipelines sample_images --help\n"
     assert not names(tmp_path)
 
@@ -197,5 +198,5 @@ def test_an_interrupted_call_leaves_nothing(tmp_path: Path, monkeypatch: pytest.
         return real(file)
 
     monkeypatch.setattr(File, "content", content)
-    assert main([str(tmp_path / "new"), *SMALL]) == 130
+    assert PROGRAM.run(["sample_images", str(tmp_path / "new"), *SMALL]) == 130
     assert list(tmp_path.iterdir()) == []

@@ -21,6 +21,7 @@ import pytest
 from PIL import Image
 
 import pipelines
+from pipelines.__main__ import PROGRAM
 from pipelines.common.errors import UserError
 from pipelines.datasets.imagenet import ImagenetSettings
 from pipelines.datasets.webdataset import WebdatasetSettings
@@ -31,7 +32,8 @@ from pipelines.tools import scan
 from pipelines.tools.sample_images import ODD, encoded
 from pipelines.tools.scan_facts import examine
 from pipelines.tools.scan_processes import DEADLY
-from pipelines.tools.scan_report import Duplicates, Report, listable, summary
+from pipelines.tools.scan_report import Duplicates, Report
+from pipelines.tools.scan_summary import listable, summary
 from tests.pipelines.streams import LOADERS, request, whole
 
 UNKNOWN = "is no image of a known format, or its header is damaged"
@@ -58,7 +60,7 @@ def picture(seed: int, width: int = 60, height: int = 44) -> Image.Image:
 
 
 def files() -> dict[str, bytes]:
-    """By path. What is no file is made by `folder`."""
+    """Contents by path. `folder` makes what is no file."""
     odd = {f"train/ape/{name}": make(picture(i)) for i, (name, make) in enumerate(ODD.items())}
     cut = {f"train/ape/truncated.{kind[:4]}": encoded(picture(30), kind)[:-300] for kind in ("png", "webp")}
     good = {f"{folder}/{i}.jpg": encoded(picture(100 + i)) for i, folder in enumerate(["train/bee", "val/bee"] * 3)}
@@ -112,7 +114,7 @@ def run(*arguments: str) -> str:
     out = io.StringIO()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "stdout", out)
-        assert scan.main(arguments) == 0
+        assert PROGRAM.run(["scan", *arguments]) == 0
     return out.getvalue()
 
 
@@ -139,7 +141,7 @@ def settings(root: Path, exclude: Path, **options: object) -> DataSetSettings:
 
 
 def train_and_evaluate(given: DataSetSettings, batch: int) -> tuple[int, int]:
-    """How many images: an epoch's, and the evaluation's. A bad one would end either."""
+    """Count the images of an epoch and of the evaluation. A bad one would end either."""
     data = pipelines.build(given, request(batch=batch))
     trained = sum(len(labels) for step in data.train.epoch() for _, labels in step)
     return trained, len(whole(data.test)[1])
@@ -229,7 +231,7 @@ def test_a_process_that_dies_of_a_file_ends_no_scan(tmp_path: Path) -> None:
     names = [f"{name}{i}" for i, name in enumerate(names)]
     names[7], names[8] = "accident", "raises"
     root = fill(tmp_path / "images", {f"train/ape/{name}.jpg": name.encode() for name in names})
-    report = scan.scan(scan.folder_parts(root), 2, partial(deadly, accidents=tmp_path / "accidents"))
+    report = scan.scan(scan._folder_parts(root), 2, partial(deadly, accidents=tmp_path / "accidents"))
     assert (tmp_path / "accidents").exists()
     fatal = {f"train/ape/fatal{i}.jpg": DEADLY for i in (0, 5, 66)}
     assert report.bad == {**fatal, "train/ape/raises.jpg": "cannot be checked (ArithmeticError: too much)"}
@@ -237,13 +239,13 @@ def test_a_process_that_dies_of_a_file_ends_no_scan(tmp_path: Path) -> None:
 
 
 def test_processes_that_cannot_start_end_the_scan(tmp_path: Path) -> None:
-    parts = scan.folder_parts(fill(tmp_path, {"train/ape/a.jpg": b""}))
+    parts = scan._folder_parts(fill(tmp_path, {"train/ape/a.jpg": b""}))
     with pytest.raises(UserError, match="has ended before its first image"):
         scan.scan(parts, 1, Unpicklable())
 
 
 class Unpicklable:
-    """To be exact: it can be pickled, and not be unpickled."""
+    """A check that can be pickled, but not unpickled."""
 
     def __reduce__(self) -> tuple[Callable[[int], None], tuple[int]]:
         return os._exit, (1,)
@@ -255,7 +257,7 @@ def test_structure_is_reported_and_stops_nothing(tmp_path: Path) -> None:
     images = ["train/ape/1.jpg", "train/ape/2.jpg", "train/bee/1.jpg", "val/cat/1.jpg", "val/ape/1.jpg"]
     root = fill(tmp_path, {name: name.encode() for name in [*images, "train/dog/notes.txt", "train/stray.jpg"]})
     (root / "train/ape/deeper").mkdir()
-    report = scan.scan(scan.folder_parts(root), 1, fine)
+    report = scan.scan(scan._folder_parts(root), 1, fine)
     assert report.empty_classes == ["train/dog"]
     assert report.classes_only_in_val == ["cat"]
     assert report.classes_of_one_image == ["train/bee", "val/ape", "val/cat"]
@@ -311,10 +313,10 @@ def test_nothing_bad_writes_no_list_and_empties_an_old_one(tmp_path: Path) -> No
     root = fill(
         tmp_path, {f"{part}/ape/{i}.png": encoded(picture(i), "PNG") for i, part in enumerate(["train", "val"])}
     )
-    assert run(str(root), "--workers=1").endswith("nothing to leave out\n")
+    assert run(str(root), "--workers=1").endswith("nothing to exclude\n")
     assert sorted(path.name for path in root.iterdir()) == ["scan.json", "train", "val"]
     (root / "exclude.txt").write_text("train/ape/7.jpg\n")
-    assert "which was there, is now without names" in run(str(root), "--workers=1")
+    assert "existed, and is now without names" in run(str(root), "--workers=1")
     assert all(line.startswith("#") for line in (root / "exclude.txt").read_text().splitlines())
 
 
@@ -337,7 +339,7 @@ def test_nothing_bad_writes_no_list_and_empties_an_old_one(tmp_path: Path) -> No
 def test_refusals(arguments: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     fill(tmp_path, {"train/ape/1.jpg": b"no image", "empty/notes.txt": b""})
     before = sorted(tmp_path.rglob("*"))
-    assert scan.main([argument.format(tmp_path) for argument in arguments]) == 2
+    assert PROGRAM.run(["scan", *[argument.format(tmp_path) for argument in arguments]]) == 2
     out, err = capsys.readouterr()
     assert (out, err.count("\n")) == ("", 1)
     assert err.startswith("error: ")
@@ -351,7 +353,8 @@ def test_ctrl_c_leaves_neither_files_nor_processes(tmp_path: Path) -> None:
     for i in range(1, 600):
         os.link(root / "train/ape/0.jpg", root / f"train/ape/{i}.jpg")
     program = (
-        "import sys; from pipelines.tools.scan import main; print('ready', flush=True); sys.exit(main(sys.argv[1:]))"
+        "import sys, pipelines.tools.scan\n"
+        "from pipelines.__main__ import PROGRAM; print('ready', flush=True); PROGRAM.start(['scan', *sys.argv[1:]])"
     )
     command = [sys.executable, "-c", program, str(root), "--workers=2"]
     with subprocess.Popen(

@@ -38,7 +38,7 @@ class Readings:
 
 
 def common_scale(readings: Sequence[Readings]) -> Normalize:
-    """One for all runs, so that colours can be compared; logarithmic where shares are far apart."""
+    """Return one scale for all runs, so that colours can be compared; logarithmic where fractions are far apart."""
     values = np.concatenate([reading.values.ravel() for reading in readings])
     values = values[np.isfinite(values)]
     least, most = (float(values.min()), float(values.max())) if len(values) else (0.0, 1.0)
@@ -48,7 +48,10 @@ def common_scale(readings: Sequence[Readings]) -> Normalize:
 
 
 def heat(title: str, what: str, readings: Readings, scale: Normalize, prefix: str) -> Chart:
-    """`what` the shares are, such as "share active". At the right of each row its first and its latest value."""
+    """Draw a heat map of `what` the fractions are, such as "share active".
+
+    At the right of each row stand its first and its latest value.
+    """
     cells = readings.columns()
     drawn = figure(WIDTH, chart_height(len(readings.names)))
     axes = drawn.add_subplot()
@@ -77,12 +80,12 @@ def heat(title: str, what: str, readings: Readings, scale: Normalize, prefix: st
 
 
 def chart_height(rows: int) -> int:
-    """Tall rows where there are few, and still readable ones where there are hundreds."""
+    """Return a height in pixels: tall rows where there are few, and still readable ones where there are hundreds."""
     return 52 + rows * (30 if rows <= 8 else 20 if rows <= 24 else 15)
 
 
 def label_rows(axes: Axes, names: Sequence[str], values: Sequence[str]) -> None:
-    """Layers at the left, what they come to at the right."""
+    """Write the layers at the left, and their values at the right."""
     size = 11 if len(names) <= 24 else 9
     axes.set_yticks(range(len(names)), [clipped(one_line(name), 30) for name in names], size=size, color=INK)
     axes.tick_params(length=0)
@@ -96,7 +99,7 @@ def label_rows(axes: Axes, names: Sequence[str], values: Sequence[str]) -> None:
 
 
 def colour_bar(scale: Normalize, label: str, prefix: str) -> Markup:
-    """What the colours mean, for all heat maps of this scale."""
+    """Return the key to the colours of all heat maps of this scale."""
     drawn = figure(380, 52)
     axes = drawn.add_subplot()
     bar = drawn.colorbar(ScalarMappable(scale, COLOURS), cax=axes, orientation="horizontal")

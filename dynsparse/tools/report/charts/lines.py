@@ -32,18 +32,19 @@ class Curve:
     """A run's values. `x` rises; NaN leaves a gap."""
 
     run: int
-    """Its number, which gives it its colour, dashes and marker on the whole page."""
+    """Number of the run, which gives it its colour, dashes and marker on the whole page."""
     name: str
     x: Sequence[float]
     y: Sequence[float]
 
     @property
     def known(self) -> list[float]:
+        """Values that are neither NaN nor infinite."""
         return [value for value in self.y if math.isfinite(value)]
 
 
 def lines(title: str, curves: Sequence[Curve], x_label: str, prefix: str, *, log: bool = False) -> Chart | None:
-    """None if no run has a value. `log` holds as far as values are above 0."""
+    """Draw the curves; None if no run has a value. `log` is for values above 0 alone."""
     curves = [curve for curve in curves if curve.known]
     if not curves:
         return None

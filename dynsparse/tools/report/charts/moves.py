@@ -1,4 +1,4 @@
-"""Who gained and who lost: for each layer a bar a reallocation, upwards for growth, downwards for loss."""
+"""Gains and losses: for each layer a bar a reallocation, upwards for growth, downwards for loss."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from dynsparse.tools.report.metrics import Moves
 from dynsparse.tools.report.words import count, signed
 
 MOST_BARS = 8_000
-"""In one chart: beyond, neighbours are put together, so that the page stays small."""
+"""Bars of a chart. Where there are more, neighbours are joined, so that the page stays small."""
 
 
 def moves(names: Sequence[str], done: Sequence[Moves], events: int, prefix: str) -> Chart:
-    """`done`: bins of `events` reallocations each, the last of what is left.
+    """Draw the moves. `done` are bins of `events` reallocations each; the last may have fewer.
 
     Each row has a scale of its own, by square roots: the first reallocations often move many times what later ones do.
     """
@@ -63,7 +63,7 @@ def _fewer(done: Sequence[Moves], events: int, most: int) -> tuple[Sequence[Move
 
 
 def _bars(heights: NDArray[np.float64], *, positive: bool) -> PathPatch:
-    """The bars of one direction, of all rows, as one path: a fraction of the size of as many elements."""
+    """Return the bars of one direction, of all rows, as one path: far smaller than as many elements."""
     rows, columns = np.nonzero(heights > 0 if positive else heights < 0)
     ends = rows - heights[rows, columns]
     width = 0.86
@@ -77,7 +77,7 @@ def _bars(heights: NDArray[np.float64], *, positive: bool) -> PathPatch:
 
 
 def _count_events(axes: Axes, events: int, last: int) -> None:
-    """Ticks at round numbers of reallocations, whatever a bar stands for."""
+    """Put ticks at round numbers of reallocations, whatever a bar stands for."""
     ticks = [tick for tick in MaxNLocator(6, integer=True).tick_values(0, last) if 0 <= tick <= last]
     axes.set_xticks([tick / events for tick in ticks], [f"{tick:,.0f}" for tick in ticks])
     axes.set_xlabel("reallocation")

@@ -61,7 +61,7 @@ class Chart:
     title: str
     svg: Markup
     summary: str
-    """What it shows, in words, for those who do not see it."""
+    """Words for people who do not see the chart."""
     hover: str = ""
     """JSON for page.js: where the plot lies in the drawing, and its values."""
     note: str = ""
@@ -70,21 +70,23 @@ class Chart:
 
 
 def series_colour(index: int) -> str:
+    """Return the colour that stands for the page's own colour of a run."""
     return f"#030{index % SERIES}00"
 
 
 def series_dash(index: int) -> Any:
-    """Runs of the first eight differ in dashes too: four kinds, so that no neighbours are alike."""
+    """Return the dashes of a run's line. There are four kinds, so that no neighbours are alike."""
     return DASHES[(index + index // SERIES) % len(DASHES)]
 
 
 def series_marker(index: int) -> str:
+    """Return the marker of a run's points, as matplotlib names it."""
     return MARKERS[(index + index // SERIES) % len(MARKERS)]
 
 
 @contextmanager
 def drawing() -> Iterator[None]:
-    """matplotlib with the report's settings, whatever the user's are; they come back in the end."""
+    """Draw with the report's settings of matplotlib, whatever the user's are; they come back in the end."""
     with matplotlib.rc_context():
         matplotlib.rcdefaults()
         matplotlib.rcParams.update(SETTINGS)
@@ -92,13 +94,13 @@ def drawing() -> Iterator[None]:
 
 
 def figure(width: float, height: float) -> Figure:
-    """A figure of so many CSS pixels. Nothing of it is kept by matplotlib."""
+    """Return a figure of so many CSS pixels. Matplotlib keeps nothing of it."""
     layout = ConstrainedLayoutEngine(w_pad=0.04, h_pad=0.04)
     return Figure(figsize=(width / 72, height / 72), dpi=72, layout=layout)
 
 
 def inline(drawn: Figure, prefix: str) -> Markup:
-    """The figure as an SVG element. `prefix`: of its ids, which no other figure of the page has."""
+    """Return the figure as an SVG element. Its ids begin with `prefix`, which no other figure of the page has."""
     file = io.BytesIO()
     drawn.savefig(file, format="svg", transparent=True)
     root = ElementTree.fromstring(file.getvalue())  # noqa: S314 - written by matplotlib just now
@@ -116,7 +118,7 @@ def inline(drawn: Figure, prefix: str) -> Markup:
 
 
 def _wanted(root: ElementTree.Element) -> set[str]:
-    """The ids that something refers to."""
+    """Return the ids that something refers to."""
     values = [(key, value) for element in root.iter() for key, value in element.attrib.items()]
     linked = {value[1:] for key, value in values if _local(key) == "href" and value.startswith("#")}
     return linked | {name for _, value in values for name in _REFERENCE.findall(value)}
@@ -141,7 +143,7 @@ def _page_colour(colour: str) -> str:
 
 
 def _shorter(value: str, name: str) -> str:
-    """Coordinates to a hundredth of a pixel."""
+    """Return coordinates to a hundredth of a pixel."""
     if name not in ("d", "x", "y", "width", "height", "points"):
         return value
     return re.sub(r"\s+", " ", _NUMBER.sub(lambda match: f"{float(match[0]):.2f}".rstrip("0").rstrip("."), value))
@@ -152,15 +154,16 @@ def _local(name: str) -> str:
 
 
 def plot_box(drawn: Figure, axes: Axes) -> list[float]:
-    """Where the plot lies in the figure, once it is drawn: left, top, width, height, as shares of the whole."""
+    """Return the place of the plot in the drawn figure: left, top, width, height, as fractions of the whole."""
     box = axes.get_position()
     return [round(float(value), 5) for value in (box.x0, 1 - box.y1, box.width, box.height)]
 
 
 def rounded(values: Sequence[float]) -> list[float | None]:
-    """Four digits, and None for NaN, as JSON has it."""
+    """Return four digits of each value, and None for NaN, which JSON does not know."""
     return [None if value != value else float(f"{value:.4g}") for value in values]
 
 
 def as_json(content: Mapping[str, Any]) -> str:
+    """Return JSON without spaces. ValueError for NaN."""
     return json.dumps(content, separators=(",", ":"), allow_nan=False)

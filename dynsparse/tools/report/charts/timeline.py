@@ -1,4 +1,4 @@
-"""Starts, resumes, deaths: a bar a session, over the steps that it is known to have done."""
+"""Sessions: a bar each, over the steps that it is known to have done."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from pipelines.common.text import one_line
 
 WIDTH = 620
 MOST = 40
-"""Sessions in the chart, the latest; the table has all."""
+"""Sessions in the chart: the latest. The table has all."""
 
 
 def timeline(sessions: Sequence[Session], last_step: int, run: int, prefix: str) -> Chart:
-    """`last_step`: the latest that metrics.jsonl tells of, for a session without an end."""
+    """Draw the sessions. `last_step` is the latest in metrics.jsonl, for a session without an end."""
     shown = list(enumerate(sessions, 1))[-MOST:]
     drawn = figure(WIDTH, 52 + 24 * len(shown))
     axes = drawn.add_subplot()
@@ -59,7 +59,7 @@ def _mark_end(axes: Axes, session: Session, until: int, row: int) -> None:
 
 
 def reached(session: Session, sessions: Sequence[Session], last_step: int) -> int:
-    """The latest step that the session is known to have done."""
+    """Return the latest step that the session is known to have done."""
     if session.end is not None:
         return int(session.end["step"])
     following = sessions[sessions.index(session) + 1 :]
@@ -67,11 +67,13 @@ def reached(session: Session, sessions: Sequence[Session], last_step: int) -> in
 
 
 def beginning(session: Session) -> str:
+    """Say how the session began, and with how many workers."""
     workers = int(session.start["world_size"])
     return f"{'resume' if session.resumed else 'start'}, {workers} worker{'s' if workers != 1 else ''}"
 
 
 def outcome(session: Session) -> str:
+    """Say how the session ended."""
     if session.died:
         return "died"
     return "no end is written" if session.end is None else one_line(session.end.get("status", "ended"))

@@ -34,7 +34,7 @@ def _schema() -> Schema:
 
 
 def _alternatives(field: Schema) -> Iterator[Schema]:
-    """Of what a field may hold: those that are sections."""
+    """Schemas of a field's alternatives that are sections."""
     for each in (field, *field.get("anyOf", ()), *field.get("oneOf", ())):
         target = _schema()["$defs"][each["$ref"].rpartition("/")[2]] if "$ref" in each else each
         if "properties" in target:
@@ -69,7 +69,7 @@ def overrides(rng: Random, place: Place) -> str:
 
 @mutation("config")
 def one_number(rng: Random, place: Place) -> str:
-    """Of a section that the config has."""
+    """Set one field of a section that the config has to an odd number."""
     there = [key for key in paths() if "." not in key or key.split(".")[0] not in ("model", "data", "method")]
     there += [f"{name}.{key}" for name in ("model", "data", "method") for key in place.config[name] if key != "name"]
     place.overrides.append(f"{rng.choice(there)}={rng.choice(NUMBERS)}")

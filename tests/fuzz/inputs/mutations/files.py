@@ -1,4 +1,4 @@
-"""What stands where an image should: pipes, devices, links, huge and closed files; images under odd names."""
+"""Other things in the place of an image: pipes, devices, links, huge and closed files, images under odd names."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ def whole_under_an_odd_name(rng: Random, place: Place) -> str:
 
 @mutation("file")
 def of_another_format(rng: Random, place: Place) -> str:
-    """Those that decoders know, and the data sets do not take."""
+    """Write an image in a format that decoders know and data sets do not take."""
     image = rng.choice(place.subject.images)
     content = rng.choice(
         (

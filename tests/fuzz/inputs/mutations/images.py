@@ -18,7 +18,7 @@ EDITS: dict[str, dict[str, Damage]] = {
     "bmp": bitmaps.EDITS,
     "tif": tiff.EDITS,
 }
-"""By format: changes that need to know it."""
+"""Changes that need to know the format, by format."""
 MOST = 8
 """Images that are changed at once: of more than ten the log names only some."""
 
@@ -44,7 +44,7 @@ def _chosen(rng: Random, target: Place) -> list[str]:
 
 
 def _on_format(name: str, suffix: str, damage: Damage) -> None:
-    """Of images of the format, in files whose names may say another."""
+    """Register a damage to images of one format, in files whose names may say another."""
 
     @mutation("image", name)
     def act(rng: Random, target: Place) -> str:

@@ -29,7 +29,7 @@ Segment = tuple[int, bytes]
 
 
 def segments(content: bytes) -> list[Segment]:
-    """From the first marker after the start on, up to the end of the file."""
+    """Split a file into segments, from the first marker after the start to the end of the file."""
     found, at = [], 2
     while at + 4 <= len(content) and content[at] == 0xFF and content[at + 1] != _END:
         marker, (length,) = content[at + 1], struct.unpack(">H", content[at + 2 : at + 4])
@@ -141,7 +141,7 @@ def fill(rng: Random, content: bytes) -> bytes:
 
 
 def _filled(rng: Random, content: bytes) -> bytes:
-    """With bytes before some markers that mean nothing: which are legal, and which readers take for something else."""
+    """Add bytes before some markers. Some of them are legal fill bytes, which readers may take for something else."""
     odd = rng.choice((b"\xff", b"\xff" * 9, b"\xff\x01", b"\xff\xd0", b"\xff\x01\xff\xff", b"\0", b"\xff\x02", b"junk"))
     marker = b"\xff" + rng.choice((b"\xda", b"\xdb", b"\xc4", b"\xd9", b"\xc0", b"\xc2"))
     return content.replace(marker, odd + marker, rng.choice((1, 1, 1_000_000)))
@@ -165,7 +165,7 @@ def pixels(rng: Random, content: bytes) -> bytes:
 
 @edit("coded pixels cut")
 def pixels_cut(rng: Random, content: bytes) -> bytes:
-    """With the mark of the end behind."""
+    """Cut off coded pixels, but keep the end marker."""
     keep = rng.random()
     return _change(
         content, lambda marker: marker == _SCAN, lambda part: part[: 10 + round(keep * max(0, len(part) - 10))]

@@ -77,7 +77,7 @@ def _classes(place: Place) -> Path:
 
 @mutation("list")
 def names_of_classes(rng: Random, place: Place) -> str:
-    """Of shards; beside a folder of images the file means nothing."""
+    """Write odd names of classes beside shards. Beside a folder of images the file means nothing."""
     names = list(rng.sample(STEMS, 3))
     content = rng.choice(
         (b"", b"ape\n", b"ape\nbee\ncat\ndog\n", b"ape\nape\nape\n", b"\n\n\n", b"ape\r\nbee\r\ncat\r\n",

@@ -54,7 +54,7 @@ def dimensions(rng: Random, content: bytes) -> bytes:
 
 @edit("1 bit and dimensions")
 def dimensions_of_bits(rng: Random, content: bytes) -> bytes:
-    """With as many rows as it says, of zeros, which take no place; or with less."""
+    """Make an image of one bit a pixel with large sides. Its rows are zeros, which take no space, or too few."""
     side = rng.choice((2_000, 7_700, 7_700, 30_000))
     row = zlib.compress(bytes((side // 8 + 1) * rng.choice((side, side, 1_000))), 1)
     head = struct.pack(">IIBBBBB", side, side, 1, 0, 0, 0, 0)

@@ -1,4 +1,4 @@
-"""What a mutation of inputs is, and the list of all of them."""
+"""Mutations of inputs: their type, and the list of all of them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SUBJECTS = {
     "list": ("folder", "shards"),
     "config": ("folder", "synthetic", "synthetic", "shards"),
 }
-"""By kind of mutation: what it may be done to."""
+"""Targets of each kind of mutation."""
 
 
 @dataclass(frozen=True)

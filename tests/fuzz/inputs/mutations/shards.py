@@ -105,7 +105,7 @@ def no_regular_file(rng: Random, place: Place) -> str:
 
 @mutation("shard")
 def sparse_tail(rng: Random, place: Place) -> str:
-    """As large as a disk, and without content."""
+    """Grow a shard to the size of a disk, without content."""
     path = shard(rng, place)
     if rng.random() < 0.5:
         path.write_bytes(tar([*members(path.read_bytes()), Member(b"big.txt", size=100 * 10**9)], b""))

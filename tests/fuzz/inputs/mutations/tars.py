@@ -47,7 +47,7 @@ class Member:
 
 
 def members(content: bytes) -> list[Member]:
-    """Of a plain tar, such as `python -m pipelines shards write` makes."""
+    """Members of a plain tar, such as `python -m pipelines shards write` makes."""
     found, at = [], 0
     while at + BLOCK <= len(content) and content[at : at + BLOCK].strip(b"\0"):
         head = content[at : at + BLOCK]
@@ -63,7 +63,7 @@ def tar(parts: list[Member], end: bytes = END) -> bytes:
 
 
 def record(key: bytes, value: bytes, length: int | None = None) -> bytes:
-    """Of a PAX header: its length, in which it counts itself, the key and the value."""
+    """Record of a PAX header: its length, which counts itself, the key and the value."""
     body = b" " + key + b"=" + value + b"\n"
     size = len(body) + 1
     while len(b"%d" % size) + len(body) != size:

@@ -28,7 +28,7 @@ def edit(name: str) -> Callable[[Damage], Damage]:
 
 
 def directory(content: bytes) -> tuple[int, list[Entry]]:
-    """Where it stands, and its entries. Pillow writes one, in little endian."""
+    """Offset of the directory, and its entries. Pillow writes one, in little endian."""
     (at,) = struct.unpack("<I", content[4:8])
     (count,) = struct.unpack("<H", content[at : at + 2])
     rows = [struct.unpack("<HHI4s", content[at + 2 + 12 * i : at + 14 + 12 * i]) for i in range(count)]
@@ -36,14 +36,14 @@ def directory(content: bytes) -> tuple[int, list[Entry]]:
 
 
 def written(content: bytes, entries: list[Entry], following: int = 0) -> bytes:
-    """With another directory, behind all else."""
+    """Append a directory of these entries at the end of the file, and use it."""
     content += b"\0" * (len(content) % 2)
     body = struct.pack("<H", len(entries)) + b"".join(struct.pack("<HHI4s", *entry) for entry in sorted(entries))
     return content[:4] + struct.pack("<I", len(content)) + content[8:] + body + struct.pack("<I", following)
 
 
 def changed(content: bytes, *values: tuple[int, int]) -> bytes:
-    """With other numbers for some tags."""
+    """Give some tags other numbers."""
     entries = {entry[0]: entry for entry in directory(content)[1]}
     for tag, value in values:
         entries[tag] = (tag, LONG, 1, struct.pack("<I", value))
@@ -130,7 +130,7 @@ def entries_gone(rng: Random, content: bytes) -> bytes:
 
 @edit("chain of directories")
 def chain(rng: Random, content: bytes) -> bytes:
-    """Which ends nowhere, in itself, or behind a thousand others."""
+    """Chain directories: the chain ends outside the file, in itself, or after thousands of others."""
     _, entries = directory(content)
     once = written(content, entries, rng.choice((8, 2**31, len(content), len(content) + len(content) % 2)))
     if rng.random() < 0.7:

@@ -29,7 +29,7 @@ def _image(folder: Path | bytes, name: str = "9.png") -> None:
 
 @mutation("tree")
 def a_class_under_an_odd_name(rng: Random, place: Place) -> str:
-    """In both parts, or in one only."""
+    """Rename a class to an odd name, in both parts or in one only."""
     name, old = odd(rng), rng.choice(CLASSES)
     parts = PARTS if rng.random() < 0.7 else (rng.choice(PARTS),)
     for part in parts:
@@ -124,7 +124,7 @@ def deeper_folders(rng: Random, place: Place) -> str:
 
 @mutation("tree")
 def links_among_folders(rng: Random, place: Place) -> str:
-    """To folders above, beside and outside: some are loops."""
+    """Link to folders above, beside and outside: some links are loops."""
     folder = _class(rng, place)
     to = rng.choice(("..", ".", "../..", str(place.home / "outside"), "loop", *CLASSES))
     if rng.random() < 0.3:
@@ -137,7 +137,7 @@ def links_among_folders(rng: Random, place: Place) -> str:
 
 @mutation("tree")
 def odd_files_beside(rng: Random, place: Place) -> str:
-    """Which are no images, or lie where none should."""
+    """Add files that are no images, or lie where none should."""
     where = rng.choice((place.data, place.data / "train", _class(rng, place)))
     name = rng.choice(
         (".DS_Store", "Thumbs.db", "README.txt", "9.gif", "9.jpg", "9.JPG", ".png", "x.png.part", "_9.png")

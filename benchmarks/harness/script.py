@@ -1,0 +1,73 @@
+"""The course of a script: read the options, measure, keep the figures, write the page."""
+
+from __future__ import annotations
+
+import os
+from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
+from collections.abc import Callable
+from pathlib import Path
+
+from benchmarks.harness import record
+from benchmarks.harness.record import Result
+
+Page = Callable[[Result], str]
+"""Text of a page, from the JSON's content and `link`, which leads to the JSON."""
+
+
+def plain_parser(description: str | None) -> ArgumentParser:
+    """Options of a script that writes a JSON and no page."""
+    parser = ArgumentParser(description=description, formatter_class=RawDescriptionHelpFormatter)
+    parser.add_argument("--output", metavar="DIR", type=Path, help="write there, instead of to the kept figures")
+    return parser
+
+
+def page_parser(description: str | None, rounds: int | None = None) -> ArgumentParser:
+    """Options of a script that writes a JSON and a page; --rounds where it has a default."""
+    parser = plain_parser(description)
+    parser.add_argument("--tiny", action="store_true", help="seconds instead of minutes, and figures without meaning")
+    parser.add_argument("--page", action="store_true", help="measure nothing; write the page anew")
+    if rounds is not None:
+        parser.add_argument("--rounds", type=int, default=rounds, help=f"measured ({rounds})")
+    return parser
+
+
+def run(
+    name: str,
+    parser: ArgumentParser,
+    measure: Callable[[Namespace], Result],
+    page: Page,
+    fill: Callable[[], None] | None = None,
+) -> None:
+    """Measure and print the page. Tiny figures are kept only where --output says.
+
+    `fill` writes the kept figures to a page that has more than them, in place of {name}.md in docs/results/.
+    """
+    asked = parser.parse_args()
+    if asked.page:
+        write_page(name, page, asked.output, fill)
+        return
+    result = {"load_before": record.load(), **measure(asked)}
+    if asked.output or not asked.tiny:
+        keep(name, result, page, asked.output, fill)
+    print(page({**record.described(name, result), "link": f"{name}.json"}))
+
+
+def keep(name: str, result: Result, page: Page, folder: Path | None, fill: Callable[[], None] | None = None) -> None:
+    """Write the JSON, and the page from it."""
+    record.keep(name, result, folder)
+    write_page(name, page, folder, fill)
+
+
+def write_page(name: str, page: Page, folder: Path | None, fill: Callable[[], None] | None = None) -> None:
+    """Write {name}.md to docs/results/ or another folder, from the JSON alone."""
+    if fill is not None and folder is None:
+        fill()
+        return
+    path, pages = record.path_of(name, folder), folder or record.PAGES
+    text = page({**record.kept(name, folder), "link": link(path, pages)})
+    (pages / f"{name}.md").write_text(text + "\n")
+
+
+def link(path: Path, folder: Path) -> str:
+    """Link to a JSON from a page in a folder."""
+    return f"[{path.name}]({Path(os.path.relpath(path, folder)).as_posix()})"

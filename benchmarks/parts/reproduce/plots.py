@@ -1,0 +1,88 @@
+"""Plots of `benchmarks.reproduce`, drawn from its JSON alone."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from pathlib import Path
+
+from matplotlib.axes import Axes
+
+from benchmarks.harness.plot import plt, save
+from benchmarks.harness.record import Result
+from benchmarks.parts.reproduce.recipes import METHODS
+
+MARKERS = "osD^vP*X<>h"
+"""Shapes beside colours, so that lines can be told apart in grey and by everyone."""
+
+
+def accuracy(content: Result, path: Path) -> None:
+    """Draw accuracy against sparsity, with error bars of one standard deviation; to the right the upper part."""
+    figure, panels = plt.subplots(1, 2, figsize=(12, 5), layout="constrained")
+    for axes in panels:
+        _lines(content, axes)
+    means = sorted(row["mean"] for row in content["results"])
+    panels[0].legend(fontsize="small")
+    panels[0].set(ylabel="test accuracy, %", title=f"{content['data']}: all methods")
+    panels[1].set(ylim=(means[len(means) // 3] - 1, means[-1] + 1), title="the same, upper part")
+    save(figure, path)
+
+
+def _lines(content: Result, axes: Axes) -> None:
+    colours = plt.get_cmap("tab20").colors  # type: ignore[attr-defined]
+    for i, (method, title) in enumerate(METHODS.items()):
+        rows = sorted((r for r in content["results"] if r["method"] == method), key=lambda r: r["sparsity"])
+        if method == "dense" and rows:
+            axes.axhline(rows[0]["mean"], color="black", linestyle=":", label=title)
+        elif rows:
+            axes.errorbar(
+                # A little apart, so that no line hides another.
+                [_stretched(row["sparsity"]) + (i - len(METHODS) / 2) * 0.006 for row in rows],
+                [row["mean"] for row in rows],
+                yerr=[row["sd"] for row in rows],
+                label=title,
+                marker=MARKERS[i % len(MARKERS)],
+                color=colours[2 * i % 20 + (2 * i >= 20)],
+                capsize=3,
+                linewidth=1.2,
+            )
+    sparsities = sorted({row["sparsity"] for row in content["results"] if row["sparsity"] > 0})
+    axes.set_xticks([_stretched(s) for s in sparsities], [f"{100 * s:g} %" for s in sparsities])
+    axes.set_xlabel("sparsity of the sparse layers")
+    axes.grid(alpha=0.3)
+
+
+def _stretched(sparsity: float) -> float:
+    """Place on an axis that has equal steps for equal ratios of the weights that are left."""
+    return -math.log10(1 - sparsity)
+
+
+def layers(content: Result, path: Path) -> None:
+    """Draw the density of each layer over training, a panel a sparsity."""
+    runs = [run for run in content["runs"] if "densities" in run]
+    sparsities = sorted({run["sparsity"] for run in runs})
+    figure, panels = plt.subplots(
+        1, len(sparsities), figsize=(3.2 * len(sparsities), 4), sharey=True, squeeze=False, layout="constrained"
+    )
+    for axes, sparsity in zip(panels[0], sparsities, strict=True):
+        _layers_at([run["densities"] for run in runs if run["sparsity"] == sparsity], axes)
+        axes.axhline(1 - sparsity, color="black", linestyle=":", linewidth=1)
+        axes.set(title=f"{100 * sparsity:g} % sparse", xlabel="epoch", yscale="log")
+        axes.grid(alpha=0.3)
+    panels[0][0].set_ylabel("density of the layer")
+    panels[0][0].legend(fontsize="small")
+    save(figure, path)
+
+
+def _layers_at(seeds: list[dict[str, list[list[float]]]], axes: Axes) -> None:
+    names = list(seeds[0])
+    for i, name in enumerate(names):
+        columns = list(zip(*(seed[name] for seed in seeds), strict=False))  # The same epochs in every seed.
+        epochs = [points[0][0] for points in columns]
+        means = [statistics.mean(value for _, value in points) for points in columns]
+        sds = [statistics.pstdev([value for _, value in points]) for points in columns]
+        colour = plt.get_cmap("viridis")(i / max(1, len(names) - 1) * 0.9)
+        axes.plot(epochs, means, color=colour, label=name if len(names) <= 8 or i in (0, len(names) - 1) else None)
+        low = [max(mean - sd, mean / 10) for mean, sd in zip(means, sds, strict=True)]
+        high = [mean + sd for mean, sd in zip(means, sds, strict=True)]
+        axes.fill_between(epochs, low, high, color=colour, alpha=0.2, linewidth=0)

@@ -1,0 +1,49 @@
+"""The code that all benchmarks share."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from benchmarks.harness.page import fill_marks, filled, spread
+from benchmarks.harness.processes import watched
+from benchmarks.harness.rounds import in_rounds, ratios, returned
+
+SPREAD = {"median": 2.0, "low": 1.5, "high": 2.5, "min": 1.0, "max": 3.0}
+
+
+def test_a_command_is_watched_with_its_children(tmp_path: Path) -> None:
+    """A child computes for a while and holds 64 MiB for a moment: both count, and what it says is kept."""
+    child = "import time; b'x' * 2**26\nwhile time.process_time() < 0.3: pass"
+    code = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {child!r}]); print('done'); sys.exit(3)"
+    ended = watched([sys.executable, "-c", code], tmp_path / "log")
+    assert (ended.code, ended.said) == (3, "done\n")
+    assert ended.mb > 64
+    assert 0.25 < ended.cpu <= ended.seconds * 2
+
+
+def test_parts_are_filled_between_their_marks(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text("before\n<!-- a -->\nold\n<!-- /a -->\nafter\n")
+    assert fill_marks(page, {"a": lambda: r"\1 new"}) == "before\n<!-- a -->\n\\1 new\n<!-- /a -->\nafter\n"
+    with pytest.raises(AssertionError, match="no one place for the part 'b'"):
+        fill_marks(page, {"b": str})
+
+
+def test_a_spread_is_written_with_its_extremes() -> None:
+    assert spread(SPREAD, 1) == "2.0 (1.0 to 3.0)"
+    assert spread(SPREAD, 0, 100) == "200 (100 to 300)"
+
+
+def test_a_text_with_a_value_that_is_missing_is_no_page() -> None:
+    with pytest.raises(Exception, match="'command' is undefined"):
+        filled("made", {})
+
+
+def test_ways_that_measure_themselves_are_compared_within_rounds() -> None:
+    times = in_rounds({"a": iter([1, 2.0, 4.0]).__next__, "b": iter([1, 1.0, 8.0]).__next__}, 2, measure=returned)
+    assert times == {"a": [2.0, 4.0], "b": [1.0, 8.0]}, "the first warms up"
+    assert ratios(times, "b")["a"]["max"] == 2
+    assert in_rounds({"a": lambda: 1}, 9, warm_up=0, measure=returned, ends=0.0) == {"a": [1, 1, 1]}, "late: but a few"
