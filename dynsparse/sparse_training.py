@@ -11,7 +11,7 @@ from weakref import WeakSet
 import torch
 from torch import Tensor, nn, optim
 
-from dynsparse.distributed import sync
+from dynsparse.distributed import agreement, sync
 from dynsparse.errors import UserError
 from dynsparse.keeping.asked import Asked
 from dynsparse.keeping.gradients import Gradients, closure_that_looks
@@ -378,7 +378,7 @@ class SparseTraining(Watcher):
         """Refuse ranks that were given other arguments: their masks would part ways."""
         settings = getattr(self.method, "settings", None)
         mine = torch.tensor([seed_for(self._asked, self._method_name, settings)])
-        if sync.all_agree(["arguments"], mine, self.reallocator.group):
+        if agreement.all_agree(["arguments"], mine, self.reallocator.group):
             raise UserError(
                 "ranks made SparseTraining with different arguments; give all the same, or each a process_group of its "
                 "own where they train models of their own"

@@ -12,7 +12,14 @@ import pytest
 ROOT = Path(__file__).parents[1]
 NOT_YET = (
     "benchmarks",
-    "tests",
+    "tests/benchmarks",
+    "tests/cli",
+    "tests/config",
+    "tests/tools",
+    "tests/training",
+    "tests/slurm",
+    "tests/storage",
+    "tests/test_",
 )
 """Parts of the tree that are still to be rewritten."""
 FRAGMENT = re.compile(

@@ -22,7 +22,7 @@ def main() -> None:
     parts, file = Watch(), Path(sys.argv[1])
     import pipelines
     from dynsparse.cli import train  # Its imports are a part.
-    from dynsparse.cli.actions import training as start
+    from dynsparse.cli.actions import held_run as start
     from dynsparse.training import building, network, trainer
     from dynsparse.training.saving import Saving
     from dynsparse.training.trainer import Trainer

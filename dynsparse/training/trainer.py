@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from dynsparse.config.schema import RunConfig
-from dynsparse.distributed import sync
+from dynsparse.distributed import agreement, sync
 from dynsparse.errors import DivergedError, RunError, StopRequested, UserError
 from dynsparse.reallocation import ReallocationReport
 from dynsparse.runtime import Worker
@@ -109,7 +109,7 @@ class Trainer:
 
     def evaluate(self) -> Evaluations:
         """Evaluate on the test samples and what else there is, with the mean BatchNorm statistics of all ranks."""
-        sync.average_buffers(self.model)
+        agreement.average_buffers(self.model)
         data, engine = self.data, self.engine
 
         def on(pipeline: EvaluationPipeline | None) -> Evaluation | None:

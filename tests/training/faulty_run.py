@@ -30,7 +30,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from dynsparse.cli.actions import training as start
+from dynsparse.cli.actions import held_run
 from dynsparse.cli.main import train
 from dynsparse.errors import UserError
 from dynsparse.training import trainer as loop
@@ -123,7 +123,7 @@ def remember(self: Trainer) -> Any:
 
 
 Trainer.fit = remember  # type: ignore[method-assign]
-before(start, "build", lambda: "building")
+before(held_run, "build", lambda: "building")
 after(Engine, "backward", lambda: "settling")
 before(Precision, "unscale", lambda: f"step {trainers[0].progress.step}")
 before(loop, "evaluate", lambda: "evaluation")
