@@ -9,9 +9,9 @@ READY := $(VENV)/.ready
 help:
 	@echo "make demo    set up, then train a 98 % sparse network on real digits with 2 workers"
 	@echo "make demo-images  train a 90 % sparse ResNet on folders of real photographs, in two minutes"
-	@echo "make test    set up, then run every test"
+	@echo "make test    set up, then run every test but the slow ones"
 	@echo "make check   set up, then lint, types, import layers, shell scripts"
-	@echo "make soak    as test, with longer runs, more faults, fifty times as many made-up examples and an hour of damaged runs and inputs"
+	@echo "make soak    as test, with the slow ones, fifty times as many made-up examples and an hour of damaged runs and inputs"
 	@echo "make bench   what speed is claimed, measured anew: quarter of an hour on two quiet cores"
 	@echo "make reproduce-digits  every method at four sparsities on the digits: a table and plots in docs/results/"
 	@echo "make schema  write configs/schema.json, from which editors complete"

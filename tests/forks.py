@@ -35,7 +35,7 @@ def serve() -> None:
 
 
 def python(words: Sequence[str], folder: Path, environment: Mapping[str, str], out: Path, err: Path) -> Any:
-    """A process, not yet started, that does what `python WORDS` would: a script, or torchrun. Output goes to files."""
+    """A process, not yet started, that does what `python WORDS` would. Output goes to files."""
     return CONTEXT.Process(target=_be_program, args=([*words], folder, {**environment}, out, err))
 
 
@@ -45,7 +45,7 @@ def _be_program(words: list[str], folder: Path, environment: dict[str, str], out
     os.chdir(folder)
     if words[:2] == ["-m", "torch.distributed.run"]:
         _end(lambda: _be_torchrun(words[1:]))
-    _end(lambda: _run_script(words))
+    _end(lambda: _run(words))
 
 
 def _prepare(environment: Mapping[str, str], out: IO[Any] | None, err: IO[Any] | None) -> None:
@@ -67,11 +67,16 @@ def _prepare(environment: Mapping[str, str], out: IO[Any] | None, err: IO[Any] |
     signal.pthread_sigmask(signal.SIG_SETMASK, [])
 
 
-def _run_script(words: list[str]) -> None:
+def _run(words: list[str]) -> None:
+    """What `python WORDS` does: a script, or -m and a module."""
     importlib.reload(torchrun)  # It looks at its process's parent when it is imported.
-    sys.argv = words
-    sys.path.insert(0, str(Path(words[0]).parent))
-    runpy.run_path(words[0], run_name="__main__")
+    if words[0] == "-m":
+        sys.argv = words[1:]
+        runpy.run_module(words[1], run_name="__main__", alter_sys=True)
+    else:
+        sys.argv = words
+        sys.path.insert(0, str(Path(words[0]).parent))
+        runpy.run_path(words[0], run_name="__main__")
 
 
 def _be_torchrun(words: list[str]) -> None:
@@ -100,7 +105,7 @@ class _Worker:
             gc.freeze()  # What the agent holds is not this process's to end.
             _close_sockets()
             _prepare(env, stdout, stderr)
-            _end(lambda: _run_script([*args[2:]]))
+            _end(lambda: _run([*args[2:]]))
         self.pid = pid
 
     def poll(self) -> int | None:

@@ -67,8 +67,8 @@ def evaluate(
     """Evaluate `model` on the pipeline's samples. A collective: each rank takes its share.
 
     Raises UserError on every rank if the data of any cannot be had, StopRequested on every rank once any is asked to
-    stop. The model's buffers must agree between ranks (`sync.average_buffers`), or the result would depend on which
-    rank sees which sample.
+    stop. The model's buffers must agree between ranks (`agreement.average_buffers`), or the result would depend on
+    which rank sees which sample.
     """
     was_training = model.training
     model.eval()

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from dynsparse.config.schema import RunConfig
-from dynsparse.distributed import sync
+from dynsparse.distributed import agreement, sync
 from dynsparse.errors import StopRequested, UserError
 from dynsparse.optimizers import check_layouts
 from dynsparse.reallocation import ReallocationReport
@@ -330,7 +330,7 @@ class Trainer:
 
     def evaluate(self) -> Evaluations:
         """Evaluate on the test samples and what else there is, with the mean BatchNorm statistics of all ranks."""
-        sync.average_buffers(self.model)
+        agreement.average_buffers(self.model)
 
         def on(pipeline: EvaluationPipeline) -> Evaluation:
             return evaluate(self.forward, pipeline, self.device, self.precision.autocast(), self.stop_requested)
