@@ -23,7 +23,7 @@ def test_the_console_command_is_the_module() -> None:
 
 
 def test_each_verb_is_a_module_with_a_main() -> None:
-    for module, _ in main.VERBS.values():
+    for module, _ in main.PROGRAM.verbs.values():
         assert callable(import_module(module).main), module
 
 
@@ -31,7 +31,7 @@ def test_each_verb_is_a_module_with_a_main() -> None:
 def test_usage_names_each_verb(words: tuple[str, ...], code: int, capsys: pytest.CaptureFixture[str]) -> None:
     assert main.main([*words]) == code
     out = capsys.readouterr().out
-    assert all(f"\n  {name} " in out for name in main.VERBS)
+    assert all(f"\n  {name} " in out for name in main.PROGRAM.verbs)
 
 
 def test_an_unknown_verb_is_refused_with_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:
