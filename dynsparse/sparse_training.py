@@ -54,7 +54,10 @@ class SparseTraining(Watcher):
             or 0 stays dense.
         total_steps: optimizer steps of the whole run: batches over gradient accumulation. Schedules end with it.
         steps_per_epoch: optimizer steps of an epoch, for methods with settings in epochs.
-        allocation, granularity, include, exclude: as in a config's `sparsity` section.
+        allocation: "uniform" or "erk", where small layers are denser.
+        granularity: unit of a convolution: 4 an element, 3 a kernel row, 2 a kernel slice, 1 a filter.
+        include: patterns of parameter names to make sparse, in place of the usual choice.
+        exclude: patterns of parameter names to keep dense.
         masks: instead of `sparsity`, the active weights at the start: bool tensors of the weights' shapes by layer, or
             the `MaskSet` that the model has. "random": draw them though the model is sparse already.
         state: a `state_dict()` to resume from; the model holds the weights of that time already.

@@ -251,7 +251,7 @@ class TestState:
         half = runs.trainer(settings)
         half.stop_requested = lambda: half.progress.epoch == 2 and half.progress.step == 17
         states: list[Any] = []
-        half._save = lambda **_: states.append(half.run.save([half.run.of_this_rank()]))  # type: ignore[method-assign]
+        half.saving.save = lambda **_: states.append(half.run.save([half.run.of_this_rank()]))  # type: ignore[method-assign]
         with pytest.raises(StopRequested):
             half.fit()
         resumed = runs.trainer(settings)

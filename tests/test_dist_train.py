@@ -438,7 +438,7 @@ def test_a_checkpoint_of_two_workers_works_for_one(tmp_path: Path, config: Path,
     assert result.returncode == 0
     assert (
         "\nwarning: the checkpoint was made by 2 workers, this run has 1: masks, weights, optimizer and sample order "
-        "go on exactly" in f"\n{result.stderr}"
+        "continue exactly" in f"\n{result.stderr}"
     )
     assert "\nresuming from " in result.stderr, "what is no warning is not called one"
     assert runs.summary(settings.folder)["epochs"] == 3

@@ -61,6 +61,23 @@ class PruningSettings(MethodSettings):
         return self.model_copy(update=targets)
 
     @property
+    def needs_weights(self) -> bool:
+        return True
+
+    def require_epochs(self, epochs: int) -> None:
+        if self.last_prune >= epochs:
+            raise ValueError(
+                f"train.epochs is {epochs}; the last of {self.iterations} prunes comes at the end of epoch "
+                f"{self.last_prune} (counted from 0): train at least {self.last_prune + 1}"
+            )
+
+    def with_limits(self, limits: Mapping[str, float]) -> PruningSettings:
+        return self if self.max_sparsity is not None else self.model_copy(update={"max_sparsity": dict(limits)})
+
+    def final_sparsity(self, sparsity: Mapping[Kind, float]) -> Mapping[Kind, float]:
+        return {"conv": self.target_conv, "fc": self.target_fc}
+
+    @property
     def last_prune(self) -> int:
         """The epoch, counted from 0, that ends with the last prune."""
         return self.after_epoch + (self.iterations - 1) * self.every_epochs
