@@ -59,6 +59,7 @@ def _prepare(environment: Mapping[str, str], out: IO[Any] | None, err: IO[Any] |
             os.dup2(file.fileno(), number)
     sys.stdin = open(os.devnull)  # noqa: SIM115
     sys.stdout = sys.__stdout__ = open(1, "w", closefd=False)  # type: ignore[misc] # noqa: SIM115
+    sys.stdout.reconfigure(write_through=True)  # type: ignore[union-attr] # As torchrun's workers have it.
     sys.stderr = sys.__stderr__ = open(2, "w", 1, closefd=False, errors="backslashreplace")  # type: ignore[misc] # noqa: SIM115
     for number in signal.valid_signals():
         if callable(signal.getsignal(number)):
@@ -152,6 +153,7 @@ def _code(act: Callable[[], object]) -> int:
             return 1
         return int(end.code or 0)
     except KeyboardInterrupt:
+        sys.excepthook(*sys.exc_info())  # type: ignore[arg-type]
         signal.signal(signal.SIGINT, signal.SIG_DFL)
         os.kill(os.getpid(), signal.SIGINT)
     except BaseException:  # noqa: BLE001 - as the interpreter would

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
 from importlib import import_module
@@ -41,7 +42,11 @@ def test_an_unknown_verb_is_refused_with_the_nearest(capsys: pytest.CaptureFixtu
 
 
 def test_a_verb_of_pipelines(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main.main(["scan", str(tmp_path / "nowhere")]) == 2
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        assert main.main(["scan", str(tmp_path / "nowhere")]) == 2
+    finally:
+        signal.signal(signal.SIGTERM, before)
     assert capsys.readouterr().err.startswith("error: ")
 
 
