@@ -1,4 +1,4 @@
-# docker build -t dynsparse .       why it is made like this: docs/adr/0023-image.md
+# docker build -t dynsparse .       why it is made like this: docs/adr/containers.md
 #
 # BASE_IMAGE       any with Python 3.11 to 3.13 as python3 with its venv, bash, and apt if there are SYSTEM_PACKAGES
 # SYSTEM_PACKAGES  a C++ compiler, with which torch.compile (train.compile) builds its kernels; "" leaves it out

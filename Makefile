@@ -4,18 +4,21 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help setup demo demo-images test soak bench check schema reproduce-digits screenshots clean
+.PHONY: help setup demo demo-images test soak bench check docs schema reproduce-digits screenshots clean
 
 help:
+	@echo "make setup   make a virtual environment in .venv with all that the project needs"
 	@echo "make demo    set up, then train a 98 % sparse network on real digits with 2 workers"
 	@echo "make demo-images  train a 90 % sparse ResNet on folders of real photographs, in two minutes"
-	@echo "make test    set up, then run every test"
-	@echo "make check   set up, then lint, types, import layers, shell scripts"
-	@echo "make soak    as test, with longer runs, more faults, fifty times as many made-up examples and an hour of damaged runs and inputs"
-	@echo "make bench   what speed is claimed, measured anew: quarter of an hour on two quiet cores"
+	@echo "make test    set up, then run every test but the slow ones"
+	@echo "make check   set up, then lint, types, import layers, the schema and the config reference"
+	@echo "make soak    as test, with the slow ones, fifty times as many made-up examples and an hour of damaged runs and inputs"
+	@echo "make bench   measure anew what speed is claimed: quarter of an hour on two quiet cores"
 	@echo "make reproduce-digits  every method at four sparsities on the digits: a table and plots in docs/results/"
-	@echo "make schema  write configs/schema.json, from which editors complete"
+	@echo "make docs    build the documentation in site/, links checked"
+	@echo "make schema  write configs/schema.json, from which editors complete, and docs/config.md"
 	@echo "make screenshots  pictures of TensorBoard and the report for docs/, after make demo; needs chromium and chromedriver"
+	@echo "make clean   remove .venv and what was built"
 
 setup: $(READY)
 
@@ -53,6 +56,10 @@ check: $(READY)
 
 schema: $(READY)
 	$(BIN)/python dist_train.py --print-schema > configs/schema.json
+	$(BIN)/python -m docs.config_reference
+
+docs: $(READY)
+	$(BIN)/mkdocs build --strict
 
 reproduce-digits: $(READY)
 	$(BIN)/python -m benchmarks.reproduce
@@ -64,4 +71,4 @@ screenshots: $(READY)
 	$(BIN)/python docs/take_report_screenshots.py
 
 clean:
-	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) build site *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -33,7 +33,6 @@ from dynsparse.training.checkpoint import CheckpointFolder, kept, write
 from dynsparse.training.checkpoint import format as checkpoint_format
 from dynsparse.training.checkpoint.deflating import save_deflated
 from dynsparse.training.network import build_network
-from dynsparse.training.reports import Reporter
 from dynsparse.training.trainer import Trainer
 from pipelines.base import Batch
 
@@ -92,7 +91,6 @@ def trainer(config: RunConfig, folder: Path) -> tuple[Trainer, list[Batch]]:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     data = data_of(config, device=device)
     trainer = settled(config, build_network(config, device), data, checkpoints=CheckpointFolder(folder, 2))
-    trainer.reporter = Reporter(trainer.run, trainer.network)
     batch = [(images.to(device), labels.to(device)) for images, labels in next(iter(data.train.epoch()))]
     data.close()
     return trainer, batch
@@ -124,7 +122,7 @@ def times(amount: Amount, folder: Path) -> Result:
 
 def block(trained: Trainer, batch: list[Batch], steps: int, way: str) -> tuple[float, float, float]:
     """Train a block, with a save after its first step. Returns seconds: of all, held up by the save, of its write."""
-    assert trained.checkpoints is not None
+    assert trained.saving.checkpoints is not None
     held_up = 0.0
     with timed_writes(way) as writing:
         began = finished()
@@ -132,12 +130,12 @@ def block(trained: Trainer, batch: list[Batch], steps: int, way: str) -> tuple[f
             trained.train_step(batch)
             if step == 0 and way != "none":
                 waited = finished()
-                trained._save()
+                trained.saving.save()
                 if way != "background":
-                    trained.checkpoints.wait()
+                    trained.saving.checkpoints.wait()
                 held_up = time.perf_counter() - waited
         taken = finished() - began
-        trained.checkpoints.wait()
+        trained.saving.checkpoints.wait()
     return taken, held_up, sum(writing)
 
 

@@ -29,13 +29,19 @@ KINDS = {"JPEG": {"quality": 90}, "PNG": {}, "WEBP": {"quality": 90}}
 MEASURE = """
 import sys, time
 from pathlib import Path
-from pipelines.loaders.registry import loader as loader_of
 from pipelines.base import Request
-from pipelines.datasets.imagenet import ImagenetSettings
-from pipelines.sources.image_folder import list_images
-from pipelines.datasets.photographs import NORMALISATION
 from pipelines.order import SampleOrder, Share
 from pipelines.views import RandomResizedCrop, Recipe
+try:
+    from pipelines.datasets.imagenet import ImagenetSettings
+    from pipelines.datasets.photographs import NORMALISATION
+    from pipelines.loaders.registry import loader as loader_of
+    from pipelines.sources.image_folder import list_images
+except ImportError:  # The other commit may have them elsewhere.
+    from pipelines.config import ImagenetSettings
+    from pipelines.image_folder import list_images
+    from pipelines.imagenet import NORMALISATION
+    from pipelines.loaders import loader as loader_of
 
 source = list_images(Path(sys.argv[1]), "train", ["ape"])
 batch, runs = int(sys.argv[2]), int(sys.argv[3])

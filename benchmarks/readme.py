@@ -1,4 +1,4 @@
-"""Write the tables of the README, docs/operations.md and docs/scaling.md from the JSON in results/.
+"""Write the tables of the README and of pages in docs/ from the JSON in results/.
 
 python -m benchmarks.readme            (a test checks that it has been run)
 """
@@ -12,6 +12,7 @@ from benchmarks import reproduce, scaling, soak
 from benchmarks.harness.page import fill_marks
 from benchmarks.harness.page import filled as filled_text
 from benchmarks.harness.record import ROOT, kept
+from benchmarks.published import beside_published
 
 STEPS = {
     "static": "static, or between two reallocations",
@@ -38,7 +39,8 @@ def faults() -> str:
 
 
 PAGES: Mapping[Path, Mapping[str, Callable[[], str]]] = {
-    ROOT / "README.md": {"digits": digits, "speed": speed},
+    ROOT / "README.md": {"published": beside_published},
+    ROOT / "docs/results/index.md": {"digits": digits, "speed": speed},
     ROOT / "docs/operations.md": {"faults": faults},
     scaling.PAGE: scaling.kept_parts(),
 }

@@ -25,6 +25,14 @@ class StorageFaultError(RuntimeError):
     """Storage of a resumed run that has been away for too long. Another attempt may find it."""
 
 
+class RunError(UserError):
+    """Ends a run on every rank at the same step. A checkpoint is left, to resume from once the cause is mended."""
+
+
+class DivergedError(RunError):
+    """Training has diverged. Nothing is saved: the checkpoints from before are to stay."""
+
+
 class DesyncError(RuntimeError):
     """Different masks or weights on the ranks (`distributed.on_desync: abort`)."""
 

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from functools import wraps
-from typing import Any, NoReturn, ParamSpec, TypeVar
+from typing import Any, NoReturn
 from weakref import WeakSet
 
 import torch
 from torch import Tensor, nn, optim
 
-from dynsparse.distributed import sync
+from dynsparse.distributed import agreement, sync
 from dynsparse.errors import UserError
 from dynsparse.keeping.asked import Asked
 from dynsparse.keeping.gradients import Gradients, closure_that_looks
+from dynsparse.keeping.host import on_the_host
 from dynsparse.keeping.notices import warn_at_start, warn_if_nothing_moved
 from dynsparse.keeping.optimizers import KnownOptimizers, overflows
 from dynsparse.keeping.setup import Setup
@@ -31,24 +31,9 @@ from dynsparse.seeds import seed_for
 
 log = logging.getLogger(__name__)
 
-P = ParamSpec("P")
-T = TypeVar("T")
 
 _METHODS: WeakSet[Method] = WeakSet()
 """Methods that keep a model sparse. The state of each belongs to one model."""
-
-
-def _on_the_host(act: Callable[P, T]) -> Callable[P, T]:
-    """Let `act` make its small tensors on the CPU, whatever `torch.set_default_device` says."""
-
-    @wraps(act)
-    def on_the_host(*args: P.args, **kwargs: P.kwargs) -> T:
-        if torch.get_default_device().type == "cpu":
-            return act(*args, **kwargs)
-        with torch.device("cpu"):
-            return act(*args, **kwargs)
-
-    return on_the_host
 
 
 class SparseTraining(Watcher):
@@ -69,7 +54,10 @@ class SparseTraining(Watcher):
             or 0 stays dense.
         total_steps: optimizer steps of the whole run: batches over gradient accumulation. Schedules end with it.
         steps_per_epoch: optimizer steps of an epoch, for methods with settings in epochs.
-        allocation, granularity, include, exclude: as in a config's `sparsity` section.
+        allocation: "uniform" or "erk", where small layers are denser.
+        granularity: unit of a convolution: 4 an element, 3 a kernel row, 2 a kernel slice, 1 a filter.
+        include: patterns of parameter names to make sparse, in place of the usual choice.
+        exclude: patterns of parameter names to keep dense.
         masks: instead of `sparsity`, the active weights at the start: bool tensors of the weights' shapes by layer, or
             the `MaskSet` that the model has. "random": draw them though the model is sparse already.
         state: a `state_dict()` to resume from; the model holds the weights of that time already.
@@ -85,7 +73,7 @@ class SparseTraining(Watcher):
     All ranks construct it with the same arguments. Raises UserError for what cannot work, and then changes nothing.
     """
 
-    @_on_the_host
+    @on_the_host
     def __init__(
         self,
         model: nn.Module,
@@ -181,7 +169,7 @@ class SparseTraining(Watcher):
 
     # For the loop to call.
 
-    @_on_the_host
+    @on_the_host
     def prepare_gradients(self) -> None:
         """Look at the gradients and mask them now, after the last backward and `GradScaler.unscale_`.
 
@@ -199,7 +187,7 @@ class SparseTraining(Watcher):
         """Whether the method reads gradients outside the masks too in the step with this number, counted from 1."""
         return self.reallocator.wants_whole_gradients(self.clock(step))
 
-    @_on_the_host
+    @on_the_host
     def skip_step(self) -> None:
         """Count a step without an update of weights, instead of the optimizer's, for schedules that go by batches.
 
@@ -209,7 +197,7 @@ class SparseTraining(Watcher):
         self._begin_round()
         self._report(self.reallocator.after_skipped_step(self.clock(self.steps)))
 
-    @_on_the_host
+    @on_the_host
     @torch.no_grad()
     def apply_masks(self, model: nn.Module | None = None) -> None:
         """Set weights outside the masks to 0 in a copy of the model, such as an average of its weights (EMA).
@@ -223,7 +211,7 @@ class SparseTraining(Watcher):
         for layer, weight in self._weights.in_copy(model):
             weight.masked_fill_(layer.inactive.to(weight.device), 0)
 
-    @_on_the_host
+    @on_the_host
     def verify(self) -> list[str]:
         """Prove that all ranks hold the same masks and weights, see `Reallocator.verify`."""
         return self.reallocator.verify(self.steps)
@@ -242,12 +230,12 @@ class SparseTraining(Watcher):
         """Clock after the step with this number, counted from 1."""
         return self._asked.schedule.clock(step)
 
-    @_on_the_host
+    @on_the_host
     def state_dict(self) -> dict[str, Any]:
         """Plain data and CPU tensors, for `load_state_dict` or `state=`. Save it beside the model's and optimizer's."""
         return state_of(self.steps, self.method, self._method_name, self._asked.sparsity, self.masks)
 
-    @_on_the_host
+    @on_the_host
     def load_state_dict(self, state: Mapping[str, Any], *, strict: bool = True) -> None:
         """Resume from a saved state, after the model's and the optimizer's of the same time were loaded.
 
@@ -271,7 +259,7 @@ class SparseTraining(Watcher):
 
     # Called around each step, by `watch`.
 
-    @_on_the_host
+    @on_the_host
     def before_step(self, optimizer: optim.Optimizer, closure: Closure | None) -> Closure | None:
         """Check weights and look at gradients before a step over the weights."""
         self._meet(optimizer)
@@ -290,13 +278,13 @@ class SparseTraining(Watcher):
         self._gradients.look(layers, scale=scale, keep=bool(self._stepped))
         return None
 
-    @_on_the_host
+    @on_the_host
     def inside_step(self, optimizer: optim.Optimizer) -> None:
         """Look at gradients before a step of an optimizer inside another one."""
         self._meet(optimizer)
         self._gradients.look(self._optimizers.layers_of(optimizer, self.masks), keep=bool(self._stepped))
 
-    @_on_the_host
+    @on_the_host
     def after_step(self, optimizer: optim.Optimizer) -> None:
         """Count a step over the weights, if it was made, and reallocate if due."""
         if overflows(optimizer) or not self._gradients.are_there:
@@ -378,7 +366,7 @@ class SparseTraining(Watcher):
         """Refuse ranks that were given other arguments: their masks would part ways."""
         settings = getattr(self.method, "settings", None)
         mine = torch.tensor([seed_for(self._asked, self._method_name, settings)])
-        if sync.all_agree(["arguments"], mine, self.reallocator.group):
+        if agreement.all_agree(["arguments"], mine, self.reallocator.group):
             raise UserError(
                 "ranks made SparseTraining with different arguments; give all the same, or each a process_group of its "
                 "own where they train models of their own"

@@ -1,6 +1,6 @@
 """torchrun as the launchers run it: agent.py LOG TORCHRUN_ARGUMENTS...
 
-It differs from `python -m torch.distributed.run` in its messages and in where it listens (docs/adr/0030-ports.md).
+It differs from `python -m torch.distributed.run` in its messages and in where it listens (docs/adr/launching.md).
 `--rdzv-backend alone` is for one machine: no port, the workers meet in files whose names begin with --rdzv-endpoint.
 `--rdzv-backend meeting` is c10d whose store listens on the endpoint's address only, where `--rdzv-conf is_host=true`.
 torchrun's log goes to LOG. On stderr there is a line for each worker that died, and for each warning of torchrun.

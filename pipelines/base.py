@@ -33,6 +33,10 @@ class TrainPipeline(Protocol):
         """
         ...
 
+    def seek(self, epoch: int, batch: int) -> None:
+        """Go to a position: `batch` is the next step of `epoch`, both counted from 0; `steps_per_epoch` is its end."""
+        ...
+
     def state_dict(self) -> dict[str, Any]:
         """Return the position, and what must be equal for it to mean the same samples."""
         ...

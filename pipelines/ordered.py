@@ -79,6 +79,10 @@ class OrderedTraining:
         self._at.load_state_dict(state)
         self.close()
 
+    def seek(self, epoch: int, batch: int) -> None:
+        self._at.seek(epoch, batch)
+        self.close()
+
 
 def _micro_batches(order: SampleOrder, share: Share, uniforms: int, epoch: int, batch: int) -> Stream:
     """Yield places in the order and their random numbers, from a position on, without end."""

@@ -53,4 +53,8 @@ class Position:
                 "the checkpoint was made with other samples held out than data.split_seed and data.validation_samples "
                 "hold out now; it has trained on samples of this validation set: resume with the same"
             )
-        self.epoch, self.batch = state["epoch"], state["batch"]
+        self.seek(state["epoch"], state["batch"])
+
+    def seek(self, epoch: int, batch: int) -> None:
+        """Go to a batch of an epoch, both counted from 0; `steps_per_epoch` is the end of the epoch."""
+        self.epoch, self.batch = epoch, batch

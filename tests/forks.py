@@ -35,7 +35,7 @@ def serve() -> None:
 
 
 def python(words: Sequence[str], folder: Path, environment: Mapping[str, str], out: Path, err: Path) -> Any:
-    """A process, not yet started, that does what `python WORDS` would: a script, or torchrun. Output goes to files."""
+    """A process, not yet started, that does what `python WORDS` would. Output goes to files."""
     return CONTEXT.Process(target=_be_program, args=([*words], folder, {**environment}, out, err))
 
 
@@ -45,7 +45,7 @@ def _be_program(words: list[str], folder: Path, environment: dict[str, str], out
     os.chdir(folder)
     if words[:2] == ["-m", "torch.distributed.run"]:
         _end(lambda: _be_torchrun(words[1:]))
-    _end(lambda: _run_script(words))
+    _end(lambda: _run(words))
 
 
 def _prepare(environment: Mapping[str, str], out: IO[Any] | None, err: IO[Any] | None) -> None:
@@ -59,6 +59,7 @@ def _prepare(environment: Mapping[str, str], out: IO[Any] | None, err: IO[Any] |
             os.dup2(file.fileno(), number)
     sys.stdin = open(os.devnull)  # noqa: SIM115
     sys.stdout = sys.__stdout__ = open(1, "w", closefd=False)  # type: ignore[misc] # noqa: SIM115
+    sys.stdout.reconfigure(write_through=True)  # type: ignore[union-attr] # As torchrun's workers have it.
     sys.stderr = sys.__stderr__ = open(2, "w", 1, closefd=False, errors="backslashreplace")  # type: ignore[misc] # noqa: SIM115
     for number in signal.valid_signals():
         if callable(signal.getsignal(number)):
@@ -67,11 +68,16 @@ def _prepare(environment: Mapping[str, str], out: IO[Any] | None, err: IO[Any] |
     signal.pthread_sigmask(signal.SIG_SETMASK, [])
 
 
-def _run_script(words: list[str]) -> None:
+def _run(words: list[str]) -> None:
+    """What `python WORDS` does: a script, or -m and a module."""
     importlib.reload(torchrun)  # It looks at its process's parent when it is imported.
-    sys.argv = words
-    sys.path.insert(0, str(Path(words[0]).parent))
-    runpy.run_path(words[0], run_name="__main__")
+    if words[0] == "-m":
+        sys.argv = words[1:]
+        runpy.run_module(words[1], run_name="__main__", alter_sys=True)
+    else:
+        sys.argv = words
+        sys.path.insert(0, str(Path(words[0]).parent))
+        runpy.run_path(words[0], run_name="__main__")
 
 
 def _be_torchrun(words: list[str]) -> None:
@@ -100,7 +106,7 @@ class _Worker:
             gc.freeze()  # What the agent holds is not this process's to end.
             _close_sockets()
             _prepare(env, stdout, stderr)
-            _end(lambda: _run_script([*args[2:]]))
+            _end(lambda: _run([*args[2:]]))
         self.pid = pid
 
     def poll(self) -> int | None:
@@ -147,6 +153,7 @@ def _code(act: Callable[[], object]) -> int:
             return 1
         return int(end.code or 0)
     except KeyboardInterrupt:
+        sys.excepthook(*sys.exc_info())  # type: ignore[arg-type]
         signal.signal(signal.SIGINT, signal.SIG_DFL)
         os.kill(os.getpid(), signal.SIGINT)
     except BaseException:  # noqa: BLE001 - as the interpreter would

@@ -51,7 +51,7 @@ PartitionName=high Nodes=ALL PriorityTier=2 PreemptMode=OFF
 
 
 def why_not() -> str | None:
-    """Why this machine cannot have a cluster; None if it can."""
+    """Reason against a cluster on this machine; None if it can have one."""
     missing = [tool for tool in ("slurmctld", "slurmd", "munged") if shutil.which(tool, path=_path()) is None]
     if missing:
         return f"there is no {' and no '.join(missing)}: Debian's packages slurm-wlm and munge have them"
@@ -91,7 +91,7 @@ class Cluster:
         self._stack.close()
 
     def run(self, *command: object) -> str:
-        """What a command prints, of Slurm's or another, on the controller's host. It must succeed."""
+        """Run a command on the controller's host, of Slurm or another, and return its output. It must succeed."""
         process = self._start(self._hosts[0], *command)
         said, _ = process.communicate(timeout=LIMIT_SECONDS)
         if process.returncode != 0:
@@ -99,11 +99,11 @@ class Cluster:
         return said
 
     def idle(self) -> int:
-        """How many nodes there are without a job."""
+        """Number of nodes without a job."""
         return self.run("sinfo", "-hN", "-p", "low", "-o", "%T").split().count("idle")
 
     def field(self, job: str, name: str) -> str:
-        """Of `scontrol show job`."""
+        """Value of a field of `scontrol show job`."""
         words = self.run("scontrol", "show", "job", "-o", job).split()
         return next(word for word in words if word.startswith(f"{name}=")).partition("=")[2]
 
@@ -115,7 +115,7 @@ class Cluster:
             time.sleep(0.2)
 
     def logs(self) -> str:
-        """What the daemons say, for whoever has to find out."""
+        """Logs of the daemons, to find a fault."""
         return "\n".join(f"{path}:\n{path.read_text()}" for path in sorted(self._folder.glob("*.log")))
 
     def _munge(self) -> None:

@@ -25,7 +25,7 @@ _REFILL_SECONDS = 0.05
 
 @functools.cache
 def why_not() -> str | None:
-    """Why this machine cannot have such storage; None if it can."""
+    """Reason against such storage on this machine; None if it can have it."""
     with TemporaryDirectory() as name:
         try:
             with Storage(Path(name)):
@@ -39,9 +39,9 @@ class Storage:
 
     def __init__(self, folder: Path, size: str = "16m") -> None:
         self.path = folder / "storage"
-        """Where hosts see it."""
+        """Path at which hosts see it."""
         self.inside = folder / "inside"
-        """Where this process sees the same files, whatever happens to the hosts' view."""
+        """Path at which this process sees the same files, whatever happens to the hosts' view."""
         self._size = size
         self._stack = ExitStack()
 
@@ -63,7 +63,7 @@ class Storage:
 
     @contextlib.contextmanager
     def full(self) -> Iterator[None]:
-        """To the last page, for the time of the block: what the run frees is taken as well."""
+        """Fill the disk to the last page, for the time of the block. Space that the run frees is taken as well."""
         filler = self.inside / "filler"
         over = threading.Event()
 
@@ -88,7 +88,7 @@ class Storage:
 
     @contextlib.contextmanager
     def read_only(self, *hosts: Host) -> Iterator[None]:
-        """For these hosts, for the time of the block.
+        """Make the storage read-only for these hosts, for the time of the block.
 
         A read-only view of the same files is put over the old one: the kernel refuses to turn that while a file is
         open there for writing. So files that are open can still be written; all others cannot, and none be made.
@@ -103,7 +103,7 @@ class Storage:
 
     @contextlib.contextmanager
     def gone(self, *hosts: Host) -> Iterator[None]:
-        """For these hosts, for the time of the block: an empty folder of another file system is in its place."""
+        """Take the storage from these hosts, for the time of the block: an empty folder is in its place."""
         for host in hosts:
             _do("umount", "-l", self.path, within=host)
         try:

@@ -60,7 +60,7 @@ def test_nothing_is_lost_halved_or_doubled(tmp_path: Path, monkeypatch: pytest.M
 def test_a_record_is_whole_in_a_file_that_has_lost_its_beginning(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str
 ) -> None:
-    """As where a server loses what it had taken, or somebody removes the folder."""
+    """The beginning is lost, as when a server loses what it had taken, or somebody removes the folder."""
     disk, path = Disk(monkeypatch), tmp_path / "a.jsonl"
     appender = Appender(path)
     appender.add(b"first\n")

@@ -59,7 +59,7 @@ def test_reproduce(results: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 def test_reproduce_on_other_data(
     data: str, results: Path, tmp_path: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """From small files in their real format; where there is internet they are fetched."""
+    """The data are small files in the real format. Where there is internet the real ones are fetched."""
     path = request.getfixturevalue({"mnist": "mnist_folder", "cifar10": "folder"}[data])
     arguments = ["--data", data, "--methods", "pruning", "dsr", "thin", "--seeds", "1", "--sparsity", "0.9"]
     arguments += ["--epochs", "1", "--processes", "1", "--out", str(tmp_path / "out")]
@@ -132,7 +132,7 @@ def test_soak(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.slow
 def test_pipelines(tmp_path: Path) -> None:
-    """In a process of its own: it restricts itself to some cores, and forks. What it finds, only machines can say."""
+    """It runs in a process of its own, as it restricts itself to some cores, and forks. Speed is not asserted."""
     command = [sys.executable, "-m", "benchmarks.pipelines", "--tiny", "--output", str(tmp_path)]
     done = subprocess.run(command, cwd=Path(__file__).parents[1], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
@@ -158,7 +158,7 @@ def test_pipelines(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_checkpoints(tmp_path: Path) -> None:
-    """In a process of its own: it replaces how checkpoints are written."""
+    """It runs in a process of its own, as it replaces the writing of checkpoints."""
     command = [sys.executable, "-m", "benchmarks.checkpoints", "--tiny", "--output", str(tmp_path)]
     done = subprocess.run(command, cwd=Path(__file__).parents[1], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

@@ -1,4 +1,4 @@
-"""What the paper's own code gets wrong, one test a defect, failing on the defective behaviour.
+"""Defects of the paper's own code: one test each, which fails on the defective behaviour.
 
 Many of these are tested in depth where they belong; here each stands once, under what users of that code saw.
 """
@@ -91,7 +91,7 @@ class TestDeepR:
         assert std == pytest.approx(math.sqrt(2 * 0.5 * 0.01), rel=0.05)
 
     def test_a_grown_weight_has_a_sign(self) -> None:
-        """And dies when it crosses it: theirs had none, so that it never did."""
+        """A new weight has a sign, and is dropped when it crosses 0. Theirs had none, so that it never was."""
         reallocator = by_hand(COLD, [[0.5, 0.4, 0, 0, 0, 0, 0, 0]])
         layer = reallocator.masks.layers[0]
         set_weights(layer, [0.5, -0.4, 0, 0, 0, 0, 0, 0])
@@ -172,7 +172,7 @@ class TestBudget:
         assert torch.equal(merge_sorted(odd[::2].contiguous(), odd[1::2].contiguous()), odd)
 
     def test_a_fraction_of_0_drops_none(self) -> None:
-        """As in the last step of a cosine; as a setting it is refused, for the method would be static."""
+        """A fraction of 0 comes in the last step of a cosine. As a setting it is refused."""
         (cut,) = cuts_fraction([torch.tensor([0.5, 0.1])], 0.0)
         assert cut.count == 0
         with pytest.raises(ValidationError, match="greater than 0"):
@@ -190,7 +190,7 @@ class TestBudget:
 
 class TestState:
     def test_momentum_is_0_where_weights_come_and_go(self) -> None:
-        """So dropped weights stay where they are, and regrown ones inherit nothing."""
+        """Dropped weights stay at 0, and regrown ones inherit nothing."""
         reallocator = network(4, 0.3, SetSettings(name="set", fraction=0.5))
         layer = reallocator.masks.layers[0]
         for step in (1, 2):
@@ -251,7 +251,7 @@ class TestState:
         half = runs.trainer(settings)
         half.stop_requested = lambda: half.progress.epoch == 2 and half.progress.step == 17
         states: list[Any] = []
-        half._save = lambda **_: states.append(half.run.save([half.run.of_this_rank()]))  # type: ignore[method-assign]
+        half.saving.save = lambda **_: states.append(half.run.save([half.run.of_this_rank()]))  # type: ignore[method-assign]
         with pytest.raises(StopRequested):
             half.fit()
         resumed = runs.trainer(settings)

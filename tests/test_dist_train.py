@@ -84,7 +84,7 @@ def test_dry_run(call: Any, config: Path, settings: RunConfig) -> None:
 
 
 def passed(result: tuple[int, str, str], warning: str = "") -> str:
-    """What --check says of a start that it would not refuse."""
+    """Output of --check for a start that it would not refuse."""
     code, out, err = result
     assert (code, err) == (0, warning), result
     assert out.startswith("check passed: ") and out.count("\n") == 1
@@ -198,7 +198,7 @@ def test_everything_wrong_is_listed_at_once(call: Any, config: Path) -> None:
 
 
 def assert_refused_beforehand(call: Any, folder: Path, *arguments: Any, parts: Sequence[str]) -> None:
-    """By --check as by a start, in the same line; --check changes nothing under `folder`."""
+    """Assert that --check and a start refuse in the same line, and that --check changes nothing under `folder`."""
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
     looked = call(*arguments, "--check")
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
@@ -271,7 +271,7 @@ def test_check_refuses_what_a_dry_run_refuses(call: Any, config: Path, checkpoin
 
 
 def test_check_counts_the_workers(config: Path) -> None:
-    """As the launchers say how many there will be."""
+    """The launchers say how many workers there will be."""
     launch = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "7", "LOCAL_WORLD_SIZE": "7"}
     result = runs.dist_train("--config", config, "--check", "distributed.backend=gloo", **launch)
     assert result.returncode == 2
@@ -313,7 +313,7 @@ def test_checkpoints_that_do_not_fit(call: Any, config: Path, checkpoint: Path, 
 
 
 def test_check_of_a_finished_run_is_as_a_start_of_it(call: Any, config: Path, checkpoint: Path) -> None:
-    """Which has nothing to do, so that nothing need fit."""
+    """The finished run has nothing to do, so that nothing needs to fit."""
     asked = ("--config", config, "--resume", "auto", "data.samples=99", "model.hidden=[24, 13]")
     assert passed(call(*asked, "--check"))
     assert call(*asked)[0] == 0
@@ -332,7 +332,7 @@ def test_check_of_a_finished_run_is_as_a_start_of_it(call: Any, config: Path, ch
 def test_a_method_that_will_move_nothing_is_warned_of(
     call: Any, config: Path, method: str, steps: int, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """By --check as by a start, in the same words."""
+    """The warning comes from --check and from a start, in the same words."""
     name = method.split(",")[0].removeprefix("{name: ")
     expected = (
         f"method {name} will move nothing in the {steps} steps to come (8 an epoch): see its period and stop_epoch"
@@ -402,7 +402,7 @@ def worker_lines(result: subprocess.CompletedProcess[str]) -> list[str]:
 
 
 def exit_code(folder: Path, *arguments: Any, workers: int, **options: Any) -> tuple[int, Any]:
-    """What launch/local.sh would exit with, and the finished process."""
+    """Exit code of launch/local.sh, and the finished process."""
     file = folder / "exit"
     result = runs.dist_train(*arguments, workers=workers, DYNSPARSE_EXIT_FILE=str(file), **options)
     return int(file.read_text()), result
@@ -438,7 +438,7 @@ def test_a_checkpoint_of_two_workers_works_for_one(tmp_path: Path, config: Path,
     assert result.returncode == 0
     assert (
         "\nwarning: the checkpoint was made by 2 workers, this run has 1: masks, weights, optimizer and sample order "
-        "go on exactly" in f"\n{result.stderr}"
+        "continue exactly" in f"\n{result.stderr}"
     )
     assert "\nresuming from " in result.stderr, "what is no warning is not called one"
     assert runs.summary(settings.folder)["epochs"] == 3
@@ -492,7 +492,7 @@ def test_an_altered_weight_is_mended(tmp_path: Path, config: Path, settings: Run
 
 
 def test_a_second_interrupt_waits_for_nothing(tmp_path: Path, config: Path) -> None:
-    """Not even for a save that does not end."""
+    """A second signal ends it at once, even while a save does not end."""
     begin = "import threading; self.checkpoints.begin(threading.Event().wait, 5)"
     script = script_that(tmp_path, "interrupted", f"{begin}; os.kill(os.getpid(), 2); os.kill(os.getpid(), 2)")
     code, result = exit_code(tmp_path, "--config", config, workers=1, script=script)

@@ -1,8 +1,10 @@
-"""What the documentation says is true."""
+"""The statements of the documentation are true."""
 
 from __future__ import annotations
 
+import json
 import re
+import subprocess
 import sys
 import types
 from pathlib import Path
@@ -10,20 +12,18 @@ from typing import Any
 
 import numpy as np
 import pytest
-import yaml
 
 import pipelines
 from benchmarks import readme
-from dynsparse.config import loading as config
-from dynsparse.training.resume import differences
+from docs import config_reference
+from dynsparse.config import loading, schema
 from pipelines.base import Request
 from pipelines.common.errors import UserError
-from pipelines.datasets.imagenet import ImagenetSettings
 from pipelines.order import Share
 from tests.methods.test_contract import Run, assert_zero_outside
 
 ROOT = Path(__file__).parents[1]
-PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
+PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "examples").glob("*.md")])
 
 
 def test_the_method_of_the_guide_works(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -88,20 +88,34 @@ def test_figures_are_the_measured_ones(page: Path) -> None:
     assert readme.filled(page) == page.read_text()
 
 
-def test_the_readmes_page_of_config_is_complete_and_right() -> None:
-    """It parses, and has every key of the sections it shows, with its default."""
-    of_photographs, whole = re.findall(r"```yaml\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
-    assert isinstance(config.parse({**yaml.safe_load(whole), **yaml.safe_load(of_photographs)}).data, ImagenetSettings)
-    page = yaml.safe_load(whole)
-    shown = config.parse(page)
+def test_the_config_reference_is_that_of_the_schema() -> None:
+    """`make schema` has been run since the schema changed."""
+    page = config_reference.PAGE.read_text()
+    assert page == config_reference.page(json.loads(schema.json_schema()))
+
+
+def test_the_config_reference_has_every_key() -> None:
+    page = config_reference.PAGE.read_text()
     least = {"model": {"name": "mnist_mlp"}, "method": {"name": "dsr"}, "data": {"name": "digits"}}
-    defaults = config.parse(least).as_dict()
+    for section, keys in loading.parse(least).as_dict().items():
+        for key in keys if isinstance(keys, dict) else ():
+            assert f"`{section}.{key}" in page, (section, key)
 
-    def keys(value: Any, path: str = "") -> set[str]:
-        if not isinstance(value, dict) or any(isinstance(key, int) for key in value):
-            return {path}
-        return {found for key, item in value.items() for found in keys(item, f"{path}.{key}")}
 
-    assert keys(page) == keys(defaults)
-    changed = {"name", "method.period", "train.lr.table"}
-    assert {line.split("=")[0] for line in differences(defaults, shown.as_dict())} <= changed
+def test_the_readme_is_short_and_its_loop_runs() -> None:
+    text = (ROOT / "README.md").read_text()
+    assert len(text.splitlines()) <= 150
+    (source,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    names: dict[str, Any] = {}
+    exec(compile(source, "README.md", "exec"), names)
+    names["sparse"].check()
+    assert names["sparse"].steps == names["epochs"] * len(names["loader"])
+
+
+@pytest.mark.slow
+def test_the_site_builds(tmp_path: Path) -> None:
+    """Links, anchors and the reference are right: mkdocs treats a warning as an error."""
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path / "site")]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    assert not re.search(r"https://(fonts|www\.google|unpkg|cdn)", (tmp_path / "site/index.html").read_text())

@@ -1,4 +1,4 @@
-"""What somebody may have meant. Each key and name that a hint gives is one."""
+"""Hints at what a user may have meant. Each key and name in a hint exists."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def test_every_key_that_a_hint_gives_is_one() -> None:
 
 
 def test_sections_with_a_default_need_no_name() -> None:
-    """What a hint says works: train.lr.table=0.1, with and without a section in the file."""
+    """A setting that a hint gives works: train.lr.table=0.1, with and without a section in the file."""
     assert config.parse(GOOD, ["train.lr.table=0.2"]).train.lr.at(0, 1, 1) == 0.2
     assert config.parse(GOOD, ["train.lr.name=cosine", "train.lr.peak=0.2"]).train.lr.at(0, 1, 1) == 0.2
     assert config.parse(GOOD, ["train.optimizer.momentum=0.5"]).train.optimizer.model_dump()["momentum"] == 0.5

@@ -36,7 +36,7 @@ def gradients(model: nn.Module, step: int) -> None:
 @pytest.mark.parametrize("channels_last", [False, True])
 @pytest.mark.parametrize("name", BUILT)
 def test_steps_are_those_of_the_plain_optimizer(name: str, channels_last: bool) -> None:
-    """To rounding: a fused kernel multiplies and adds in one operation where the plain one rounds in between."""
+    """They agree up to rounding: a fused kernel does not round between multiplication and addition."""
     ours, theirs = network(channels_last), network(channels_last)
     optimizers: list[tuple[nn.Module, Any]] = [
         (ours, BUILT[name](ours.parameters())),
@@ -53,7 +53,7 @@ def test_steps_are_those_of_the_plain_optimizer(name: str, channels_last: bool) 
 
 @pytest.mark.parametrize("name", BUILT)
 def test_what_is_zero_in_weight_and_gradient_stays_zero(name: str) -> None:
-    """To the bit, the sign of 0 included."""
+    """They agree to the bit, the sign of 0 included."""
     weight = nn.Parameter(torch.randn(1001))
     outside = torch.rand(1001) < 0.9
     weight.data[outside] = 0

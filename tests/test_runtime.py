@@ -69,7 +69,7 @@ def test_a_reader_that_has_seen_enough_is_no_error() -> None:
 
 @pytest.fixture(params=["file", "torchrun's store"])
 def server(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
-    """Where workers meet."""
+    """Address at which workers meet."""
     if request.param == "file":
         monkeypatch.setenv("DYNSPARSE_MEETING", str(tmp_path / "meeting"))
         return FileStore(str(tmp_path / "meeting"))

@@ -22,8 +22,9 @@ def main() -> None:
     parts, file = Watch(), Path(sys.argv[1])
     import pipelines
     from dynsparse.cli import train  # Its imports are a part.
-    from dynsparse.cli.actions import training as start
-    from dynsparse.training import building, network
+    from dynsparse.cli.actions import held_run as start
+    from dynsparse.training import building, network, trainer
+    from dynsparse.training.saving import Saving
     from dynsparse.training.trainer import Trainer
 
     imports = time.perf_counter() - BEGAN
@@ -38,8 +39,8 @@ def main() -> None:
     parts.on(Trainer, "_settle", "settle")
     parts.on(start, "standard_observers", "observers")
     parts.on(Trainer, "_show", "observers")
-    parts.on(Trainer, "_save", "initial checkpoint")
-    parts.on(Trainer, "_fetch", "first batch")
+    parts.on(Saving, "save", "initial checkpoint")
+    parts.on(trainer, "_next", "first batch")
     step = parts.timed(Trainer.train_step, "first step")
 
     def first_step(*arguments: Any) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,8 @@ from dynsparse.cli.actions.evaluation import Evaluation
 from dynsparse.cli.actions.preview import Preview
 from dynsparse.cli.actions.rehearsal import Rehearsal
 from dynsparse.cli.actions.training import Training
-from dynsparse.cli.paper.translate import any_given, translate
+from dynsparse.cli.paper.flags import any_given
+from dynsparse.cli.paper.translate import translate
 from dynsparse.cli.resuming import Resume, read_resume
 from dynsparse.config import loading
 from dynsparse.config.schema import RunConfig
@@ -51,24 +52,36 @@ def load_config(asked: argparse.Namespace, resume: Resume) -> RunConfig:
     for option in ("--overwrite", "--evaluate"):
         if resume.go_on is not None and getattr(asked, option[2:]):
             raise UserError(f"argument {option}: not allowed with argument --resume; see {asked.program} --help")
-    source, sections = _sections(asked, resume)
     if any_given(asked) or resume.weights is not None:
-        translation = translate(asked, resume, sections, source)
-        for line in translation.warnings:
-            log.warning("%s", line)
-        return translation.config
+        return _translated(asked, resume)
+    if asked.config is not None:
+        return loading.load(asked.config, asked.overrides)
+    source, sections = _sections(asked, resume)
     if sections is None:
-        for text in asked.overrides:
-            if text.endswith((".yaml", ".yml")):
-                raise UserError(f"{text} is no section.key=value; a config is given by --config {text}")
-        raise UserError(
-            "--config is missing; give a YAML file such as configs/digits_dsr.yaml, or --model and other flags"
-        )
+        raise _no_config(asked.overrides)
     return loading.parse(sections, asked.overrides, source)
 
 
+def _translated(asked: argparse.Namespace, resume: Resume) -> RunConfig:
+    """Return the config that the paper's flags make, or change, and warn of flags without effect."""
+    source, sections = _sections(asked, resume)
+    translation = translate(asked, resume, sections, source)
+    for line in translation.warnings:
+        log.warning("%s", line)
+    return translation.config
+
+
+def _no_config(overrides: Sequence[str]) -> UserError:
+    for text in overrides:
+        if text.endswith((".yaml", ".yml")):
+            return UserError(f"{text} is no section.key=value; a config is given by --config {text}")
+    return UserError(
+        "--config is missing; give a YAML file such as configs/digits_dsr.yaml, or --model and other flags"
+    )
+
+
 def _sections(asked: argparse.Namespace, resume: Resume) -> tuple[str, Mapping[str, Any] | None]:
-    """Return the sections of a config, unchecked, and the name of their source; None where nothing has any."""
+    """Return the sections of a config, not validated, and the name of their source; None where there are none."""
     if asked.config is not None:
         return asked.config, loading.read_mapping(asked.config)
     if asked.evaluate is not None:

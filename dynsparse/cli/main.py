@@ -8,11 +8,13 @@ from __future__ import annotations
 import logging
 import signal
 import sys
+from importlib.util import find_spec
 from typing import NoReturn
 
 from dynsparse import torchrun
 from pipelines.__main__ import PROGRAM as DATA
 from pipelines.common import streams
+from pipelines.common.errors import EXIT_BAD_INPUT
 from pipelines.common.programs import Program
 
 PROGRAM = Program(
@@ -31,14 +33,36 @@ PROGRAM = Program(
     "The program `dynsparse` is the same.",
 )
 
+TRAIN = ("train", ("PIL", "sklearn", "tensorboard", "torchvision", "tqdm", "yaml"))
+EXTRAS = {
+    **dict.fromkeys(("train", "experiments", *DATA.verbs), TRAIN),
+    "report": ("report", ("jinja2", "matplotlib", "yaml")),
+    "inspect": ("export", ("yaml",)),
+    "export": ("export", ("yaml",)),
+}
+"""The extra that each verb needs, and packages that come with it."""
+
 
 def program() -> NoReturn:
     """Run the process's command line, and exit."""
     streams.make_safe()  # Before anything opens a file.
+    require_extra(sys.argv[1] if sys.argv[1:] else "")
     if sys.argv[1:2] == ["train"]:
         train(sys.argv[2:], "dynsparse train")
     streams.log_in_lines(logging.WARNING)
     sys.exit(main(sys.argv[1:]))
+
+
+def require_extra(verb: str) -> None:
+    """End the process in one line, with exit code 2, if packages that the verb needs are not installed."""
+    extra, packages = EXTRAS.get(verb, ("", ()))
+    if missing := [package for package in packages if find_spec(package) is None]:
+        print(
+            f"error: {verb}: {', '.join(missing)} not installed; a plain install has the library alone: "
+            f"pip install 'dynsparse[{extra}]'",
+            file=sys.stderr,
+        )
+        sys.exit(EXIT_BAD_INPUT)
 
 
 def train(words: list[str], name: str) -> NoReturn:

@@ -66,23 +66,20 @@ class RunConfig(Settings):
                 "data.dtype is float16, which the network's float32 weights cannot be multiplied with: "
                 "set train.precision=bf16 or fp16, or data.dtype=float32"
             )
-        if method.name == "pruning" and start.weights_from is None:
+        if method.needs_weights and start.weights_from is None:
             raise ValueError(
-                "method.name is pruning, which starts from a trained dense network: set start.weights_from to its run"
+                f"method.name is {method.name}, which starts from a trained dense network: set start.weights_from to "
+                f"its run"
             )
-        if method.name == "pruning" and method.last_prune >= train.epochs:
-            raise ValueError(
-                f"train.epochs is {train.epochs}; the last of {method.iterations} prunes comes at the end of epoch "
-                f"{method.last_prune} (counted from 0): train at least {method.last_prune + 1}"
-            )
+        method.require_epochs(train.epochs)
         if start.masks_from is not None and method.starts != "sparse":
             raise ValueError(f"start.masks_from does not go with method {method.name}, which starts without masks")
-        if method.name == "tied" and start.weights_from is not None:
-            raise ValueError("start.weights_from does not go with method tied, whose weights are others")
-        if method.name == "tied" and train.penalty.group_lasso and self.sparsity.granularity > 2:
+        if method.starts == "tied" and start.weights_from is not None:
+            raise ValueError(f"start.weights_from does not go with method {method.name}, whose weights are others")
+        if method.starts == "tied" and train.penalty.group_lasso and self.sparsity.granularity > 2:
             raise ValueError(
-                "train.penalty.group_lasso with method tied needs units that hold whole kernel slices: "
-                "set sparsity.granularity to 2 or 1"
+                f"train.penalty.group_lasso with method {method.name} needs units that hold whole kernel slices: "
+                f"set sparsity.granularity to 2 or 1"
             )
         return self
 

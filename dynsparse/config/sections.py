@@ -84,6 +84,10 @@ class TrainSettings(Settings):
     evaluate_train: bool = False
     """After each epoch, evaluate on the training samples too."""
 
+    def samples_at_once(self, workers: int) -> int:
+        """Samples of a worker in one forward pass. Some passes may have one more."""
+        return self.global_batch_size // (workers * self.micro_batches)
+
     @field_validator("optimizer", "lr", mode="before")
     @classmethod
     def _named(cls, section: Any, info: ValidationInfo) -> Any:

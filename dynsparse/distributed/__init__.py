@@ -1,1 +1,1 @@
-"""Communication between ranks: collectives (sync.py), digests (digest.py), gradients (allreduce.py)."""
+"""Communication between ranks: collectives (sync), checksums (digest), their comparison (agreement), gradients."""

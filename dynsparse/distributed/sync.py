@@ -1,4 +1,4 @@
-"""Communication between ranks, apart from gradients: plans, digests, flags, repairs.
+"""Communication between ranks, apart from gradients: tensors, flags, messages, objects.
 
 Every function is a collective: all ranks of the group call it, in the same order. A group of None is all ranks. With
 one process each is a no-op. CPU tensors travel over gloo, whatever the gradients use.
@@ -6,17 +6,14 @@ one process each is a no-op. CPU tensors travel over gloo, whatever the gradient
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn, optim
+from torch import Tensor
 
-from dynsparse.distributed import digest
 from dynsparse.errors import UserError
-from dynsparse.masks.maskset import MaskSet
-from dynsparse.masks.tensors import flat_view
 
 T = TypeVar("T")
 Group = dist.ProcessGroup | None
@@ -177,55 +174,3 @@ def from_rank_0(produce: Callable[[], T], group: Group = None) -> T:
         dist.broadcast_object_list(answer, src=_first(group), group=carrier(group, "cpu"))
     result: T = answer[0]
     return result
-
-
-def all_agree(names: Sequence[str], rows: Tensor, group: Group = None) -> list[str]:
-    """Compare checksums (int64 [names]) over the ranks.
-
-    Returns the names that differ, the same list on every rank. It is empty where all agree, which costs each rank a few
-    messages of two numbers.
-    """
-    if not connected(group):
-        return []
-    values = digest.to_host(rows)
-    mine = digest.total(names, values) >> 1  # 63 bits fit a signed integer.
-    bounds = largest_(torch.tensor([mine, -mine]), group)
-    if int(bounds[0]) == -int(bounds[1]):
-        return []
-    table = [torch.empty(len(values), dtype=torch.int64) for _ in range(world_size(group))]
-    dist.all_gather(table, torch.tensor(values), group=carrier(group, "cpu"))
-    differs = (torch.stack(table) != table[0]).any(0).tolist()
-    # Totals cannot differ with equal rows. Yet a mismatch must never pass for agreement.
-    return [name for name, bad in zip(names, differs, strict=True) if bad] or ["(unknown)"]
-
-
-def average_buffers(model: nn.Module) -> None:
-    """Replace each floating point buffer (BatchNorm statistics) by its mean over the ranks."""
-    if connected():
-        for buffer in model.buffers():
-            if buffer.is_floating_point():
-                sum_(buffer).div_(dist.get_world_size())
-
-
-@torch.no_grad()
-def repair(
-    model: nn.Module,
-    masks: MaskSet,
-    optimizers: Sequence[optim.Optimizer],
-    method_state: Mapping[str, Any],
-    group: Group = None,
-) -> Any:
-    """Give every rank rank 0's masks, weights and optimizer state, in place. Returns rank 0's `method_state`."""
-    if not connected(group):
-        return method_state
-    saved = from_rank_0(lambda: (masks.state_dict(), dict(method_state)), group)
-    if rank(group) != 0:
-        masks.load_state_dict(saved[0])
-    for parameter in model.parameters():
-        broadcast_(flat_view(parameter), group)
-    for optimizer in optimizers:
-        for parameter in model.parameters():
-            for value in optimizer.state.get(parameter, {}).values():
-                if isinstance(value, Tensor):
-                    broadcast_(flat_view(value), group)
-    return saved[1]

@@ -15,12 +15,13 @@ from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import Field
-from torch import Tensor
+from torch import Tensor, nn
 
 from dynsparse.masks import LayerSpec, MaskSet, SparseLayer
 from dynsparse.masks.granularity import Kind
 from dynsparse.masks.initial import initial_weights
 from dynsparse.masks.selection import Cut
+from dynsparse.masks.tying import TiedLayer
 from dynsparse.methods.clock import Clock, Schedule
 from dynsparse.schedules import Period, StepTable
 from pipelines.common.settings import Count, Settings
@@ -75,6 +76,26 @@ class MethodSettings(Settings):
     def starts(self) -> Literal["sparse", "dense", "tied"]:
         """Kind of network to start from. Only a sparse one has the config's `sparsity` from the start."""
         return "sparse"
+
+    @property
+    def needs_weights(self) -> bool:
+        """Whether the run must start from the weights of a trained dense network."""
+        return False
+
+    def require_epochs(self, epochs: int) -> None:
+        """Raise ValueError for settings that a run of so many epochs would end before."""
+
+    def with_limits(self, limits: Mapping[str, float]) -> MethodSettings:
+        """These settings, with the most sparsity that the model advises for some layers unless they say it."""
+        return self
+
+    def final_sparsity(self, sparsity: Mapping[Kind, float]) -> Mapping[Kind, float]:
+        """Fraction of zeros at the end of a run, given the config's `sparsity`, by kind of layer."""
+        return sparsity
+
+    def tie(self, model: nn.Module, spec: LayerSpec, values: int, *, seed: int) -> TiedLayer:
+        """Let a layer's weights share so many values. Only where the network `starts` tied."""
+        raise NotImplementedError(self.name)
 
 
 class Method:

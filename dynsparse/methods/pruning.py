@@ -61,6 +61,23 @@ class PruningSettings(MethodSettings):
         return self.model_copy(update=targets)
 
     @property
+    def needs_weights(self) -> bool:
+        return True
+
+    def require_epochs(self, epochs: int) -> None:
+        if self.last_prune >= epochs:
+            raise ValueError(
+                f"train.epochs is {epochs}; the last of {self.iterations} prunes comes at the end of epoch "
+                f"{self.last_prune} (counted from 0): train at least {self.last_prune + 1}"
+            )
+
+    def with_limits(self, limits: Mapping[str, float]) -> PruningSettings:
+        return self if self.max_sparsity is not None else self.model_copy(update={"max_sparsity": dict(limits)})
+
+    def final_sparsity(self, sparsity: Mapping[Kind, float]) -> Mapping[Kind, float]:
+        return {"conv": self.target_conv, "fc": self.target_fc}
+
+    @property
     def last_prune(self) -> int:
         """The epoch, counted from 0, that ends with the last prune."""
         return self.after_epoch + (self.iterations - 1) * self.every_epochs
@@ -145,10 +162,25 @@ class Pruning(Method):
         return 1 - (1 - final) * (1 - (1 - share) ** 3)
 
     def _final(self, layers: Sequence[LayerSpec], kind: Kind) -> dict[str, int]:
-        """Units that each layer of a kind keeps: in proportion to its weights, within `max_sparsity`."""
+        """Units that each layer of a kind keeps after the last prune."""
         layers = [layer for layer in layers if layer.kind == kind]
         target = self.settings.target_conv if kind == "conv" else self.settings.target_fc
         total = round(sum(layer.weights for layer in layers) * (1 - Fraction(str(target))))
+        keeps = self._divided(layers, total, f"method.target_{kind} {target}")
+        for layer in layers:
+            if keeps[layer.name] < 1:
+                raise UserError(
+                    f"method.target_{kind} is {target}: {layer.name} has {layer.units:,} units and would keep none; "
+                    f"each layer keeps at least one: lower the target, or limit the layer in method.max_sparsity"
+                )
+        return keeps
+
+    def _divided(self, layers: Sequence[LayerSpec], total: int, target: str) -> dict[str, int]:
+        """Divide `total` weights in proportion to the layers' weights, and give none less than `max_sparsity` leaves.
+
+        Example: 20 weights to keep in two layers of 100, of which the first may lose 85 %. In proportion each would
+        keep 10. The first is short of its 15 and gets them; the second keeps the 5 that are left.
+        """
         least = {layer.name: self._least(layer) for layer in layers}
         keeps: dict[str, int] = {}
         left, others = total, layers
@@ -157,23 +189,15 @@ class Pruning(Method):
             units = share_out(left, [layer.weights for layer in others], [layer.units for layer in others], sizes)
             short = [layer for layer, count in zip(others, units, strict=True) if count < least[layer.name]]
             if not short:
-                break
+                return keeps | {layer.name: count for layer, count in zip(others, units, strict=True)}
             keeps |= {layer.name: least[layer.name] for layer in short}
             left -= sum(least[layer.name] * layer.unit_size for layer in short)
             others = [layer for layer in others if layer not in short]
             if left < 0:
                 raise UserError(
                     f"method.max_sparsity: {', '.join(keeps)} would keep {total - left:,} weights, "
-                    f"method.target_{kind} {target} asks for {total:,} in all; allow more sparsity or lower the target"
+                    f"{target} asks for {total:,} in all; allow more sparsity or lower the target"
                 )
-        keeps |= {layer.name: count for layer, count in zip(others, units, strict=True)}
-        for layer in layers:
-            if keeps[layer.name] < 1:
-                raise UserError(
-                    f"method.target_{kind} is {target}: {layer.name} has {layer.units:,} units and would keep none; "
-                    f"each layer keeps at least one: lower the target, or limit the layer in method.max_sparsity"
-                )
-        return keeps
 
     def _least(self, layer: LayerSpec) -> int:
         """Fewest units that a layer may keep by `max_sparsity`, 0 if no pattern matches it."""

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from typing import Literal
 
+from torch import nn
+
+from dynsparse.masks import LayerSpec
+from dynsparse.masks.tying import TiedLayer, tie
 from dynsparse.methods.base import Method, MethodSettings
 
 
@@ -24,3 +28,6 @@ class TiedSettings(MethodSettings):
     @property
     def starts(self) -> Literal["tied"]:
         return "tied"
+
+    def tie(self, model: nn.Module, spec: LayerSpec, values: int, *, seed: int) -> TiedLayer:
+        return tie(model, spec, values, seed=seed, rescale_gradient=self.rescale_gradient)

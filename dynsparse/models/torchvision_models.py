@@ -79,8 +79,8 @@ def _torchvision_models() -> Any:
 def _options(word: str, height: int, width: int) -> dict[str, Any]:
     """Arguments that a family needs in order to give logits alone and to take images of this size."""
     if word in ("inception_v3", "googlenet"):
-        # Auxiliary heads would give more than one output. The initial weights are the published ones; not to say so
-        # warns of a change to come.
+        # Auxiliary heads would give more than one output. The initial weights are the published ones. Without
+        # `init_weights` torchvision warns of a coming change.
         return {"aux_logits": False, "init_weights": True}
     if word.startswith("vit_"):
         return {"image_size": height}

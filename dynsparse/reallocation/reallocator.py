@@ -10,7 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn, optim
 
-from dynsparse.distributed import digest, sync
+from dynsparse.distributed import agreement, digest, sync
 from dynsparse.errors import DesyncError
 from dynsparse.masks import MaskSet, SparseLayer
 from dynsparse.methods import Clock, Method
@@ -199,7 +199,7 @@ class Reallocator:
         """Compare the checksums `rows()`, int64 [names], with those of the other ranks, if there are any."""
         if not sync.connected(self.group):
             return []
-        differing = sync.all_agree(names, rows(), self.group)
+        differing = agreement.all_agree(names, rows(), self.group)
         if not differing:
             return []
         where = f"ranks differ{'' if step is None else f' at step {step}'} in {', '.join(differing)}"
@@ -209,6 +209,6 @@ class Reallocator:
                 f"models of their own need a process_group each"
             )
         log.warning("%s; repaired from rank 0", where)
-        state = sync.repair(self.model, self.masks, self.optimizers, self.method.state_dict(), self.group)
+        state = agreement.repair(self.model, self.masks, self.optimizers, self.method.state_dict(), self.group)
         self.method.load_state_dict(state)
         return differing

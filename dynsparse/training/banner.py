@@ -1,4 +1,4 @@
-"""What every start says: where it runs, on which data, and what network it trains."""
+"""The lines that a run prints first: where it runs, on which data, and which network it trains."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pipelines.base import Data, SplitSize
 
 
 def banner_lines(config: RunConfig, network: Network, data: Data, worker: Worker) -> tuple[str, str]:
-    """Two lines: name, device, workers, samples and classes of each split; and the network, with its parameters."""
+    """Two lines. One has name, device, workers, samples and classes of each split, the other the network's size."""
     device = next(network.model.parameters()).device
     workers = f"{worker.world_size} worker{'s' * (worker.world_size > 1)} on {device.type}"
     classes = config.data.classes

@@ -1,4 +1,4 @@
-"""From a config to a network, its data and a trainer."""
+"""Building of a network, its data and a trainer from a config."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ from dynsparse.training import packing
 
 
 def require_same_settings(state: Mapping[str, Any], config: RunConfig) -> None:
-    """Raise UserError if the state was made with another method, optimizer or sparsity, for which it means nothing."""
+    """Raise UserError if the state was made with another method, optimizer or sparsity: it would mean nothing."""
     theirs = state["config"]
     for kind, before, now in (
         ("method", theirs["method"]["name"], config.method.name),
@@ -27,9 +27,9 @@ def require_same_settings(state: Mapping[str, Any], config: RunConfig) -> None:
 
 
 def require_same_evaluation(state: Mapping[str, Any], ours: Mapping[str, str]) -> None:
-    """Raise UserError if other samples choose the best epoch now, or test it: figures of before would not compare.
+    """Raise UserError if other samples choose the best epoch now, or test it: earlier figures would not compare.
 
-    Checkpoints of older versions do not say which they were.
+    Checkpoints of older versions do not say which samples they were.
     """
     theirs = state.get("evaluated_on", ours)
     for name in ("validation", "test"):
@@ -43,7 +43,7 @@ def require_same_evaluation(state: Mapping[str, Any], ours: Mapping[str, str]) -
 
 
 def require_same_layers(state: Mapping[str, Any], config: RunConfig, model: nn.Module, masks: MaskSet) -> None:
-    """Raise UserError if the state is of another model or of other sparse layers, naming what differs."""
+    """Raise UserError if the state has another model or other sparse layers, naming what differs."""
     require_same_shapes(state, model)
     mine = {layer.name: layer.spec.mask_dims for layer in masks}
     saved = {name: layer["mask_dims"] for name, layer in state["masks"]["layers"].items()}
@@ -53,7 +53,7 @@ def require_same_layers(state: Mapping[str, Any], config: RunConfig, model: nn.M
                 f"the checkpoint has other sparse layers: {name} differs in granularity or is sparse in one only; "
                 f"use its sparsity.granularity, include and exclude"
             )
-    if config.method.name == "tied" and state["config"]["seed"] != config.seed:
+    if config.method.starts == "tied" and state["config"]["seed"] != config.seed:
         raise UserError(
             f"the checkpoint was made with seed {state['config']['seed']}, this run has {config.seed}; "
             f"the seed says which weights are tied: take the same"
@@ -61,7 +61,7 @@ def require_same_layers(state: Mapping[str, Any], config: RunConfig, model: nn.M
 
 
 def require_same_shapes(state: Mapping[str, Any], model: nn.Module) -> None:
-    """Raise UserError if the state is of another model. Of `model` its shapes matter, not its weights."""
+    """Raise UserError if the state has another model's shapes. The model's own weights do not matter."""
     sparse = {name: tuple(layer["shape"]) for name, layer in state["masks"]["layers"].items()}
     theirs = {name: sparse.get(name, tuple(value.shape)) for name, value in state["weights"].items()}
     _require_same({name: tuple(value.shape) for name, value in model.named_parameters()}, theirs)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from dynsparse.distributed import sync
-from dynsparse.errors import StopRequested, UserError
+from dynsparse.errors import RunError, StopRequested, UserError
 from pipelines.base import EvaluationPipeline
 
 
@@ -24,34 +24,34 @@ class Evaluation:
     top5: float
     samples: int
     left_out: int = 0
-    """Samples that could not be read or decoded, not among `samples`."""
+    """Samples skipped because they could not be read or decoded. They are not among `samples`."""
 
 
 @dataclass(frozen=True)
 class Evaluations:
-    """What was evaluated after an epoch."""
+    """Results of the evaluations after an epoch: of test or validation samples, or of both."""
 
     test: Evaluation | None
     validation: Evaluation | None = None
-    """On samples that are neither trained nor tested on, if there are any. There is one of the two at least."""
+    """Result on samples that are neither trained nor tested on, if there are any."""
     train: Evaluation | None = None
-    """On the training samples, with evaluation transforms, if asked for."""
+    """Result on the training samples with evaluation transforms, if asked for."""
 
     @property
     def selecting(self) -> Evaluation:
-        """What the best epoch is chosen by: the validation samples where there are any, else the test samples."""
+        """The result that chooses the best epoch: of validation samples where there are any, else of test samples."""
         chosen = self.validation or self.test
         assert chosen is not None
         return chosen
 
     @property
     def selected_on(self) -> str:
-        """ "validation" or "test"."""
+        """Name of the samples that choose the best epoch, "validation" or "test"."""
         return "validation" if self.validation else "test"
 
 
 def hits(logits: Tensor, labels: Tensor, k: int) -> Tensor:
-    """How many labels [batch] are among the k largest logits [batch, classes]; int64 scalar."""
+    """Number of labels [batch] that are among the k largest logits [batch, classes], an int64 scalar."""
     top = logits.topk(min(k, logits.shape[1]), dim=1).indices
     return (top == labels[:, None]).any(1).sum()
 
@@ -66,9 +66,9 @@ def evaluate(
 ) -> Evaluation:
     """Evaluate `model` on the pipeline's samples. A collective: each rank takes its share.
 
-    Raises UserError on every rank if the data of any cannot be had, StopRequested on every rank once any is asked to
-    stop. The model's buffers must agree between ranks (`sync.average_buffers`), or the result would depend on which
-    rank sees which sample.
+    Raises RunError on every rank if the data of any cannot be read, StopRequested on every rank once any is asked to
+    stop. The model's buffers must agree between ranks (`agreement.average_buffers`). Otherwise the result would depend
+    on which rank sees which sample.
     """
     was_training = model.training
     model.eval()
@@ -78,10 +78,10 @@ def evaluate(
         model.train(was_training)
     loss_sum, top1, top5, samples, left_out, failures = sync.sum_(counts).tolist()
     if failures:
-        raise UserError(*sync.all_said(failure))
+        raise RunError(*sync.all_said(failure))
     assert int(samples + left_out) == pipeline.samples, f"evaluated {int(samples)} samples of {pipeline.samples}"
     if not samples:
-        raise UserError(f"none of {pipeline.samples} samples to evaluate on can be had; mend the data")
+        raise RunError(f"none of {pipeline.samples} samples to evaluate on can be had; mend the data")
     return Evaluation(loss_sum / samples, 100 * top1 / samples, 100 * top5 / samples, int(samples), int(left_out))
 
 
@@ -92,9 +92,9 @@ def _count(
     precision: AbstractContextManager[object],
     stop_requested: Callable[[], bool],
 ) -> tuple[Tensor, str | None]:
-    """This rank's float64 [6] (loss, top-1, top-5, samples, left out, failures), and why its data failed if so.
+    """Return this rank's float64 [6] (loss, top-1, top-5, samples, skipped, failures), and why its data failed if so.
 
-    One exchange of flags a batch, so that all leave together; a rank with fewer batches waits for the others in it.
+    One exchange of flags a batch lets all leave together. A rank with fewer batches waits for the others in it.
     """
     counts = torch.zeros(6, dtype=torch.float64, device=device)
     failure = None

@@ -1,6 +1,7 @@
-"""Files of `python -m dynsparse export`, read back: the weights of a network, for a run that starts from them.
+"""Reading of files that `python -m dynsparse export` wrote, for a run that starts from their weights.
 
-Read with the care that checkpoints get: nothing is executed, and no more memory is taken than the file's size explains.
+They are read with the care that checkpoints get: nothing is executed, and no more memory is taken than the file's size
+explains.
 """
 
 from __future__ import annotations
@@ -22,20 +23,20 @@ from dynsparse.training.checkpoint.limits import DamagedError
 
 CSR_FORMAT = "dynsparse csr 2"
 _MOST_TIMES = 4096
-"""How much larger than the file the dense tensors of a CSR file may be: at 8 bytes an active weight, 1 of 8,192."""
+"""Most bytes that the dense tensors of a CSR file may take for each byte of it. 1 weight in 8,192 may be active."""
 _SPARE_BYTES = 16 << 20
 _LONGEST_HEADER = 100 << 20  # safetensors' own limit.
 
 
 def is_safetensors(path: Path) -> bool:
-    """By the file's beginning: the length of a header, and the header's first character. OSError if it has none."""
+    """Tell by the file's first 9 bytes: the length of a header, and its first character. OSError if unreadable."""
     with files.open_regular(path) as file:
         head = file.read(9)
     return len(head) == 9 and head[8:] == b"{" and int.from_bytes(head[:8], "little") <= _LONGEST_HEADER
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
-    """The state_dict in a file of any of the formats that hold one. UserError for anything else."""
+    """Read the state_dict in a file of any of the formats that hold one. UserError for anything else."""
     try:
         if is_safetensors(path):
             return _safetensors(path)
@@ -72,7 +73,7 @@ def _archive(path: Path) -> Any:
 
 
 def read_csr(path: Path) -> dict[str, Any]:
-    """The content of a file of `--format csr`, checked. UserError if it is none, or damaged."""
+    """Read and check a file of `--format csr`. UserError if it is no such file, or damaged."""
     try:
         content = _archive(path)
         if not isinstance(content, dict) or content.get("format") != CSR_FORMAT:
@@ -86,13 +87,13 @@ def read_csr(path: Path) -> dict[str, Any]:
 
 
 def matrices(content: Mapping[str, Any]) -> dict[str, Tensor]:
-    """The sparse layers of a CSR file, [out, in x height x width] in torch's format. DamagedError if one is no such."""
+    """Make torch's CSR tensors [out, in x height x width] of a file's sparse layers. DamagedError if one is invalid."""
     found = {}
     for name, (starts, columns, values) in content["sparse"].items():
         rows, *rest = content["shapes"][name]
         try:
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore", UserWarning)  # That torch's CSR is in beta.
+                warnings.simplefilter("ignore", UserWarning)  # It says that torch's CSR is in beta.
                 found[name] = torch.sparse_csr_tensor(
                     starts, columns, values, (rows, math.prod(rest)), check_invariants=True
                 )
@@ -102,7 +103,7 @@ def matrices(content: Mapping[str, Any]) -> dict[str, Tensor]:
 
 
 def dense_of(content: Mapping[str, Any], file_bytes: int) -> dict[str, Tensor]:
-    """The same as dense tensors of the weights' own shapes. DamagedError if they would take absurdly much memory."""
+    """Make dense tensors of the weights' own shapes. DamagedError if they need too much memory for the file's size."""
     _check_csr(content)
     needed = sum(4 * math.prod(shape) for shape in content["shapes"].values())
     if needed > _MOST_TIMES * file_bytes + _SPARE_BYTES:
@@ -111,7 +112,7 @@ def dense_of(content: Mapping[str, Any], file_bytes: int) -> dict[str, Tensor]:
 
 
 def _check_csr(content: Mapping[str, Any]) -> None:
-    """Raise DamagedError unless each part is of the kind that `export` writes."""
+    """Raise DamagedError unless each part has the type that `export` writes."""
     sparse, shapes, dense = content.get("sparse"), content.get("shapes"), content.get("dense")
     if not (isinstance(sparse, dict) and isinstance(shapes, dict) and isinstance(dense, dict)):
         raise DamagedError("it lacks a part")

@@ -1,4 +1,4 @@
-"""From a config to a network and its masks, and the table that describes them."""
+"""Networks: a model and its masks, built from a config, and the table that describes them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from dynsparse.errors import UserError
 from dynsparse.masks import LayerSpec, MaskSet, SparseLayer, sparse_layers
 from dynsparse.masks.allocation import ALLOCATIONS
 from dynsparse.masks.granularity import Kind
-from dynsparse.masks.tying import TiedLayer, tie
+from dynsparse.masks.tying import TiedLayer
 from dynsparse.methods import Method, MethodSettings
 from dynsparse.runtime import memory
 from dynsparse.seeds import seed_for
@@ -23,47 +23,48 @@ from dynsparse.training.sources import NOTHING, Sources
 
 @dataclass
 class Network:
-    """A model with the masks that stand beside it."""
+    """A model and the masks beside it."""
 
     model: nn.Module
     masks: MaskSet
     tied: Sequence[TiedLayer] = ()
     """Layers whose weights share values instead of being masked."""
     initial_weights: Mapping[str, Tensor] = field(default_factory=dict)
-    """Whole weights of the masked layers before they were masked, on the CPU: for the initial checkpoint alone."""
+    """Whole weights of the masked layers before they were masked, on the CPU. The initial checkpoint alone has them."""
 
     @property
     def layers(self) -> Sequence[SparseLayer | TiedLayer]:
+        """The masked layers, then the tied ones."""
         return [*self.masks, *self.tied]
 
     @property
     def active_weights(self) -> int:
-        """Free values in the sparse (or tied) layers."""
+        """Number of free values in the sparse or tied layers."""
         return sum(layer.active_weights for layer in self.layers)
 
     @property
     def sparse_layer_weights(self) -> int:
-        """All weights of these layers, active or not."""
+        """Number of weights in these layers, active or not."""
         return sum(layer.spec.weights for layer in self.layers)
 
     @property
     def sparsity(self) -> float:
-        """Over these layers; the whole model's is lower where it has dense layers."""
+        """Fraction of zeros in these layers. The whole model's is lower where it has dense layers."""
         return 1 - self.active_weights / self.sparse_layer_weights if self.layers else 0.0
 
     @property
     def total_parameters(self) -> int:
-        """Of the model, tied layers counted as if they were not."""
+        """Number of parameters of the model, with tied layers counted as if they were untied."""
         saved = sum(layer.spec.weights - layer.active_weights for layer in self.tied)
         return sum(parameter.numel() for parameter in self.model.parameters()) + saved
 
     @property
     def model_sparsity(self) -> float:
-        """Share of all the model's parameters that are held at 0, or saved by tying."""
+        """Fraction of all the model's parameters that are held at 0, or saved by tying."""
         return (self.sparse_layer_weights - self.active_weights) / self.total_parameters
 
     def table(self) -> str:
-        """The sparse layers with shape, unit, sparsity and active weights, and both totals."""
+        """Text of the sparse layers with shape, unit, sparsity and active weights, and of both totals."""
         rows: list[tuple[str, ...]] = [("layer", "shape", "unit", "sparsity", "active", "weights")]
         for layer in self.layers:
             spec = layer.spec
@@ -79,16 +80,15 @@ class Network:
 
 
 def _counts(active: int, weights: int) -> tuple[str, str, str]:
-    """Sparsity, active and all weights."""
+    """Sparsity, active weights and all weights as text."""
     return f"{100 * (1 - active / max(1, weights)):.2f} %", f"{active:,}", f"{weights:,}"
 
 
 def build_network(config: RunConfig, device: torch.device, sources: Sources = NOTHING) -> Network:
-    """The model on its device, initialised and masked by the config's seed: the same on every rank.
+    """Build the model on its device, initialised and masked by the config's seed: the same on every rank.
 
-    `sources` are other runs' weights and masks to start from. Seeds and draws
-    from torch's global generator. UserError for patterns that match no layer,
-    and for sources that do not fit.
+    `sources` are other runs' weights and masks to start from. This seeds torch's global generator and draws from it.
+    UserError for patterns that match no layer, and for sources that do not fit.
     """
     torch.manual_seed(seed_for(config.seed, "fresh") if sources.wants_fresh_weights else config.seed)
     model = _model(config)
@@ -98,11 +98,8 @@ def build_network(config: RunConfig, device: torch.device, sources: Sources = NO
     if config.train.channels_last:
         model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     counts = _active_units(config, specs)
-    if config.method.name == "tied":
-        tied = [
-            tie(model, spec, counts[spec.name], seed=config.seed, rescale_gradient=config.method.rescale_gradient)
-            for spec in specs
-        ]
+    if config.method.starts == "tied":
+        tied = [config.method.tie(model, spec, counts[spec.name], seed=config.seed) for spec in specs]
         return Network(model, MaskSet(model, [], {}), tied)
     active = sources.active_units(specs) or counts
     whole = dict(model.named_parameters())
@@ -115,7 +112,7 @@ def build_network(config: RunConfig, device: torch.device, sources: Sources = NO
 
 
 def build_without_weights(config: RunConfig) -> nn.Module:
-    """The config's model on torch's meta device: it takes no memory. UserError for one that torch cannot make."""
+    """Build the config's model on torch's meta device, without memory. UserError if torch cannot build it."""
     with torch.device("meta"):
         return _model(config)
 
@@ -141,7 +138,7 @@ def _count(active: int | Tensor) -> int:
 
 
 def require_layers(config: RunConfig) -> None:
-    """Raise UserError for patterns that match no layer, and for what the method cannot do with them.
+    """Raise UserError for patterns that match no layer, and for layers that the method cannot work on.
 
     Takes no memory: the model is built without weights.
     """
@@ -155,7 +152,7 @@ def require_layers(config: RunConfig) -> None:
 
 
 def _require_memory(config: RunConfig, model: nn.Module) -> None:
-    """Raise UserError for a model whose weights and gradients alone are more than all the memory there is."""
+    """Raise UserError for a model whose weights and gradients alone exceed this machine's memory."""
     parameters, most = sum(parameter.numel() for parameter in model.parameters()), memory()
     if most is not None and 8 * parameters > most:
         raise UserError(
@@ -165,22 +162,18 @@ def _require_memory(config: RunConfig, model: nn.Module) -> None:
 
 
 def build_method(config: RunConfig, specs: Sequence[LayerSpec]) -> Method:
-    """The config's method, for these layers."""
+    """Build the config's method for these layers."""
     return method_settings(config, specs).build()
 
 
 def method_settings(config: RunConfig, specs: Sequence[LayerSpec]) -> MethodSettings:
-    """The config's method; pruning learns what the model says about its layers, unless the config says it."""
-    settings = config.method
-    if settings.name == "pruning" and settings.max_sparsity is None:
-        limits = config.model.pruning_limits()
-        sparse = {spec.name: limits[spec.name] for spec in specs if spec.name in limits}
-        settings = settings.model_copy(update={"max_sparsity": sparse})
-    return settings
+    """The config's method, with what the model advises for these layers unless the config says it."""
+    limits = config.model.pruning_limits()
+    return config.method.with_limits({spec.name: limits[spec.name] for spec in specs if spec.name in limits})
 
 
 def layer_specs(config: RunConfig, model: nn.Module) -> list[LayerSpec]:
-    """The layers of the config's model that it asks to be sparse."""
+    """Layers of the config's model that it asks to be sparse."""
     sparsity = config.sparsity
     share: dict[Kind, float] = {"conv": sparsity.conv, "fc": sparsity.fc}
     kinds = [kind for kind, value in share.items() if value > 0 or config.method.starts == "dense"]

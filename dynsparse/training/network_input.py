@@ -1,4 +1,4 @@
-"""What the network of a run takes and gives: how an image becomes its input, and which class each output is."""
+"""Input and output of a run's network: how an image becomes its input, and which class each output is."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pipelines.datasets.photographs import PhotographSettings
 
 
 def network_input(config: RunConfig, data: Data) -> dict[str, Any]:
-    """Plain data, for the run's folder, its checkpoints and exported files.
+    """Describe a network's input and output as plain data, for its run's folder, checkpoints and exported files.
 
     - `class_names`: by output; empty if the classes have no names
     - `number_of_classes`

@@ -1,6 +1,6 @@
-"""Weights, optimizer state, buffers and random state as plain data and back.
+"""Weights, optimizer state, buffers and random state as plain data, and back.
 
-Of sparse layers only the active weights and their moments are kept.
+A sparse layer keeps its active weights and their moments alone.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from dynsparse.masks import MaskSet, SparseLayer
 
 
 def pack_weights(model: nn.Module, masks: MaskSet) -> dict[str, Tensor]:
-    """Parameters by name: sparse ones as [active units, unit size], the others whole. On the CPU."""
+    """Copy parameters to the CPU, by name: sparse ones as [active units, unit size], the others whole."""
     layers = _by_name(masks)
     return {name: _to_cpu(value, layers.get(name)) for name, value in model.named_parameters()}
 
 
 @torch.no_grad()
 def unpack_weights(model: nn.Module, masks: MaskSet, saved: Mapping[str, Tensor]) -> None:
-    """The inverse of `pack_weights`, in place; the masks must be loaded already."""
+    """Load what `pack_weights` gave, in place. The masks must be loaded already."""
     layers = _by_name(masks)
     for name, parameter in model.named_parameters():
         if name in layers:
@@ -33,7 +33,7 @@ def unpack_weights(model: nn.Module, masks: MaskSet, saved: Mapping[str, Tensor]
 
 
 def pack_optimizer(model: nn.Module, masks: MaskSet, optimizer: optim.Optimizer) -> dict[str, dict[str, Any]]:
-    """Optimizer state by parameter name, moments of sparse layers as [active units, unit size]."""
+    """Copy optimizer state to the CPU, by parameter name. Moments of sparse layers are [active units, unit size]."""
     layers = _by_name(masks)
     packed: dict[str, dict[str, Any]] = {}
     for name, parameter in model.named_parameters():
@@ -51,7 +51,7 @@ def pack_optimizer(model: nn.Module, masks: MaskSet, optimizer: optim.Optimizer)
 def unpack_optimizer(
     model: nn.Module, masks: MaskSet, optimizer: optim.Optimizer, saved: Mapping[str, Mapping[str, Any]]
 ) -> None:
-    """The inverse of `pack_optimizer`, in place; the masks must be loaded already."""
+    """Load what `pack_optimizer` gave, in place. The masks must be loaded already."""
     layers = _by_name(masks)
     for name, parameter in model.named_parameters():
         state: dict[str, Any] = {}
@@ -70,23 +70,25 @@ def unpack_optimizer(
 
 
 def pack_buffers(model: nn.Module) -> dict[str, Tensor]:
+    """Copy the model's buffers to the CPU, by name."""
     return {name: _to_cpu(value) for name, value in buffers(model).items()}
 
 
 @torch.no_grad()
 def unpack_buffers(model: nn.Module, saved: Mapping[str, Tensor]) -> None:
+    """Load what `pack_buffers` gave, in place."""
     for name, value in buffers(model).items():
         value.copy_(saved[name])
 
 
 def buffers(model: nn.Module) -> dict[str, Tensor]:
-    """Those that the model's own `state_dict` has, themselves and not copies: others follow from the config."""
+    """The buffers in the model's own `state_dict`, not copies of them. Others follow from the config."""
     kept = model.state_dict().keys()
     return {name: value for name, value in model.named_buffers() if name in kept}
 
 
 def mean_buffers(saved: list[Mapping[str, Tensor]]) -> dict[str, Tensor]:
-    """One set of buffers from several ranks': floating point ones averaged, others of the first."""
+    """Average the floating point buffers of several ranks, and take the others of the first."""
     return {
         name: torch.stack([one[name] for one in saved]).mean(0) if value.is_floating_point() else value
         for name, value in saved[0].items()
@@ -94,6 +96,7 @@ def mean_buffers(saved: list[Mapping[str, Tensor]]) -> dict[str, Tensor]:
 
 
 def random_state(device: torch.device) -> dict[str, Tensor]:
+    """States of torch's generators, of the CPU's and of the GPU's where `device` is one."""
     state = {"cpu": torch.get_rng_state()}
     if device.type == "cuda":
         state["cuda"] = torch.cuda.get_rng_state(device)
@@ -101,6 +104,7 @@ def random_state(device: torch.device) -> dict[str, Tensor]:
 
 
 def set_random_state(state: Mapping[str, Tensor], device: torch.device) -> None:
+    """Load what `random_state` gave. A GPU keeps its own where none was saved."""
     torch.set_rng_state(state["cpu"])
     if device.type == "cuda" and "cuda" in state:
         torch.cuda.set_rng_state(state["cuda"], device)
@@ -111,7 +115,7 @@ def _by_name(masks: MaskSet) -> dict[str, SparseLayer]:
 
 
 def _to_cpu(value: Tensor, layer: SparseLayer | None = None) -> Tensor:
-    """A contiguous copy on the CPU, that later steps do not change; of `layer`'s active weights if given."""
+    """A contiguous copy on the CPU that later steps do not change, of the active weights alone if `layer` is given."""
     if layer is not None:
         return layer.gather(value).cpu()  # A copy already.
     return value.detach().to("cpu", copy=True).contiguous()

@@ -6,8 +6,8 @@ import inspect
 import logging
 import statistics
 import time
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, Literal
 
 import torch
@@ -25,16 +25,12 @@ _WORTH_IT = 0.95  # Of a dense step's time, at most: within that the two are ali
 
 
 class Parallel:
-    """A module whose gradients are the mean over the ranks after each step. Alone it is the module.
-
-    `whole` is to be set before a backward that must leave gradients outside the masks too.
-    """
+    """A module whose gradients are the mean over the ranks after each step. Alone it is the module."""
 
     def __init__(self, module: nn.Module, masks: MaskSet, gradients: Gradients, device: torch.device) -> None:
         self.masks = masks
         self.device = device
         self.gradients = gradients
-        self.whole = False
         self._module: nn.Module = module
         self._hook: ActiveAllReduce | None = None
         self._dense_bytes = 0
@@ -49,27 +45,32 @@ class Parallel:
             self._hook.register(self._module)
 
     def __call__(self, images: Tensor) -> Tensor:
+        """Logits [batch, classes] of images [batch, channels, height, width]."""
         logits: Tensor = self._module(images)
         return logits
 
-    def reducing(self, *, last: bool) -> AbstractContextManager[object]:
-        """Forward and backward of one micro-batch: gradients travel with the last of a step."""
+    def accumulating(self) -> AbstractContextManager[object]:
+        """A context of forward and backward passes whose gradients stay on this rank."""
         if not isinstance(self._module, DistributedDataParallel):
             return nullcontext()
-        if not last:
-            no_sync: AbstractContextManager[object] = self._module.no_sync()
-            return no_sync
-        if self._hook is not None:
-            self._hook.active = self.gradients == "active" and not self.whole
-        return nullcontext()
+        no_sync: AbstractContextManager[object] = self._module.no_sync()
+        return no_sync
 
-    @property
-    def masks_gradients(self) -> bool:
-        """Whether the gradients of the latest step came back as 0 outside the masks: scattered into zeros."""
-        return self._hook is not None and self._hook.active
+    @contextmanager
+    def reducing(self, *, whole: bool) -> Iterator[None]:
+        """A context of a step's last forward and backward pass, which reduces all its gradients over the ranks.
+
+        Afterwards they are 0 outside the masks, unless `whole`.
+        """
+        only_active = self._hook is not None and self.gradients == "active" and not whole
+        if self._hook is not None:
+            self._hook.active = only_active
+        yield
+        if not (whole or only_active):  # The active ones come back scattered into zeros.
+            self.masks.mask_gradients()
 
     def take_bytes_sent(self) -> int:
-        """Handed to the all-reduce by this rank since the last call, if called once a step."""
+        """Bytes that this rank has handed to the all-reduce since the last call. Call it once a step."""
         if self._hook is None:
             return self._dense_bytes
         sent, self._sent = self._hook.bytes_sent - self._sent, self._hook.bytes_sent
@@ -78,8 +79,8 @@ class Parallel:
     def choose(self, step: Callable[[], object], *, before: str | None, always_whole: bool) -> None:
         """Decide what `auto` means, the same on every rank: by throw-away steps of both kinds in turn.
 
-        `before` is what the run had chosen before it was interrupted on as many workers: it stays, for with more
-        than two of them the two ways differ in the last bits. Rank 0's clock decides.
+        Rank 0's clock decides. `before` is the choice of the run before it was interrupted on as many workers. It
+        stays, for with more than two of them the two ways differ in the last bits.
         """
         if self.gradients != "auto":
             return
@@ -121,7 +122,7 @@ class Parallel:
 
 
 def _data_parallel(module: nn.Module, device: torch.device) -> DistributedDataParallel:
-    """DDP that leaves buffers alone: statistics are averaged before evaluation instead of shipped every forward."""
+    """Wrap in DDP that leaves buffers alone: statistics are averaged before evaluation, not sent at every forward."""
     # torch 2.13 renamed the argument.
     known = inspect.signature(DistributedDataParallel.__init__).parameters
     off: dict[str, Any] = {"forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers": False}

@@ -16,11 +16,11 @@ _EPSILON = 1e-12  # Under the root, so that the norm of a slice of zeros has a g
 
 @torch.no_grad()
 def add_gradients(settings: PenaltySettings, layers: Sequence[SparseLayer | TiedLayer]) -> None:
-    """Add `l1` times the gradient of the penalty to each layer's gradient (of the bank where weights are tied).
+    """Add `l1` times the gradient of the penalty to each layer's gradient, of the bank where weights are tied.
 
-    The penalty is the sum of |w|; with `group_lasso` it is in convolutions the sum over kernel slices of
-    sqrt(sum of w^2 + 1e-12). Inactive weights are 0, and so is their gradient. After the gradients have been
-    reduced over the ranks: it is the same on all of them.
+    The penalty is the sum of |w|. With `group_lasso` it is, in convolutions, the sum over kernel slices of
+    sqrt(sum of w^2 + 1e-12). Inactive weights are 0, and so is their gradient. The gradients must be reduced over the
+    ranks already, for the penalty is the same on all of them.
     """
     if settings.l1 == 0:
         return

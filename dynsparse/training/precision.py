@@ -1,4 +1,4 @@
-"""Number formats of a training step: autocast, loss scaling, and what is no number."""
+"""Number formats of a training step: autocast, loss scaling, NaN and inf."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ Format = Literal["fp32", "bf16", "fp16"]
 class Precision:
     """Runs the forward pass in the format asked for. Weights, gradients and optimizer state are float32 in each.
 
-    fp16 has numbers up to 65504 only and loses those below 6e-8: the loss is scaled up before backward and the
-    gradients down after, by a factor that is halved where they overflow (`torch.amp.GradScaler`). The scale follows
+    fp16 has numbers up to 65504 only and loses those below 6e-8. So the loss is scaled up before backward and the
+    gradients down after it, by a factor that is halved where they overflow (`torch.amp.GradScaler`). The scale follows
     from reduced gradients, so it is the same on every rank.
     """
 
@@ -26,14 +26,15 @@ class Precision:
         self.scaler = torch.amp.GradScaler(device.type, enabled=format == "fp16")
 
     def autocast(self) -> AbstractContextManager[object]:
+        """A context of forward passes in this format."""
         if self.format == "fp32":
             return nullcontext()
         return torch.autocast(self.device.type, dtype=torch.bfloat16 if self.format == "bf16" else torch.float16)
 
     def backward(self, loss: Tensor) -> None:
-        """Add the gradients of a scalar loss. A loss that is no finite number makes them NaN, all of them.
+        """Add the gradients of a scalar loss. A loss of NaN or inf makes all of them NaN.
 
-        So the sum over the ranks tells each of them: no rank need ask the others.
+        So the sum over the ranks tells each rank, and none needs to ask the others.
         """
         poison = 1 + 0 * loss.detach()  # Exactly 1, or NaN.
         self.scaler.scale(loss * poison).backward()
@@ -44,12 +45,12 @@ class Precision:
         return bool(all_finite([parameter.grad for parameter in parameters if parameter.grad is not None]))
 
     def step(self, optimizer: optim.Optimizer) -> None:
-        """The optimizer's step with finite gradients."""
+        """Let the optimizer step with finite gradients."""
         self.scaler.step(optimizer)
         self.scaler.update()
 
     def skip(self) -> bool:
-        """Instead of `step`. Returns whether the fault may lie in the scale, which is lower now."""
+        """Take no `step`. Returns whether the fault may lie in the scale, which is lower now."""
         if not self.scaler.is_enabled():
             return False
         searching = self.scaler.get_scale() > 1
@@ -57,15 +58,17 @@ class Precision:
         return searching
 
     def state_dict(self) -> dict[str, Any]:
+        """The scaler's state, empty without one."""
         return self.scaler.state_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Load a scaler's state. Older checkpoints and other formats have none."""
         if self.scaler.is_enabled() and state:
             self.scaler.load_state_dict(state)
 
 
 def all_finite(tensors: Sequence[Tensor]) -> Tensor:
-    """Bool scalar: whether there is no infinity and no NaN."""
+    """Bool scalar: whether no value of the tensors is NaN or inf."""
     if tensors[0].is_cuda:  # A few kernels for all; on a CPU it takes ten times as long.
         return torch.nn.utils.get_total_norm(tensors, norm_type=torch.inf).isfinite()
     return torch.stack([extreme for tensor in tensors for extreme in torch.aminmax(tensor)]).isfinite().all()

@@ -48,6 +48,16 @@ class Progress(BaseModel):
             return None
         return "test" if self.validation_top1 is None else "validation"
 
+    def step_done(self) -> None:
+        """Note a step that updated weights."""
+        self.skipped_in_a_row = self.bad_steps_in_a_row = 0
+
+    def step_skipped(self, *, bad: bool) -> None:
+        """Count a step that was skipped. It is `bad` unless only the loss scale was to blame."""
+        self.skipped_steps += 1
+        self.skipped_in_a_row += 1
+        self.bad_steps_in_a_row += bad
+
     def take(self, results: Evaluations, *, eligible: bool = True) -> bool:
         """Note what an epoch reached. Returns whether it is the best so far; it cannot be if not `eligible`."""
         is_best = eligible and (self.best_top1 is None or results.selecting.top1 > self.best_top1)

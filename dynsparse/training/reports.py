@@ -1,4 +1,4 @@
-"""Turns the state of a run into the frozen reports that observers see."""
+"""Reports of a run's state, frozen, for its observers."""
 
 from __future__ import annotations
 
@@ -17,26 +17,29 @@ from dynsparse.training.state import RunState, versions
 
 @dataclass
 class Stopwatch:
-    """Images over seconds."""
+    """Counts images and seconds."""
 
     images: int = 0
     began: float = field(default_factory=time.monotonic)
     ended: float | None = None
 
     def stop(self) -> None:
+        """Count no more seconds."""
         self.ended = time.monotonic()
 
     @property
     def seconds(self) -> float:
+        """Seconds until now, or until it was stopped."""
         return (self.ended or time.monotonic()) - self.began
 
     @property
     def per_second(self) -> float:
+        """Images per second."""
         return self.images / max(self.seconds, 1e-9)
 
 
 class Reporter:
-    """Makes the reports of one run, and times it: nothing that it measures flows back into training."""
+    """Makes the reports of one run, and times it. Nothing that it measures flows back into training."""
 
     def __init__(self, run: RunState, network: Network) -> None:
         self.run = run
@@ -46,18 +49,24 @@ class Reporter:
         self._reading = Stopwatch()
         self._gradient_bytes, self._epoch_bytes, self._epoch_steps = 0, 0, 0
         self._trained_images, self._trained_seconds = 0, 0.0
-        self._seconds_before = run.progress.seconds
+        self._seconds_before = 0.0
+
+    def session_begins(self) -> None:
+        """Begin to time: a new run, or one that resumes from the state that was loaded."""
+        self.session, self._seconds_before = Stopwatch(), self.run.progress.seconds
 
     @property
     def seconds(self) -> float:
-        """Of the run, sessions before a resume included."""
+        """Seconds of the run, sessions before a resume included."""
         return self._seconds_before + self.session.seconds
 
     def epoch_begins(self) -> None:
+        """Begin to time an epoch, or the rest of one after a resume."""
         self.epoch_watch, self._reading = Stopwatch(), Stopwatch()
         self._epoch_bytes, self._epoch_steps = 0, 0
 
     def step_done(self, images: int, gradient_bytes: int) -> None:
+        """Count a step of so many images over all ranks, and the bytes that this rank sent."""
         self._gradient_bytes = gradient_bytes
         self._epoch_bytes += gradient_bytes
         self._epoch_steps += 1
@@ -65,11 +74,13 @@ class Reporter:
         self._reading.images += images
 
     def epoch_trained(self) -> None:
+        """Stop the clock of the epoch's training, before its evaluation."""
         self.epoch_watch.stop()
         self._trained_images += self.epoch_watch.images
         self._trained_seconds += self.epoch_watch.seconds
 
     def run_report(self, *, resumed: bool) -> RunReport:
+        """Report of a run that begins, or resumes."""
         run, config = self.run, self.run.config
         return RunReport(
             name=config.run_name,
@@ -91,6 +102,7 @@ class Reporter:
         )
 
     def step_report(self, loss: Tensor) -> StepReport:
+        """Report of the latest step, whose mean loss is a scalar of this rank."""
         progress = self.run.progress
         speed, self._reading = self._reading.per_second, Stopwatch()
         return StepReport(
@@ -104,7 +116,7 @@ class Reporter:
         )
 
     def epoch_report(self, results: Evaluations, sums: Sequence[float]) -> EpochReport:
-        """`sums` over all ranks: loss, top-1 hits, samples of the training epoch."""
+        """Report of a trained and evaluated epoch. `sums`: loss, top-1 hits and samples over all ranks."""
         loss_sum, found, samples = sums
         run, progress = self.run, self.run.progress
         return EpochReport(
@@ -130,7 +142,7 @@ class Reporter:
         )
 
     def summary(self, status: str) -> Summary:
-        """A collective: every rank computes its digests from its own masks and weights."""
+        """Summary of the run. A collective: every rank computes its digests from its own masks and weights."""
         run, progress, masks = self.run, self.run.progress, self.run.masks
         bad_files = {sample for known in sync.all_of(run.train_data.bad_samples) for sample in known}
         mine = {
@@ -179,7 +191,7 @@ class Reporter:
 
     @property
     def _budget(self) -> int:
-        """Of the masks, or the values of all banks where weights are tied."""
+        """Budget of the masks, and values of all banks where weights are tied."""
         return self.run.masks.budget + sum(layer.active_weights for layer in self.network.tied)
 
     def _active(self) -> dict[str, int]:

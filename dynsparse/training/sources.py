@@ -1,8 +1,7 @@
-"""What a run takes over from another one before its first step: weights, masks.
+"""Sources of a new run: weights and masks that it takes over from another one before its first step.
 
-The paper's experiments: pruning starts from a trained dense network; a static
-network copies the masks of a dynamic one, with fresh weights or with those that
-the dynamic one began with.
+The paper's experiments need them. Pruning starts from a trained dense network. A static network copies the masks of a
+dynamic one, with fresh weights or with those that the dynamic one began with.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ State = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Sources:
-    """The contents of the checkpoints that a config's `start` section names."""
+    """Contents of the checkpoints that a config's `start` section names."""
 
     weights: State | None = None
     masks: State | None = None
@@ -39,18 +38,18 @@ class Sources:
 
     @property
     def wants_fresh_weights(self) -> bool:
-        """Whether another's masks are to get weights of our own: others than those that it began with.
+        """Whether another run's masks get new weights. They are drawn from another seed than that run's.
 
-        Of the same seed they would be the very same, for a seed says a network's initial weights.
+        From the same seed they would be the very weights that it began with.
         """
         return self.masks is not None and self.weights is None
 
     @torch.no_grad()
     def load_weights(self, model: nn.Module) -> None:
-        """Give `model` (on the CPU) the weights and buffers of the source. UserError if they do not fit.
+        """Give `model`, on the CPU, the weights and buffers of the source. UserError if they do not fit.
 
-        Of a checkpoint of before the first step the whole weights are taken, so
-        that a copied mask finds the initial value of each of its positions.
+        An initial checkpoint has the whole weights of before the first step. So a copied mask finds the initial value
+        of each of its positions.
         """
         if self.weights is None:
             return
@@ -67,7 +66,7 @@ class Sources:
         _require_equal(ours, theirs, f"start.weights_from: {self.weights_from}")
         if wrong := [name for name, value in {**saved, **buffers}.items() if not value.isfinite().all()]:
             raise UserError(
-                f"start.weights_from: {self.weights_from}: {wrong[0]} holds values that are no finite numbers; "
+                f"start.weights_from: {self.weights_from}: {wrong[0]} holds NaN or inf; "
                 "take another checkpoint, or export one"
             )
         for name, parameter in model.named_parameters():
@@ -79,7 +78,7 @@ class Sources:
         packing.unpack_buffers(model, buffers)
 
     def active_units(self, specs: Sequence[LayerSpec]) -> dict[str, Tensor] | None:
-        """The active units of each layer in the source, int64; None without one. UserError if layers differ."""
+        """Active units of each layer in the source, int64. None without a source. UserError if layers differ."""
         if self.masks is None:
             return None
         saved = self.masks["masks"]["layers"]
@@ -96,16 +95,16 @@ NOTHING = Sources()
 
 
 def read_sources(config: RunConfig) -> Sources:
-    """Read what the config's `start` section names. UserError if it cannot be had or cannot be started from."""
+    """Read what the config's `start` section names. UserError if it cannot be read or cannot be started from."""
     start = config.start
     weights = _read(start.weights_from, "weights_from")
     masks = _read(start.masks_from, "masks_from")
     if masks is not None and all(_is_full(layer) for layer in masks["masks"]["layers"].values()):
         raise UserError(f"start.masks_from: {start.masks_from} is dense, it has no masks to copy; name a sparse run")
-    if config.method.name == "pruning" and weights is not None and (sparse := _sparse_in(weights)):
+    if config.method.needs_weights and weights is not None and (sparse := _sparse_in(weights)):
         raise UserError(
-            f"start.weights_from: {start.weights_from} is sparse in {sparse[0]}; pruning starts from a dense "
-            f"network: name a run with method dense"
+            f"start.weights_from: {start.weights_from} is sparse in {sparse[0]}; {config.method.name} starts from a "
+            f"dense network: name a run with method dense"
         )
     return Sources(weights, masks, start.weights_from or "", start.masks_from or "")
 
@@ -129,7 +128,7 @@ def _read(source: str | None, key: str) -> State | None:
 
 
 def _exported(path: Path) -> dict[str, Tensor] | None:
-    """The weights in a file of `python -m dynsparse export`; None for what is none, and for files of runs."""
+    """Read the weights in a file of `python -m dynsparse export`. None for other files, and for checkpoints of runs."""
     if path.parent.name == names.CHECKPOINTS:
         return None
     try:
@@ -141,7 +140,7 @@ def _exported(path: Path) -> dict[str, Tensor] | None:
 
 
 def missing_sources(config: RunConfig) -> list[str]:
-    """Which entries of `start` name a checkpoint that is not there (yet)."""
+    """A line for each entry of `start` that names a checkpoint which is not there yet."""
     named = {"weights_from": config.start.weights_from, "masks_from": config.start.masks_from}
     return [
         f"start.{key}: {source} is not there yet"
@@ -157,7 +156,7 @@ def require_sources(config: RunConfig) -> None:
 
 
 def whole_weights(saved: State) -> dict[str, Tensor]:
-    """Parameters by name in full shape: 0 outside the masks, or what was there before they were masked."""
+    """Parameters by name in full shape. Outside the masks they are 0, or the initial values where these were saved."""
     layers = saved["masks"]["layers"]
     initial = saved.get("initial_weights", {})
     whole = {}
@@ -179,7 +178,7 @@ def _units(layer: Mapping[str, Any]) -> int:
 
 
 def _sparse_in(weights: State) -> list[str]:
-    """The layers that are sparse. An exported file has no masks: the zeros tell, for training makes none."""
+    """Names of the layers that are sparse. An exported file has no masks. Its zeros tell, for training makes none."""
     if "exported" in weights:
         tensors: Mapping[str, Tensor] = weights["exported"]
         return [name for name, value in tensors.items() if value.dim() > 1 and _share_of_zeros(value) > 0.01]

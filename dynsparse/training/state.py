@@ -1,4 +1,4 @@
-"""What a run's next step depends on, as one object that can be saved and restored."""
+"""State of a run: everything that its next step depends on, as one object that can be saved and restored."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ log = logging.getLogger(__name__)
 class RunState:
     """Everything that a checkpoint holds.
 
-    What is the same on every rank is stored once; BatchNorm statistics, random
-    state and the running sums of an epoch stand by rank.
+    Most of it is the same on every rank, and stored once. BatchNorm statistics, random state and the running sums of
+    an epoch are stored for each rank.
     """
 
     config: RunConfig
@@ -41,19 +41,19 @@ class RunState:
     precision: Precision
     train_data: TrainPipeline
     sums: Tensor
-    """float64 [3], this rank's in this epoch: loss, top-1 hits, samples."""
+    """Float64 [3]: loss, top-1 hits and samples of this rank in this epoch."""
     progress: Progress
     input: Mapping[str, Any] = field(default_factory=dict)
-    """What the network takes and gives (`network_input`)."""
+    """Input and output of the network (`network_input`)."""
     evaluated_on: Mapping[str, str] = field(default_factory=dict)
-    """Digests of the samples of validation and test, as far as they are there, by these names."""
+    """Digests of the samples of validation and test, by these names, as far as there are any."""
     shared_bad_samples: dict[int, str] = field(default_factory=dict)
-    """Of the training data, with the reasons: those that every rank knows."""
+    """Bad training samples that every rank knows, with the reasons."""
     gradients_before: str | None = None
-    """`Progress.gradients` of the checkpoint that this run goes on from with as many workers."""
+    """`Progress.gradients` of the checkpoint that this run resumes from with as many workers."""
 
     def of_this_rank(self) -> dict[str, Any]:
-        """What differs from rank to rank."""
+        """State that differs from rank to rank."""
         return {
             "buffers": packing.pack_buffers(self.model),
             "random": packing.random_state(self.sums.device),
@@ -62,16 +62,17 @@ class RunState:
         }
 
     def load_of_this_rank(self, saved: Mapping[str, Any]) -> None:
+        """Load what `of_this_rank` gave. Bad samples stay known."""
         packing.unpack_buffers(self.model, saved["buffers"])
         packing.set_random_state(saved["random"], self.sums.device)
         self.sums.copy_(saved["sums"])
 
     def save(self, ranks: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-        """Plain data and CPU tensors, given every rank's `of_this_rank`."""
+        """Return plain data and CPU tensors, given every rank's `of_this_rank`."""
         return self.snapshot(ranks)()
 
     def snapshot(self, ranks: Sequence[Mapping[str, Any]]) -> Callable[[], dict[str, Any]]:
-        """Copy what `save` needs. The result gives it, in any thread, however far training has gone meanwhile."""
+        """Copy what `save` needs. Call the result in any thread to get it, however far training has gone meanwhile."""
         masks = self.masks.snapshot()
         rest = {
             "config": self.config.as_dict(),
@@ -89,12 +90,11 @@ class RunState:
         return lambda: {**rest, "masks": masks()}
 
     def load(self, saved: Mapping[str, Any]) -> None:
-        """Continue where `saved` was made. UserError if that was another model or method, UserError for other data.
+        """Resume where `saved` was made. UserError if that was another model or method, or other data.
 
-        On the same number of workers the run goes on bit for bit. On another
-        number weights, masks, optimizer and sample order do; BatchNorm
-        statistics become the mean over the old workers, and each worker's
-        random state starts anew, for neither has a counterpart.
+        On the same number of workers the run continues bit for bit. On another number weights, masks, optimizer and
+        sample order do. BatchNorm statistics become the mean over the old workers, and each worker's random state
+        starts anew, for neither has a counterpart.
         """
         require_same_settings(saved, self.config)
         self.load_network(saved)
@@ -103,7 +103,7 @@ class RunState:
         self.precision.load_state_dict(saved.get("loss_scale", {}))  # Older checkpoints have none.
         self.train_data.load_state_dict(saved["data"])
         require_same_evaluation(saved, self.evaluated_on)
-        for rank in saved["ranks"]:  # Older checkpoints know of none.
+        for rank in saved["ranks"]:  # Older checkpoints have no bad samples.
             self.train_data.avoid(rank.get("bad_samples", {}))
         self.progress = _progress(saved["progress"], self.progress)
         ranks = saved["ranks"]
@@ -116,13 +116,13 @@ class RunState:
             self.sums.copy_(torch.stack([rank["sums"] for rank in ranks]).sum(0))
             log.warning(
                 "the checkpoint was made by %d workers, this run has %d: masks, weights, optimizer and sample order "
-                "go on exactly; BatchNorm statistics are the mean over the old workers, random states are new",
+                "continue exactly; BatchNorm statistics are the mean over the old workers, random states are new",
                 len(ranks),
                 self.worker.world_size,
             )
 
     def load_network(self, saved: Mapping[str, Any]) -> None:
-        """Masks, weights, and BatchNorm statistics as the mean over the ranks: enough to evaluate."""
+        """Load masks, weights, and BatchNorm statistics as the mean over the ranks: enough to evaluate."""
         require_same_layers(saved, self.config, self.model, self.masks)
         self.masks.load_state_dict(saved["masks"])
         packing.unpack_weights(self.model, self.masks, saved["weights"])
@@ -131,14 +131,14 @@ class RunState:
 
 
 def versions() -> dict[str, str]:
-    """Of what a run's numbers depend on."""
+    """Versions of the software that a run's numbers depend on."""
     from dynsparse import __version__
 
     return {"dynsparse": __version__, "torch": str(torch.__version__), "python": platform.python_version()}
 
 
 def _progress(saved: Mapping[str, Any], ours: Progress) -> Progress:
-    """Return the saved progress, of which another version may have less, or more."""
+    """Progress from a checkpoint. One of another version may have fewer fields, or more."""
     return Progress.model_validate(
         {**saved, "initial_active": {**ours.initial_active, **saved.get("initial_active", {})}}
     )

@@ -1,4 +1,4 @@
-"""Stopping on request: a signal sets a flag, the loop leaves at the next step."""
+"""Stopping on request: a signal sets a flag, and the loop stops at the next step."""
 
 from __future__ import annotations
 
@@ -22,14 +22,16 @@ class StopFlag:
         self.ends_launch = False
 
     def install(self) -> None:
+        """Handle the signals from now on, and watch torchrun where it started this process."""
         for number in _SIGNALS:
-            # Ignored from the start, as nohup has it for SIGHUP: it stays so.
+            # SIGHUP stays ignored where it was from the start, as under nohup.
             if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:
                 signal.signal(number, self._handle)
         if torchrun.is_parent():
             threading.Thread(target=self._watch_torchrun, name="torchrun watch", daemon=True).start()
 
     def __call__(self) -> bool:
+        """Tell whether it is set."""
         return self.is_set
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
@@ -42,7 +44,7 @@ class StopFlag:
         self.ends_launch = self.ends_launch or number != signal.SIGTERM
 
     def _watch_torchrun(self) -> None:
-        """Killed, torchrun cannot end its workers. They would train on, and nobody could stop or restart them."""
+        """Stop if torchrun is gone. Killed, it cannot end its workers, and nobody could stop or restart them."""
         never = threading.Event()
         while os.getppid() == torchrun.PARENT:
             never.wait(_SECONDS)

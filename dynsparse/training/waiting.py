@@ -1,4 +1,4 @@
-"""Wait for storage that is full, read-only or gone, at the start and at the end of a run."""
+"""Waiting for storage that is full, read-only or gone, at the start and at the end of a run."""
 
 from __future__ import annotations
 
@@ -15,10 +15,9 @@ PAUSE_SECONDS = 1.0
 
 
 def wait_for_storage(behind: Callable[[], list[str]], try_again: Callable[[], None]) -> None:
-    """A collective. Call `try_again` until nothing is left to write, or the time is over.
+    """Call `try_again` until nothing is left to write, or the time is over. Both are collectives.
 
-    `behind` names the files on rank 0 that could not be written yet, and none on the others. `try_again` is a
-    collective too.
+    `behind` names the files that could not be written yet, on rank 0 alone.
     """
     began, said = time.monotonic(), False
     while True:
@@ -39,4 +38,5 @@ def wait_for_storage(behind: Callable[[], list[str]], try_again: Callable[[], No
 
 
 def pause() -> None:
+    """Sleep between two tries. Tests replace it."""
     time.sleep(PAUSE_SECONDS)

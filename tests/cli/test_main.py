@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
 from importlib import import_module
@@ -23,7 +24,7 @@ def test_the_console_command_is_the_module() -> None:
 
 
 def test_each_verb_is_a_module_with_a_main() -> None:
-    for module, _ in main.VERBS.values():
+    for module, _ in main.PROGRAM.verbs.values():
         assert callable(import_module(module).main), module
 
 
@@ -31,7 +32,7 @@ def test_each_verb_is_a_module_with_a_main() -> None:
 def test_usage_names_each_verb(words: tuple[str, ...], code: int, capsys: pytest.CaptureFixture[str]) -> None:
     assert main.main([*words]) == code
     out = capsys.readouterr().out
-    assert all(f"\n  {name} " in out for name in main.VERBS)
+    assert all(f"\n  {name} " in out for name in main.PROGRAM.verbs)
 
 
 def test_an_unknown_verb_is_refused_with_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:
@@ -41,7 +42,11 @@ def test_an_unknown_verb_is_refused_with_the_nearest(capsys: pytest.CaptureFixtu
 
 
 def test_a_verb_of_pipelines(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main.main(["scan", str(tmp_path / "nowhere")]) == 2
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        assert main.main(["scan", str(tmp_path / "nowhere")]) == 2
+    finally:
+        signal.signal(signal.SIGTERM, before)
     assert capsys.readouterr().err.startswith("error: ")
 
 

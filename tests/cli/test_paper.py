@@ -40,7 +40,7 @@ DOCUMENTED = """
 
 @dataclass(frozen=True)
 class Invocation:
-    """What dist_train.py makes of a command line."""
+    """Config that dist_train.py makes of a command line."""
 
     config: RunConfig
     resume: str | None

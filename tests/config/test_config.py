@@ -113,7 +113,7 @@ def test_a_config_is_read_back_whatever_its_texts_hold(
 
 
 def test_every_number_has_a_limit() -> None:
-    """What counts something cannot be so large that products overflow; a list cannot be endless."""
+    """Counts cannot be so large that products overflow, and lists cannot be endless."""
 
     def integers(schema: Any, where: str) -> Iterator[tuple[str, Any]]:
         if isinstance(schema, dict):
@@ -170,7 +170,7 @@ def test_what_is_too_much(override: str, message: str, tmp_path: Path) -> None:
 
 
 def test_values_that_come_without_a_file() -> None:
-    """Such as flags, and the config that a checkpoint holds."""
+    """Settings need not come from a file: flags, and the config that a checkpoint holds."""
     nested: dict[str, Any] = {}
     for _ in range(3000):
         nested = {"a": nested}
@@ -209,7 +209,7 @@ TEXTS = ["2026-11-05", "2026-99-99", "007", "1e3", "1_000", "0x1F", "1.50", "on"
 
 @pytest.mark.parametrize("text", [*TEXTS, "'quoted'"])
 def test_text_is_what_was_written(text: str, tmp_path: Path) -> None:
-    """On the command line and in a file, whatever else YAML reads it as."""
+    """Names are taken as text on the command line and in a file, whatever else YAML reads them as."""
     path = tmp_path / "run.yaml"
     path.write_text(IMAGES)
     word = text.strip("'")
@@ -241,7 +241,7 @@ def test_numbers_and_booleans_are_what_they_were(tmp_path: Path) -> None:
 
 
 def test_a_key_is_text_in_all_members_of_a_union_or_in_none() -> None:
-    """Or an override could not be read before it is known which member it is for."""
+    """Otherwise an override could not be read before its member is known."""
     for section in ("model", "method", "data"):
         members = reading.alternatives(reading.under([RunConfig], section))
         for key in {key for member in members for key in member.model_fields}:

@@ -104,7 +104,7 @@ def test_hostile_documents(name: str) -> None:
     ids=lambda text: text[:6],
 )
 def test_endless_numbers_are_texts(text: str) -> None:
-    """That is what a path may be, and no field of numbers takes them."""
+    """A path may be such a text, and no field of numbers takes it."""
     assert plain(read(f"a: {text}", "")) == {"a": text}
 
 
@@ -191,7 +191,7 @@ LARGEST = {
     "aliases": "a: &a [" + "1," * 5_000 + "]\nb: [" + "*a, " * 10 + "]",
     "merged": "a: &a {" + ",".join(f"{n}: 1" for n in range(2_000)) + "}\nb: {<<: [" + "*a, " * 9 + "]}",
 }
-"""As much as is allowed, or nearly."""
+"""Documents as large as allowed, or nearly."""
 
 CHILD = """
 import json, resource, sys

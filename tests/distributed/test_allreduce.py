@@ -112,8 +112,7 @@ def one_step(worker: Worker, methods: list[str]) -> dict[str, tuple[Weights, Wei
         for config in configs:
             trainer = runs.trainer(config, worker)
             trainer._settle()
-            trainer._forward_backward(next(iter(trainer.data.train.epoch())))
-            trainer.masks.mask_gradients()
+            trainer.engine.backward(next(iter(trainer.data.train.epoch())), whole=False)
             ways.append({key: value.grad.clone() for key, value in trainer.model.named_parameters()})
         results[name] = (ways[0], ways[1])
     return results
@@ -255,7 +254,7 @@ def test_what_lies_outside_the_masks_decides_about_no_step() -> None:
 
 def fp16_from_a_scale_too_large(worker: Worker, config: RunConfig) -> tuple[int, Weights]:
     trainer = runs.trainer(config, worker)
-    trainer.precision.scaler.load_state_dict({**trainer.precision.scaler.state_dict(), "scale": 2.0**40})
+    trainer.engine.precision.scaler.load_state_dict({**trainer.engine.precision.scaler.state_dict(), "scale": 2.0**40})
     trainer.fit()
     return trainer.progress.skipped_steps, {n: p.detach() for n, p in trainer.model.named_parameters()}
 
@@ -396,4 +395,4 @@ def test_a_resumed_run_keeps_its_choice() -> None:
 def test_alone_nothing_travels() -> None:
     trainer = runs.trainer(settings("dsr", 24, "auto"))
     assert trainer.fit().gradients == "dense"
-    assert trainer.parallel.take_bytes_sent() == 0
+    assert trainer.engine.parallel.take_bytes_sent() == 0

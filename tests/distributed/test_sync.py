@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from dynsparse.distributed import digest, sync
+from dynsparse.distributed import agreement, digest, sync
 from dynsparse.errors import DesyncError, UserError
 from dynsparse.masks import MaskSet, sparse_layers
 from dynsparse.masks.selection import Cut
@@ -171,7 +171,7 @@ def flags_and_buffers(worker: Worker) -> Any:
     model = nn.BatchNorm1d(2)
     model.running_mean.fill_(worker.rank)  # type: ignore[union-attr]
     model.num_batches_tracked.fill_(7)  # type: ignore[union-attr, operator]
-    sync.average_buffers(model)
+    agreement.average_buffers(model)
     gathered = sync.gather(worker.rank * 10)
     return (
         sync.any_rank(worker.rank == 2),
@@ -223,4 +223,4 @@ def test_alone_everything_is_a_no_op() -> None:
     assert sync.from_rank_0(lambda: 4) == 4
     assert sync.gather(5) == [5]
     assert sync.any_rank(True)
-    assert sync.all_agree(["a"], torch.tensor([1])) == []
+    assert agreement.all_agree(["a"], torch.tensor([1])) == []

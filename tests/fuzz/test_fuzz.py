@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -15,26 +14,17 @@ import pytest
 from tests.fuzz.inputs.mutations import MUTATIONS
 from tests.training import runs
 
-CASES = {"runs": 200, "inputs": 170}
+CASES = {"runs": 140, "inputs": 170}
 """Cases in `make test`: a fixed number, however fast the machine is."""
 HOUR = 3600
 
 
-def start(tmp_path: Path, *arguments: Any) -> subprocess.Popen[str]:
-    """Start a process, which the caller ends with `runs.kill`."""
-    return runs.start([sys.executable, "-m", "tests.fuzz", *arguments], TMPDIR=str(tmp_path))
-
-
 def fuzz(tmp_path: Path, *arguments: Any) -> str:
     """Its words. Fails with them if a case did, or where it left files behind."""
-    process = start(tmp_path, *arguments)
-    try:
-        out, err = process.communicate()
-    finally:
-        runs.kill(process)
-    assert process.returncode == 0, f"{out[:6000]}\n{err[-3000:]}"
+    done = runs.python("-m", "tests.fuzz", *arguments, limit=HOUR, TMPDIR=str(tmp_path))
+    assert done.returncode == 0, f"{done.stdout[:6000]}\n{done.stderr[-3000:]}"
     assert os.listdir(tmp_path) == []
-    return out
+    return str(done.stdout)
 
 
 def test_each_mutation_of_inputs_has_a_case() -> None:
@@ -62,7 +52,8 @@ def test_a_number_says_what_a_case_is(kind: str, tmp_path: Path) -> None:
 
 
 def test_it_leaves_nothing_when_it_is_asked_to_stop(tmp_path: Path) -> None:
-    process = start(tmp_path, "--seconds", HOUR, "--mutation", "folder:nothing", "--log", tmp_path / "log")
+    words = ["-m", "tests.fuzz", "--seconds", HOUR, "--mutation", "folder:nothing", "--log", tmp_path / "log"]
+    process = runs.start([sys.executable, *words], TMPDIR=str(tmp_path))
     try:
         while process.poll() is None and not list(tmp_path.glob("*/subjects")):
             time.sleep(0.05)

@@ -39,7 +39,7 @@ def test_losses_are_finite_and_weights_stay_inside(method: str, precision: str, 
 def test_fp16_finds_its_scale(device: torch.device) -> None:
     """Steps are skipped and counted, and change nothing, until the scale no longer makes every gradient overflow."""
     trainer = make_trainer(settings(SMALL, MOVING["dsr"], train={"precision": "fp16"}), device)
-    trainer.precision.load_state_dict({**trainer.precision.state_dict(), "scale": 2.0**60})
+    trainer.engine.precision.load_state_dict({**trainer.engine.precision.state_dict(), "scale": 2.0**60})
     before = [parameter.detach().clone() for parameter in trainer.model.parameters() if parameter.dim() == 1]
     steps(trainer, 1)
     after = [parameter.detach() for parameter in trainer.model.parameters() if parameter.dim() == 1]

@@ -3,6 +3,7 @@ refused, as the API server does with kubectl."""
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -11,12 +12,15 @@ from typing import Any
 import kubernetes_validate
 import yaml
 from kubeflow_trainer_api import models
+from kubernetes_validate import utils
 
 from tests.training.runs import ROOT
 
 FOLDER = ROOT / "launch/kubernetes"
 OLDEST, NEWEST = "1.29", kubernetes_validate.latest_version()
 """Versions of Kubernetes. In 1.29 backoffLimitPerIndex is on by default."""
+
+utils.schema_contents = functools.cache(utils.schema_contents)  # Else each check parses megabytes of JSON anew.
 
 Document = dict[str, Any]
 _OF_THE_TRAINER = {

@@ -50,7 +50,7 @@ exec chroot "$root" /bin/sh -ec 'cd "$0"; exec "$@"' "$@"
 def make_image(folder: Path) -> Path:
     """Make a folder of the files that the Dockerfile copies, with folders for the volumes."""
     for name in ("configs", "dynsparse", "launch", "pipelines"):
-        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copytree(ROOT / name, folder / name)  # With what Python has compiled: containers cannot keep theirs.
     shutil.copy(ROOT / "dist_train.py", folder)
     for name in ("runs", "data"):
         (folder / name).mkdir()
@@ -136,8 +136,10 @@ class Pod:
         volumes = {volume["name"]: volume for volume in self.spec["volumes"]}
         for mount in container.get("volumeMounts", []):
             mounts.append((*self._volume(volumes[mount["name"]], mount), mount["mountPath"]))
-        # After the volumes: this environment may lie in /tmp, which is one.
-        mounts += [("ro", path, path) for path in (sys.base_prefix, sys.prefix)]
+        # After the volumes: this environment may lie in /tmp, which is one. It may be a link, and its programs begin
+        # with the path where it was made.
+        real = str(Path(sys.prefix).resolve())
+        mounts += [("ro", str(Path(path).resolve()), path) for path in {sys.base_prefix, sys.prefix, real}]
         return [word for mount in mounts for word in mount]
 
     def _volume(self, volume: dict[str, Any], mount: dict[str, Any]) -> tuple[str, str]:

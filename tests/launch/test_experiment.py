@@ -352,7 +352,7 @@ BAD_CALLS: list[tuple[list[str], str]] = [
     (["SMALL", "1", "--", "--config", "x"], "unrecognized arguments: --config"),
     (["SMALL", "1", "--", "sparsity.fcc=1"], "SMALL: job 1: command line: sparsity.fcc: unknown key"),
     (["SMALL", "1", "--", "--epochs", "9"], "SMALL: job 1: --epochs 9 and --prune contradict each other"),
-    (["SMALL", "--rewire"], "unrecognized arguments: --rewire; see dist_train.py --help"),
+    (["SMALL", "--rewire"], "unrecognized arguments: --rewire; see launch/experiment.sh --help"),
     ([], "the following arguments are required: LIST"),
 ]
 

@@ -111,7 +111,11 @@ def test_shellcheck() -> None:
         subprocess.run(["shellcheck", "--external-sources", f"--source-path={runs.ROOT}", str(script)], check=True)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP], ids=lambda number: number.name)
+@pytest.mark.parametrize(
+    "number",
+    [signal.SIGTERM, signal.SIGINT, pytest.param(signal.SIGHUP, marks=pytest.mark.slow)],
+    ids=lambda number: number.name,
+)
 def test_a_signal_stops_the_workers_and_leaves_a_checkpoint(tmp_path: Path, number: signal.Signals) -> None:
     """A signal to the script alone, as a supervisor sends it: torchrun and the workers end too, with code 75."""
     settings = runs.config(runs=str(tmp_path), name="a", train={"epochs": 100_000}, log={"progress": "lines"})

@@ -39,7 +39,9 @@ def test_what_a_layer_draws_depends_on_its_own_arguments_alone(layers: list[tupl
         start += size
 
 
-@pytest.mark.parametrize("count", [10, 200, 499, 700, 999])
+@pytest.mark.parametrize(
+    "count", [10, 499, 999, pytest.param(200, marks=pytest.mark.slow), pytest.param(700, marks=pytest.mark.slow)]
+)
 def test_draws_are_uniform(count: int) -> None:
     """Every number, and every distance of two neighbours in the ring, comes up as often as it must.
 

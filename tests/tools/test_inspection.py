@@ -151,7 +151,7 @@ def test_files_that_are_no_checkpoint(latest: Path, tmp_path: Path, capsys: pyte
 
 
 def test_a_flipped_bit_is_told_by_its_entry(latest: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """In the values of the first layer, which are stored as they are or deflated; both have their CRC."""
+    """A bit is flipped in the values of the first layer, stored or deflated. Both have a CRC."""
     stored, path = read(latest)["weights"]["fc1.weight"].numpy().tobytes(), tmp_path / "a.pt"
     torch.save(torch.load(latest, weights_only=True), path)  # Not deflated.
     content = bytearray(path.read_bytes())
@@ -336,7 +336,7 @@ def test_line_ends_in_a_name_are_escaped(latest: Path, tmp_path: Path, capsys: p
 
 
 def test_a_csr_file_is_refused_in_one_line(tmp_path: Path) -> None:
-    """In a process of its own: torch warns of CSR once in each."""
+    """It runs in a process of its own, as torch warns of CSR once in each."""
     path = tmp_path / "a.csr.pt"
     matrix = to_csr(torch.eye(3), torch.eye(3, dtype=torch.bool))
     torch.save({"format": CSR_FORMAT, "sparse": {"fc.weight": matrix}}, path)

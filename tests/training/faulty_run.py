@@ -30,11 +30,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from dynsparse.cli.actions import training as start
+from dynsparse.cli.actions import held_run
 from dynsparse.cli.main import train
 from dynsparse.errors import UserError
 from dynsparse.training import trainer as loop
+from dynsparse.training.engine import Engine
 from dynsparse.training.precision import Precision
+from dynsparse.training.saving import Saving
 from dynsparse.training.trainer import Trainer
 
 
@@ -121,11 +123,11 @@ def remember(self: Trainer) -> Any:
 
 
 Trainer.fit = remember  # type: ignore[method-assign]
-before(start, "build", lambda: "building")
-after(Trainer, "_forward_backward", lambda: "settling")
+before(held_run, "build", lambda: "building")
+after(Engine, "backward", lambda: "settling")
 before(Precision, "unscale", lambda: f"step {trainers[0].progress.step}")
 before(loop, "evaluate", lambda: "evaluation")
-after(Trainer, "_finish", lambda: "end")
+after(Saving, "end", lambda: "end")
 
 if __name__ == "__main__":
     train(sys.argv[1:], "dist_train.py")

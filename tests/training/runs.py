@@ -84,19 +84,21 @@ def write_config(folder: Path, settings: RunConfig) -> Path:
 def dist_train(
     *arguments: Any, workers: int = 0, max_restarts: int = 0, script: Path = ROOT / "dist_train.py", **environment: str
 ) -> Any:
-    """Run dist_train.py to its end, under torchrun if `workers` is not 0. Nothing that it starts outlives the call.
-
-    It is forked; see tests/forks.py.
-    """
+    """Run dist_train.py to its end, under torchrun if `workers` is not 0. Forked: see tests/forks.py."""
     options = ["--standalone", "--nproc-per-node", workers, "--max-restarts", max_restarts]
     launcher = [*TORCHRUN[1:], *options] if workers else []
-    words = [str(word) for word in (*launcher, script, *arguments)]
+    return python(*launcher, script, *arguments, **environment)
+
+
+def python(*words: Any, limit: float = 200, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run `python WORDS` to its end, forked. Nothing that it starts outlives the call."""
+    words = tuple(map(str, words))
     with TemporaryDirectory() as folder:
         out, err = Path(folder) / "stdout", Path(folder) / "stderr"
         process = forks.python(words, ROOT, _environment(environment), out, err)
         process.start()
         try:
-            process.join(200)
+            process.join(limit)
             assert process.exitcode is not None, f"{words} did not end:\n{out.read_text()}{err.read_text()}"
         finally:
             kill(process)

@@ -1,4 +1,4 @@
-"""Steps whose loss or gradients are no finite numbers: left out by all ranks together, counted, and ended in time."""
+"""Steps whose loss or gradients are NaN or inf: skipped by all ranks together, counted, and ended in time."""
 
 from __future__ import annotations
 
@@ -142,7 +142,7 @@ def diverges(worker: Worker, folder: Path, bad: set[int], most: int) -> tuple[st
 
 def test_too_many_in_a_row_end_the_run_and_keep_the_checkpoints_before(tmp_path: Path) -> None:
     for error, files, progress in run_distributed(diverges, 2, tmp_path, {5, *range(10, 40)}, 4):
-        assert "the loss or gradients of 4 steps in a row, the last of them step 13, are no finite" in error
+        assert "the loss or gradients of 4 steps in a row, the last of them step 13, are NaN or inf" in error
         assert "\n" not in error
         assert files == ["step-000000008.pt", "step-000000009.pt"]
         assert progress["skipped_steps"] == 5
@@ -202,12 +202,12 @@ def test_an_infinite_loss_with_finite_gradients_is_told_to_all() -> None:
 def test_the_search_for_a_scale_is_not_counted_as_divergence(caplog: pytest.LogCaptureFixture) -> None:
     """From a scale of 2^60 the gradients overflow until it has come down; fewer bad steps are allowed than that."""
     trainer = runs.trainer(runs.config(model=CNN, train={"epochs": 8, "precision": "fp16", "max_bad_steps": 3}))
-    trainer.precision.scaler.load_state_dict({**trainer.precision.scaler.state_dict(), "scale": 2.0**60})
+    trainer.engine.precision.scaler.load_state_dict({**trainer.engine.precision.scaler.state_dict(), "scale": 2.0**60})
     with caplog.at_level(logging.WARNING):
         summary = trainer.fit()
     assert summary.status == "done"
     assert 10 < summary.skipped_steps < 60
-    assert 1 <= trainer.precision.scaler.get_scale() < 2.0**50
+    assert 1 <= trainer.engine.precision.scaler.get_scale() < 2.0**50
     assert "skipped" not in caplog.text
 
 

@@ -178,7 +178,7 @@ def test_only_damaged_ones_is_an_error_that_names_them(tmp_path: Path) -> None:
         folder.newest()
     assert len(caught.value.lines) == 3
     assert "step-000000010.pt" in caught.value.lines[0]
-    assert "no whole checkpoint" in caught.value.lines[2]
+    assert "no valid checkpoint" in caught.value.lines[2]
 
 
 def test_later_checkpoints_are_set_aside_not_deleted(tmp_path: Path) -> None:

@@ -123,7 +123,7 @@ def test_layouts_of_gradients_are_checked_before_the_first_step(monkeypatch: pyt
     def note(parameters: Any) -> None:
         checked.append((trainer.progress.step, all(parameter.grad is not None for parameter in parameters)))
 
-    monkeypatch.setattr("dynsparse.training.trainer.check_layouts", note)
+    monkeypatch.setattr("dynsparse.training.engine.check_layouts", note)
     trainer.fit()
     assert (0, True) in checked
 

@@ -66,7 +66,7 @@ def state_after(worker: Worker, settings: RunConfig, saved: dict[str, Any] | Non
     if stop is not None:
         trainer.stop_requested = lambda: trainer.progress.step == stop
     collected: list[dict[str, Any]] = []
-    trainer._save = lambda **_: collected.append(trainer.run.save(_gathered(trainer)))  # type: ignore[method-assign]
+    trainer.saving.save = lambda **_: collected.append(trainer.run.save(_gathered(trainer)))  # type: ignore[method-assign]
     with contextlib.suppress(StopRequested):
         trainer.fit()
     state = collected[-1]

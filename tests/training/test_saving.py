@@ -144,7 +144,7 @@ def waits_in_turns(worker: Worker, folder: Path) -> int:
 
         checkpoints.has_written = counted  # type: ignore[method-assign]
         checkpoints.begin(content, 1)
-    trainer._await_writer()
+    trainer.saving.await_writer()
     return in_vain
 
 
@@ -229,16 +229,16 @@ def saved_by_the_clock(worker: Worker, settings: RunConfig, folder: Path) -> lis
     """The steps at which this rank took part in a save, where each step takes 20 s on rank 0's clock."""
     checkpoints = CheckpointFolder(folder, keep=99) if worker.is_main else None
     trainer = runs.trainer(settings, worker, checkpoints=checkpoints)
-    assert trainer.save_timer._seconds == (60 if worker.is_main else None)
+    assert trainer.saving.timer._seconds == (60 if worker.is_main else None)
     if worker.is_main:
-        trainer.save_timer = SaveTimer(1, lambda: 20.0 * trainer.progress.step)
-    steps, save = [], trainer._save
+        trainer.saving.timer = SaveTimer(1, lambda: 20.0 * trainer.progress.step)
+    steps, save = [], trainer.saving.save
 
     def note(**options: bool) -> None:
         steps.append(trainer.progress.step)
         save(**options)
 
-    trainer._save = note  # type: ignore[method-assign]
+    trainer.saving.save = note  # type: ignore[method-assign]
     trainer.fit()
     return steps
 

@@ -139,6 +139,9 @@ class BatchesOnDevice:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self._place = state["place"]
 
+    def seek(self, epoch: int, batch: int) -> None:
+        self._place = batch
+
     def avoid(self, bad: Mapping[int, str]) -> None:
         assert not bad
 

@@ -31,7 +31,7 @@ def amp(bench: Bench, found: Found) -> None:
     for title, precision, scale in (("bf16", "bf16", None), ("fp16", "fp16", None), ("fp16, 2^60", "fp16", 2.0**60)):
         trainer = make_trainer(settings(case, MOVING["dsr"], train={"precision": precision}), bench.device)
         if scale is not None:
-            trainer.precision.load_state_dict({**trainer.precision.state_dict(), "scale": scale})
+            trainer.engine.precision.load_state_dict({**trainer.engine.precision.state_dict(), "scale": scale})
         steps(trainer, 60 if scale else 2)
         losses = steps(trainer, 6)
         skipped = trainer.progress.skipped_steps

@@ -3,40 +3,34 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 import pipelines
 from dynsparse import torchrun
 from dynsparse.cli.actions.base import Action, Rule, position_in, require, start_rules
+from dynsparse.cli.actions.held_run import HeldRun, finished
 from dynsparse.cli.leaving import end_at_once
 from dynsparse.config.schema import RunConfig
 from dynsparse.distributed import sync
 from dynsparse.errors import EXIT_STOPPED, StopRequested
 from dynsparse.runtime import Worker, process_group
-from dynsparse.training.banner import banner_lines
-from dynsparse.training.building import build, data_request
-from dynsparse.training.callbacks import standard_observers
+from dynsparse.training.building import data_request
 from dynsparse.training.checkpoint import how_chosen
 from dynsparse.training.compatibility import require_same_evaluation
-from dynsparse.training.preflight import idle_warning, require_model_of, require_resumable, require_usable_sources
+from dynsparse.training.preflight import idle_warning, require_resumable, require_usable_sources
 from dynsparse.training.resume import (
     ResumePoint,
-    checkpoints_of,
     find_resume_point,
     is_finished,
     require_writable,
-    take_folder,
 )
-from dynsparse.training.run.collective import holding, waiting
+from dynsparse.training.run.collective import holding
 from dynsparse.training.run.lock import RunLock
 from dynsparse.training.run.timing import BEAT_SECONDS
 from dynsparse.training.stopping import StopFlag
-from dynsparse.training.trainer import Trainer
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -92,51 +86,7 @@ class Training(Action):
         again = worker.is_main and torchrun.has_taken()
         lock = RunLock(self.config.folder, torchrun.launch_id(), grace=patience, again=again, on_loss=end_at_once)
         with holding(lock, patience / 4):
-            self._train(worker, stop, lock)
-
-    def _train(self, worker: Worker, stop: StopFlag, lock: RunLock) -> None:
-        """Build everything, then touch the run's folder: an error before leaves it as it was."""
-        config, launch = self.config, torchrun.launch_id()
-
-        def on_disk(act: Callable[[], T]) -> T:
-            return sync.from_rank_0(lambda: waiting(act, config.distributed.timeout_seconds / 4, again=lock.again))
-
-        retry = sync.any_rank(torchrun.is_retry())
-        start = on_disk(
-            lambda: find_resume_point(config, resume=self.resume, overwrite=self.overwrite, launch=launch, retry=retry)
-        )
-        if start is not None and sync.from_rank_0(lambda: is_finished(config, start)):
-            if worker.is_main:
-                print(finished(config, start))
-            return
-        if start is not None:  # Before a network is built as large as its config says.
-            sync.from_rank_0(lambda: require_model_of(config, start.state))
-        network, data = build(config, worker, fresh=start is None)
-        trainer = Trainer(
-            config,
-            network,
-            data,
-            worker,
-            observers=standard_observers(config, launch=launch, resumed_from=start and start.path)
-            if worker.is_main
-            else (),
-            checkpoints=checkpoints_of(config, launch, lock.require) if worker.is_main else None,
-            stop_requested=stop,
-            guard=lock.require,
-        )
-        if start is not None:
-            sync.together(lambda: trainer.load(start.state))
-        on_disk(lambda: take_folder(config, start, overwrite=self.overwrite, launch=launch, guard=lock.require))
-        if worker.is_main:
-            torchrun.note_taken()
-            print("\n".join(banner_lines(config, network, data, worker)), flush=True)
-        with closing(data):
-            trainer.fit()
-
-
-def finished(config: RunConfig, start: ResumePoint) -> str:
-    """Return the line that says that a run has trained for all of its epochs."""
-    return f"{start.path} has all {config.train.epochs} epochs behind it; set train.epochs= to train on"
+            HeldRun(self.config, self.resume, self.overwrite, worker, stop, lock).train()
 
 
 def _require_data(config: RunConfig, worker: Worker, saved: Mapping[str, Any] | None = None) -> None:

@@ -209,6 +209,11 @@ def flag_named(name: str) -> Flag | None:
     return _BY_NAME.get(name)
 
 
+def any_given(arguments: argparse.Namespace) -> bool:
+    """Return whether one of the flags is on the command line."""
+    return any(flag.name in vars(arguments) for flag in FLAGS)
+
+
 def add_flags(parser: argparse.ArgumentParser, *, shown: bool = False) -> None:
     """Add all flags, in a group of their own. `parser` also has `--resume`, which may be repeated, and overrides.
 

@@ -21,11 +21,6 @@ from dynsparse.config.schema import RunConfig
 from dynsparse.errors import UserError
 
 
-def any_given(arguments: argparse.Namespace) -> bool:
-    """Return whether one of the flags is on the command line."""
-    return any(flag.name in vars(arguments) for flag in FLAGS)
-
-
 @dataclass(frozen=True)
 class Translation:
     """The config that a command line makes."""

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from dynsparse.tools.report.binned import Binned, latest
-from dynsparse.tools.report.checked import Row, counts, shares, weights_of
+from dynsparse.tools.report.layers import Row, counts, shares, weights_of
 from dynsparse.training.run import log_lines
 from dynsparse.training.run.log_lines import Damaged
 from dynsparse.training.run.log_records import (

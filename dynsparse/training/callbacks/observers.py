@@ -71,7 +71,7 @@ class Observers(Callback):
         failed = {**self._lost, **self._behind}
         return [
             f"{type(member).__name__}: cannot write the {part} of the run ({failed[member]}); free space or restore "
-            f"the folder, then --resume auto: the checkpoints are whole"
+            f"the folder, then --resume auto: the checkpoints are valid"
             for member in self.members
             if member in failed
         ]

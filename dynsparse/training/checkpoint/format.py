@@ -1,4 +1,4 @@
-"""A checkpoint's file: written whole or not at all, and checked as it is read."""
+"""A checkpoint's file: written in one step, and validated as it is read."""
 
 from __future__ import annotations
 

@@ -30,7 +30,7 @@ def newest(folder: Path, read: Callable[[Path], State]) -> tuple[Path, State] | 
     if search.found is None:
         search.look_at(folder / names.INITIAL)
     if search.found is None and search.damaged:
-        raise UserError(*search.damaged, f"{folder}: no whole checkpoint; start anew with --overwrite")
+        raise UserError(*search.damaged, f"{folder}: no valid checkpoint; start anew with --overwrite")
     for line in search.damaged:
         log.warning("%s", line)
     return search.found

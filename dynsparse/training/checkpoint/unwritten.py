@@ -59,7 +59,7 @@ class Unwritten:
         path, step = self.folder / name, snapshot.step
         if name == names.LATEST:
             path = self.folder / names.of_step(step)
-            what = f"cannot be written ({error}); {_REMEDY}, then resume: the checkpoints before it are whole"
+            what = f"cannot be written ({error}); {_REMEDY}, then resume: the checkpoints before it are valid"
         elif name == names.BEST:
             what = f"could not be written ({error}), of step {step}; {_REMEDY}: it is missing, or of before"
         else:

@@ -1,4 +1,4 @@
-"""What takes long to train, once."""
+"""Runs that take long to train, made once."""
 
 from __future__ import annotations
 

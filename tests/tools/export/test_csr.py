@@ -16,7 +16,7 @@ from dynsparse.tools.export.network import take_network
 from tests.tools.trained import assert_one_line, call, images_for, network_of, train
 
 TOLERANCE = 1e-5
-"""Of the largest logit: sums in another order."""
+"""Tolerance relative to the largest logit: sums are in another order."""
 LARGE = {"model": {"name": "mnist_mlp", "hidden": [400, 30], "batch_norm": False}, "data": {"shape": [1, 20, 20]}}
 
 

@@ -53,7 +53,7 @@ NETWORKS: dict[str, Any] = {
 def test_state_dicts_give_the_plain_network_the_same_outputs(
     name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """To the bit; under the names, and in the memory layout, of a network that knows nothing of us."""
+    """Weights are equal to the bit, with the names and memory layout of a network that knows nothing of us."""
     settings = train(tmp_path, "run", **NETWORKS[name])
     path, images = settings.folder / "checkpoints" / "latest.pt", images_for(settings, 5)
     ours = network_of(path, settings).to(memory_format=torch.contiguous_format)

@@ -17,7 +17,7 @@ from dynsparse.tools.export.network import take_network
 from tests.tools.trained import assert_one_line, call, images_for, network_of, train
 
 TOLERANCE = 1e-5
-"""Of the largest logit: BatchNorm multiplied into weights, and sums in another order, change the last bits of float32;
+"""Tolerance relative to the largest logit. BatchNorm is multiplied into weights, and sums are in another order:
 1.1e-6 is the most that was measured, through ResNet-50 without sparsity."""
 
 IMAGES = {"shape": [3, 32, 32], "number_of_classes": 7, "samples": 8, "test_samples": 4}
@@ -38,7 +38,7 @@ NETWORKS: dict[str, Any] = {
 def test_same_outputs(
     name: str, tmp_path: Path, request: pytest.FixtureRequest, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """At any batch size, and zeros stay zeros: as many as the network has."""
+    """The batch size is free, and zeros stay zeros: as many as the network has."""
     settings: RunConfig
     if name == "ResNet-50":
         settings = request.getfixturevalue("resnet50")

@@ -1,4 +1,4 @@
-"""What docs/export.md shows works."""
+"""The examples of docs/export.md work."""
 
 from __future__ import annotations
 

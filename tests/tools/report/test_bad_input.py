@@ -1,4 +1,4 @@
-"""What cannot be shown ends in one line that says what to do, and leaves nothing behind."""
+"""Bad input ends in one line that says what to do, and leaves nothing behind."""
 
 from __future__ import annotations
 

@@ -52,7 +52,7 @@ def load(browser: Any, page: str, width: int = 1280, scheme: str = "light") -> N
 
 
 def wider_than_the_window(browser: Any) -> int:
-    """By so many pixels."""
+    """Pixels by which the page is wider than the window."""
     found: int = browser.execute_script(
         "const page = document.documentElement; return page.scrollWidth - page.clientWidth"
     )

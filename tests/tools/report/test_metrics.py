@@ -19,7 +19,7 @@ LAYERS = ("a", "b")
 
 
 def write(path: Path, events: int) -> list[ReallocationReport]:
-    """As training writes it: weights go to and fro between two layers of 100,000."""
+    """Metrics as training writes them: weights go to and fro between two layers of 100,000."""
     chance = random.Random(7)
     writer, done, active = MetricsFile(path), [], [50_000, 10_000]
     for number in range(1, events + 1):
@@ -112,7 +112,7 @@ def test_a_damaged_line_is_named_and_changes_nothing(tmp_path: Path, bad: bytes)
 
 
 def test_the_whole_line_is_none_of_these(tmp_path: Path) -> None:
-    """What the damaged ones are made of is right."""
+    """The line that other tests damage is right itself."""
     path = tmp_path / "metrics.jsonl"
     write(path, 1)
     with path.open("a") as file:

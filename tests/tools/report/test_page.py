@@ -134,7 +134,7 @@ def test_values_under_the_pointer_are_those_of_the_run(page: Page, made: Path) -
 
 
 def test_names_stay_text(tmp_path: Path) -> None:
-    """Of runs, of layers, and what a config or a history says: none of it becomes part of the page or its drawings."""
+    """Odd names of runs and layers, and odd texts of configs and histories, never become markup or drawings."""
     evil = "<script>alert(1)<&$x_1$"
     run = static_run(tmp_path).rename(tmp_path / evil)
     name = runs.metrics(run)[0]["layers"].popitem()[0]
@@ -237,7 +237,7 @@ def test_a_summary_of_wrong_types_is_left_out_and_named(copy: Path, tmp_path: Pa
 
 
 def test_numbers_beyond_reason_are_gaps(copy: Path, tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:
-    """Of every epoch, of all reallocations, of the summary."""
+    """Huge numbers of every epoch, of all reallocations and of the summary are shown as gaps."""
     changed(copy / "metrics.jsonl", lambda line: line.update(train_loss=1e308, threshold=-1e308))
     changed(copy / "summary.json", lambda summary: summary.update(seconds=1e308, sparsity=1e308))
     page = report(tmp_path / "out.html", copy)

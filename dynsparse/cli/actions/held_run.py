@@ -1,0 +1,92 @@
+"""A training run from the moment on at which nobody else may use its folder."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import closing
+from dataclasses import dataclass
+from typing import TypeVar
+
+from dynsparse import torchrun
+from dynsparse.config.schema import RunConfig
+from dynsparse.distributed import sync
+from dynsparse.runtime import Worker
+from dynsparse.training.banner import banner_lines
+from dynsparse.training.building import build
+from dynsparse.training.callbacks import standard_observers
+from dynsparse.training.preflight import require_model_of
+from dynsparse.training.resume import ResumePoint, checkpoints_of, find_resume_point, is_finished, take_folder
+from dynsparse.training.run.collective import waiting
+from dynsparse.training.run.lock import RunLock
+from dynsparse.training.stopping import StopFlag
+from dynsparse.training.trainer import Trainer
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class HeldRun:
+    """A run whose folder this launch holds."""
+
+    config: RunConfig
+    resume: str | None
+    overwrite: bool
+    worker: Worker
+    stop: StopFlag
+    lock: RunLock
+
+    def train(self) -> None:
+        """Build everything, then touch the run's folder: an error before leaves it as it was."""
+        retry = sync.any_rank(torchrun.is_retry())
+        point = self._on_disk(lambda: self._find(retry=retry))
+        if point is not None and sync.from_rank_0(lambda: is_finished(self.config, point)):
+            if self.worker.is_main:
+                print(finished(self.config, point))
+            return
+        if point is not None:  # Before a network is built as large as its config says.
+            sync.from_rank_0(lambda: require_model_of(self.config, point.state))
+        trainer = self._trainer(point)
+        self._on_disk(lambda: self._take(point))
+        if self.worker.is_main:
+            torchrun.note_taken()
+            lines = banner_lines(self.config, trainer.network, trainer.data, self.worker)
+            print("\n".join(lines), flush=True)
+        with closing(trainer.data):
+            trainer.fit()
+
+    def _on_disk(self, act: Callable[[], T]) -> T:
+        """Let rank 0 act, and wait for storage that is away. Returns its result on all ranks."""
+        patience = self.config.distributed.timeout_seconds / 4
+        return sync.from_rank_0(lambda: waiting(act, patience, again=self.lock.again))
+
+    def _find(self, *, retry: bool) -> ResumePoint | None:
+        launch = torchrun.launch_id()
+        return find_resume_point(self.config, resume=self.resume, overwrite=self.overwrite, launch=launch, retry=retry)
+
+    def _take(self, point: ResumePoint | None) -> None:
+        launch, guard = torchrun.launch_id(), self.lock.require
+        take_folder(self.config, point, overwrite=self.overwrite, launch=launch, guard=guard)
+
+    def _trainer(self, point: ResumePoint | None) -> Trainer:
+        """Return a trainer at the resume point, or at the start of a new run."""
+        config, worker, launch, guard = self.config, self.worker, torchrun.launch_id(), self.lock.require
+        network, data = build(config, worker, fresh=point is None)
+        resumed_from = point and point.path
+        trainer = Trainer(
+            config,
+            network,
+            data,
+            worker,
+            observers=standard_observers(config, launch=launch, resumed_from=resumed_from) if worker.is_main else (),
+            checkpoints=checkpoints_of(config, launch, guard) if worker.is_main else None,
+            stop_requested=self.stop,
+            guard=guard,
+        )
+        if point is not None:
+            sync.together(lambda: trainer.load(point.state))
+        return trainer
+
+
+def finished(config: RunConfig, start: ResumePoint) -> str:
+    """Return the line that says that a run has trained for all of its epochs."""
+    return f"{start.path} has all {config.train.epochs} epochs behind it; set train.epochs= to train on"

@@ -1,0 +1,75 @@
+"""Each example runs as a program, learns, and keeps its sparsity."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+EXAMPLES = ROOT / "examples"
+LAUNCH = """
+import runpy, sys
+from pipelines.common.torchvision_ops import import_torchvision
+import_torchvision()
+sys.path.insert(0, sys.argv[1].rpartition("/")[0])
+runpy.run_path(sys.argv[1], run_name="__main__")
+"""
+"""Runs an example where torchvision's own operators may not load: timm and Lightning import it."""
+ACTIVE = {
+    "plain_loop": (0.05, 90),
+    "lightning_trainer": (0.05, 85),
+    "hugging_face_trainer": (0.2, 85),
+    "timm_model": (0.1, 80),
+    "own_method": (0.05, 85),
+}
+"""Largest fraction of active weights, and the accuracy to reach; a guess is right in 10 % of cases."""
+
+
+def run(*words: object, folder: Path = ROOT) -> str:
+    """Return what a program prints. Fails with its errors."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, *map(str, words)]
+    result = subprocess.run(
+        command, env=environment, cwd=folder, capture_output=True, text=True, timeout=280, check=False
+    )
+    assert result.returncode == 0, result.stderr[-4000:]
+    return result.stdout
+
+
+def require(output: str, fraction: float, accuracy: float) -> None:
+    """Check the figures that every example prints at its end."""
+    active, weights = (
+        int(number.replace(",", "")) for number in re.findall(r"([\d,]+) of ([\d,]+) weights", output)[-1]
+    )
+    assert 0 < active <= fraction * weights
+    (reached,) = re.findall(r"test accuracy ([\d.]+) %", output)
+    assert float(reached) >= accuracy
+
+
+@pytest.mark.parametrize("name", ACTIVE)
+def test_the_example_learns_and_stays_sparse(name: str) -> None:
+    require(run("-c", LAUNCH, EXAMPLES / f"{name}.py"), *ACTIVE[name])
+
+
+def test_two_workers() -> None:
+    torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", 2)
+    require(run(*torchrun, EXAMPLES / "ddp_amp.py"), 0.05, 80)
+
+
+def test_images_in_folders(tmp_path: Path) -> None:
+    output = run(EXAMPLES / "own_data_set.py", folder=tmp_path)
+    (summary,) = tmp_path.glob("runs/*/summary.json")
+    result = json.loads(summary.read_text())
+    assert result["test_top1"] >= 80
+    assert result["sparsity"] >= 0.7, output
+
+
+def test_each_example_is_tested() -> None:
+    others = {"digits", "ddp_amp", "own_data_set"}
+    assert {path.stem for path in EXAMPLES.glob("*.py")} == {*ACTIVE, *others}
