@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from pipelines.common.errors import UserError
 from pipelines.common.files import open_descriptor
+from pipelines.common.text import cut
 from pipelines.images.encoded import MOST_BYTES, Bytes
 from pipelines.images.image_bytes import read_range
 from pipelines.sources.base import digest
@@ -138,7 +139,7 @@ def matching(root: Path, pattern: str, setting: str) -> tuple[str, ...]:
     shards = (path for path in found if not path.endswith(INDEX_SUFFIX) and not os.path.basename(path).startswith("."))
     if not (paths := tuple(shards)):
         raise UserError(
-            f"{setting}: {pattern!r} matches no shard in {root}; "
+            f"{setting}: {cut(repr(pattern), 200)} matches no shard in {root}; "
             "give a pattern relative to that folder, such as 'train/*.tar'"
         )
     return paths

@@ -193,10 +193,8 @@ def _parser() -> Parser:
 
 def sparsity(config: RunConfig) -> str:
     """Return the fraction of zeros in the sparse layers when training is over, as text."""
-    method = config.method
-    conv, fc = config.sparsity.conv, config.sparsity.fc
-    if method.name == "pruning":
-        conv, fc = method.target_conv, method.target_fc
+    end = config.method.final_sparsity({"conv": config.sparsity.conv, "fc": config.sparsity.fc})
+    conv, fc = end["conv"], end["fc"]
     one = {WRN: conv, MLP: fc}.get(config.model.name, conv if conv == fc else None)
     return f"{conv:g}, fc {fc:g}" if one is None else f"{one:g}"
 

@@ -71,7 +71,7 @@ def test_the_first_bad_file_is_named(folder: Path, kind: str, loader: str) -> No
     match = (
         rf"^data\.path: .*images: train/{file.parent.name}/{file.name} \(class {file.parent.name}, "
         rf"sample {sample} of 60\), epoch 0, batch 1: {reason}; "
-        r".*pipelines\.scan.*data\.exclude.*data\.on_bad_file=skip$"
+        r".*pipelines scan.*data\.exclude.*data\.on_bad_file=skip$"
     )
     with pytest.raises(UserError, match=match):
         next(steps)
