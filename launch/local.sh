@@ -12,7 +12,7 @@ usage: launch/local.sh [--workers N|auto|demo] [--restarts N] [--logs DIR] [--] 
   --workers auto  one a GPU, or one where there is none (the default)
   --workers demo  two, or one where there is a single GPU
   --restarts N    after a fault, such as a worker that was killed or one that no longer answers, start all
-                  workers anew up to N times (default 3); they go on from the newest checkpoint. Bad input and a
+                  workers anew up to N times (default 3); they resume from the newest checkpoint. Bad input and a
                   stop on request are no faults
   --logs DIR      what each worker writes also goes to files of its own: DIR/HOST/LAUNCH/attempt_K/LOCAL_RANK/,
                   what torchrun logs to DIR/HOST/torchrun.log

@@ -16,11 +16,11 @@ Run it on each of N machines ("nodes") with the same arguments; they train toget
   --head HOST[:PORT] the node where all meet, by a name or address that each of them can reach (port 29500). The
                      launch ends with it
   --id ID            what tells this launch from any other, such as a job's number. With the id of an earlier launch on
-                     the same run folder it goes on with that, whatever the arguments say (docs/adr/launching.md)
+                     the same run folder it resumes that, whatever the arguments say (docs/adr/launching.md)
   --workers N        worker processes on this node
   --workers auto     one a GPU, or one where there is none (the default)
   --restarts N       after a fault, such as a lost worker, link or node, start all workers anew up to N times (default
-                     3); they go on from the newest checkpoint. Bad input and a stop on request are no faults
+                     3); they resume from the newest checkpoint. Bad input and a stop on request are no faults
   --wait SECONDS     how long to wait for the head, and then for the other nodes, at the start and after a fault
                      (default 600)
   --is-head WORD     whether this node is the head. auto, the default, looks whether the head's address is one of its

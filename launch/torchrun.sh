@@ -156,7 +156,7 @@ train() {
         case $status in
             0 | 2 | 75) ;;
             *)
-                say "warning: the workers were ended before they had saved; the run goes on from the checkpoint" \
+                say "warning: the workers were ended before they had saved; the run resumes from the checkpoint" \
                     "before"
                 status=75
                 ;;

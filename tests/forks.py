@@ -69,7 +69,7 @@ def _prepare(environment: Mapping[str, str], out: IO[Any] | None, err: IO[Any] |
 
 
 def _run(words: list[str]) -> None:
-    """What `python WORDS` does: a script, or -m and a module."""
+    """Do what `python WORDS` does: run a script, or -m and a module."""
     importlib.reload(torchrun)  # It looks at its process's parent when it is imported.
     if words[0] == "-m":
         sys.argv = words[1:]

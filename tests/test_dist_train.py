@@ -342,7 +342,7 @@ def test_a_method_that_will_move_nothing_is_warned_of(
     assert call(*asked)[0] == 0
     assert expected in caplog.messages
     longer = call(*asked, "train.epochs=3", "--resume", "auto", "--check")
-    assert "go on from" in passed(longer, f"warning: {expected.replace(str(steps), '8')}\n")
+    assert "resume from" in passed(longer, f"warning: {expected.replace(str(steps), '8')}\n")
 
 
 def test_a_method_that_will_move_weights_is_not_warned_of(call: Any, config: Path) -> None:

@@ -75,9 +75,9 @@ def test_links_lead_somewhere(page: Path) -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_named_files_exist(page: Path) -> None:
-    """Every path in backquotes below one of the rooms."""
-    rooms = "dynsparse|pipelines|launch|configs|tests|benchmarks|docs"
-    for name in re.findall(rf"`((?:{rooms})/[\w./-]*)`", page.read_text()):
+    """Every path in backquotes below one of the packages or folders."""
+    folders = "dynsparse|pipelines|launch|configs|tests|benchmarks|docs"
+    for name in re.findall(rf"`((?:{folders})/[\w./-]*)`", page.read_text()):
         if "by_gradient" not in name and "flowers" not in name:
             assert (ROOT / name).exists(), name
 

@@ -24,7 +24,7 @@ EXAMPLES = (
     ("launch/local.sh --workers 4 -- --config configs/digits_dsr.yaml", "four, started again after faults"),
     ("{program} --config configs/digits_dsr.yaml train.epochs=3 name=short", "change what the file says"),
     ("{program} --config configs/digits_dsr.yaml --dry-run", "show keys and layers"),
-    ("{program} --config configs/digits_dsr.yaml --resume auto", "go on where it was stopped"),
+    ("{program} --config configs/digits_dsr.yaml --resume auto", "resume where it was stopped"),
     ("{program} --evaluate runs/digits_dsr", "accuracy on the test data"),
 )
 
@@ -100,7 +100,7 @@ def paper_page(program: str) -> str:
     parser.add_argument(
         "--resume",
         metavar="auto|CKPT",
-        help="go on from the newest checkpoint, or from this one; with --prune, --copy-mask-from or a second "
+        help="resume from the newest checkpoint, or from this one; with --prune, --copy-mask-from or a second "
         "--resume auto: take weights from it",
     )
     return parser.format_help().rstrip()

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from dynsparse.cli import help_pages
 from dynsparse.cli.paper.flags import add_flags
-from pipelines.common.command_line import Parser
+from pipelines.common.command_line import Parser, at_least_1
 from pipelines.common.paths import argument
 
 
@@ -34,8 +34,8 @@ def _parser(program: str) -> argparse.ArgumentParser:
         "--resume",
         metavar="auto|CKPT",
         action="append",
-        help="go on from the run's newest checkpoint, or from this one; CKPT may be a run's folder, or FOLDER_initial; "
-        "with --prune, --copy-mask-from or a second --resume auto: take weights from it",
+        help="resume from the run's newest checkpoint, or from this one; CKPT may be a run's folder, or FOLDER_initial;"
+        " with --prune, --copy-mask-from or a second --resume auto: take weights from it",
     )
     one = parser.add_mutually_exclusive_group()
     one.add_argument("--overwrite", action="store_true", help="replace a run of the same name")
@@ -44,7 +44,10 @@ def _parser(program: str) -> argparse.ArgumentParser:
     )
     one.add_argument("--dry-run", action="store_true", help="print the resolved config and the layers, and end")
     one.add_argument(
-        "--preview", metavar="N", type=_count, help="write a picture of N training samples with their labels, and end"
+        "--preview",
+        metavar="N",
+        type=at_least_1,
+        help="write a picture of N training samples with their labels, and end",
     )
     help_pages.add_schema_option(one)
     parser.add_argument(
@@ -54,9 +57,3 @@ def _parser(program: str) -> argparse.ArgumentParser:
     add_flags(parser)
     parser.set_defaults(program=program)
     return parser
-
-
-def _count(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"is '{text}'; it must be a whole number of at least 1")
-    return int(text)

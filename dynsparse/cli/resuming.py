@@ -28,7 +28,7 @@ def read_resume(arguments: argparse.Namespace) -> Resume:
     paths = [text for text in given if text != "auto"]
     auto = "auto" if "auto" in given else None
     if len(paths) > 1:
-        raise UserError(f"--resume: names both {paths[0]} and {paths[1]}; give one run, and auto to go on if it can")
+        raise UserError(f"--resume: names both {paths[0]} and {paths[1]}; give one run, and auto to resume if it can")
     starts = auto or {"--prune", "--copy-mask-from"} & vars(arguments).keys()
     if paths and starts:
         return Resume(auto, paths[0])

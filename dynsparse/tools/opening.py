@@ -28,7 +28,7 @@ from pipelines.common.text import one_line
 
 @dataclass(frozen=True)
 class Opened:
-    """A whole checkpoint whose parts agree with each other."""
+    """A valid checkpoint whose parts agree with each other."""
 
     path: Path
     saved: Mapping[str, Any]

@@ -316,7 +316,7 @@ def test_what_resume_means(read: Any, words: list[str], resume: str | None, weig
 
 def test_two_runs_to_resume(refused: Any) -> None:
     assert refused("--prune", "--resume", "a", "--resume", "b") == (
-        "--resume: names both a and b; give one run, and auto to go on if it can",
+        "--resume: names both a and b; give one run, and auto to resume if it can",
     )
 
 

@@ -466,7 +466,7 @@ def test_bad_input_is_said_once_and_ends_the_list(tmp_path: Path) -> None:
     *_, error, last = ended.stderr.splitlines()
     assert error.startswith("error: data.path: ")
     assert ended.stderr.count("error: ") == 1
-    assert last == "job 0 has bad input; not run: 1; mend it: the same command goes on"
+    assert last == "job 0 has bad input; not run: 1; mend it: the same command resumes"
     assert not (tmp_path / "mnist_mlp_1").exists()
     history = (tmp_path / "mnist_mlp_0/history.jsonl").read_text().splitlines()
     assert [json.loads(line)["kind"] for line in history] == ["start", "end"]
@@ -474,7 +474,7 @@ def test_bad_input_is_said_once_and_ends_the_list(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_request_to_stop_ends_the_list(tmp_path: Path) -> None:
-    """The job saves, the next one is not begun, and the same command goes on."""
+    """The job saves, the next one is not begun, and the same command resumes."""
     path = tmp_path / "list.yaml"
     path.write_text(yaml.safe_dump([{"job-idx": number, "epochs": 500} for number in range(2)]))
     rest = ["--", "data={name: digits, threads: 1}", "log.progress=lines", f"runs={tmp_path}"]
@@ -487,7 +487,7 @@ def test_a_request_to_stop_ends_the_list(tmp_path: Path) -> None:
     finally:
         runs.kill(process)
     assert process.returncode == 75, err
-    assert err.splitlines()[-1] == "job 0 was stopped; not run: 1; the same command goes on"
+    assert err.splitlines()[-1] == "job 0 was stopped; not run: 1; the same command resumes"
     assert runs.summary(tmp_path / "mnist_mlp_0")["status"] == "stopped"
     assert not (tmp_path / "mnist_mlp_1").exists()
 

@@ -287,7 +287,7 @@ def test_a_stop_without_a_save_is_told(tmp_path: Path, noted: str) -> None:
         assert said.splitlines() == (
             []
             if noted == "75"
-            else ["warning: the workers were ended before they had saved; the run goes on from the checkpoint before"]
+            else ["warning: the workers were ended before they had saved; the run resumes from the checkpoint before"]
         )
     finally:
         end(process)

@@ -116,7 +116,7 @@ def test_from_the_command_line(folder: Path) -> None:
 
 @pytest.mark.slow
 def test_without_dali(folder: Path, tmp_path: Path) -> None:
-    """Where nvidia.dali cannot be imported `data.loader: torch` trains, and `dali` says what to do."""
+    """`data.loader: torch` trains where nvidia.dali cannot be imported, and `dali` says what to do."""
     (tmp_path / "nvidia").mkdir()
     (tmp_path / "nvidia" / "__init__.py").write_text("")
     settings = configured(folder, loader="torch")
@@ -131,7 +131,7 @@ def test_without_dali(folder: Path, tmp_path: Path) -> None:
 
 
 def test_workers_with_other_data_are_refused(folder: Path) -> None:
-    """As on a machine whose copy is another."""
+    """One machine has another copy of the data."""
     assert run_distributed(_sees, 2, configured(folder), folder) == [None, None]
     (said,) = {*run_distributed(_sees, 2, configured(folder), folder, "train/ape/0000.png")}
     assert said == (

@@ -150,7 +150,7 @@ def test_too_many_in_a_row_end_the_run_and_keep_the_checkpoints_before(tmp_path:
 
 
 def test_a_row_over_the_end_of_an_epoch_saves_nothing_either(tmp_path: Path) -> None:
-    """From step 10 on all are bad; epochs end at 8, 16 and 24."""
+    """All steps from 10 on are bad; epochs end at 8, 16 and 24."""
     for error, files, progress in run_distributed(diverges, 2, tmp_path, set(range(10, 40)), 12):
         assert "12 steps in a row, the last of them step 21" in error
         assert files == ["step-000000008.pt", "step-000000009.pt"]
@@ -200,7 +200,7 @@ def test_an_infinite_loss_with_finite_gradients_is_told_to_all() -> None:
 
 
 def test_the_search_for_a_scale_is_not_counted_as_divergence(caplog: pytest.LogCaptureFixture) -> None:
-    """From a scale of 2^60 the gradients overflow until it has come down; fewer bad steps are allowed than that."""
+    """Gradients overflow until the scale has come down from 2^60. That takes more bad steps than are allowed."""
     trainer = runs.trainer(runs.config(model=CNN, train={"epochs": 8, "precision": "fp16", "max_bad_steps": 3}))
     trainer.engine.precision.scaler.load_state_dict({**trainer.engine.precision.scaler.state_dict(), "scale": 2.0**60})
     with caplog.at_level(logging.WARNING):
@@ -212,7 +212,7 @@ def test_the_search_for_a_scale_is_not_counted_as_divergence(caplog: pytest.LogC
 
 
 def test_fp16_learns_as_fp32_does() -> None:
-    """The same data and weights: after 16 steps the loss is within what ten bits of mantissa make of it."""
+    """Both begin with the same data and weights. After 16 steps the losses differ by rounding to ten bits alone."""
     losses = []
     for precision in ("fp32", "fp16"):
         trainer = runs.trainer(runs.config(model=CNN, method={"name": "static"}, train={"precision": precision}))

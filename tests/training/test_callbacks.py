@@ -128,7 +128,7 @@ def test_every_chart_of_the_layout_has_a_line(finished: tuple[Path, Any]) -> Non
 
 
 def test_history(finished: tuple[Path, Any]) -> None:
-    """Not cut where metrics are: step 11 was done, lost, and done again."""
+    """A resume cuts metrics and leaves history: step 11 was done, lost, and done again."""
     folder, summary = finished
     first, stop, second, end = (json.loads(line) for line in (folder / "history.jsonl").read_text().splitlines())
     assert [line["kind"] for line in (first, stop, second, end)] == ["start", "end", "start", "end"]
@@ -151,7 +151,7 @@ def test_how_far_it_went_is_known_beside_half_a_line(tmp_path: Path) -> None:
 
 
 def test_half_a_line_of_history_spoils_no_other(tmp_path: Path, finished: tuple[Path, Any]) -> None:
-    """As a disk that was full leaves it."""
+    """A disk that was full leaves half a line."""
     path = tmp_path / "history.jsonl"
     path.write_text('{"kind": "start"}\n{"kind": "en')
     history = HistoryFile(path)

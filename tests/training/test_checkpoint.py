@@ -53,7 +53,7 @@ def test_a_file_is_an_archive_that_other_tools_open(tmp_path: Path) -> None:
 
 
 def test_large_archives_are_read_by_others_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As from 4 GiB on, where sizes and offsets stand in fields of zip64: here from 1,000 bytes on."""
+    """Sizes and offsets from 4 GiB on stand in fields of zip64: here from 1,000 bytes on."""
     monkeypatch.setattr(zip_writer, "_LARGE", 1000)
     write(tmp_path / "a.pt", {**state(), "mask": pack_bits(torch.arange(100_000) % 16 == 0)})
     with zipfile.ZipFile(tmp_path / "a.pt") as archive:
@@ -273,7 +273,7 @@ def test_what_could_not_be_written_is_written_with_the_next_save(
 def test_what_could_not_be_written_is_tried_again_without_a_save(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of two best states the later one; the file of its step is best.pt too, and an older save after it is not."""
+    """The later of two best states is written. The file of its step is best.pt too; an older save after it is not."""
     folder, full = CheckpointFolder(tmp_path, keep=3), {5, 10}
     written = failing(monkeypatch, lambda path, step: step in full)
     folder.save(state(5), 5, best=True)
@@ -291,7 +291,7 @@ def test_what_could_not_be_written_is_tried_again_without_a_save(
 
 
 def test_two_saves_after_one_step_are_two_states(tmp_path: Path) -> None:
-    """As at an epoch's end where a save is due by steps as well."""
+    """Both are due at the end of an epoch: one by steps, one by epochs."""
     folder = CheckpointFolder(tmp_path, keep=2)
     folder.save({**state(8), "epoch": 0}, 8)
     folder.save({**state(8), "epoch": 1}, 8, best=True)
@@ -362,7 +362,7 @@ def test_things_in_the_way_are_moved_aside(tmp_path: Path, thing: str, caplog: p
 
 
 def test_a_file_reaches_the_disk_before_it_gets_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Else a power cut could leave the name and not the content. Told by file number and size."""
+    """A power cut could otherwise leave the name without the content. Files are told by number and size."""
     calls: list[tuple[str, int, int]] = []
 
     def recorded(name: str, act: Callable[..., Any]) -> Callable[..., Any]:
@@ -453,8 +453,10 @@ def test_training_goes_on_and_ends_with_the_error(
 
 
 def formula(trainer: Trainer, stored: int) -> float:
-    """What a checkpoint may take: `stored` values of 4 bytes for each active weight, a bit for each position, 5 % more,
-    and whatever is dense as it is."""
+    """Return the bytes that a checkpoint may take: 5 % over those of its content.
+
+    That is `stored` values of 4 bytes for each active weight, a bit for each position, and dense tensors as they are.
+    """
     masks = trainer.masks
     dense = sum(p.numel() for p in trainer.model.parameters()) - masks.weights
     buffers = sum(b.numel() * b.element_size() for b in trainer.model.buffers())

@@ -31,7 +31,7 @@ METHODS: dict[str, dict[str, Any]] = {
 }
 STEPS, EPOCHS = 4, 3
 BATCH = 12
-"""Of a worker, in training as in evaluation, whose last batch is smaller."""
+"""Samples of a worker in training and in evaluation, whose last batch is smaller."""
 
 
 def settings(method: str, *, compiled: bool, workers: int = 1, **train: Any) -> RunConfig:
@@ -63,7 +63,7 @@ def prepare() -> None:
 
 @dataclass
 class Run:
-    """What came of a run."""
+    """Results of a run."""
 
     summary: Summary
     losses: list[float]
@@ -71,7 +71,7 @@ class Run:
     weights: dict[str, Tensor]
     masks: dict[str, Tensor]
     graphs: list[int]
-    """Compiled so far, after each step."""
+    """Number of graphs compiled so far, after each step."""
     graphs_at_the_end: int
     breaks: dict[str, int]
 
@@ -81,7 +81,7 @@ def graphs() -> int:
 
 
 def run(config: RunConfig, worker: Worker | None = None) -> Run:
-    """To the end. After the first evaluation a graph compiled anew is an error."""
+    """Train to the end. After the first evaluation a graph compiled anew is an error."""
     trainer = runs.trainer(config, worker)
     losses, test_losses, compiled = [], [], []
     train_step, evaluate = trainer.train_step, trainer.evaluate
@@ -171,7 +171,7 @@ def test_bf16_and_channels_last_are_compiled_once() -> None:
 
 
 def test_two_ranks() -> None:
-    """Under DistributedDataParallel, with the gradients of active weights alone on their way."""
+    """DistributedDataParallel sends the gradients of active weights alone."""
     ranks = run_distributed(compiled_and_not, 2, "dsr")
     for compiled, plain in ranks:
         check_compiled_once(compiled)

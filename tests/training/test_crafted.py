@@ -66,7 +66,7 @@ class Calls:
 
 
 def saved(value: Any) -> bytes:
-    """By torch.save, signed as ours are."""
+    """Return a file that torch.save made, signed as ours are."""
     content = {"format": 2, "sha256": checksum({}), "state": {"a": value}}
     file = io.BytesIO()
     torch.save(content, file)
@@ -187,7 +187,7 @@ def less(*keys: Any) -> Callable[[State], None]:
 
 
 def counted_in_bytes(state: State) -> None:
-    """As by AdamW, whose kernels take no such count."""
+    """Make the count of steps an int8, which AdamW's kernels do not take."""
     state["config"]["train"]["optimizer"] = {"name": "adamw"}
     for name, moments in state["optimizer"].items():
         mean = moments["momentum_buffer"]
@@ -250,7 +250,7 @@ def test_one_that_does_not_hold_together_is_passed_over(
 def test_a_file_with_another_steps_content_is_passed_over(
     whole_run: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """As a copy that went wrong leaves it."""
+    """A copy that went wrong gives a checkpoint the name of another step."""
     folder = Path(shutil.copytree(whole_run, tmp_path / "a")) / "checkpoints"
     for name in ("step-000000016", "latest", "best"):
         shutil.copy(folder / "step-000000008.pt", folder / f"{name}.pt")

@@ -1,4 +1,4 @@
-"""A run whose newest checkpoint is damaged goes on from the one before, and ends as if nothing had been."""
+"""A run whose newest checkpoint is damaged resumes from the one before, and ends as if nothing had been."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""At density 1 the trainer is plain DistributedDataParallel, bit for bit."""
+"""The trainer at density 1 is plain DistributedDataParallel, bit for bit."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def test_density_1_equals_plain_ddp(method: dict[str, Any], world_size: int) -> 
 
 
 def test_the_comparison_would_notice() -> None:
-    """The same at density 0.9 is another network."""
+    """A run at density 0.9 ends with other weights."""
     settings = runs.config(
         method={"name": "static"}, sparsity={"conv": 0.1, "fc": 0.1}, data={"samples": STEPS * 12}, train={"epochs": 1}
     )

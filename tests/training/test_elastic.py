@@ -76,14 +76,14 @@ def undisturbed(tmp_path: Path, machines: Machines) -> list[dict[str, Any]]:
 
 
 def assert_as_planned(folder: Path, undisturbed: list[dict[str, Any]]) -> None:
-    """What does not depend on the number of workers, whose sums differ in their last bits."""
+    """Check what does not depend on the number of workers: sums differ in their last bits."""
     keys = ("kind", "epoch", "step", "lr", "budget", "active_weights", "sparsity")
     actual = [{key: line.get(key) for key in keys} for line in runs.metrics(folder)]
     assert actual == [{key: line.get(key) for key in keys} for line in undisturbed]
 
 
 def test_a_machine_leaves(machines: Machines, undisturbed: list[dict[str, Any]]) -> None:
-    """In the middle of a step, without a word: the other goes on alone, from the last checkpoint."""
+    """One is killed in the middle of a step; the other resumes alone, from the last checkpoint."""
     stays, _ = machines.add("alone any step 2")
     leaves, happens = machines.add("hang any step 11")
     assert os.read(happens, 1) in (b"0", b"1")

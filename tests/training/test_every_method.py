@@ -40,7 +40,7 @@ def settings(name: str, **sections: Any) -> RunConfig:
 
 
 def stopped_and_resumed(worker: Worker, config: RunConfig) -> tuple[Any, Any]:
-    """What a checkpoint holds in the end: of a run to the end, and of one that was stopped in mid-epoch."""
+    """Return the last states of two runs: one undisturbed, one stopped in mid-epoch and resumed."""
     whole = state_after(worker, config, None, None)
     mine = state_after(worker, config, None, 11)
     half = sync.from_rank_0(lambda: mine)  # Its state has the parts of all ranks.
@@ -170,7 +170,7 @@ def test_more_moves_than_there_are_units_are_refused() -> None:
 
 @pytest.mark.parametrize("name", ["pruning", "rigl", "set", "sparse_momentum"])
 def test_a_diverged_run_ends_with_a_reason(name: str) -> None:
-    """On every rank at once, and not with an assertion."""
+    """It ends with a UserError, not with an assertion."""
     lr = {"name": "steps", "table": 1e9}
     with pytest.raises(
         UserError,

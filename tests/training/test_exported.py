@@ -44,7 +44,7 @@ def starting(**start: str) -> RunConfig:
 
 @pytest.mark.parametrize("name", SUFFIXES)
 def test_the_weights_are_those_of_the_run_to_the_bit(name: str, run: RunConfig, files: dict[str, Path]) -> None:
-    """And so are BatchNorm's statistics."""
+    """BatchNorm's statistics are too."""
     models = []
     for source in (files[name], run.folder):
         settings = starting(weights_from=str(source))

@@ -62,7 +62,7 @@ def test_an_existing_run_is_refused_resumed_or_replaced(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("content", ["three years of work", "model: {name: mnist_mlp}"])
 def test_overwrite_replaces_runs_only(tmp_path: Path, content: str) -> None:
-    """Not a folder with other things, nor one that holds the user's own config."""
+    """A folder with other things stays as it is, and so does one that holds the user's own config."""
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "config.yaml").write_text(content)
     settings = runs.config(runs=str(tmp_path), name="a")
@@ -83,7 +83,7 @@ def test_overwrite_removes_only_what_a_run_writes(tmp_path: Path) -> None:
 
 
 def test_a_lock_alone_is_no_run(tmp_path: Path) -> None:
-    """Of a start that holds the folder, or died before it took it."""
+    """The lock is that of a start which holds the folder, or which died before it took it."""
     settings = runs.config(runs=str(tmp_path), name="a")
     settings.folder.mkdir()
     (settings.folder / "lock.json").touch()
@@ -139,7 +139,7 @@ def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
 
 @contextlib.contextmanager
 def nobody_if_root() -> Iterator[None]:
-    """For root may write anywhere. Of the groups that root is in, this one is still."""
+    """Be nobody if the process is root's, since root may write anywhere. It stays in root's groups."""
     if os.geteuid() != 0:
         yield
         return
@@ -178,7 +178,7 @@ def test_a_first_attempt_that_left_no_checkpoint_is_begun_anew(tmp_path: Path) -
 
 
 def test_the_best_of_an_abandoned_future_is_set_aside_too(tmp_path: Path) -> None:
-    """And nothing is overwritten when the same step is set aside twice."""
+    """Nothing is overwritten when the same step is set aside twice."""
     folder = checkpoints_of(runs.config(runs=str(tmp_path), name="a"))
     for step in (4, 8):
         folder.save({"progress": {"step": step}}, step, best=True)
@@ -244,7 +244,7 @@ def test_another_attempt_of_a_launch_goes_on(tmp_path: Path, command: dict[str, 
 
 
 def trained(settings: RunConfig, steps: int) -> dict[str, Any]:
-    """What a checkpoint holds after some steps."""
+    """Train for some steps and return what a checkpoint would hold."""
     trainer = runs.trainer(settings)
     trainer.stop_requested = lambda: trainer.progress.step == steps
     with pytest.raises(StopRequested):
@@ -274,7 +274,7 @@ def test_another_launch_is_not_taken_for_a_later_attempt(tmp_path: Path) -> None
 
 
 def test_another_attempt_goes_on_from_the_checkpoint_that_was_asked_for(tmp_path: Path) -> None:
-    """Until there is one of its own; and it does not come back to later ones that the first attempt set aside."""
+    """It does so until it has one of its own. It does not return to later ones that the first attempt set aside."""
     finished_run(tmp_path, checkpoint={"every_steps": 4, "keep": 9})
     settings = runs.config(runs=str(tmp_path), name="b")
     earlier = tmp_path / "a" / "checkpoints" / "step-000000008.pt"
@@ -351,7 +351,7 @@ def dies_at(patched: pytest.MonkeyPatch, call: int, act: Callable[[], object]) -
 
 
 def test_a_folder_that_vanishes_comes_back_as_the_runs_own(tmp_path: Path) -> None:
-    """Else the next attempt of the launch would not know what it has begun."""
+    """The next attempt of the launch must know that the run is its own."""
     settings = runs.config(runs=str(tmp_path), name="a")
     take_folder(settings, None, overwrite=True, launch="this one")
     checkpoints = checkpoints_of(settings, "this one")

@@ -115,7 +115,7 @@ def test_what_a_killed_save_left_goes_when_the_run_is_resumed(tmp_path: Path) ->
 
 
 def test_half_a_file_under_a_whole_ones_name_would_be_found(tmp_path: Path) -> None:
-    """What the test above relies on: `read` refuses each beginning of a file."""
+    """The test above relies on it: `read` refuses each beginning of a file."""
     CheckpointFolder(tmp_path, keep=2).save(state(5), 5)
     path = tmp_path / "step-000000005.pt"
     whole = path.read_bytes()

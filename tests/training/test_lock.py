@@ -228,7 +228,7 @@ def test_silent_locks_are_taken_over_whatever_they_hold(folder: Path, mine: RunL
 
 
 def test_of_many_that_find_a_dead_holder_one_takes_over(folder: Path) -> None:
-    """At the same moment, again and again."""
+    """All try at the same moment, again and again."""
     dead = of_another_machine(**MINE, process=NOBODYS)
     for _ in range(15):
         folder.mkdir(parents=True, exist_ok=True)
@@ -350,7 +350,7 @@ def test_a_full_disk_leaves_nothing(folder: Path, monkeypatch: pytest.MonkeyPatc
 
 
 def test_it_is_given_back_where_ranks_do_not_agree(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As another rank dies, or is not answered, at the moment when rank 0 has taken the lock."""
+    """Another rank dies, or gets no answer, at the moment when rank 0 has taken the lock."""
 
     def lost(produce: Callable[[], bool]) -> bool:
         assert produce()
@@ -380,7 +380,7 @@ def test_a_holder_that_stood_still_ends(folder: Path, monkeypatch: pytest.Monkey
 @in_a_container
 @pytest.mark.usefixtures("impatient")
 def test_a_suspended_holder_learns_that_another_has_been_there(folder: Path, held: Start, mine: RunLock) -> None:
-    """And is gone again: there is no lock any more when the first wakes, and the folder is not its own."""
+    """The other is gone when the first wakes: there is no lock any more, and the folder is not its own."""
     container = held(*CONTAINER)
     inside = runs.children(container.pid)[0]
     os.kill(inside, signal.SIGSTOP)
@@ -563,7 +563,7 @@ def test_a_second_start_is_refused_and_the_first_goes_on(tmp_path: Path) -> None
     assert not (settings.folder / "lock.json").exists()
     again = runs.dist_train("--config", path, "--resume", "auto", "--check")
     assert (again.returncode, again.stderr) == (0, "")
-    assert again.stdout.startswith("check passed: a start would go on from ")
+    assert again.stdout.startswith("check passed: a start would resume from ")
 
 
 def test_a_run_whose_folder_is_taken_ends_and_writes_nothing(tmp_path: Path) -> None:
@@ -586,7 +586,7 @@ def test_a_run_whose_folder_is_taken_ends_and_writes_nothing(tmp_path: Path) -> 
 def test_another_comes_while_it_stands_still_as(
     folder: Path, monkeypatch: pytest.MonkeyPatch, moment: str, mine: RunLock
 ) -> None:
-    """Between a look and the act that follows it. The other keeps its lock and its folder."""
+    """It stands still between a look and the act that follows. The other keeps its lock and its folder."""
     monkeypatch.setattr(timing, "STALE_SECONDS", 0.5)
     first = RunLock(folder)
     first._me = replace(first._me, host="elsewhere", space="its own")  # Seen from there it can only be watched.
@@ -632,7 +632,7 @@ train(sys.argv[1:], "dist_train.py")
 
 @in_a_container
 def test_a_suspended_run_leaves_the_one_that_took_its_place_alone(tmp_path: Path) -> None:
-    """And that has finished since: no checkpoint, no summary and no line of the logs is written over."""
+    """The other has finished since: no checkpoint, no summary and no line of its logs is overwritten."""
     settings = runs.config(runs=str(tmp_path), name="a", train={"epochs": 100_000}, log={"progress": "lines"})
     command = [sys.executable, "-c", IMPATIENT, "--config", runs.write_config(tmp_path, settings), "--resume", "auto"]
     first = runs.start([*CONTAINER, *command])

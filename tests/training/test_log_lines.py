@@ -91,7 +91,7 @@ BAD: dict[str, bytes] = {
 def test_bad_lines_are_set_aside(
     real: tuple[Path, RunReport], tmp_path: Path, bad: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """With one warning; the lines about them stay. History has them too, and is appended to."""
+    """One warning tells of them; the lines around them stay. History has them too, and is appended to."""
     folder, run = tmp_path / "a", resumed(real[1], 16, 2)
     folder.mkdir()
     (folder / "config.yaml").write_text("{}")
@@ -125,7 +125,7 @@ def test_a_file_that_is_cut_stays_the_same_file(real: tuple[Path, RunReport], tm
 
 
 def test_what_is_set_aside_is_bounded(real: tuple[Path, RunReport], tmp_path: Path) -> None:
-    """And a resume needs memory for a line, not for the file."""
+    """A resume needs memory for a line, not for the file."""
     path = tmp_path / "metrics.jsonl"
     for _ in range(3):
         path.write_bytes(b"x" * 9_999_999 + b"\n")

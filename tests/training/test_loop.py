@@ -116,7 +116,7 @@ def test_compile_gives_the_same_training(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_layouts_of_gradients_are_checked_before_the_first_step(monkeypatch: pytest.MonkeyPatch) -> None:
-    """With gradients there: the fused optimizers would add each to another weight."""
+    """Gradients are there when it is checked: fused optimizers would add each to another weight."""
     checked: list[tuple[int, bool]] = []
     trainer = runs.trainer(runs.config(model=CNN, method={"name": "static"}))
 
@@ -129,7 +129,7 @@ def test_layouts_of_gradients_are_checked_before_the_first_step(monkeypatch: pyt
 
 
 def test_micro_batches_equal_the_whole_batch() -> None:
-    """Without BatchNorm, which sees the size of a batch, accumulation changes rounding alone."""
+    """Accumulation changes rounding alone, without BatchNorm, which sees the size of a batch."""
     outcomes = []
     for parts in (1, 2, 6):
         model = {"name": "mnist_mlp", "hidden": [24, 12], "batch_norm": False}
@@ -147,7 +147,7 @@ def weights_after(worker: Worker, settings: Any) -> torch.Tensor:
 
 
 def test_workers_share_the_batch() -> None:
-    """Without BatchNorm 1 to 4 workers train the same network, but for rounding: 12 samples in 8 parts too."""
+    """1 to 4 workers train the same network without BatchNorm, but for rounding: 12 samples in 8 parts too."""
     model = {"name": "mnist_mlp", "hidden": [24, 12], "batch_norm": False}
     settings = runs.config(model=model, method={"name": "static"}, train={"micro_batches": 2})
     alone = weights_after(Worker(), settings)

@@ -88,7 +88,7 @@ def test_one_step_of_sgd_by_hand() -> None:
 
 
 def interrupted(settings: RunConfig, step: int) -> dict[str, Any]:
-    """What a run that is stopped after `step` leaves to resume from."""
+    """Stop a run after `step` and return the state to resume from."""
     trainer = runs.trainer(settings)
     trainer.stop_requested = lambda: trainer.progress.step == step
     with pytest.raises(StopRequested):
@@ -104,7 +104,7 @@ class Dropping(SmallCnnSettings):
 
 
 def test_random_state_is_restored(monkeypatch: pytest.MonkeyPatch) -> None:
-    """With dropout, a resumed run equals the uninterrupted one only if torch's generator goes on."""
+    """A resumed run with dropout equals the uninterrupted one only if torch's generator is restored."""
     settings = runs.config(model=CNN).model_copy(update={"model": Dropping(**CNN)})
     whole = runs.trainer(settings).fit()
     saved = interrupted(settings, step=5)

@@ -37,12 +37,12 @@ class Storage:
         return subprocess.run(["mount", *arguments], capture_output=True).returncode == 0
 
     def guard(self) -> None:
-        """What a run asks before it writes."""
+        """Raise OSError if the storage is gone. A run asks before it writes."""
         if not (self.place / "here").exists():
             raise OSError("the storage is gone")
 
     def full(self) -> None:
-        """All but for some bytes, which the next line takes in part."""
+        """Fill the storage but for some bytes, which the next line takes in part."""
         with self.ballast.open("ab", buffering=0) as file:
             for size in (1 << 20, 1 << 12, 1):
                 try:
@@ -140,7 +140,7 @@ def train(storage: Storage, what: str, begins: str, ends: str, monkeypatch: pyte
 
 
 def scalars(folder: Path) -> dict[str, list[tuple[int, float]]]:
-    """By tag, less what depends on the clock."""
+    """Steps and values by tag, except what depends on the clock."""
     board = EventAccumulator(str(folder), size_guidance={"scalars": 0})
     board.Reload()
     timed = ("throughput/images_per_second", "reallocation/seconds")
@@ -238,7 +238,7 @@ def test_an_outage_that_lasts_ends_the_run_with_a_line_for_each(
 
 
 def wait_together(worker: Worker) -> int:
-    """How often this rank has tried again, where rank 0 alone has something to write, which the third try writes."""
+    """Return how often this rank has tried. Rank 0 alone has something to write, and succeeds with the third try."""
     left, tries = [3 if worker.is_main else 0], [0]
 
     def try_again() -> None:

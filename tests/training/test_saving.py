@@ -121,7 +121,7 @@ def test_a_disk_that_is_too_slow_is_told_once(
 
 
 def waits_in_turns(worker: Worker, folder: Path) -> int:
-    """How often rank 0 has looked in vain whether its writer is done, while the other rank waited for its answer."""
+    """Return how often rank 0 found its writer still busy, while the other rank waited for its answer."""
     checkpoints = CheckpointFolder(folder, keep=9) if worker.is_main else None
     settings = runs.config(distributed={"timeout_seconds": 0.2})
     trainer = runs.trainer(settings, worker, checkpoints=checkpoints)
@@ -217,7 +217,7 @@ def digests(worker: Worker, settings: RunConfig, folder: Path | None) -> Any:
 
 @pytest.mark.parametrize("world_size", [1, 3])
 def test_saving_at_every_step_changes_nothing(tmp_path: Path, world_size: int) -> None:
-    """With BatchNorm, whose statistics differ from rank to rank."""
+    """The network has BatchNorm, whose statistics differ from rank to rank."""
     model = {"name": "small_cnn", "channels": [6, 8]}
     never, always = runs.config(model=model), runs.config(model=model, checkpoint={"every_steps": 1})
     quiet = run_distributed(digests, world_size, never, None)

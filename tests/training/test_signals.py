@@ -72,7 +72,7 @@ def signalled(worker: Worker, folder: Path, number: int, mode: str, passes: int)
 
 
 def evaluation_batches(world_size: int) -> int:
-    """Of the last rank, where it has as many samples as the others."""
+    """Number of batches of the last rank, where it has as many samples as the others."""
     return math.ceil(TEST_SAMPLES / world_size / BATCH)
 
 

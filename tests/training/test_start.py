@@ -41,7 +41,7 @@ def active_of(saved: Any) -> dict[str, Tensor]:
 
 @pytest.mark.parametrize("granularity", [4, 2])
 def test_copied_masks_are_those_of_the_source_to_the_bit(tmp_path: Path, granularity: int) -> None:
-    """With fresh weights: masks of the trained network, weights of another seed."""
+    """The weights are fresh: masks of the trained network, weights of another seed."""
     sparsity = {"conv": 0.7, "fc": 0.5, "granularity": granularity}
     trained(tmp_path, "source", sparsity=sparsity, **CONV)
     source = read(checkpoint_of(str(tmp_path / "source")))

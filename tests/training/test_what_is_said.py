@@ -1,4 +1,4 @@
-"""What a run says of itself: at its start, of the samples that chose its best epoch, of what its network takes."""
+"""Lines that a run prints: its start, the samples that chose its best epoch, the size of its network."""
 
 from __future__ import annotations
 
@@ -135,7 +135,7 @@ def test_the_bar_and_the_lines_name_what_they_show(tmp_path: Path, capsys: Any, 
 
 
 def test_a_resume_is_evaluated_on_the_same_samples(tmp_path: Path) -> None:
-    """Or its best epoch would have been chosen on others, and be called what it is not."""
+    """Its best epoch would otherwise be chosen on other samples than it says."""
     settings = runs.config(runs=str(tmp_path), name="a", data={"validation_samples": 20}, train={"epochs": 1})
     data = built(settings)
     trained(settings, data)
@@ -153,7 +153,7 @@ def test_a_resume_is_evaluated_on_the_same_samples(tmp_path: Path) -> None:
     network = build_network(settings, torch.device("cpu"))
     trainer = Trainer(settings, network, data, Worker(), stop_requested=bool)
     trainer.load({key: value for key, value in saved.items() if key != "evaluated_on"})
-    assert trainer.progress.epoch == 1, "an older checkpoint does not say, and is gone on from"
+    assert trainer.progress.epoch == 1, "an older checkpoint does not say, and is resumed"
 
 
 def test_check_and_start_refuse_other_test_samples_alike(tmp_path: Path) -> None:

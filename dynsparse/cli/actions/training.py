@@ -56,7 +56,7 @@ class Training(Action):
             return finished(config, start)
         state = start.state
         require([lambda: require_resumable(config, state), lambda: _require_data(config, worker, state)])
-        return f"a start would go on from {how_chosen(start.path, state)}"
+        return f"a start would resume from {how_chosen(start.path, state)}"
 
     def _find_start(self) -> ResumePoint | None:
         """Return where a start would resume, after it has been seen that the folder is free and can be written."""

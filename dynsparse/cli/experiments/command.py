@@ -39,7 +39,7 @@ def _parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
         allow_abbrev=False,
         usage="%(prog)s LIST [N ...] [--list] [--workers N|auto|demo] [--dry-run] [-- DIST_TRAIN_ARGUMENTS ...]",
         description="Run jobs of a list of experiments, such as configs/experiments/wrnet.yaml, one after another. "
-        "Jobs that are done are skipped, those that were stopped go on from their newest checkpoint.",
+        "Jobs that are done are skipped, those that were stopped resume from their newest checkpoint.",
         epilog="What follows -- goes to dist_train.py with every job: section.key=value, flags of the paper's code, "
         "--overwrite. For instance: -- data.path=/data runs=/results",
     )
@@ -91,5 +91,5 @@ def _ending(experiments: Experiments, chosen: Sequence[Job], place: int, code: i
     if code == EXIT_STOPPED and experiments.is_done(job):
         why = "is done, then a signal came"
     more = f"; not run:{''.join(left)}" if left else ""
-    again = {EXIT_BAD_INPUT: "; mend it: the same command goes on", EXIT_STOPPED: "; the same command goes on"}
+    again = {EXIT_BAD_INPUT: "; mend it: the same command resumes", EXIT_STOPPED: "; the same command resumes"}
     return f"job {job.number} {why}{more}{again.get(code, '')}"
