@@ -23,8 +23,11 @@ class SgdSettings(Settings):
 
     name: Literal["sgd"] = "sgd"
     momentum: Beta = 0.9
+    """Fraction of the last step's momentum that is kept; 0 is plain gradient descent."""
     nesterov: bool = True
+    """Use Nesterov's momentum, which needs a momentum above 0."""
     weight_decay: Decay = 1e-4
+    """Factor of the L2 penalty: this much of each weight is added to its gradient."""
 
     @model_validator(mode="after")
     def _nesterov_needs_momentum(self) -> SgdSettings:
@@ -49,9 +52,13 @@ class AdamWSettings(Settings):
 
     name: Literal["adamw"]
     beta1: Beta = 0.9
+    """Decay of the running mean of gradients, per step."""
     beta2: Beta = 0.999
+    """Decay of the running mean of squared gradients, per step."""
     eps: Annotated[float, Field(gt=0)] = 1e-8
+    """Number added to the denominator, so that it is never 0."""
     weight_decay: Decay = 1e-2
+    """Fraction of each weight that a step subtracts, times the learning rate."""
 
     def build(self, parameters: Iterable[nn.Parameter], lr: float) -> optim.Optimizer:
         """Return the optimizer; `lr` is the rate of the first step."""

@@ -148,7 +148,9 @@ class CosineLr(Settings):
 
     name: Literal["cosine"]
     peak: Annotated[float, Field(gt=0)] = 0.1
+    """Learning rate after the warm-up, the highest of the run."""
     final: Annotated[float, Field(ge=0)] = 0.0
+    """Learning rate at the end of the run."""
     warmup_epochs: Annotated[float, Field(ge=0)] = 0
     """Epochs over which the rate rises linearly from 0 to `peak`; the cosine begins after them."""
 

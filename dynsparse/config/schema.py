@@ -35,6 +35,7 @@ class RunConfig(Settings):
     runs: PathText = "runs"
     """Folder of all runs."""
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    """Seed of the initial weights, masks, growth, order of samples and augmentation."""
     model: AnyModel
     sparsity: SparsitySettings = SparsitySettings()
     method: AnyMethod

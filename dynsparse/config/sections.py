@@ -30,7 +30,7 @@ class SparsitySettings(Settings):
     fc: Sparsity = 0.98
     """Fraction of the weights of each sparse linear layer that are 0."""
     allocation: Literal["uniform", "erk"] = "uniform"
-    """uniform: each layer as above; erk: as many weights in all, but small layers are denser (Evci et al. 2020)."""
+    """uniform: each layer as above. erk: the same total, with small layers denser (Evci et al. 2020)."""
     granularity: Granularity = 4
     """Unit of a convolution: 4 an element, 3 a kernel row, 2 a kernel slice, 1 a filter."""
     include: Annotated[Patterns, Field(min_length=1)] | None = None
@@ -61,6 +61,7 @@ class TrainSettings(Settings):
     """Epochs, batches, optimizer, precision."""
 
     epochs: AtLeast1 = 10
+    """Number of passes over the training samples in the whole run."""
     start_epoch: Count = 0
     """Epoch that a new run begins with, for schedules; a resumed run continues where it was."""
     global_batch_size: Annotated[int, Field(ge=1, le=MOST_IN_A_BATCH)] = 100
@@ -73,8 +74,9 @@ class TrainSettings(Settings):
     lr: LrSettings = StepLr()
     penalty: PenaltySettings = PenaltySettings()
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Fraction of each target that is spread evenly over all classes; 0 is the plain cross-entropy."""
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
-    """bf16, fp16: forward under autocast, with fp16 the loss is scaled; weights and optimizer stay float32."""
+    """bf16, fp16: forward pass under autocast; fp16 also scales the loss. Weights and optimizer stay float32."""
     channels_last: bool = False
     """Memory format of convolution weights and images; faster on GPUs with bf16."""
     compile: bool = False
@@ -103,11 +105,11 @@ class DistributedSettings(Settings):
     backend: Backend = "auto"
     """auto: NCCL where there are GPUs, gloo on the CPU otherwise."""
     timeout_seconds: Annotated[float, Field(gt=0, le=7 * 24 * 3600)] = 300
-    """Seconds that a worker waits for the others before it gives up: more than any of them works alone."""
+    """Seconds that a worker waits for the others before it gives up. Set it above the longest time one works alone."""
     gradients: Gradients = "dense"
-    """Gradients that travel between the ranks each step. active: those of active weights alone, so that bytes fall with
-    the density; dense: all; auto: the faster of both, measured in steps at the start. With more than two ranks the two
-    differ in rounding: with auto, runs do not repeat bit for bit."""
+    """Gradients that the ranks exchange each step. dense: all of them. active: only those of active weights, so that
+    bytes fall with the density. auto: the faster of both, measured in the first steps. With more than two ranks the two
+    differ in rounding, so runs with auto do not repeat bit for bit."""
     on_desync: OnDesync = "abort"
     """Action when ranks hold different masks or weights: abort and name the layers, or repair from rank 0."""
 
@@ -124,13 +126,14 @@ class CheckpointSettings(Settings):
     """
 
     every_epochs: AtLeast1 = 1
+    """Epochs between two saves."""
     every_steps: AtLeast1 | None = None
-    """Save in mid-epoch too."""
+    """Steps between two saves, in addition: also within an epoch."""
     every_minutes: Annotated[float, Field(gt=0, le=7 * 24 * 60)] | None = None
-    """Save after the step at which so long has passed since the last save of any kind."""
+    """Longest time between two saves, in minutes. The next save follows at the end of a step."""
     keep: AtLeast1 = 2
-    """Number of most recent checkpoints to keep. If the newest is damaged, a run resumes from the one before; with 1
-    there is none, and the run is lost."""
+    """Number of most recent checkpoints to keep. If the newest is damaged, a run resumes from the one before. With 1
+    there is no earlier one, and the run is lost."""
 
 
 class LogSettings(Settings):
@@ -139,6 +142,7 @@ class LogSettings(Settings):
     every_steps: AtLeast1 = 50
     """Steps between two readings of loss and learning rate."""
     tensorboard: bool = True
+    """Write TensorBoard events into the run's folder."""
     histograms: bool = True
     """Histograms of the active weights in TensorBoard, once an epoch."""
     progress: Literal["auto", "bar", "lines", "none"] = "auto"

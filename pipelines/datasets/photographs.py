@@ -34,19 +34,20 @@ class PhotographSettings(DataSetSettings):
     path: PathText = "data/imagenet"
     """Folder that holds train and, to evaluate on, val (or valid, validation), test, or both."""
     on_bad_file: Literal["stop", "skip"] = "stop"
-    """A file that cannot be read or decoded ends the run, or another of its class comes in its place."""
+    """Action for a training file that cannot be read or decoded. stop: end the run; skip: use another of its class."""
     most_pixels: AtLeast1 = MOST_PIXELS
-    """An image that declares more, or a file of over four times as many bytes, is a bad file: nothing is decoded."""
+    """Most pixels that an image may declare. One that declares more is a bad file and is not decoded. So is a file of
+    more bytes than four times this number."""
     exclude: PathText | None = None
     """File with the names of samples to skip, a line each, as `python -m pipelines scan` writes it."""
     augment: bool = True
-    """Train on random resized crops, half of them mirrored; false trains on the images as evaluation sees them."""
+    """Train on random resized crops, half of them mirrored. If false, train on images as evaluation sees them."""
     image_size: Side = 224
     """Height and width of the images that the network gets."""
     evaluation_resize: Side = 256
     """Size of an image's shorter side before the central crop of an evaluation. Default: 256/224 of `image_size`."""
     number_of_classes: Classes | None = None
-    """Read from the data if not given."""
+    """Number of classes; read from the data if not given."""
 
     @model_validator(mode="before")
     @classmethod

@@ -24,9 +24,11 @@ class SyntheticSettings(DataSetSettings):
     shape: Annotated[list[Side], Field(min_length=3, max_length=3)] = [1, 28, 28]
     """Channels, height, width."""
     number_of_classes: Classes = 10
+    """Number of classes; the samples are spread evenly over them."""
     samples: AtLeast1 = 1000
     """Training samples."""
     test_samples: AtLeast1 = 200
+    """Test samples."""
     noise: Annotated[float, Field(ge=0, le=1e6)] = 64.0
     """Standard deviation of the noise, in grey levels of 0 to 255."""
 

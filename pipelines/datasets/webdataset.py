@@ -21,7 +21,7 @@ from pipelines.sources.shards import Shards, count_classes, list_shards, matchin
 
 
 class WebdatasetSettings(PhotographSettings):
-    """Photographs in WebDataset's tar shards (KEY.jpg and KEY.cls a sample), for storage that hates small files."""
+    """Photographs in WebDataset's tar shards (KEY.jpg and KEY.cls a sample), for storage slow with small files."""
 
     name: Literal["webdataset"]
     path: PathText = "data/shards"
@@ -29,9 +29,10 @@ class WebdatasetSettings(PhotographSettings):
     train_shards: str = "train/*.tar"
     """Shell pattern of the training shards, relative to `path`."""
     val_shards: str | None = None
-    """Shards that choose the best epoch; without test_shards, test data. If neither is given: val/*.tar or
-    test/*.tar."""
+    """Shell pattern of the validation shards, which choose the best epoch. Without test_shards they are the test data.
+    If neither is given: val/*.tar or test/*.tar."""
     test_shards: str | None = None
+    """Shell pattern of the test shards, relative to `path`."""
 
     @model_validator(mode="after")
     def _parts_differ(self) -> WebdatasetSettings:
