@@ -493,7 +493,7 @@ def test_an_altered_weight_is_mended(tmp_path: Path, config: Path, settings: Run
 
 def test_a_second_interrupt_waits_for_nothing(tmp_path: Path, config: Path) -> None:
     """A second signal ends it at once, even while a save does not end."""
-    begin = "import threading; self.checkpoints.begin(threading.Event().wait, 5)"
+    begin = "import threading; self.saving.checkpoints.begin(threading.Event().wait, 5)"
     script = script_that(tmp_path, "interrupted", f"{begin}; os.kill(os.getpid(), 2); os.kill(os.getpid(), 2)")
     code, result = exit_code(tmp_path, "--config", config, workers=1, script=script)
     assert (code, result.returncode) == (130, 1), result.stderr

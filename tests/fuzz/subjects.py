@@ -88,8 +88,8 @@ def _end_early(how: str) -> None:
         if self.progress.step == _END_AT and how == "stopped":
             os.kill(os.getpid(), signal.SIGTERM)
         elif self.progress.step == _END_AT:
-            assert self.checkpoints is not None
-            self.checkpoints.wait()
+            assert self.saving.checkpoints is not None
+            self.saving.checkpoints.wait()
             os._exit(77)
         return result
 
