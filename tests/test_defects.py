@@ -139,8 +139,7 @@ class TestBudget:
 
     @pytest.mark.parametrize("scaling", [True, False])
     def test_ends_where_no_position_is_free_and_shares_a_surplus(self, scaling: bool) -> None:
-        """A is full and keeps most: by scaling it would get nearly all. B and C take it up; nothing loops, nothing is
-        lost."""
+        """A is full and keeps most: by scaling it would get nearly all. B and C take it; nothing loops or is lost."""
         rows = [[0.9] * 39 + [0.1], [0.1, 0.1, 0.9] + [0.0] * 5, [0.1, 0.9] + [0.0] * 4]
         reallocator = by_hand(DsrSettings(name="dsr", initial_threshold=0.5, target_moves=4, scaling=scaling), rows)
         before = reallocator.masks.active_weights

@@ -12,6 +12,7 @@ Taken = tuple[float, ...]
 
 
 def wall() -> Taken:
+    """Return seconds on the wall clock alone."""
     return (time.perf_counter(),)
 
 
@@ -28,6 +29,7 @@ class Watch:
         self.clear()
 
     def clear(self) -> None:
+        """Forget all calls so far."""
         self.whole: dict[str, Taken] = {}
         self.own: dict[str, Taken] = {}
         self.every: Taken = ()
@@ -49,6 +51,8 @@ class Watch:
         setattr(owner, attribute, self.timed(getattr(owner, attribute), name or attribute))
 
     def timed(self, act: Callable[..., Any], name: str) -> Callable[..., Any]:
+        """Return a function that does the same and counts under `name`, also where it raises."""
+
         @functools.wraps(act)
         def call(*arguments: Any, **options: Any) -> Any:
             self._inner.append(())
@@ -76,4 +80,5 @@ def plus(one: Taken, other: Taken) -> Taken:
 
 
 def minus(one: Taken, other: Taken) -> Taken:
+    """Subtract by clock; () counts as zeros."""
     return tuple(a - b for a, b in zip(one, other, strict=True)) if other else one

@@ -19,10 +19,12 @@ def spread(found: Mapping[str, float], digits: int, scale: float = 1) -> str:
 
 
 def percent(found: Mapping[str, float], digits: int = 2) -> str:
+    """Write median and extremes of fractions in percent."""
     return f"{spread(found, digits, 100)} %"
 
 
 def versions(found: Mapping[str, str]) -> str:
+    """Write libraries and their versions in one line."""
     return ", ".join(f"{name} {version}" for name, version in found.items())
 
 

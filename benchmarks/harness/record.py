@@ -28,6 +28,7 @@ def load() -> float:
 
 
 def machine() -> Result:
+    """Return the processor, its cores, torch's threads and the GPUs."""
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     return {"processor": _processor(), "cores": os.cpu_count(), "threads": torch.get_num_threads(), "gpus": gpus}
 
@@ -65,6 +66,7 @@ def keep(name: str, result: Mapping[str, Any], folder: Path | None = None, comma
 
 
 def path_of(name: str, folder: Path | None = None) -> Path:
+    """Return where `keep` writes a result."""
     return (folder or RESULTS) / f"{name}.json"
 
 

@@ -27,6 +27,7 @@ def finished() -> float:
 
 
 def seconds_of(act: Act) -> float:
+    """Call, and return the seconds until the GPU is done too."""
     began = finished()
     act()
     return finished() - began
@@ -82,6 +83,7 @@ def summary(values: Sequence[float]) -> dict[str, float]:
 
 
 def summaries(found: Mapping[K, Sequence[float]], scale: float = 1) -> dict[K, dict[str, float]]:
+    """Return the summary of each way, in units of 1 / `scale`: 1000 makes milliseconds of seconds."""
     return {way: summary([scale * value for value in values]) for way, values in found.items()}
 
 
@@ -91,6 +93,7 @@ def ratio(found: Sequence[float], base: Sequence[float]) -> dict[str, float]:
 
 
 def ratios(times: Times, base: str) -> dict[str, dict[str, float]]:
+    """Return the summary of each way's ratios to `base` within each round."""
     return {way: ratio(found, times[base]) for way, found in times.items()}
 
 

@@ -40,6 +40,7 @@ def run_config(model: Section, method: Section, image: int, classes: int, **sect
 
 
 def data_of(config: RunConfig, worker: Worker | None = None, device: torch.device = CPU) -> Data:
+    """Build the data as a run does, for evaluation in batches of 10."""
     worker = worker or Worker()
     share = Share(worker.rank, worker.world_size, 1)
     batch = config.train.global_batch_size
@@ -47,6 +48,7 @@ def data_of(config: RunConfig, worker: Worker | None = None, device: torch.devic
 
 
 def evaluation_of(data: Data) -> EvaluationPipeline:
+    """Return the test samples, which these data have."""
     assert data.test is not None
     return data.test
 
@@ -79,6 +81,7 @@ class Moves(Callback):
         self.dropped: list[int] = []
 
     def on_reallocation(self, report: ReallocationReport) -> None:
+        """Note how many weights were dropped, in all layers together."""
         self.dropped.append(sum(report.dropped.values()))
 
 
@@ -90,6 +93,7 @@ class GivenGradients(nn.Module):
         self.model = model
 
     def forward(self, images: Tensor | list[Tensor]) -> Tensor:
+        """Return the logits of images, or the loss that has these gradients, one a parameter."""
         if isinstance(images, Tensor):
             logits: Tensor = self.model(images)
             return logits
@@ -107,6 +111,7 @@ class Multiplied(nn.Module):
         self.register_buffer("mask", mask)
 
     def forward(self, weight: Tensor) -> Tensor:
+        """Return the masked weight, which the module computes with."""
         return weight * self.mask
 
 

@@ -59,7 +59,7 @@ class Launch:
         self.processes: dict[int, subprocess.Popen[str]] = {}
 
     def start(self, *numbers: int, faults: str = "") -> None:
-        """torchrun on these hosts, with what faulty_run.py shall do."""
+        """Start torchrun on these hosts, with what faulty_run.py shall do."""
         for number in numbers:
             self.processes[number] = self.hosts.torchrun(
                 number,
@@ -108,7 +108,7 @@ def test_two_hosts_are_as_two_workers_of_one(tmp_path: Path, undisturbed: Path) 
 
 @pytest.mark.slow
 def test_a_host_vanishes_and_comes_back(tmp_path: Path, undisturbed: Path) -> None:
-    """torchrun brings its new worker and the other together again, at the last checkpoint."""
+    """Its new worker and the other meet again, at the last checkpoint."""
     settings = small_run(tmp_path, "vanished", timeout_seconds=10)
     with Hosts(2) as hosts:
         launch = Launch(hosts, tmp_path, settings)

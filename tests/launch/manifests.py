@@ -1,5 +1,7 @@
-"""The manifests of launch/kubernetes, and whether the published schemas take them. Fields that these do not know are
-refused, as the API server does with kubectl."""
+"""The manifests of launch/kubernetes, and whether the published schemas take them.
+
+Fields that these do not know are refused, as the API server does with kubectl.
+"""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
-"""Runs launch/compose.yaml with a Docker engine and tries what it promises: python3 -m tests.launch.prove_compose
+"""Runs launch/compose.yaml with a Docker engine and tries what it promises.
 
-Needs docker with Compose 2; builds the image unless there is one (`docker build -t dynsparse .`). The training service
-runs on the CPU: it leaves out the GPUs, and the limit on pinned memory, which not every engine may lift.
+`python3 -m tests.launch.prove_compose` needs docker with Compose 2. It builds the image unless there is one
+(`docker build -t dynsparse .`). The training service runs on the CPU: it omits the GPUs, and the limit on pinned
+memory, which not every engine may lift.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""Builds the image of the Dockerfile with buildah and tries what it promises: python3 -m tests.launch.prove_image
+"""Builds the image of the Dockerfile with buildah and tries what it promises.
 
-As root, with Debian's buildah, debootstrap and, for containers such as Docker's, runc; for about a quarter of an hour
-and with 10 GB of disk below TMPDIR (/var/tmp). pip works in the build as it does here: its settings (index,
-certificates, folders of wheels) are handed to the build, and none is in the image.
+`python3 -m tests.launch.prove_image` is for root, with Debian's buildah, debootstrap and, for containers such as
+Docker's, runc. It takes about a quarter of an hour and 10 GB of disk below TMPDIR (/var/tmp). pip works in the build as
+it does here: its settings (index, certificates, folders of wheels) are handed to the build, and none is in the image.
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ def debootstrap(buildah: Buildah, name: str) -> None:
 
 
 def pip_options(folder: Path) -> list[str]:
-    """pip's settings here, as options of the build: a file that is in no layer, and the folders that it names."""
+    """Return pip's settings as options of the build: a file that is in no layer, and the folders that it names."""
     printed = subprocess.run(
         [sys.executable, "-m", "pip", "config", "list"], capture_output=True, text=True, check=True
     )
@@ -145,7 +145,7 @@ def ended(buildah: Buildah, runs: Path, *words: str, user: str | None = None) ->
 
 
 def the_demo(buildah: Buildah, runs: Path) -> None:
-    """docker run IMAGE"""
+    """Run it without arguments, as `docker run IMAGE` does."""
     result = ended(buildah, runs)
     assert result.code == 0, result
     print("\n".join(f"     {line}" for line in result.out.splitlines() if "accuracy" in line))
@@ -193,7 +193,7 @@ def wrong_arguments(buildah: Buildah, runs: Path) -> None:
 
 
 def any_user(buildah: Buildah, runs: Path) -> None:
-    """docker run --user 4242:4242: one that /etc/passwd does not know; it compiles, too."""
+    """Run as `--user 4242:4242`, whom /etc/passwd does not know; it compiles, too."""
     theirs = runs.with_name("theirs")
     give(theirs, 4242)
     words = ("--config", "configs/digits_dsr.yaml", "train.epochs=1", "train.compile=true")

@@ -173,7 +173,7 @@ def test_a_holder_without_a_sign_of_life_is_told(tmp_path: Path) -> None:
 
 
 def test_a_holder_that_is_gone_or_elsewhere_is_no_matter(tmp_path: Path) -> None:
-    """torchrun starts the first anew; the other's container has a healthcheck of its own."""
+    """One is started anew by torchrun; the other's container has a healthcheck of its own."""
     script = (
         "import sys; from dynsparse.training.run.holder import Holder; "
         "sys.stdout.buffer.write(Holder.myself(None).encode('2026-01-01T00:00:00+00:00'))"

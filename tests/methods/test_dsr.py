@@ -80,8 +80,10 @@ def test_shares_go_by_what_is_kept(scaling: bool, grown: list[int]) -> None:
 
 
 def test_the_threshold_counts_units() -> None:
-    """Kernel slices of 9 weights: 2 of 4 active ones are dropped. Asked for 2 units the threshold stays;
-    counted in weights, 18 of 2, it would halve."""
+    """Kernel slices of 9 weights: 2 of 4 active ones are dropped.
+
+    Asked for 2 units the threshold stays; counted in weights, 18 of 2, it would halve.
+    """
     model = nn.Conv2d(4, 4, 3, bias=False)
     specs = sparse_layers(model, granularity=2)
     masks = MaskSet(model, specs, {"weight": torch.tensor([0, 1, 2, 3])})

@@ -42,7 +42,7 @@ BASE: dict[str, Any] = {
 
 
 def config(**sections: Any) -> RunConfig:
-    """BASE with some keys of some sections replaced: config(train={"epochs": 1})."""
+    """Return BASE with some keys of some sections replaced, such as `train={"epochs": 1}`."""
     raw = copy.deepcopy(BASE)
     for name, value in sections.items():
         if isinstance(value, dict) and "name" not in value:

@@ -299,8 +299,10 @@ def test_two_saves_after_one_step_are_two_states(tmp_path: Path) -> None:
 
 
 def test_the_guard_is_asked_before_each_change(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The partial file, of a name of its own, aside. Nothing changes once the guard has said that the storage is gone,
-    at whichever of its calls."""
+    """Nothing changes once the guard has said, at any of its calls, that the storage is gone.
+
+    The partial file, which has a name of its own, does not count.
+    """
     asked: list[int] = []
     fails_at: list[int] = []
 

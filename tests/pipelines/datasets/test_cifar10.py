@@ -113,8 +113,10 @@ def test_crops_and_mirroring_are_those_of_the_random_numbers(folder: Path, loade
 
 @pytest.mark.parametrize("loader", LOADERS)
 def test_every_one_of_the_81_crops_is_reached_exactly_and_both_ways(loader: str) -> None:
-    """One image that says where each pixel was, cropped with the random numbers in the middle of each of 81 x 2 cells,
-    and at the lower and upper ends of the cells."""
+    """Each of the 81 x 2 crops is the one that its random numbers stand for.
+
+    The image says where each pixel was. The numbers lie in the middle and at both ends of the crops' cells.
+    """
     rows, columns = np.mgrid[0:40, 0:40]
     places = np.stack((rows, columns, np.zeros_like(rows)), axis=2).astype(np.uint8)[np.newaxis]
     recipe = Recipe(Arrays(places, np.zeros(1, np.int64)), RandomCrop((32, 32), room=(8, 8)), UNCHANGED)

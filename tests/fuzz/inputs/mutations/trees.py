@@ -94,7 +94,7 @@ def the_root_is_no_folder(rng: Random, place: Place) -> str:
 
 @mutation("tree")
 def parts_of_other_names(rng: Random, place: Place) -> str:
-    """val is valid, validation or test; or there are two of them, or none."""
+    """Name val valid, validation or test, or make two of them, or none."""
     names = rng.sample(("valid", "validation", "test", "val", "training"), rng.choice((0, 1, 1, 2, 3)))
     moved = place.data / "moved"
     (place.data / "val").rename(moved)
