@@ -3,8 +3,8 @@
     python -m benchmarks.hostile_images            (about 25 minutes on 2 cores; writes results/hostile_images.json)
 
 A small folder of photographs is trained on in one batch, with one bomb more: an image that declares more than it is, or
-something that is no file (tests/pipelines/hostile.py). Each run is a process of its own, with either loader, and a
-scan. It must end with exit code 2 and one line with the bomb's name, within 10 processor seconds and 1 GB of an
+something that is no file (tests/pipelines/images/hostile.py). Each run is a process of its own, with either loader, and
+a scan. It must end with exit code 2 and one line with the bomb's name, within 10 processor seconds and 1 GB of an
 ordinary run: one with a few bytes of junk in the bomb's place, which ends at the same point. Seconds and memory are
 those of all its processes together, pages that they share counted in each.
 """

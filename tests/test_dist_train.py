@@ -531,6 +531,13 @@ def test_a_checkpoint_written_by_hand_is_checked(tmp_path: Path, call: Any, conf
         assert_one_line(call("--config", config, option, tmp_path / "b.pt"), "b.pt: lacks versions, progress, masks")
 
 
+def test_an_empty_checkpoint_begins_no_run(call: Any, config: Path, settings: RunConfig) -> None:
+    """As from a shell's variable that is not set."""
+    for option in ("--resume", "--evaluate"):
+        assert_one_line(call("--config", config, option, ""), "CKPT is empty; name a checkpoint")
+    assert not settings.folder.exists()
+
+
 def test_preview_is_a_picture_of_the_first_samples(call: Any, config: Path) -> None:
     """24 of 100 samples, of three steps of 12; enlarged to be seen, each over its label. No run is begun."""
     code, out, err = call("--config", config, "--preview", "24")

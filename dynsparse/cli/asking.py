@@ -38,7 +38,7 @@ def action_of(asked: argparse.Namespace) -> Action:
 
 
 def _action(asked: argparse.Namespace, config: RunConfig, resume: str | None) -> Action:
-    if asked.evaluate:
+    if asked.evaluate is not None:  # An empty text, of a variable that is not set, must not train.
         return Evaluation(config, asked.evaluate)
     if asked.dry_run:
         return DryRun(config)
