@@ -532,7 +532,7 @@ def test_a_checkpoint_written_by_hand_is_checked(tmp_path: Path, call: Any, conf
 
 
 def test_an_empty_checkpoint_begins_no_run(call: Any, config: Path, settings: RunConfig) -> None:
-    """As from a shell's variable that is not set."""
+    """A shell's variable that is not set gives one."""
     for option in ("--resume", "--evaluate"):
         assert_one_line(call("--config", config, option, ""), "CKPT is empty; name a checkpoint")
     assert not settings.folder.exists()
