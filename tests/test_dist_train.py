@@ -538,6 +538,21 @@ def test_an_empty_checkpoint_begins_no_run(call: Any, config: Path, settings: Ru
     assert not settings.folder.exists()
 
 
+def test_files_in_a_folder_that_may_not_be_read_are_refused(call: Any, tmp_path: Path) -> None:
+    (tmp_path / "locked").mkdir(mode=0o000)
+    file = tmp_path / "locked" / "a"
+    asked = [
+        ["--config", file],
+        ["--resume", file],
+        ["--evaluate", file],
+        ["--model", "mnist_mlp", "--schedule-file", file],
+    ]
+    asked += [["--model", "mnist_mlp", "--dry-run", f"start.weights_from={file}"]]
+    for words in asked:
+        with runs.nobody_if_root():
+            assert_one_line(call(*words), f"{file}: cannot be read (Permission denied)")
+
+
 def test_preview_is_a_picture_of_the_first_samples(call: Any, config: Path) -> None:
     """24 of 100 samples, of three steps of 12; enlarged to be seen, each over its label. No run is begun."""
     code, out, err = call("--config", config, "--preview", "24")

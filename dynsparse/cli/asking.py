@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import logging
 from collections.abc import Mapping, Sequence
+from os.path import exists
 from pathlib import Path
 from typing import Any
 
@@ -100,7 +101,7 @@ def config_of(path: Path) -> Mapping[str, Any]:
     """
     folder = path.absolute().parent.parent
     left = folder / names.CONFIG
-    if not path.exists() and begun_by(torchrun.launch_id(), folder):
+    if not exists(path) and begun_by(torchrun.launch_id(), folder):
         try:
             open_regular(left).close()
         except OSError as error:

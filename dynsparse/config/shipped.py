@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from pathlib import Path
 
 log = logging.getLogger(__name__)
@@ -19,11 +20,11 @@ def found(path: str | Path, kind: str = "") -> Path:
     is looked for as well.
     """
     given = Path(path)
-    if given.exists():
+    if os.path.exists(given):  # Unlike Path.exists, no error for a folder that may not be read: the reader tells of it.
         return given
-    if kind and (named := FOLDER / kind / given).exists():
+    if kind and os.path.exists(named := FOLDER / kind / given):
         return named
-    if given.parts[:1] == ("configs",) and (shipped := FOLDER / given.relative_to("configs")).exists():
+    if given.parts[:1] == ("configs",) and os.path.exists(shipped := FOLDER / given.relative_to("configs")):
         log.info("%s: not here; the one that ships with dynsparse is used, %s", given, shipped)
         return shipped
     return given

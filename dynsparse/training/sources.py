@@ -145,8 +145,18 @@ def missing_sources(config: RunConfig) -> list[str]:
     return [
         f"start.{key}: {source} is not there yet"
         for key, source in named.items()
-        if source and not checkpoint_of(source).exists()
+        if source and not _is_there(checkpoint_of(source))
     ]
+
+
+def _is_there(path: Path) -> bool:
+    try:
+        path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError:  # In a folder that may not be read, for instance: the reader tells why.
+        return True
+    return True
 
 
 def require_sources(config: RunConfig) -> None:

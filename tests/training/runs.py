@@ -9,7 +9,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -151,3 +151,16 @@ def metrics(folder: Path) -> list[dict[str, Any]]:
 def summary(folder: Path) -> dict[str, Any]:
     content: dict[str, Any] = json.loads((folder / "summary.json").read_text())
     return content
+
+
+@contextlib.contextmanager
+def nobody_if_root() -> Iterator[None]:
+    """Be nobody if the process is root's, since root may write anywhere. It stays in root's groups."""
+    if os.geteuid() != 0:
+        yield
+        return
+    os.seteuid(65534)
+    try:
+        yield
+    finally:
+        os.seteuid(0)

@@ -1,11 +1,10 @@
 from __future__ import annotations
 
-import contextlib
 import functools
 import logging
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -137,25 +136,12 @@ def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
         open_folder(runs.config(runs=str(tmp_path / "file")), resume=None, overwrite=False)
 
 
-@contextlib.contextmanager
-def nobody_if_root() -> Iterator[None]:
-    """Be nobody if the process is root's, since root may write anywhere. It stays in root's groups."""
-    if os.geteuid() != 0:
-        yield
-        return
-    os.seteuid(65534)
-    try:
-        yield
-    finally:
-        os.seteuid(0)
-
-
 def test_a_folder_that_may_not_be_made_is_known_before(tmp_path: Path) -> None:
     (tmp_path / "fixed").mkdir(mode=0o555)
     require_writable(tmp_path / "new" / "a")
     assert not (tmp_path / "new").exists()
     rule = r"fixed/runs/a: cannot be written \(in .*: permission denied\); set runs="
-    with nobody_if_root(), pytest.raises(UserError, match=rule):
+    with runs.nobody_if_root(), pytest.raises(UserError, match=rule):
         require_writable(tmp_path / "fixed" / "runs" / "a")
 
 

@@ -1,9 +1,13 @@
-"""Find the file that a user means by CKPT: a checkpoint, or one of a run's folder."""
+"""Find the file that a user means by CKPT: a checkpoint, or one of a run's folder.
+
+A folder that may not be read is no error here, as it would be with Path.is_dir. The reader tells of it in one line.
+"""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from os.path import exists, isdir, isfile
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +25,10 @@ def checkpoint_of(source: str) -> Path:
     A folder gives its latest; where that is damaged, the newest valid one. UserError if there is none.
     """
     path = _run_of(source)
-    if path.is_dir():
+    if isdir(path):
         return _latest(path / names.CHECKPOINTS)
     run = path.with_name(path.name.removesuffix("_initial"))
-    if not path.exists() and run != path:
+    if not exists(path) and run != path:
         return run / names.CHECKPOINTS / names.INITIAL
     return path
 
@@ -35,7 +39,7 @@ def result_of(source: str) -> Path:
     It gives its latest where no epoch has been the best yet. UserError if there is none.
     """
     best = _run_of(source) / names.CHECKPOINTS / names.BEST
-    return best if best.is_file() else checkpoint_of(source)
+    return best if isfile(best) else checkpoint_of(source)
 
 
 def how_chosen(path: Path, state: Mapping[str, Any]) -> str:
@@ -51,7 +55,7 @@ def _run_of(source: str) -> Path:
     if not source:
         raise UserError("CKPT is empty; name a checkpoint, or a run's folder, such as runs/digits_dsr")
     path = Path(source)
-    if path.is_dir() and path.absolute().name == names.CHECKPOINTS and not (path / names.CHECKPOINTS).is_dir():
+    if isdir(path) and path.absolute().name == names.CHECKPOINTS and not isdir(path / names.CHECKPOINTS):
         return path.parent if path.name else path.absolute().parent  # "." has no name.
     return path
 

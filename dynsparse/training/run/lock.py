@@ -102,7 +102,7 @@ class RunLock:
         if owner == self._me:
             return
         if self._released.is_set():  # A save may still be written after a fault.
-            raise LostError(errno.EPERM, "the folder was given back")
+            raise LostError(errno.EPERM, self._lost or "the folder was given back")
         if owner is None and (self._is_locked_by_me() or self._is_left_empty()):
             self._own(self._require_nobodys)
             return
