@@ -139,11 +139,16 @@ def test_gradients_can_be_prepared_before_they_are_clipped() -> None:
 
 
 def test_the_readmes_loop_works_and_takes_at_most_six_lines(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """The loop without the statements that name SparseTraining is a whole loop of somebody else's."""
+    """The loop without the statements that name SparseTraining is a whole loop of somebody else's.
+
+    Its state is saved and loaded as the guide says.
+    """
     import_torchvision()
-    page = (ROOT / "README.md").read_text()
-    source, saving = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
-    statements = ast.parse(source).body
+    page, guide = (ROOT / "README.md").read_text(), (ROOT / "docs/your-own-loop.md").read_text()
+    (source,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    (saving,) = re.findall(r"```python\n(state = .*?)```", guide, re.DOTALL)
+    *statements, shown = ast.parse(source).body
+    assert ast.unparse(shown) == "print(sparse)"
     ours = [node for node in statements if "SparseTraining" in ast.unparse(node)]
     assert len(ours) == 2
     assert sum((node.end_lineno or 0) - node.lineno + 1 for node in ours) <= 6

@@ -48,6 +48,7 @@ def signalled(worker: Worker, folder: Path, number: int, mode: str, passes: int)
     whole.fit()
 
     config, stop = settings(folder), StopFlag()
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # It is ignored where the tests run under nohup.
     stop.install()
     trainer = trainer_of(config, worker, stop)
     left = passes
