@@ -150,9 +150,10 @@ class SparseTraining(Watcher):
 
     def __repr__(self) -> str:
         masks = self.masks
+        layers = f"{len(masks)} layer{'' if len(masks) == 1 else 's'}"
         return (
-            f"SparseTraining({self._method_name}, {len(masks)} layers, {masks.active_weights:,} of {masks.weights:,} "
-            f"weights active, step {self.steps} of {self._asked.total_steps})"
+            f"SparseTraining({self._method_name}, {layers}, {masks.active_weights:,} of {masks.weights:,} weights "
+            f"active ({100 * masks.sparsity:.2f} % sparse), step {self.steps} of {self._asked.total_steps})"
         )
 
     def __copy__(self) -> NoReturn:

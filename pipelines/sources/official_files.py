@@ -17,7 +17,7 @@ LARGEST = 256 << 20
 def require_files(folder: Path, names: Iterable[str], remedy: str) -> None:
     """Raise UserError unless all these files exist and are regular."""
     require_no_others(paths := [folder / name for name in names])
-    if missing := [path.name for path in paths if not path.exists()]:
+    if missing := [path.name for path in paths if not os.path.exists(path)]:
         raise UserError(
             f"data.path: {folder} lacks {', '.join(missing)}; {remedy}, or set data.download=true where there is "
             "internet"

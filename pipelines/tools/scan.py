@@ -53,7 +53,7 @@ def _folder_parts(root: Path) -> list[Part]:
     """Return the parts of a folder of images, even an incomplete one. Raises UserError if it cannot be read."""
     found = []
     for name in parts_of(root).there:
-        if (root / name).is_dir():
+        if os.path.isdir(root / name):
             classes = class_folders(root / name)
             filled = [folder for folder, (images, _) in classes.items() if images]
             others = sum(others for _, others in classes.values())
@@ -79,7 +79,7 @@ def _shard_parts(root: Path, patterns: Mapping[str, str]) -> list[Part]:
 
 def _listed(root: Path, patterns: Sequence[str] | None) -> list[Part]:
     """Return the parts to scan: folders of images, or shards. Raises UserError if there is none."""
-    if not root.is_dir():
+    if not os.path.isdir(root):  # False, unlike Path.is_dir, where a folder above may not be entered.
         raise UserError(f"DIR is {root}, which is no folder; give the folder that holds train and val")
     if patterns is not None:
         return _shard_parts(root, dict(zip(PARTS, patterns, strict=True)))
@@ -149,7 +149,7 @@ def _cpus() -> int:
 
 def _require_place(option: str, path: Path) -> None:
     """Raise UserError if a file cannot be written there. Asked first, for a scan may take hours."""
-    if path.is_dir() or not path.parent.is_dir() or not os.access(path.parent, os.W_OK):
+    if os.path.isdir(path) or not os.path.isdir(path.parent) or not os.access(path.parent, os.W_OK):
         raise UserError(f"{option} is {path}, which cannot be written; give a file in a folder that is there and yours")
 
 

@@ -91,7 +91,7 @@ def write(folder: Path, out: Path, samples: int) -> None:
     """
     if samples < 1:
         raise UserError(f"--samples is {samples}, a shard holds at least one; give 1 or more")
-    if out.exists() and not (out.is_dir() and next(out.iterdir(), None) is None):
+    if os.path.exists(out) and not (os.path.isdir(out) and next(out.iterdir(), None) is None):
         raise UserError(f"{out} is there and not an empty folder; remove it, or give another name")
     parts = parts_of(folder)
     classes = check_classes(folder, parts, len(class_names(folder / TRAIN)))
@@ -107,7 +107,7 @@ def write(folder: Path, out: Path, samples: int) -> None:
 @contextmanager
 def _draft(out: Path) -> Iterator[Path]:
     """Yield a folder within `out`, thus on its disk. Its content moves up when the block ends without an error."""
-    made = [path for path in (out, *out.parents) if not path.exists()]
+    made = [path for path in (out, *out.parents) if not os.path.exists(path)]
     draft = out / f".writing-{os.getpid()}"
     draft.mkdir(parents=True)
     try:

@@ -22,6 +22,7 @@ from dynsparse.cli.experiments import command, launching
 from dynsparse.cli.experiments.jobs import read_jobs
 from dynsparse.cli.experiments.listed import Experiments, Options, sparsity
 from dynsparse.config.schema import RunConfig
+from dynsparse.errors import UserError
 from dynsparse.training.network import require_layers
 from dynsparse.training.trainer import Trainer
 from tests.training import runs
@@ -363,6 +364,16 @@ def test_bad_calls(small: Path, words: list[str], message: str, capsys: pytest.C
     err = capsys.readouterr().err
     assert err.startswith(f"error: {message.replace('SMALL', str(small))}")
     assert err.count("\n") == 1
+
+
+def test_runs_in_a_folder_that_may_not_be_entered(
+    small: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "locked").mkdir(mode=0o000)
+    options = Options.parse([f"runs={tmp_path}/locked"], dry_run=False)
+    listed = Experiments(str(small), read_jobs(str(small)), options)
+    with runs.nobody_if_root(), pytest.raises(UserError, match=r"cannot be read \(Permission denied\); set runs="):
+        listed.state(listed.jobs[0])
 
 
 BAD_LISTS: list[tuple[Any, list[str]]] = [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -105,7 +106,10 @@ class Experiments:
         if self.is_done(job):
             return "done"
         folder = self.config(job).folder
-        return "part done" if any(folder.glob(f"{names.CHECKPOINTS}/{names.STEPS}")) else "not begun"
+        try:
+            return "part done" if any(folder.glob(f"{names.CHECKPOINTS}/{names.STEPS}")) else "not begun"
+        except OSError as error:
+            raise UserError(f"{folder}: cannot be read ({error.strerror}); set runs=") from None
 
     def needs(self, job: Job) -> dict[str, bool]:
         """Return the jobs and runs that must be done first, and whether each is."""
@@ -115,7 +119,7 @@ class Experiments:
             run = path.with_name(path.name.removesuffix("_initial"))
             other = by_name.get(run.name) if run.parent == self.options.runs else None
             if other is None:
-                needs[str(run)] = run.exists()
+                needs[str(run)] = os.path.exists(run)
             else:
                 needs[f"job {other.number}"] = self.state(other) == "done"
         return needs

@@ -24,7 +24,7 @@ from dynsparse.training.checkpoint.limits import DamagedError
 from dynsparse.training.exported import CSR_FORMAT, dense_of, matrices, read_csr
 
 SUFFIX = ".csr.pt"
-LOADING = 'model = dynsparse.tools.export.csr.load("{path}")'
+LOADING = 'from dynsparse.tools.export import csr; model = csr.load("{path}")'
 
 RUN_FROM, RUN_BELOW = 100_000, 0.15
 """Weights and density of the linear layers that run as CSR, from between what was measured (docs/results/csr.md).

@@ -35,6 +35,7 @@ from pipelines.tools.scan_processes import DEADLY
 from pipelines.tools.scan_report import Duplicates, Report
 from pipelines.tools.scan_summary import listable, summary
 from tests.pipelines.streams import LOADERS, request, whole
+from tests.training import runs
 
 UNKNOWN = "is no image of a known format, or its header is damaged"
 DAMAGED = "cannot be decoded: it is truncated or damaged"
@@ -318,6 +319,13 @@ def test_nothing_bad_writes_no_list_and_empties_an_old_one(tmp_path: Path) -> No
     (root / "exclude.txt").write_text("train/ape/7.jpg\n")
     assert "existed, and is now without names" in run(str(root), "--workers=1")
     assert all(line.startswith("#") for line in (root / "exclude.txt").read_text().splitlines())
+
+
+def test_a_folder_in_one_that_may_not_be_entered(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "locked").mkdir(mode=0o000)
+    with runs.nobody_if_root():
+        assert PROGRAM.run(["scan", str(tmp_path / "locked" / "data")]) == 2
+    assert capsys.readouterr().err.count("data, which is no folder; give the folder that holds") == 1
 
 
 @pytest.mark.parametrize(
