@@ -9,10 +9,10 @@ from __future__ import annotations
 import subprocess
 import sys
 import time
-from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from pathlib import Path
 
 from benchmarks.harness.record import ROOT
+from benchmarks.harness.script import ScriptParser
 
 FULL = ("reallocation", "steps", "memory", "startup", "scaling", "passes", "csr")
 SHORT = {
@@ -23,7 +23,7 @@ SHORT = {
 
 
 def main() -> None:
-    parser = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
+    parser = ScriptParser(__doc__)
     parser.add_argument("--tiny", action="store_true", help="a minute in all, and figures without meaning")
     looks = ROOT / "runs" / "bench"
     parser.add_argument("--looks", metavar="DIR", type=Path, default=looks, help="where the short looks go")

@@ -8,7 +8,6 @@ A run's digests, test accuracy and loss depend on the machine and on torch's ver
 
 from __future__ import annotations
 
-import argparse
 import json
 import subprocess
 import sys
@@ -17,13 +16,14 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from benchmarks.harness.record import ROOT
+from benchmarks.harness.script import ScriptParser
 
 FACTS = ("mask_digest", "weight_digest", "test_top1", "active_weights", "reallocations", "steps")
 DENSE = "digits_dense"
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ScriptParser(__doc__)
     parser.add_argument("action", choices=["record", "compare"])
     parser.add_argument("file", type=Path)
     parser.add_argument("--workers", type=int, nargs="+", default=[1, 2, 4])

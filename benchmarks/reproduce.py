@@ -13,7 +13,7 @@ from __future__ import annotations
 import os
 import statistics
 import time
-from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
+from argparse import Namespace
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -21,7 +21,7 @@ from tempfile import TemporaryDirectory
 from benchmarks.harness import record
 from benchmarks.harness.page import filled
 from benchmarks.harness.record import PAGES, Result
-from benchmarks.harness.script import link
+from benchmarks.harness.script import ScriptParser, link
 from benchmarks.parts.reproduce import plots
 from benchmarks.parts.reproduce.recipes import METHODS, RECIPES
 from benchmarks.parts.reproduce.training import Job, all_runs
@@ -40,7 +40,7 @@ def main() -> None:
 
 
 def parse() -> Namespace:
-    parser = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
+    parser = ScriptParser(__doc__)
     parser.add_argument("--data", choices=sorted(RECIPES), default="digits")
     parser.add_argument("--methods", nargs="+", choices=sorted(METHODS), default=list(METHODS))
     parser.add_argument("--sparsity", type=float, nargs="+", default=[0.9, 0.95, 0.98, 0.99])

@@ -6,17 +6,34 @@ import os
 from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
 from collections.abc import Callable
 from pathlib import Path
+from typing import NoReturn
 
 from benchmarks.harness import record
 from benchmarks.harness.record import Result
+from pipelines.common.command_line import Parser
+from pipelines.common.errors import EXIT_BAD_INPUT, UserError
 
 Page = Callable[[Result], str]
 """Text of a page, from the JSON's content and `link`, which leads to the JSON."""
 
 
+class ScriptParser(Parser):
+    """The project's parser, which here ends the script: with the line of an error, and exit code 2."""
+
+    def __init__(self, description: str | None) -> None:
+        super().__init__(description=description, formatter_class=RawDescriptionHelpFormatter)
+
+    def error(self, message: str) -> NoReturn:
+        """Print the error's line, and exit."""
+        try:
+            super().error(message)
+        except UserError as error:
+            self.exit(EXIT_BAD_INPUT, f"error: {error}\n")
+
+
 def plain_parser(description: str | None) -> ArgumentParser:
     """Options of a script that writes a JSON and no page."""
-    parser = ArgumentParser(description=description, formatter_class=RawDescriptionHelpFormatter)
+    parser = ScriptParser(description)
     parser.add_argument("--output", metavar="DIR", type=Path, help="write there, instead of to the kept figures")
     return parser
 
