@@ -1,7 +1,7 @@
 """Data: which samples make up a batch, and how they get there. Imports nothing of dynsparse.
 
 The functions below turn settings into pipelines. A data set is the module of its settings: it has `build`, and may have
-`check_files`, `prepare` and `listed`. The registry is `datasets/registry.py`.
+`check_files`, `fetch` and `listed`. The registry is `datasets/registry.py`.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ def check(settings: DataSetSettings) -> None:
     _call(settings, "check_files")
 
 
-def prepare(settings: DataSetSettings) -> None:
+def fetch(settings: DataSetSettings) -> None:
     """Fetch files. One process a machine calls this, before all call `build`. Raises UserError if it cannot."""
-    _call(settings, "prepare")
+    _call(settings, "fetch")
 
 
 def build(settings: DataSetSettings, request: Request) -> Data:
@@ -45,7 +45,7 @@ def position_of(settings: DataSetSettings, request: Request) -> Position | Train
         return build(settings, request).train
     source = _module(settings).listed(settings)
     trained_on, _ = stratified(source.labels, settings.validation_samples, settings.split_seed)
-    return Position(source, trained_on, request.seed, request.global_batch)
+    return Position(source, trained_on, request.seed, request.training, settings.repeats)
 
 
 def _call(settings: DataSetSettings, name: str) -> None:

@@ -8,22 +8,31 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
+from pipelines.common.epochs import EpochTable
+from pipelines.mixing import NO_MIXING, MixingSettings
 from pipelines.order import Share
+from pipelines.phases import Phase, Phases
 from pipelines.views import Normalisation
 
 Batch = tuple[Tensor, Tensor]
 """Images [batch, channels, height, width], normalised, and labels int64 [batch], on the device.
 
-Float32 and contiguous, unless settings or `Request` ask for half precision or channels last in memory.
+Float32 and contiguous, unless settings or `Request` ask for half precision or channels last in memory. Where samples
+are mixed, labels are soft: float32 [batch, classes].
 """
+
+
+def dominant(labels: Tensor) -> Tensor:
+    """Return the class of each sample, int64 [batch]: of a soft label the one with the largest part."""
+    return labels if labels.dim() == 1 else labels.argmax(1)
 
 
 class TrainPipeline(Protocol):
     """Delivers the micro-batches of one worker, epoch after epoch, in the order of its `SampleOrder`."""
 
     @property
-    def steps_per_epoch(self) -> int:
-        """Global batches in an epoch."""
+    def epochs(self) -> EpochTable:
+        """Global batches in each epoch."""
         ...
 
     def epoch(self) -> Iterator[list[Batch]]:
@@ -34,7 +43,7 @@ class TrainPipeline(Protocol):
         ...
 
     def seek(self, epoch: int, batch: int) -> None:
-        """Go to a position: `batch` is the next step of `epoch`, both counted from 0; `steps_per_epoch` is its end."""
+        """Go to a position: `batch` is the next step of `epoch`, both counted from 0; the epoch's steps are its end."""
         ...
 
     def state_dict(self) -> dict[str, Any]:
@@ -101,6 +110,15 @@ class Request:
     """True to build `Data.train_evaluation`."""
     channels_last: bool = False
     """Memory layout of images: channels last instead of contiguous."""
+    mixing: MixingSettings = NO_MIXING
+    """Mixing of training samples. Where it is on, `share` keeps its units together."""
+    phases: tuple[Phase, ...] = ()
+    """Phases of training, where it has several or a size of images of its own: then they say the global batch."""
+
+    @property
+    def training(self) -> Phases:
+        """The phases of training, one if there is no schedule."""
+        return self.phases or (Phase(0, self.global_batch),)
 
 
 @dataclass(frozen=True)

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from pipelines.base import Batch, Data, Request, SplitSize
+from pipelines.common.epochs import EpochTable
 from pipelines.loaders.bad_files import BadFiles
 from pipelines.loaders.base import BadSamples, Feed, Loader, Stream
 from pipelines.loaders.registry import loader
+from pipelines.mixing import Mixing
 from pipelines.order import Indices, SampleOrder, Share, evaluation_batches
+from pipelines.phases import end_of
 from pipelines.position import Position
 from pipelines.settings import DataSetSettings
 from pipelines.sources.base import digest
@@ -22,22 +26,34 @@ from pipelines.views import Recipe
 class OrderedTraining:
     """A `TrainPipeline` over some of a recipe's samples, int64 [n]. Its only state is its position."""
 
-    def __init__(self, recipe: Recipe, samples: Indices, loader: Loader, bad: BadFiles, request: Request) -> None:
+    def __init__(
+        self,
+        recipe: Recipe,
+        samples: Indices,
+        loader: Loader,
+        bad: BadFiles,
+        request: Request,
+        mixing: Mixing | None = None,
+    ) -> None:
         self._recipe, self._samples = recipe, samples
-        self._loader, self._bad = loader, bad
-        self._at = Position(recipe.source, samples, request.seed, request.global_batch)
+        self._loader, self._bad, self._mixing = loader, bad, mixing
+        self._phases = request.training
+        self._at = Position(recipe.source, samples, request.seed, self._phases, recipe.repeats)
         self._share = request.share
         self._feed: Feed | None = None
 
     @property
-    def steps_per_epoch(self) -> int:
-        return self._at.steps_per_epoch
+    def epochs(self) -> EpochTable:
+        return self._at.epochs
 
     def _new_feed(self) -> Feed:
-        at = self._at
-        samples = _micro_batches(at.order, self._share, self._recipe.view.uniforms, at.epoch, at.batch)
-        stream = ((self._bad.replaced(self._samples[places], self._samples), numbers) for places, numbers in samples)
-        return self._loader.feed(self._recipe, stream, self._share.largest(at.order.global_batch))
+        """Return a feed from the current position to the end of its phase."""
+        at, recipe = self._at, self._recipe.sized(self._at.phase.image_size)
+        end = end_of(self._phases, at.phase)
+        batches = _micro_batches(at.order, self._share, recipe, at.epoch, at.batch, end)
+        samples, bad = self._samples, self._bad  # Not `self`: a feed must not keep alive what holds it.
+        stream = ((bad.replaced(samples[places], samples), numbers) for places, numbers in batches)
+        return self._loader.feed(recipe, stream, self._share.largest(at.order.global_batch))
 
     def close(self) -> None:
         """End the feed, which reads ahead. Needed when the position changes, when samples are bad, and at the end."""
@@ -56,12 +72,25 @@ class OrderedTraining:
                 self._bad.found(bad.faults, f"epoch {self._at.epoch}, batch {self._at.batch}")
 
     def epoch(self) -> Iterator[list[Batch]]:
-        at = self._at
-        while at.batch < self.steps_per_epoch:
-            step = self._step()
+        at, phase = self._at, self._at.phase
+        while at.batch < self.epochs.steps(at.epoch):
+            step = self._mixed(self._step())
             at.batch += 1
             yield step
-        at.epoch, at.batch = at.epoch + 1, 0
+        at.next_epoch()
+        if at.phase != phase:
+            self.close()
+
+    def _mixed(self, step: list[Batch]) -> list[Batch]:
+        """Mix the micro-batches at the current position, if anything of their global batch is mixed."""
+        mixing, at = self._mixing, self._at
+        draw = (
+            None if mixing is None else mixing.drawn(at.epoch, at.batch, at.order.global_batch, *step[0][0].shape[-2:])
+        )
+        if mixing is None or draw is None:
+            return step
+        places = (self._share.part(part, at.order.global_batch) for part in range(len(step)))
+        return [mixing.mixed(*batch, draw.part(place)) for batch, place in zip(step, places, strict=True)]
 
     @property
     def bad_samples(self) -> dict[int, str]:
@@ -84,12 +113,15 @@ class OrderedTraining:
         self.close()
 
 
-def _micro_batches(order: SampleOrder, share: Share, uniforms: int, epoch: int, batch: int) -> Stream:
-    """Yield places in the order and their random numbers, from a position on, without end."""
-    while True:
+def _micro_batches(
+    order: SampleOrder, share: Share, recipe: Recipe, epoch: int, batch: int, end: int | None = None
+) -> Stream:
+    """Yield places in the order and their random numbers, from a position to an epoch; without end if it is None."""
+    while epoch != end:
         while batch < order.batches_per_epoch:
             for part in range(share.micro_batches):
-                yield order.micro_batch(epoch, batch, part, share), order.randoms(epoch, batch, part, share, uniforms)
+                numbers = [order.randoms(epoch, batch, part, share, k, stream) for stream, k in recipe.streams]
+                yield order.micro_batch(epoch, batch, part, share), np.concatenate(numbers, axis=1)
             batch += 1
         epoch, batch = epoch + 1, 0
 
@@ -101,7 +133,7 @@ class OrderedEvaluation:
     """
 
     def __init__(self, recipe: Recipe, samples: Indices, loader: Loader, bad: BadFiles, request: Request) -> None:
-        assert recipe.view.uniforms == 0, "an evaluation uses no random numbers"
+        assert not any(k for _, k in recipe.streams), "an evaluation uses no random numbers"
         self._recipe, self._loader, self._bad = recipe, loader, bad
         self.samples = len(samples)
         self.listing = digest(recipe.source.listing.encode(), samples.tobytes())
@@ -158,12 +190,16 @@ def assemble(
     """Return the pipelines of a data set.
 
     `train` and `plain` hold the same samples, as training and as evaluation see them. `validation` is the data set's
-    own. A data set without test data needs held-out training samples.
+    own. A data set without test data needs held-out training samples. The settings' operations on pixels come to
+    `train` here.
     """
+    train = replace(train, pixels=settings.pixels, repeats=settings.repeats)
     trained_on, held_out = stratified(plain.source.labels, settings.validation_samples, settings.split_seed)
     assert validation is None or len(held_out) == 0, "two things to choose the best epoch by"
     assert test is not None or len(held_out), "nothing to evaluate on"
     made_by = loader(settings, request)
+    asked = request.mixing
+    mixing = Mixing(asked, request.seed, settings.classes) if asked.is_on else None
 
     def bad_files(recipe: Recipe) -> BadFiles:
         return BadFiles(recipe.source, made_by, request.seed, skip=settings.skips_bad_files, where=settings.where)
@@ -180,7 +216,7 @@ def assemble(
         evaluated["test"] = test, _every(test)
     made = {name: evaluation(*on) for name, on in evaluated.items()}
     return Data(
-        train=OrderedTraining(train, trained_on, made_by, bad_files(train), request),
+        train=OrderedTraining(train, trained_on, made_by, bad_files(train), request, mixing),
         test=made.get("test"),
         validation=made.get("validation"),
         train_evaluation=evaluation(plain, trained_on) if request.evaluate_train else None,

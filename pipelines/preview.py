@@ -10,7 +10,7 @@ import torch
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from pipelines.base import Data
+from pipelines.base import Data, dominant
 from pipelines.common.text import one_line
 from pipelines.views import Normalisation
 
@@ -20,16 +20,28 @@ CAPTION = 14
 
 
 def picture(data: Data, images: Tensor, labels: Tensor, most: int) -> Tensor:
-    """Return up to `most` images of a batch as the network gets them, in a grid: uint8 [3, height, width]."""
-    return grid(images[:most], labels[:most], data.class_names, data.normalisation)
+    """Return up to `most` images of a batch as the network gets them, in a grid: uint8 [3, height, width].
+
+    Mixed ones have the name of their dominant class.
+    """
+    return grid(images[:most], dominant(labels[:most]), data.class_names, data.normalisation)
 
 
-def grid(images: Tensor, labels: Tensor, class_names: tuple[str, ...], normalisation: Normalisation | None) -> Tensor:
-    """Return the images, [n, 1 or 3, height, width], in grey levels over their labels: uint8 [3, height, width]."""
+def grid(
+    images: Tensor,
+    labels: Tensor,
+    class_names: tuple[str, ...],
+    normalisation: Normalisation | None,
+    columns: int | None = None,
+) -> Tensor:
+    """Return the images, [n, 1 or 3, height, width], in grey levels over their labels: uint8 [3, height, width].
+
+    They are in a square unless `columns` says otherwise.
+    """
     shown = grey_levels(images, normalisation)
     height, width = shown.shape[1:3]
     scale = ceil(SHORTEST / min(height, width))
-    columns = ceil(sqrt(len(shown)))
+    columns = columns or ceil(sqrt(len(shown)))
     rows = ceil(len(shown) / columns)
     cell = (width * scale + 4, height * scale + CAPTION + 4)
     sheet = Image.new("RGB", (columns * cell[0], rows * cell[1]), "white")

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field
 
 from pipelines.common.errors import UserError
 from pipelines.common.settings import Count, Settings
 from pipelines.images.encoded import MOST_PIXELS
+from pipelines.pixels.recipe import NO_PIXELS, Pixels
 from pipelines.sources.class_list import MOST_CLASSES
 
 if TYPE_CHECKING:
@@ -23,9 +24,15 @@ Classes = Annotated[int, Field(ge=2, le=MOST_CLASSES)]
 class DataSetSettings(Settings):
     """Base of each data set's settings; `name` selects the data set in a config."""
 
+    crops: ClassVar[bool] = False
+    """True for a data set that crops its images to a size, which may change while training (`train.image_size`)."""
+    in_memory: ClassVar[bool] = False
+    """True for a data set that is read once, at the start, into `Arrays`."""
+
     name: str
-    loader: Literal["dali", "torch"] = "dali"
-    """Who reads and transforms: NVIDIA DALI, or torch's DataLoader where DALI does not install."""
+    loader: Literal["dali", "torch", "resident"] = "dali"
+    """Who reads and transforms: NVIDIA DALI, or torch's DataLoader where DALI does not install. `resident` keeps a data
+    set that is held in memory where the network is, on the GPU if there is one."""
     threads: Annotated[int, Field(ge=1, le=1024)] = 2
     """DALI's CPU threads in each worker; with the torch loader processes."""
     dtype: Literal["float32", "float16"] = "float32"
@@ -50,6 +57,20 @@ class DataSetSettings(Settings):
         return self
 
     @property
+    def pixels(self) -> Pixels:
+        """Operations on the pixels of training views; none unless the settings have options for them."""
+        return NO_PIXELS
+
+    @property
+    def repeats(self) -> int:
+        """Times that each sample of a global batch appears in it."""
+        return 1
+
+    def without_repeats(self) -> Self:
+        """Return settings by which each sample appears once."""
+        return self
+
+    @property
     def pixel_limit(self) -> int:
         """Pixels of the largest image that is decoded."""
         return MOST_PIXELS
@@ -65,7 +86,11 @@ class DataSetSettings(Settings):
         return f"data.name: {self.name}"
 
     def require_loader(self) -> None:
-        """Raise UserError if the loader is not installed."""
+        """Raise UserError if the loader is not installed, or cannot serve the data set."""
+        if self.loader == "resident" and not self.in_memory:
+            raise UserError(
+                f"data.loader is resident, but {self.where} is read from the disk as it is needed; use dali or torch"
+            )
         # The package above it is looked for first: find_spec imports that.
         if self.loader == "dali" and (find_spec("nvidia") is None or find_spec("nvidia.dali") is None):
             raise UserError(

@@ -5,7 +5,7 @@ To add one: a class here, and the function that makes it in loaders/dali_views.p
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from pipelines import augment
 from pipelines.order import Uniforms
+from pipelines.pixels.recipe import NO_PIXELS, Pixels
 from pipelines.sources.base import Source
 
 Numbers = tuple[NDArray[Any], ...]
@@ -29,6 +30,10 @@ class View:
     def numbers(self, uniforms: Uniforms) -> Numbers:
         """Return the parameters of the transform, from float64 [batch, self.uniforms] in [0, 1)."""
         return ()
+
+    def sized(self, size: int) -> View:
+        """Return the view that makes images of `size` x `size` instead. Only views that crop to a size have one."""
+        raise NotImplementedError(type(self).__name__)
 
 
 @dataclass(frozen=True)
@@ -59,6 +64,10 @@ class CentralCrop(View):
     size: int
     resize: int
 
+    def sized(self, size: int) -> CentralCrop:
+        """Return the central crop of `size`, of an image that is resized in proportion."""
+        return CentralCrop(size, max(size, round(self.resize * size / self.size)))
+
 
 @dataclass(frozen=True)
 class RandomResizedCrop(View):
@@ -71,6 +80,10 @@ class RandomResizedCrop(View):
         """Return `augment.window_factors`, places float64 [batch, 2], and 1 to mirror, int32."""
         shape, place, mirror = np.split(uniforms, [2 * augment.ATTEMPTS, augment.WINDOW_UNIFORMS], axis=1)
         return augment.window_factors(shape), place.copy(), augment.mirrored(mirror[:, 0])
+
+    def sized(self, size: int) -> RandomResizedCrop:
+        """Return the same random windows, resized to `size`."""
+        return RandomResizedCrop(size)
 
 
 @dataclass(frozen=True)
@@ -88,3 +101,20 @@ class Recipe:
     source: Source
     view: View
     normalisation: Normalisation
+    pixels: Pixels = NO_PIXELS
+    """Operations on the views."""
+    repeats: int = 1
+    """Times that each sample of a global batch appears in it."""
+
+    @property
+    def streams(self) -> tuple[tuple[str, int], ...]:
+        """Name and length of the random numbers of a sample: the view's, then those of the operations."""
+        return (("augment", self.view.uniforms), *self.pixels.streams)
+
+    def split(self, uniforms: Uniforms) -> tuple[Uniforms, Uniforms]:
+        """Return the random numbers of the view, and those of the operations. Takes float64 [batch, all]."""
+        return uniforms[:, : self.view.uniforms], uniforms[:, self.view.uniforms :]
+
+    def sized(self, size: int | None) -> Recipe:
+        """Return the recipe of images of `size` x `size`; itself for None."""
+        return self if size is None else replace(self, view=self.view.sized(size))

@@ -9,6 +9,8 @@ from __future__ import annotations
 import errno
 import os
 import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import BinaryIO
 
 SMALL = 64 << 20
@@ -57,6 +59,17 @@ def read_bytes(path: Path, most: int = SMALL) -> bytes:
 def read_text(path: Path, most: int = SMALL) -> str:
     """Return the whole content as UTF-8. Raises UnicodeDecodeError, a ValueError, or OSError as `open_descriptor`."""
     return read_bytes(path, most).decode("utf-8")
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Name the file in an OSError that names none, as those of reading and writing an open file do."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None:
+            error.filename = path
+        raise
 
 
 def require_regular(path: Path, status: os.stat_result, most: int | None) -> None:

@@ -24,6 +24,8 @@ class Program:
     """Module and help text by verb. A module has `main(arguments)`, which returns the exit code, or None for 0."""
     note: str = ""
     """Last words of the usage."""
+    version: str = ""
+    """Printed by --version, where there is one."""
 
     @property
     def usage(self) -> str:
@@ -59,6 +61,9 @@ class Program:
         if not arguments or arguments[0] in ("-h", "--help"):
             print(self.usage)
             return EXIT_DONE if arguments else EXIT_BAD_INPUT
+        if self.version and arguments[0] == "--version":
+            print(self.version)
+            return EXIT_DONE
         verb, *rest = arguments
         if verb not in self.verbs:
             raise UserError(f"unknown command '{verb}'{nearest(verb, self.verbs)}; see {self.name} --help")

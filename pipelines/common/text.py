@@ -7,6 +7,8 @@ import unicodedata
 from collections.abc import Iterable, Sequence
 
 MOST_NAMES = 20
+_MOST_MEANT = 5
+"""Names that a part of one may mean. timm has hundreds with `vit` in them."""
 LONGEST_WORD = 200
 """Characters of a user's word that are compared with known names."""
 
@@ -47,7 +49,8 @@ def nearest(word: str, known: Iterable[str]) -> str:
     known = sorted(known)
     matches = close(word, known)
     if matches:
-        return f"; did you mean {' or '.join(quoted(matches))}?"
+        more = f" or one of {len(matches) - _MOST_MEANT:,} more" if len(matches) > _MOST_MEANT else ""
+        return f"; did you mean {' or '.join(quoted(matches[:_MOST_MEANT]))}{more}?"
     return f"; there are {some_of(known, MOST_NAMES)}" if known else ""
 
 

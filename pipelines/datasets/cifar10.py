@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 
@@ -12,11 +11,12 @@ from pipelines.base import Data, Request
 from pipelines.common.errors import UserError
 from pipelines.common.paths import PathText
 from pipelines.common.torchvision_ops import import_torchvision
+from pipelines.datasets.augmented import AugmentedSettings
+from pipelines.datasets.in_memory import random_crops
 from pipelines.ordered import assemble
-from pipelines.settings import DataSetSettings
 from pipelines.sources.base import Arrays, Listed, listing_of_arrays
 from pipelines.sources.official_files import require_files, require_md5, require_no_others
-from pipelines.views import AsItIs, Normalisation, RandomCrop, Recipe
+from pipelines.views import AsItIs, Normalisation, Recipe
 
 # Mean and standard deviation of each channel over the training set, in grey levels: the figures of the paper's code.
 MEAN, STD = (125.3, 123.0, 113.9), (63.0, 62.1, 66.7)
@@ -29,9 +29,10 @@ SAMPLES = 5000
 """Training samples of each class."""
 
 
-class Cifar10Settings(DataSetSettings):
+class Cifar10Settings(AugmentedSettings):
     """CIFAR-10: 50,000 training and 10,000 test images of 32x32 in colour, in torchvision's folder layout."""
 
+    in_memory: ClassVar[bool] = True
     name: Literal["cifar10"]
     path: PathText = "data/cifar10"
     """Folder that holds (or will hold) cifar-10-batches-py."""
@@ -78,7 +79,7 @@ def _reader() -> Any:
     return CIFAR10
 
 
-def prepare(settings: Cifar10Settings) -> None:
+def fetch(settings: Cifar10Settings) -> None:
     """Fetch the files if the settings allow it. Only one process a machine may call this at a time."""
     if settings.download:
         load(settings)
@@ -127,12 +128,6 @@ def build(settings: Cifar10Settings, request: Request) -> Data:
     """Return the pipelines. Raises UserError for absent or damaged files."""
     train, test = load(settings)
     plain, tested = (Recipe(arrays, AsItIs(), NORMALISATION) for arrays in (train, test))
-    return assemble(random_crops(train) if settings.augment else plain, plain, tested, settings, request)
-
-
-def random_crops(arrays: Arrays) -> Recipe:
-    """Return a recipe of random crops: the images are padded by reflection, and crops have the original size."""
-    padding = ((0, 0), (PADDING, PADDING), (PADDING, PADDING), (0, 0))
-    padded = replace(arrays, images=np.pad(arrays.images, padding, mode="reflect"))
-    height, width = arrays.images.shape[1:3]
-    return Recipe(padded, RandomCrop((height, width), room=(2 * PADDING, 2 * PADDING)), NORMALISATION)
+    return assemble(
+        random_crops(train, NORMALISATION, PADDING) if settings.augment else plain, plain, tested, settings, request
+    )

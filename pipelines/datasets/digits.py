@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 
 from pipelines.base import Data, Request
+from pipelines.datasets.augmented import AugmentedSettings
 from pipelines.datasets.in_memory import in_memory
-from pipelines.settings import DataSetSettings, Side
+from pipelines.settings import Side
 from pipelines.sources.base import Arrays
 from pipelines.views import Normalisation
 
@@ -16,9 +17,10 @@ TEST_SHARE = 0.2
 SPLIT_SEED = 20190609  # Fixed: every run, whatever its seed, is tested on the same 360 images.
 
 
-class DigitsSettings(DataSetSettings):
+class DigitsSettings(AugmentedSettings):
     """The 1,797 handwritten digits that ship with scikit-learn: 8x8 scans, upsampled in DALI."""
 
+    in_memory: ClassVar[bool] = True
     name: Literal["digits"]
     image_size: Side = 28
     """Height and width to upsample to."""

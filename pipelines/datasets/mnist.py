@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from math import prod
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,8 +14,8 @@ from pipelines.common.errors import UserError
 from pipelines.common.files import read_bytes
 from pipelines.common.paths import PathText
 from pipelines.common.torchvision_ops import import_torchvision
+from pipelines.datasets.augmented import AugmentedSettings
 from pipelines.datasets.in_memory import in_memory
-from pipelines.settings import DataSetSettings
 from pipelines.sources.base import Arrays, Listed
 from pipelines.sources.official_files import LARGEST, require_files, require_no_others
 from pipelines.views import Normalisation
@@ -31,9 +31,10 @@ SAMPLES = (5923, 6742, 5958, 6131, 5842, 5421, 5918, 6265, 5851, 5949)
 """Training samples of each class."""
 
 
-class MnistSettings(DataSetSettings):
+class MnistSettings(AugmentedSettings):
     """MNIST: 60,000 training and 10,000 test images of 28x28, in torchvision's folder layout."""
 
+    in_memory: ClassVar[bool] = True
     name: Literal["mnist"]
     path: PathText = "data/mnist"
     """Folder that holds (or will hold) MNIST/raw."""
@@ -72,7 +73,7 @@ def _is_there(settings: MnistSettings) -> bool:
     return all((_folder(settings) / name).is_file() for name in _FILES)
 
 
-def prepare(settings: MnistSettings) -> None:
+def fetch(settings: MnistSettings) -> None:
     """Fetch the files if the settings allow it. Only one process a machine may call this at a time."""
     _require_files(settings)
     if settings.download and not _is_there(settings):
@@ -94,7 +95,7 @@ def _fetch(settings: MnistSettings) -> None:
 
 def load(settings: MnistSettings) -> tuple[Arrays, Arrays]:
     """Return training and test images, uint8 [n, 28, 28, 1]. Raises UserError for absent or damaged files."""
-    prepare(settings)
+    fetch(settings)
     return read(_folder(settings))
 
 

@@ -4,33 +4,30 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
+from typing import Any, ClassVar, Generic, Literal, TypeVar
 
 from pydantic import model_validator
 
 from pipelines.base import Data, Request
-from pipelines.common.errors import UserError
 from pipelines.common.paths import PathText
 from pipelines.common.settings import AtLeast1
+from pipelines.datasets.stored import StoredSettings
 from pipelines.images.encoded import MOST_PIXELS
 from pipelines.ordered import assemble
-from pipelines.settings import Classes, DataSetSettings, Side
+from pipelines.settings import Side
 from pipelines.sources.base import Encoded
-from pipelines.sources.class_list import MOST_CLASSES
 from pipelines.sources.parts import Parts
 from pipelines.views import CentralCrop, Normalisation, RandomResizedCrop, Recipe
-
-if TYPE_CHECKING:
-    from typing_extensions import Self
 
 # Mean and standard deviation of ImageNet's training set, as fractions of 255: torchvision's figures.
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 NORMALISATION = Normalisation(tuple(255 * x for x in MEAN), tuple(255 * x for x in STD))
 
 
-class PhotographSettings(DataSetSettings):
+class PhotographSettings(StoredSettings):
     """Settings that data sets of photographs share."""
 
+    crops: ClassVar[bool] = True
     path: PathText = "data/imagenet"
     """Folder that holds train and, to evaluate on, val (or valid, validation), test, or both."""
     on_bad_file: Literal["stop", "skip"] = "stop"
@@ -46,8 +43,17 @@ class PhotographSettings(DataSetSettings):
     """Height and width of the images that the network gets."""
     evaluation_resize: Side = 256
     """Size of an image's shorter side before the central crop of an evaluation. Default: 256/224 of `image_size`."""
-    number_of_classes: Classes | None = None
-    """Number of classes; read from the data if not given."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_size(cls, given: Any) -> Any:
+        """Say where a table belongs, which people try here first."""
+        if isinstance(given, dict) and isinstance(given.get("image_size"), (dict, list)):
+            raise ValueError(
+                "image_size is a table; evaluation has one size, which image_size is: give it as a number, and the "
+                "table of training as train.image_size"
+            )
+        return given
 
     @model_validator(mode="before")
     @classmethod
@@ -70,35 +76,12 @@ class PhotographSettings(DataSetSettings):
         return (3, self.image_size, self.image_size)
 
     @property
-    def classes(self) -> int:
-        if self.number_of_classes is None:
-            raise UserError("data.number_of_classes is not known before the data are read; set it to do without them")
-        return self.number_of_classes
-
-    def resolved(self) -> Self:
-        if self.number_of_classes is not None:
-            return self
-        found = self.count_classes()
-        if not 2 <= found <= MOST_CLASSES:
-            classes = "1 class" if found == 1 else f"{found:,} classes"
-            raise UserError(f"{self.where} has {classes}; there must be 2 to {MOST_CLASSES:,} to tell apart")
-        return self.model_copy(update={"number_of_classes": found})
-
-    def count_classes(self) -> int:
-        """Count the classes of the training data. Raises UserError if they cannot be read."""
-        raise NotImplementedError
-
-    @property
     def pixel_limit(self) -> int:
         return self.most_pixels
 
     @property
     def skips_bad_files(self) -> bool:
         return self.on_bad_file == "skip"
-
-    @property
-    def where(self) -> str:
-        return f"data.path: {self.path}"
 
 
 S = TypeVar("S", bound=Encoded, covariant=True)

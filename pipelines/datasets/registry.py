@@ -14,10 +14,19 @@ from pipelines.datasets.cifar10 import Cifar10Settings
 from pipelines.datasets.digits import DigitsSettings
 from pipelines.datasets.imagenet import ImagenetSettings
 from pipelines.datasets.mnist import MnistSettings
+from pipelines.datasets.parquet import ParquetSettings
+from pipelines.datasets.small_images import SmallImagesSettings
 from pipelines.datasets.synthetic import SyntheticSettings
 from pipelines.datasets.webdataset import WebdatasetSettings
 
 DataSettings = Annotated[
-    Cifar10Settings | DigitsSettings | ImagenetSettings | MnistSettings | SyntheticSettings | WebdatasetSettings,
+    Cifar10Settings
+    | DigitsSettings
+    | ImagenetSettings
+    | MnistSettings
+    | ParquetSettings
+    | SmallImagesSettings
+    | SyntheticSettings
+    | WebdatasetSettings,
     Field(discriminator="name"),
 ]

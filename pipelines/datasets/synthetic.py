@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from math import prod
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +20,7 @@ from pipelines.views import Normalisation
 class SyntheticSettings(DataSetSettings):
     """Learnable noise of any shape: each class is a random pattern, each sample that pattern plus noise."""
 
+    in_memory: ClassVar[bool] = True
     name: Literal["synthetic"]
     shape: Annotated[list[Side], Field(min_length=3, max_length=3)] = [1, 28, 28]
     """Channels, height, width."""

@@ -13,7 +13,10 @@ from pipelines.sources.base import Encoded
 from pipelines.views import Recipe
 
 Stream = Iterator[tuple[Indices, Uniforms]]
-"""Batches: indices of samples, and random numbers float64 [batch, view.uniforms]. May be endless; it is read ahead."""
+"""Batches: indices of samples, and random numbers float64 [batch, all of recipe.streams].
+
+It may be endless, and is read ahead.
+"""
 
 
 class BadSamples(Exception):  # noqa: N818 - samples are bad, not the program

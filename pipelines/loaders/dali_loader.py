@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections import deque
 from collections.abc import Generator, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import chain
@@ -25,6 +25,7 @@ from pipelines.loaders.base import BadSamples, Feed, Loader, Stream, no_memory
 from pipelines.loaders.dali_images import given, is_large, size_of
 from pipelines.loaders.dali_probe import Probe, to_torch
 from pipelines.loaders.dali_views import Normaliser, made, on_gpu
+from pipelines.loaders.finishing import Finishing
 from pipelines.order import Indices, Uniforms
 from pipelines.sources.base import Arrays, Encoded
 from pipelines.views import Recipe, View
@@ -100,18 +101,19 @@ class DaliFeed(Feed):
         self._in_flight: deque[_Given] = deque()
         self._reader = ThreadPoolExecutor(loader.threads) if isinstance(recipe.source, Encoded) else None
         self._error: BaseException | None = None
+        self._finished = Finishing(loader, recipe)
         self._start()
 
     def _start(self) -> None:
         again = [(batch.indices, batch.uniforms) for batch in list(self._in_flight)]
         self._in_flight.clear()
         batches = (self._given(*numbers) for numbers in chain(again, self._stream))
-        self._batches: Generator[Any, None, None] = batches if self._reader is None else _ahead(batches)
+        self._batches: Generator[Any, None, None] | _Ahead = batches if self._reader is None else _Ahead(batches)
         loader = self._loader
         self._pipeline: Pipeline = _graph(
             self._batches,
             self._recipe,
-            Normaliser(self._recipe.normalisation, half=loader.half, channels_last=loader.channels_last),
+            self._normaliser(),
             batch_size=self._batch,
             num_threads=loader.threads,
             device_id=loader.device_id,
@@ -131,10 +133,26 @@ class DaliFeed(Feed):
                 del self._pipeline  # It cannot be used after an error.
                 self._batches.close()
                 self._start()
-        if faults := self._in_flight.popleft().faults:
-            raise BadSamples(faults)
+        given = self._in_flight.popleft()
+        if given.faults:
+            raise BadSamples(given.faults)
         tensor = to_torch(images)
-        return (tensor.permute(0, 3, 1, 2) if self._loader.channels_last else tensor), to_torch(labels)
+        if self._loader.channels_last:
+            tensor = tensor.permute(0, 3, 1, 2)
+        return self._finish(tensor, given.uniforms), to_torch(labels)
+
+    def _normaliser(self) -> Normaliser:
+        """Return the end of the graph. Operations on pixels come before the normalisation: it is not done there."""
+        channels_last = self._loader.channels_last
+        if self._recipe.pixels.policies:
+            return Normaliser(None, half=False, channels_last=channels_last)
+        return Normaliser(self._recipe.normalisation, half=self._loader.half, channels_last=channels_last)
+
+    def _finish(self, images: torch.Tensor, uniforms: Uniforms) -> torch.Tensor:
+        _, uniforms = self._recipe.split(uniforms)
+        if self._recipe.pixels.policies:
+            return self._finished.of_grey_levels(images, uniforms)
+        return self._finished.of_normalised(images, uniforms)
 
     def _run(self) -> Any:
         device_id = self._loader.device_id
@@ -142,6 +160,7 @@ class DaliFeed(Feed):
         return self._pipeline.run(None if device_id is None else torch.cuda.current_stream(device_id))
 
     def close(self) -> None:
+        self._batches.close()
         if self._reader is not None:
             self._reader.shutdown(cancel_futures=True)
         del self._pipeline  # Now, not when Python collects the reference cycle of pipeline and reader.
@@ -149,7 +168,7 @@ class DaliFeed(Feed):
     def _given(self, indices: Indices, uniforms: Uniforms) -> tuple[Any, ...]:
         """Return the inputs of DALI's graph for a batch."""
         source, view = self._recipe.source, self._recipe.view
-        numbers = view.numbers(uniforms)
+        numbers = view.numbers(self._recipe.split(uniforms)[0])
         faults: dict[int, str] = {}
         images: Any
         if isinstance(source, Arrays):
@@ -205,14 +224,36 @@ class DaliFeed(Feed):
         return any(found)
 
 
-def _ahead(batches: Iterator[Any]) -> Generator[Any, None, None]:
-    """Yield the batches, each made in another thread while the previous one is used."""
-    with ThreadPoolExecutor(1) as pool:
-        end = object()
-        coming = pool.submit(next, batches, end)
-        while (batch := coming.result()) is not end:
-            coming = pool.submit(next, batches, end)
-            yield batch
+class _Ahead:
+    """Batches, each made in another thread while the previous one is used.
+
+    Dropped without `close`, its thread ends by itself. Nobody waits for that: Python may collect it anywhere, even
+    where a lock is held that the end of a thread needs. So it is no generator, whose end would wait.
+    """
+
+    def __init__(self, batches: Iterator[Any]) -> None:
+        self._batches, self._pool = batches, ThreadPoolExecutor(1)
+        self._coming: Future[Any] | None = None
+
+    def __iter__(self) -> _Ahead:
+        return self
+
+    def __next__(self) -> Any:
+        coming = self._coming or self._made()
+        if (batch := coming.result()) is _END:
+            raise StopIteration
+        self._coming = self._made()
+        return batch
+
+    def _made(self) -> Future[Any]:
+        return self._pool.submit(next, self._batches, _END)
+
+    def close(self) -> None:
+        """End the thread, and wait for the batch that it makes."""
+        self._pool.shutdown(cancel_futures=True)
+
+
+_END = object()
 
 
 # exec_dynamic: outputs stay valid while the next batch is made.

@@ -69,15 +69,13 @@ class Encoded:
 
 
 class Normaliser:
-    """The normalisation: to float CHW, or HWC if `channels_last`; half precision if `half`."""
+    """The normalisation: to float CHW, or HWC if `channels_last`; half precision if `half`. None: uint8 as they are."""
 
-    def __init__(self, normalisation: Normalisation, *, half: bool, channels_last: bool) -> None:
-        self._options = {
-            "dtype": types.FLOAT16 if half else types.FLOAT,
-            "output_layout": "HWC" if channels_last else "CHW",
-            "mean": list(normalisation.mean),
-            "std": list(normalisation.std),
-        }
+    def __init__(self, normalisation: Normalisation | None, *, half: bool, channels_last: bool) -> None:
+        self._options: dict[str, Any] = {"output_layout": "HWC" if channels_last else "CHW", "dtype": types.UINT8}
+        if normalisation is not None:
+            self._options["dtype"] = types.FLOAT16 if half else types.FLOAT
+            self._options |= {"mean": list(normalisation.mean), "std": list(normalisation.std)}
 
     def __call__(self, images: Any, **crop_and_mirror: Any) -> Any:
         return fn.crop_mirror_normalize(images, **self._options, **crop_and_mirror)

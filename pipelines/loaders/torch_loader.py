@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from functools import cache
 from threading import Thread, Timer
 from typing import Any
+from weakref import finalize
 
 import torch
 from torch import Tensor
@@ -24,7 +25,8 @@ from pipelines.common.signals import undisturbed
 from pipelines.images.encoded import most_bytes
 from pipelines.images.reference import decoded
 from pipelines.loaders.base import BadSamples, Feed, Loader, Stream, no_memory
-from pipelines.loaders.torch_views import made
+from pipelines.loaders.finishing import Finishing
+from pipelines.loaders.torch_views import made, of_arrays
 from pipelines.order import Indices, Uniforms
 from pipelines.sources.base import Arrays, Encoded
 from pipelines.views import Recipe
@@ -49,7 +51,7 @@ class TorchFeed(Feed):
         workers = 0 if isinstance(recipe.source, Arrays) else loader.threads
         self._loader = loader
         with undisturbed():
-            self._batches: Iterator[Any] = iter(
+            batches = iter(
                 DataLoader(
                     _Batches(loader, recipe),
                     batch_size=None,  # A key is a whole batch.
@@ -61,35 +63,24 @@ class TorchFeed(Feed):
                     generator=torch.Generator(),  # Without it, each new feed would draw from the run's generator.
                 )
             )
-        normalisation = recipe.normalisation
-        self._mean, self._std = (
-            torch.tensor(values, device=self._device).view(1, -1, 1, 1)
-            for values in (normalisation.mean, normalisation.std)
-        )
-
-    @property
-    def _device(self) -> torch.device:
-        index = self._loader.device_id
-        return torch.device("cpu") if index is None else torch.device("cuda", index)
+        self._batches: list[Iterator[Any]] = [batches]  # The only reference, so that `close` ends the processes.
+        # A feed that is dropped is closed too. Collected in a cycle, a queue would be closed before the iterator could
+        # end its processes, and torch would wait for each of them for ten seconds.
+        self._end = finalize(self, self._batches.clear)
+        self._finished = Finishing(loader, recipe)
 
     def next(self) -> Batch:
-        images, labels, faults, error = next(self._batches)
+        images, labels, faults, error, uniforms = next(self._batches[0])
         if error is not None:
             raise error
         if faults:
             raise BadSamples(faults)
-        images, labels = (tensor.to(self._device, non_blocking=True) for tensor in (images, labels))
-        return self._normalised(images), labels
-
-    def _normalised(self, images: Tensor) -> Tensor:
-        """Normalise a whole batch, on the GPU if there is one: uint8 takes a quarter of the time to copy."""
-        if self._loader.channels_last:
-            images = images.contiguous(memory_format=torch.channels_last)
-        normalised = images.float().sub_(self._mean).div_(self._std)
-        return normalised.half() if self._loader.half else normalised
+        device = self._finished.device  # A GPU if there is one: uint8 takes a quarter of the time to copy.
+        images, labels = (tensor.to(device, non_blocking=True) for tensor in (images, labels))
+        return self._finished.of_grey_levels(images, uniforms.numpy()), labels
 
     def close(self) -> None:
-        self._batches = iter(())  # This ends the processes of the old iterator.
+        self._end()
 
 
 @cache
@@ -143,44 +134,47 @@ class _Stream:
 
 
 class _Batches(Dataset[Any]):
-    """Whole batches by key: images [batch, channels, height, width], labels, faults by sample, and a fatal error."""
+    """Whole batches by key.
+
+    A batch is images [batch, channels, height, width], labels, faults by sample, a fatal error, and the random numbers
+    that are still to be used, float64 [batch, k].
+    """
 
     def __init__(self, loader: TorchLoader, recipe: Recipe) -> None:
         self._loader, self._recipe = loader, recipe
 
-    def __getitem__(self, key: Key) -> tuple[Tensor, Tensor, dict[int, str], UserError | None]:
+    def __getitem__(self, key: Key) -> tuple[Tensor, Tensor, dict[int, str], UserError | None, Tensor]:
+        _, uniforms = self._recipe.split(key[1])
         try:
-            return (*self._batch(key), None)
+            return (*self._batch(key), None, torch.from_numpy(uniforms.copy()))
         except UserError as error:  # Raised in another process, its message would hold a traceback.
             # A new error: the old one's context holds the image, and memory may be short.
-            return torch.empty(0), torch.empty(0), {}, UserError(str(error))
+            return torch.empty(0), torch.empty(0), {}, UserError(str(error)), torch.empty(0)
 
     def _batch(self, key: Key) -> tuple[Tensor, Tensor, dict[int, str]]:
-        indices, uniforms = key
+        indices, (uniforms, _) = key[0], self._recipe.split(key[1])
         source, view = self._recipe.source, self._recipe.view
+        labels = torch.from_numpy(source.labels[indices])
+        if isinstance(source, Arrays):
+            return of_arrays(source, view, indices, uniforms), labels, {}
+        assert isinstance(source, Encoded)
         rows = zip(indices.tolist(), *view.numbers(uniforms), strict=True) if view.uniforms else zip(indices.tolist())
         images: list[Tensor] = []
         faults: dict[int, str] = {}
         for index, *numbers in rows:
             try:
-                images.append(self._image(index, numbers))
+                images.append(self._image(source, index, numbers))
             except MemoryError:
-                if not isinstance(source, Encoded):
-                    raise
                 raise no_memory(source, index) from None
             except Exception:
-                fault = self._loader.fault(source, index) if isinstance(source, Encoded) else None
+                fault = self._loader.fault(source, index)
                 if fault is None:
                     raise  # The image is good: it is another error.
                 faults[index] = fault
         batch = torch.stack(images) if not faults else torch.empty(0)
-        return batch, torch.from_numpy(source.labels[indices]), faults
+        return batch, labels, faults
 
-    def _image(self, index: int, numbers: Sequence[Any]) -> Tensor:
-        source = self._recipe.source
-        if isinstance(source, Arrays):
-            return made(self._recipe.view, source.images[index], *numbers)
-        assert isinstance(source, Encoded)
+    def _image(self, source: Encoded, index: int, numbers: Sequence[Any]) -> Tensor:
         most = self._loader.most_pixels
         return made(self._recipe.view, decoded(source.encoded(index, most_bytes(most)), most), *numbers)
 

@@ -13,6 +13,8 @@ from torch import Tensor
 from pipelines import augment
 from pipelines.common.torchvision_ops import import_torchvision
 from pipelines.images.reference import rgb
+from pipelines.order import Indices, Uniforms
+from pipelines.sources.base import Arrays
 from pipelines.views import AsItIs, CentralCrop, RandomCrop, RandomResizedCrop, View
 
 import_torchvision()
@@ -64,6 +66,47 @@ def _(view: RandomResizedCrop, image: Any, factors: Any, place: Any, mirror: Any
     else:
         window = cropped(tensor_of(image), top, left, h, w)
     return _mirrored(resized(window, view.size, view.size), mirror)
+
+
+@singledispatch
+def made_together(view: View, images: Tensor, indices: Tensor, *numbers: Tensor) -> Tensor:
+    """Return the views of some of the images at once, [batch, channels, height, width], each as `made` returns it.
+
+    `images`: uint8 [samples, height, width, channels]. `indices`: int64 [batch]. `numbers`: `view.numbers`, each
+    [batch, ...]. All are on one device. NotImplementedError where there is no way but one by one.
+    """
+    raise NotImplementedError(type(view).__name__)
+
+
+@made_together.register
+def _(view: AsItIs, images: Tensor, indices: Tensor) -> Tensor:
+    whole = channels_first(images[indices])
+    return whole if view.size is None else resized(whole.float(), *view.size)
+
+
+@made_together.register
+def _(view: RandomCrop, images: Tensor, indices: Tensor, top: Tensor, left: Tensor, mirror: Tensor) -> Tensor:
+    height, width = (torch.arange(size, device=images.device) for size in view.size)
+    rows = top[:, None] + height
+    columns = left[:, None] + torch.where(mirror[:, None] > 0, width.flip(0), width)
+    return channels_first(images[indices[:, None, None], rows[:, :, None], columns[:, None, :]])
+
+
+def of_arrays(source: Arrays, view: View, indices: Indices, uniforms: Uniforms) -> Tensor:
+    """Return the views of some images in memory, in memory of their own: at once if there is a way, else one by one."""
+    numbers = view.numbers(uniforms)
+    try:
+        places = torch.from_numpy(indices)
+        whole = made_together(view, torch.from_numpy(source.images), places, *map(torch.from_numpy, numbers))
+    except NotImplementedError:
+        rows = zip(source.images[indices], *numbers, strict=True)
+        return torch.stack([made(view, image, *row) for image, *row in rows])
+    return whole.contiguous()
+
+
+def channels_first(images: Tensor) -> Tensor:
+    """Return [batch, height, width, channels] as [batch, channels, height, width], in the same memory."""
+    return images.permute(0, 3, 1, 2)
 
 
 def resized(tensor: Tensor, height: int, width: int) -> Tensor:

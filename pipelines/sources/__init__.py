@@ -1,1 +1,1 @@
-"""Sources of samples: arrays, folders of images, and tar shards."""
+"""Sources of samples: arrays, folders of images, tar shards, and parquet files."""

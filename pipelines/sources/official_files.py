@@ -37,18 +37,24 @@ def require_no_others(paths: Iterable[Path]) -> None:
 
 def require_md5(path: Path, expected: str, what: str) -> None:
     """Raise UserError if the content is not the official one."""
-    found = hashlib.md5(usedforsecurity=False)
     try:
-        with open_regular(path, LARGEST) as file:
-            while part := file.read(1 << 20):
-                found.update(part)
+        found = md5_of(path)
     except OSError as error:
         raise _unreadable(path, error) from None
-    if found.hexdigest() != expected:
+    if found != expected:
         raise UserError(
-            f"data.path: {path} is not {what} (its MD5 is {found.hexdigest()}, that of the official one {expected}); "
+            f"data.path: {path} is not {what} (its MD5 is {found}, that of the official one {expected}); "
             "remove it and fetch it anew"
         )
+
+
+def md5_of(path: Path) -> str:
+    """Return the MD5 of a file's content. Raises OSError unless it is a regular file of bounded size."""
+    found = hashlib.md5(usedforsecurity=False)
+    with open_regular(path, LARGEST) as file:
+        while part := file.read(1 << 20):
+            found.update(part)
+    return found.hexdigest()
 
 
 def _unreadable(path: Path, error: Exception) -> UserError:

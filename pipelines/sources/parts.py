@@ -11,6 +11,8 @@ from pipelines.common.errors import UserError
 TRAIN, TEST = "train", "test"
 VALIDATION = ("val", "valid", "validation")
 """Names of the same part."""
+UNFINISHED = ".preparing"
+"""Folder within a data set while `python -m pipelines prepare` fills it, and after one that was stopped."""
 
 
 @dataclass(frozen=True)
@@ -45,15 +47,28 @@ class Parts:
 def find_parts(root: Path, holds_samples: Callable[[Path], bool]) -> Parts:
     """Return the parts of `root` by the names of its folders.
 
-    A validation folder without test data is the test data. `test` counts only if it holds samples of known classes:
-    ImageNet's own test images have none. Raises UserError if two folders are for the same part.
+    Raises UserError if two folders are for the same part, or images may be missing.
     """
-    found = [name for name in VALIDATION if is_folder(root / name)]
+    if is_folder(root / UNFINISHED):
+        raise UserError(
+            f"data.path: {root} is prepared in part; give the same command again (prepare ...), it goes on, or "
+            f"remove {root / UNFINISHED}"
+        )
+    return parts_among(root, lambda name: is_folder(root / name), lambda name: holds_samples(root / name))
+
+
+def parts_among(root: Path, is_there: Callable[[str], bool], holds_samples: Callable[[str], bool]) -> Parts:
+    """Return the parts of `root`, by the names for which `is_there` is True.
+
+    Validation data without test data are the test data. `test` counts only if it holds samples of known classes:
+    ImageNet's own test images have none. Raises UserError if two names are for the same part.
+    """
+    found = [name for name in VALIDATION if is_there(name)]
     if len(found) > 1:
         raise UserError(
             f"data.path: {root} has {' and '.join(found)}, which are names for the same thing; move all but one away"
         )
-    test = TEST if is_folder(root / TEST) and holds_samples(root / TEST) else None
+    test = TEST if is_there(TEST) and holds_samples(TEST) else None
     validation = found[0] if found else None
     return Parts(test, validation) if test is not None else Parts(test=validation)
 

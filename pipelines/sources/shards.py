@@ -9,54 +9,29 @@ import dataclasses
 import logging
 import os
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, field
-from functools import cached_property, lru_cache
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pipelines.common.errors import UserError
-from pipelines.common.files import open_descriptor
 from pipelines.common.text import cut
 from pipelines.images.encoded import MOST_BYTES, Bytes
 from pipelines.images.image_bytes import read_range
 from pipelines.sources.base import digest
 from pipelines.sources.class_list import read_names
+from pipelines.sources.descriptors import Descriptors
+from pipelines.sources.labels import named_or_numbered, require_labels
 from pipelines.sources.parts import Parts, find_parts
 from pipelines.sources.shard_index import INDEX_SUFFIX, Members, decoded, read_index, read_tar
 from pipelines.sources.tar_headers import UnusableError
 
 SHARDS = "*.tar"
-DESCRIPTORS = 256
-"""Shards of one source that a process keeps open. Often it may have 1,024 files open in all."""
 
 log = logging.getLogger(__name__)
-
-
-class _Descriptor:
-    """An open file that is closed with its last reference: a cache can drop it while a reader uses it."""
-
-    def __init__(self, number: int) -> None:
-        self.number = number
-
-    def __del__(self) -> None:
-        os.close(self.number)
-
-
-def _open(path: str) -> _Descriptor:
-    return _Descriptor(open_descriptor(path))
-
-
-class _Descriptors:
-    """A cache of the latest `DESCRIPTORS` open files. lru_cache has no lock that a fork could leave locked."""
-
-    def __init__(self) -> None:
-        self.get: Callable[[str], _Descriptor] = lru_cache(maxsize=DESCRIPTORS)(_open)
-
-    def __reduce__(self) -> tuple[type[_Descriptors], tuple[()]]:
-        return _Descriptors, ()  # Numbers of descriptors mean nothing to another process.
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,7 +53,7 @@ class Shards:
     ends: NDArray[np.int64]
     """[n + 1], starting with 0: name i is names[ends[i] : ends[i + 1]]."""
     class_names: tuple[str, ...]
-    _opened: _Descriptors = field(default_factory=_Descriptors, init=False, repr=False)
+    _opened: Descriptors = field(default_factory=Descriptors, init=False, repr=False)
 
     @cached_property
     def listing(self) -> str:
@@ -124,13 +99,20 @@ def list_shards(
     counts = [len(part.labels) for part in parts]
     numbers = np.repeat(np.arange(len(parts), dtype=np.int32), counts)
     ends = np.concatenate([np.zeros(1, dtype=np.int64), np.cumsum(lengths, dtype=np.int64)])
-    class_names = _class_names(root, number_of_classes)
+    class_names = named_or_numbered(read_names(root), number_of_classes)
     found = Shards(root, paths, numbers, offsets, sizes, labels, names, ends, class_names)
-    _check_labels(found, pattern, setting, every_class)
+    require_labels(
+        labels,
+        class_names,
+        lambda index: f"{found.name(index)} in {root}",
+        where=f"the shards {pattern!r} in {root}",
+        setting=setting,
+        every_class=every_class,
+    )
     return found
 
 
-def matching(root: Path, pattern: str, setting: str) -> tuple[str, ...]:
+def matching(root: Path, pattern: str, setting: str, example: str = "train/*.tar") -> tuple[str, ...]:
     """Return the sorted paths of the shards, relative to the root, without hidden files and indexes."""
     try:
         found = sorted(path.relative_to(root).as_posix() for path in root.glob(pattern))
@@ -140,7 +122,7 @@ def matching(root: Path, pattern: str, setting: str) -> tuple[str, ...]:
     if not (paths := tuple(shards)):
         raise UserError(
             f"{setting}: {cut(repr(pattern), 200)} matches no shard in {root}; "
-            "give a pattern relative to that folder, such as 'train/*.tar'"
+            f"give a pattern relative to that folder, such as '{example}'"
         )
     return paths
 
@@ -195,27 +177,3 @@ def count_classes(root: Path, pattern: str, setting: str = "data.train_shards") 
         return len(names)
     parts = _all_members(root, matching(root, pattern, setting), setting)
     return 1 + max((int(part.labels.max()) for part in parts if len(part.labels)), default=-1)
-
-
-def _class_names(root: Path, number_of_classes: int) -> tuple[str, ...]:
-    names = read_names(root)
-    return names if len(names) == number_of_classes else tuple(map(str, range(number_of_classes)))
-
-
-def _check_labels(found: Shards, pattern: str, setting: str, every_class: bool) -> None:
-    classes = len(found.class_names)
-    if len(found.labels) == 0:
-        raise UserError(f"{setting}: the shards {pattern!r} in {found.root} hold no sample; give shards with samples")
-    wrong = np.flatnonzero((found.labels < 0) | (found.labels >= classes))
-    if len(wrong):
-        raise UserError(
-            f"{setting}: {found.name(wrong[0])} in {found.root} has label {found.labels[wrong[0]]}, "
-            f"data.number_of_classes is {classes} and labels go from 0 to {classes - 1}; correct one of them"
-        )
-    missing = np.flatnonzero(np.bincount(found.labels, minlength=classes) == 0)
-    if every_class and len(missing):
-        label = missing[0]
-        raise UserError(
-            f"{setting}: {len(missing)} of {classes} classes have no sample in {pattern!r} in {found.root}, such as "
-            f"label {label} ({found.class_names[label]}); complete the shards, or lower data.number_of_classes"
-        )

@@ -55,9 +55,14 @@ class Member:
         return self.kind == ord("5")
 
 
-def members(file: BinaryIO) -> Iterator[Member]:
-    """Yield the members of a tar. Raises UnusableError where damage is reached."""
-    return _Reader(file).members()
+def members(file: BinaryIO, inside: Member | None = None) -> Iterator[Member]:
+    """Yield the members of a tar. Raises UnusableError where damage is reached.
+
+    With `inside`, the tar is that member of the file. Offsets count from the beginning of the file all the same.
+    """
+    start = 0 if inside is None else inside.offset
+    end = os.fstat(file.fileno()).st_size if inside is None else inside.offset + inside.size
+    return _Reader(file, start, end).members()
 
 
 @dataclass(slots=True)
@@ -77,11 +82,22 @@ class _Header:
 
 
 class _Reader:
-    def __init__(self, file: BinaryIO) -> None:
+    def __init__(self, file: BinaryIO, start: int, end: int) -> None:
         self._file = file
-        self._size = os.fstat(file.fileno()).st_size
-        self._at = 0
+        self._start = start
+        self._end = end
+        self._at = start
         """Byte at which the next header begins."""
+
+    @property
+    def _place(self) -> int:
+        """Return that byte, counted from the beginning of the tar: for messages."""
+        return self._at - self._start
+
+    def _read(self, size: int) -> bytes:
+        """Read at the next header, and never beyond the tar."""
+        self._file.seek(self._at)
+        return self._file.read(max(0, min(size, self._end - self._at)))
 
     def members(self) -> Iterator[Member]:
         while (member := self._member()) is not None:
@@ -111,8 +127,7 @@ class _Reader:
         raise self._damaged(f"more than {MOST_HEADERS} headers for one member")
 
     def _header(self) -> _Header | None:
-        self._file.seek(self._at)
-        block = self._file.read(BLOCK)
+        block = self._read(BLOCK)
         if len(block) < BLOCK:
             self._refuse_head("whole header" if block else "bytes")
             raise self._truncated("without the mark of a tar's end")
@@ -121,7 +136,7 @@ class _Reader:
         if not _is_right(block):
             self._refuse_head("right checksum")
             raise UnusableError(
-                f"is damaged, or several tars in one: at byte {self._at} it has neither a member nor the end; "
+                f"is damaged, or several tars in one: at byte {self._place} it has neither a member nor the end; "
                 "pack it anew"
             )
         size = _number(block[124:136])
@@ -132,8 +147,8 @@ class _Reader:
 
     def _refuse_head(self, lacking: str) -> None:
         """Raise UnusableError if this is the first header: then the file is no tar."""
-        if self._at == 0:
-            head = os.pread(self._file.fileno(), 8, 0)
+        if self._place == 0:
+            head = self._read(8)
             for magic, name in _COMPRESSED.items():
                 if head.startswith(magic):
                     raise UnusableError(f"is compressed ({name}), samples are read by their place; decompress it")
@@ -142,7 +157,7 @@ class _Reader:
     def _extension(self, header: _Header) -> bytes:
         if not 0 <= header.size <= LONGEST_HEADER:
             raise self._damaged(f"a header of {header.size:,} bytes, where a name or attributes stand")
-        content = self._file.read(header.size)
+        content = self._read(header.size)
         if len(content) < header.size:
             raise self._truncated("within a header")
         self._at += _whole_blocks(header.size)
@@ -183,7 +198,7 @@ class _Reader:
             self._pass_map(header)
         member = Member(name.rstrip(b"/") if kind == ord("5") else name, self._at, size, kind, sparse)
         if kind not in _WITHOUT_DATA:
-            if self._at + size > self._size:
+            if self._at + size > self._end:
                 raise self._truncated(f"within {_shown(name)}")
             self._at += _whole_blocks(size)
         return member
@@ -192,26 +207,25 @@ class _Reader:
         """Skip the map of a GNU sparse member: each block says whether another follows."""
         more = header.block[482]
         while more:
-            self._file.seek(self._at)
-            block = self._file.read(BLOCK)
+            block = self._read(BLOCK)
             if len(block) < BLOCK:
                 raise self._truncated("within a header")
             self._at += BLOCK
             more = block[504]
 
     def _require_end(self) -> None:
-        tail = os.pread(self._file.fileno(), 1 << 20, self._at)
+        tail = self._read(1 << 20)
         if tail.strip(b"\0"):
             raise UnusableError(
-                f"is damaged, or several tars in one: at byte {self._at} it has neither a member nor the end; "
+                f"is damaged, or several tars in one: at byte {self._place} it has neither a member nor the end; "
                 "pack it anew"
             )
 
     def _damaged(self, what: str) -> UnusableError:
-        return UnusableError(f"is damaged: at byte {self._at} it has {what}; copy it anew")
+        return UnusableError(f"is damaged: at byte {self._place} it has {what}; copy it anew")
 
     def _truncated(self, where: str) -> UnusableError:
-        return UnusableError(f"is truncated: it ends at byte {self._size}, {where}; copy it anew")
+        return UnusableError(f"is truncated: it ends at byte {self._end - self._start}, {where}; copy it anew")
 
 
 def _whole_blocks(size: int) -> int:

@@ -203,6 +203,12 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
         "--workers", metavar="N", type=at_least_1, default=os.cpu_count() or 1, help="processes (one a CPU)"
     )
     parser.add_argument("--damaged", metavar="SHARE", type=_fraction, default=0.0, help="fraction of damaged files (0)")
+    parser.add_argument(
+        "--operations",
+        metavar="FILE",
+        type=path_argument,
+        help="write a chart of the augmentations too, a PNG file: each operation on a photograph, at some magnitudes",
+    )
     parser.add_argument("--odd", action="store_true", help="add odd training files: grey, CMYK, lying, tiny, ...")
     asked = parser.parse_args(arguments)
     least, most = asked.size
@@ -217,6 +223,10 @@ def main(arguments: Sequence[str]) -> None:
     parts = {"train": asked.train, "val": asked.val}
     files = [file for part, n in parts.items() for file in plan(part, n, asked.size, asked.seed, asked.damaged)]
     odd = [File(f"train/{name}/{odd}", asked.size, asked.seed) for name in CLASSES for odd in ODD if asked.odd]
+    if asked.operations is not None:
+        from pipelines.tools.operations_chart import write_chart  # Only here: torch takes seconds to import.
+
+        write_chart(tiles()["flower_bottom_middle"], asked.operations)
     write([*files, *odd], asked.folder, asked.workers)
     damaged = sum(file.damage != "" for file in files)
     kinds = [f"{len(odd)} odd images"] * bool(odd) + [f"{damaged} files damaged (see damaged.txt)"] * bool(damaged)

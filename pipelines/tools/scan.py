@@ -2,8 +2,9 @@
 
     python -m pipelines scan data/imagenet
 
-DIR holds train/CLASS/* and val/CLASS/* (or valid, validation, test), or WebDataset's shards in such folders. Writes
-DIR/exclude.txt, which is for data.exclude, and DIR/scan.json: counts, formats, sizes, duplicates and what is odd.
+DIR holds train/CLASS/* and val/CLASS/* (or valid, validation, test), or WebDataset's shards in such folders, or parquet
+files such as data/train-*.parquet. Writes DIR/exclude.txt, which is for data.exclude, and DIR/scan.json: counts,
+formats, sizes, duplicates and what is odd.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from pipelines.images.encoded import MOST_PIXELS
 from pipelines.sources.class_folders import class_folders, parts_of
 from pipelines.sources.class_list import read_names
 from pipelines.sources.image_folder import list_images
+from pipelines.sources.parquet_parts import require_pyarrow
 from pipelines.sources.parts import TRAIN
 from pipelines.sources.shards import list_shards, shard_parts
 from pipelines.tools.scan_facts import Check, Decodes
@@ -77,22 +79,44 @@ def _shard_parts(root: Path, patterns: Mapping[str, str]) -> list[Part]:
     return parts
 
 
-def _listed(root: Path, patterns: Sequence[str] | None) -> list[Part]:
+def _parquet_parts(root: Path, patterns: Mapping[str, str], columns: tuple[str | None, str | None]) -> list[Part]:
+    """Return the parts of a data set in parquet files: none if it is in none. Raises UserError."""
+    if not patterns and not any(root.glob("**/*.parquet")):
+        return []
+    require_pyarrow(f"{root} holds parquet files")
+    from pipelines.sources.parquet_shards import Asked  # Only here: pyarrow is optional.
+    from pipelines.tools import scan_parquet
+
+    asked = Asked(*columns)
+    patterns = patterns or scan_parquet.patterns_of(root, asked)
+    return scan_parquet.scan_parts(root, patterns, asked) if patterns else []
+
+
+def _listed(
+    root: Path, patterns: Sequence[str] | None, columns: tuple[str | None, str | None] = (None, None)
+) -> list[Part]:
     """Return the parts to scan: folders of images, or shards. Raises UserError if there is none."""
     if not os.path.isdir(root):  # False, unlike Path.is_dir, where a folder above may not be entered.
         raise UserError(f"DIR is {root}, which is no folder; give the folder that holds train and val")
     if patterns is not None:
-        return _shard_parts(root, dict(zip(PARTS, patterns, strict=True)))
+        given = dict(zip(PARTS, patterns, strict=True))
+        return _parquet_parts(root, given, columns) if _are_parquet(patterns) else _shard_parts(root, given)
     parts = _folder_parts(root)
     if not any(len(part.source.labels) for part in parts):
         patterns = shard_parts(root).there
         if not (shards := {pattern.partition("/")[0]: pattern for pattern in patterns if any(root.glob(pattern))}):
+            if parquet := _parquet_parts(root, {}, columns):
+                return parquet
             raise UserError(
-                f"DIR is {root}, which holds no images (train/CLASS/* and val/CLASS/*) and no shards "
-                "(train/*.tar and val/*.tar); give the folder that does, or patterns of shards by --shards"
+                f"DIR is {root}, which holds no images (train/CLASS/* and val/CLASS/*) and no shards (train/*.tar and "
+                "val/*.tar, or data/train-*.parquet); give the folder that does, or patterns of shards by --shards"
             )
         return _shard_parts(root, shards)
     return parts
+
+
+def _are_parquet(patterns: Sequence[str]) -> bool:
+    return all(pattern.endswith(".parquet") for pattern in patterns)
 
 
 def _exclude_list(report: Report) -> str:
@@ -128,6 +152,8 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
         nargs=2,
         help="patterns of shards, relative to DIR (train/*.tar val/*.tar)",
     )
+    for what in ("image", "label"):
+        parser.add_argument(f"--{what}-column", metavar="NAME", help=f"of parquet files, as data.{what}_column")
     parser.add_argument(
         "--most-pixels", metavar="N", type=at_least_1, default=MOST_PIXELS, help="as data.most_pixels (60,000,000)"
     )
@@ -156,7 +182,7 @@ def _require_place(option: str, path: Path) -> None:
 def main(arguments: Sequence[str]) -> None:
     """Scan a data set, and write the report and the list. Raises UserError if nothing can be scanned or written."""
     asked = _parse(arguments)
-    parts = _listed(asked.folder, asked.shards)
+    parts = _listed(asked.folder, asked.shards, (asked.image_column, asked.label_column))
     _require_place("--exclude", asked.exclude)
     _require_place("--report", asked.report)
     preload()

@@ -15,6 +15,7 @@ from pipelines.images.headers import format_of
 from pipelines.images.reference import orientation, read_fault
 from pipelines.sources.base import Encoded, digest
 from pipelines.sources.faults import fault
+from pipelines.sources.walking import EXTENSIONS
 
 HUGE = 100_000_000
 """Pixels of an image that is called huge."""
@@ -92,7 +93,8 @@ def examine(source: Encoded, index: int, check: Check) -> Facts:
         return Facts(reason)
     found = (format_of(content) or "other").lower()
     extension = source.name(index).rpartition(".")[2].lower()
-    odd = ("misnamed",) if _FORMATS.get(extension, extension) != found else ()
+    # A row of a parquet file has no extension.
+    odd = ("misnamed",) if extension in EXTENSIONS and _FORMATS.get(extension, extension) != found else ()
     try:
         size, more = _header(content)
     except Exception:  # noqa: BLE001 - it has been decoded; Pillow raises nearly anything at unknown data

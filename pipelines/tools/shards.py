@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from pipelines.common.command_line import Parser
 from pipelines.common.errors import UserError
-from pipelines.common.files import read_bytes
+from pipelines.common.files import naming, read_bytes
 from pipelines.common.paths import path_argument
 from pipelines.order import Indices, shuffled
 from pipelines.sources.class_folders import check_classes, class_names, parts_of
@@ -131,7 +131,7 @@ def _write_part(folder: Path, files: ImageFiles, samples: int, *, mixed: bool) -
 
 
 def _write_shard(path: Path, files: ImageFiles, chosen: Indices, first: int, progress: Iterator[int]) -> None:
-    with tarfile.open(path, "w") as tar:
+    with naming(path), tarfile.open(path, "w") as tar:
         for number, sample in enumerate(chosen, start=first):
             extension = files.name(sample).rpartition(".")[2].lower()
             _add(tar, f"{number:08}.{extension}", _content(files, sample))
