@@ -21,6 +21,8 @@ from pipelines.views import Recipe
 
 SEED = 7
 LOADERS = ("dali", "torch")
+FOR_ARRAYS = (*LOADERS, "resident")
+"""Loaders of data sets that are held in memory."""
 
 
 def request(
@@ -105,7 +107,7 @@ def assert_known_beforehand(settings: DataSetSettings, samples: int) -> None:
     expected = pipelines.build(settings, asked).train
     found = pipelines.position_of(settings, asked)
     assert isinstance(found, Position) and found.state_dict() == expected.state_dict()
-    assert found.steps_per_epoch == expected.steps_per_epoch == (samples - 5) // 12
+    assert found.epochs.steps(0) == expected.epochs.steps(0) == (samples - 5) // 12
     with pytest.raises(UserError, match=rf"global_batch_size is {samples}, the data set has {samples - 5} samples"):
         pipelines.position_of(settings, request(batch=samples))
     with pytest.raises(UserError, match="validation_samples is 99999"):

@@ -20,7 +20,7 @@ def test_help_names_every_verb(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("verb", "hint"), [("scna", "did you mean 'scan'?"), ("x", "there are sample_images, scan, shards")]
+    ("verb", "hint"), [("scna", "did you mean 'scan'?"), ("x", "there are prepare, sample_images, scan, shards")]
 )
 def test_an_unknown_verb(verb: str, hint: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert PROGRAM.run([verb]) == 2

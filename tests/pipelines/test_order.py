@@ -111,3 +111,36 @@ def test_evaluation_visits_each_sample_exactly_once(size: int, batch: int, worke
     assert all(0 < len(indices) <= batch for share in shares for indices in share)
     lengths = [sum(map(len, share)) for share in shares]
     assert max(lengths) - min(lengths) <= 1
+
+
+@given(st.integers(0, 1000), st.integers(1, 5), st.integers(1, 6), st.integers(0, 40), st.integers(0, 3))
+def test_each_sample_of_a_batch_is_repeated(seed: int, repeats: int, distinct: int, extra: int, epoch: int) -> None:
+    """Epochs stay as long, and see no sample in two batches."""
+    batch = repeats * distinct
+    order, plain = (SampleOrder(seed, batch + extra, batch, times) for times in (repeats, 1))
+    assert order.batches_per_epoch == plain.batches_per_epoch
+    found = [order.batch(epoch, b) for b in range(order.batches_per_epoch)]
+    for samples in found:
+        assert set(np.unique(samples, return_counts=True)[1]) == {repeats} and len(samples) == batch
+        assert len(set(samples[:distinct])) == distinct, "the first workers get no sample twice"
+    seen = [int(i) for samples in found for i in set(samples)]
+    assert seen and len(seen) == len(set(seen)) == len(found) * distinct
+    if repeats == 1:
+        assert all(np.array_equal(samples, plain.batch(epoch, b)) for b, samples in enumerate(found))
+
+
+def test_repeats_are_augmented_anew() -> None:
+    drawn = SampleOrder(0, 12, 12, 3).randoms(0, 0, 0, Share(), 2)
+    assert len(np.unique(drawn)) == drawn.size
+
+
+def test_repeats_that_do_not_divide_a_batch_are_refused() -> None:
+    with pytest.raises(UserError, match=r"repeated_augmentation is 3, train\.global_batch_size 64;.*that 3 divides"):
+        SampleOrder(0, 640, 64, 3)
+
+
+def test_streams_of_random_numbers_are_apart() -> None:
+    order = SampleOrder(0, 10, 5)
+    first, second, third = (order.randoms(0, 0, 0, Share(), 4, stream) for stream in ("augment", "one", "two"))
+    assert np.array_equal(first, order.randoms(0, 0, 0, Share(), 4)), "the view's are the first"
+    assert len(np.unique(np.stack((first, second, third)))) == 60

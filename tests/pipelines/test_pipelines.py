@@ -25,7 +25,7 @@ from pipelines.ordered import OrderedTraining, assemble
 from pipelines.settings import DataSetSettings
 from pipelines.sources.base import Arrays
 from pipelines.views import AsItIs, Normalisation, Recipe, View
-from tests.pipelines.streams import LOADERS, assert_known_beforehand, evaluation, request, training, whole
+from tests.pipelines.streams import FOR_ARRAYS, assert_known_beforehand, evaluation, request, training, whole
 
 UNCHANGED = Normalisation(mean=(0.0,), std=(1.0,))
 
@@ -46,7 +46,7 @@ def samples_of(step: list[tuple[torch.Tensor, torch.Tensor]]) -> list[int]:
     return [int(label) for _, labels in step for label in labels]
 
 
-@pytest.mark.parametrize("loader", LOADERS)
+@pytest.mark.parametrize("loader", FOR_ARRAYS)
 @pytest.mark.parametrize("size", [96, 101])
 @pytest.mark.parametrize(("workers", "parts"), [(1, 1), (2, 1), (3, 1), (4, 1), (2, 3)])
 def test_training_follows_the_order_for_any_number_of_workers(size: int, workers: int, parts: int, loader: str) -> None:
@@ -59,7 +59,7 @@ def test_training_follows_the_order_for_any_number_of_workers(size: int, workers
             assert [i for share in shares for i in samples_of(share)] == order.batch(epoch, number).tolist()
 
 
-@pytest.mark.parametrize("loader", LOADERS)
+@pytest.mark.parametrize("loader", FOR_ARRAYS)
 @pytest.mark.parametrize("size", [48, 50, 1])
 @pytest.mark.parametrize("workers", [1, 2, 3, 4])
 def test_evaluation_is_exact_and_repeatable(size: int, workers: int, loader: str) -> None:
@@ -68,7 +68,7 @@ def test_evaluation_is_exact_and_repeatable(size: int, workers: int, loader: str
         assert [i for rank in ranks for batch in rank.batches() for i in samples_of([batch])] == list(range(size))
 
 
-@pytest.mark.parametrize("loader", LOADERS)
+@pytest.mark.parametrize("loader", FOR_ARRAYS)
 @pytest.mark.parametrize("stop", [0, 1, 3, 4, 6])
 def test_resume_delivers_identical_bytes(stop: int, loader: str) -> None:
     """Stop after any batch, in mid-epoch and at its end, in another process's pipeline."""
@@ -240,7 +240,7 @@ def mnist_folder(tmp_path: Path) -> Path:
 def test_mnist_from_files_in_its_real_format(mnist_folder: Path) -> None:
     settings = MnistSettings(name="mnist", path=str(mnist_folder))
     pipelines.check(settings)
-    pipelines.prepare(settings)
+    pipelines.fetch(settings)
     train, test = mnist.load(settings)
     data = build(settings)
     assert data.test.samples == 20
@@ -271,7 +271,7 @@ def test_the_order_of_training_is_known_beforehand(mnist_folder: Path) -> None:
 def test_nothing_is_fetched_to_know_it(kind: type[DataSetSettings], samples: int, tmp_path: Path) -> None:
     asked = kind.model_validate({"name": kind.__name__[:-8].lower(), "path": str(tmp_path / "data"), "download": True})
     found = pipelines.position_of(asked, request(batch=100))
-    assert found.steps_per_epoch == samples // 100
+    assert found.epochs.steps(0) == samples // 100
     with pytest.raises(UserError, match=f"the data set has {samples} samples"):
         pipelines.position_of(asked, request(batch=samples + 1))
     saved = {"seed": 7, "samples": samples, "global_batch": 100, "listing": "a", "split": "b", "epoch": 3, "batch": 2}

@@ -24,7 +24,7 @@ from pipelines.sources.base import Arrays
 from pipelines.views import Normalisation, RandomCrop, Recipe
 from tests.pipelines.pictures import put
 from tests.pipelines.streams import (
-    LOADERS,
+    FOR_ARRAYS,
     SEED,
     assert_known_beforehand,
     assert_workers_and_resume_change_nothing,
@@ -80,7 +80,7 @@ def normalised(images: NDArray[np.uint8]) -> torch.Tensor:
 
 def test_files_in_their_real_format(folder: Path) -> None:
     pipelines.check(settings(folder))
-    pipelines.prepare(settings(folder))
+    pipelines.fetch(settings(folder))
     train, test = cifar10.load(settings(folder))
     with (folder / "cifar-10-batches-py" / "data_batch_2").open("rb") as file:
         batch = pickle.load(file)
@@ -94,7 +94,7 @@ def test_files_in_their_real_format(folder: Path) -> None:
     assert labels.tolist() == test.labels.tolist()
 
 
-@pytest.mark.parametrize("loader", LOADERS)
+@pytest.mark.parametrize("loader", FOR_ARRAYS)
 def test_crops_and_mirroring_are_those_of_the_random_numbers(folder: Path, loader: str) -> None:
     train, _ = cifar10.load(settings(folder))
     order = SampleOrder(SEED, 5 * EACH, 24)
@@ -111,7 +111,7 @@ def test_crops_and_mirroring_are_those_of_the_random_numbers(folder: Path, loade
         assert labels.tolist() == train.labels[order.batch(0, batch)].tolist()
 
 
-@pytest.mark.parametrize("loader", LOADERS)
+@pytest.mark.parametrize("loader", FOR_ARRAYS)
 def test_every_one_of_the_81_crops_is_reached_exactly_and_both_ways(loader: str) -> None:
     """Each of the 81 x 2 crops is the one that its random numbers stand for.
 
@@ -187,7 +187,7 @@ def test_absent_files_are_refused_before_anything_starts(folder: Path) -> None:
     with pytest.raises(UserError, match=match):
         pipelines.check(settings(folder))
     with pytest.raises(UserError, match=match):
-        pipelines.prepare(settings(folder))
+        pipelines.fetch(settings(folder))
     pipelines.check(settings(folder, download=True))
 
 
@@ -210,7 +210,7 @@ def test_what_is_no_file_of_cifar_is_refused(folder: Path, kind: str, reason: st
     file = folder / "cifar-10-batches-py" / "data_batch_3"
     put(file, kind)
     asked = settings(folder, download=download)
-    for act in (lambda: pipelines.check(asked), lambda: pipelines.prepare(asked), lambda: cifar10.load(asked)):
+    for act in (lambda: pipelines.check(asked), lambda: pipelines.fetch(asked), lambda: cifar10.load(asked)):
         with pytest.raises(UserError, match=rf"data\.path: .*data_batch_3 cannot be read \({reason}"):
             act()
 
@@ -236,4 +236,4 @@ def test_the_order_of_training_is_known_beforehand(folder: Path, augment: bool) 
     with pytest.raises(UserError, match="cannot be read"):
         pipelines.position_of(settings(folder), request())
     fetched_anew = pipelines.position_of(settings(folder, download=True), request(batch=100))
-    assert fetched_anew.steps_per_epoch == 500
+    assert fetched_anew.epochs.steps(0) == 500

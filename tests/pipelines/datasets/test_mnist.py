@@ -95,7 +95,7 @@ def acts(asked: MnistSettings) -> list[Callable[[], object]]:
 def test_what_is_no_file_is_refused(raw: Path, kind: str, reason: str, download: bool) -> None:
     put(raw / TRAIN_LABELS, kind)
     asked = settings(raw, download=download)
-    for act in [*acts(asked), lambda: pipelines.prepare(asked)]:
+    for act in [*acts(asked), lambda: pipelines.fetch(asked)]:
         with pytest.raises(UserError, match=rf"data\.path: .*{TRAIN_LABELS} cannot be read \({reason}"):
             act()
 

@@ -26,8 +26,8 @@ def test_the_module_of_the_settings_builds_them(kind: type[DataSetSettings]) -> 
 @pytest.mark.parametrize(
     ("imported", "absent"),
     [
-        ("pipelines.datasets.registry", {"nvidia.dali", "torchvision", "sklearn", "PIL"}),
-        ("dynsparse.config.schema", {"nvidia.dali", "torchvision", "sklearn", "PIL"}),
+        ("pipelines.datasets.registry", {"nvidia.dali", "torchvision", "sklearn", "PIL", "pyarrow"}),
+        ("dynsparse.config.schema", {"nvidia.dali", "torchvision", "sklearn", "PIL", "pyarrow"}),
         ("pipelines.common.programs", {"torch", "numpy", "pydantic"}),
         ("pipelines.common.settings", {"torch", "numpy"}),
     ],

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 import pty
+import resource
 import signal
 import struct
 import subprocess
@@ -309,6 +310,20 @@ def test_writing_is_whole_or_not_at_all(
     error = [line for line in capsys.readouterr().err.splitlines() if not line.startswith("write ")]
     assert len(error) == 1 and error[0].startswith(f"error: {folder}/val/bee/0001.png cannot be read (")
     assert list(out.iterdir()) == [] if there else not (tmp_path / "deep").exists()
+
+
+def test_a_shard_without_room_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder, out = numbered_folder(tmp_path / "folder", train=9, val=3), tmp_path / "out"
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2_000, before[1]))
+    try:
+        assert PROGRAM.run(["shards", "write", str(folder), str(out)]) == 2
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    error = [line for line in capsys.readouterr().err.splitlines() if not line.startswith("write ")]
+    shard = out / f".writing-{os.getpid()}/train/00000.tar"
+    assert error == [f"error: {shard}: File too large; make it readable, or room to write"]
+    assert not out.exists()
 
 
 def test_writing_ends_tidily_on_request(tmp_path: Path) -> None:

@@ -24,6 +24,7 @@ from hypothesis import strategies as st
 
 from pipelines.__main__ import PROGRAM
 from pipelines.common.errors import UserError
+from pipelines.sources import descriptors as descriptors_module
 from pipelines.sources import shard_index, shards
 from pipelines.sources.base import Encoded
 from pipelines.sources.image_folder import list_images
@@ -264,7 +265,7 @@ def test_patterns_pass_over_indexes_and_hidden_files(shard: Path, tmp_path: Path
 
 
 def test_classes_without_samples(shard: Path, tmp_path: Path) -> None:
-    assert "2 of 4 classes have no sample in 'train/*.tar' in" in refusal(tmp_path, classes=4)
+    assert "2 of 4 classes have no sample in the shards 'train/*.tar' in" in refusal(tmp_path, classes=4)
     assert len(listed(tmp_path, classes=4, every_class=False).labels) == 3
 
 
@@ -411,7 +412,7 @@ def descriptors(folder: Path) -> int:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="counts descriptors in /proc")
 def test_threads_read_more_shards_than_stay_open(many: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shards, "DESCRIPTORS", 2)
+    monkeypatch.setattr(descriptors_module, "DESCRIPTORS", 2)
     before = descriptors(many)
     found = list_shards(many, "*.tar", 2)
     expected = read_all(found)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import subprocess
 import sys
 import tarfile
@@ -43,12 +44,12 @@ def test_members_are_those_of_pythons_reader(made: list[tuple[str, bytes, bytes]
     assert [(m.name, m.offset, m.size, m.is_regular, m.is_folder) for m in read(buffer.getvalue())] == expected
 
 
-def read(content: bytes) -> list[Member]:
+def read(content: bytes, inside: Member | None = None) -> list[Member]:
     descriptor = os.memfd_create("tar")
     with os.fdopen(descriptor, "w+b") as file:
         file.write(content)
         file.seek(0)
-        return list(members(file))
+        return list(members(file, inside))
 
 
 def header(name: bytes, size: int | bytes, kind: bytes = b"0", **more: bytes) -> bytes:
@@ -67,6 +68,39 @@ def huge(size: int) -> bytes:
 
 
 END = bytes(2 * BLOCK)
+
+
+def inner_and_outer() -> tuple[bytes, bytes]:
+    """A tar of two files, and a tar that has it between two others."""
+    inner = header(b"a", 600) + bytes(1024) + header(b"b", 3) + bytes(512) + END
+    others = [header(b"first", 5) + bytes(512), header(b"last", 5) + b"\xff" * 512]
+    return inner, others[0] + header(b"inner.tar", len(inner)) + inner + others[1] + END
+
+
+def test_a_tar_in_a_tar() -> None:
+    inner, outer = inner_and_outer()
+    there = read(outer)[1]
+    assert there.name == b"inner.tar"
+    alone = [(member.name, member.offset + there.offset, member.size) for member in read(inner)]
+    assert [(member.name, member.offset, member.size) for member in read(outer, inside=there)] == alone
+
+
+@pytest.mark.parametrize(
+    ("size", "reason"),
+    [
+        (100, "is no tar, or damaged after byte 0 (no whole header)"),
+        (1000, "is truncated: it ends at byte 1000, within a"),
+        (1536, "is truncated: it ends at byte 1536, without the mark of a tar's end"),
+        (1636, "is truncated: it ends at byte 1636, without the mark of a tar's end"),
+        (2050, "is truncated: it ends at byte 2050, within b"),
+    ],
+)
+def test_a_tar_in_a_tar_is_not_read_beyond_its_end(size: int, reason: str) -> None:
+    """Bytes that follow belong to other members, and would be taken for its own."""
+    _, outer = inner_and_outer()
+    there = read(outer)[1]
+    with pytest.raises(UnusableError, match=re.escape(reason)):
+        read(outer, Member(there.name, there.offset, size, there.kind))
 
 
 def filled(content: bytes) -> bytes:
