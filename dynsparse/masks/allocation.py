@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from fractions import Fraction
 
 from dynsparse.errors import UserError
 from dynsparse.masks.granularity import Kind, LayerSpec
+from dynsparse.masks.structure import fitted
 
 
 def uniform(layers: Sequence[LayerSpec], sparsity: dict[Kind, float]) -> dict[str, int]:
@@ -47,6 +48,12 @@ ALLOCATIONS: dict[str, Callable[[Sequence[LayerSpec], dict[Kind, float]], dict[s
     "uniform": uniform,
 }
 """Rules by their names in a config."""
+
+
+def allocated(rule: str, layers: Sequence[LayerSpec], sparsity: Mapping[Kind, float]) -> dict[str, int]:
+    """Active units of each layer by a rule of ALLOCATIONS, rounded to what their structures can have."""
+    counts = ALLOCATIONS[rule](layers, dict(sparsity))
+    return {layer.name: fitted(layer, counts[layer.name]) for layer in layers}
 
 
 def share_out(

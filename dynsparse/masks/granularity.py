@@ -11,6 +11,17 @@ Granularity = Literal[1, 2, 3, 4]
 
 
 @dataclass(frozen=True)
+class RowBlock:
+    """Place of a layer that is a part of a parameter: consecutive rows, from `start` on."""
+
+    parameter: str
+    """Name of the whole parameter."""
+    start: int
+    rows: int
+    """Rows of the whole parameter: its first dimension."""
+
+
+@dataclass(frozen=True)
 class LayerSpec:
     """One sparse weight tensor and its division into units.
 
@@ -27,9 +38,29 @@ class LayerSpec:
     mask_dims: int
     outputs_first: bool = True
     """Whether the first dimension is the outputs, as in all layers but transposed convolutions."""
+    block: RowBlock | None = None
+    """Place in the parameter of a layer that is only a part of it, as attention's query, key and value are."""
+    structure: str = "free"
+    """Pattern of the mask: see `structure`."""
 
     def __post_init__(self) -> None:
         assert 1 <= self.mask_dims <= len(self.shape), self
+
+    @property
+    def parameter(self) -> str:
+        """Name of the parameter that holds the weights: the layer's own, but for a part of one."""
+        return self.name if self.block is None else self.block.parameter
+
+    @property
+    def parameter_shape(self) -> tuple[int, ...]:
+        """Shape of that parameter."""
+        return self.shape if self.block is None else (self.block.rows, *self.shape[1:])
+
+    @property
+    def rows(self) -> slice:
+        """Rows of the parameter that are the layer's."""
+        start = 0 if self.block is None else self.block.start
+        return slice(start, start + self.shape[0])
 
     @property
     def units(self) -> int:

@@ -24,10 +24,11 @@ class SparseLayer:
     The index makes work on the active weights linear in their number. Only `MaskSet` changes which units are active.
     """
 
-    def __init__(self, spec: LayerSpec, weight: nn.Parameter, explored: Bits, start: int) -> None:
+    def __init__(self, spec: LayerSpec, parameter: nn.Parameter, explored: Bits, start: int) -> None:
         """`explored` holds a flag for each unit that was ever active, from the number `start` on."""
         self.spec = spec
-        self.weight = weight
+        self.parameter = parameter
+        """The parameter that holds the weights. It is the weight itself, but for a layer that is a block of rows."""
         self.explored_units = 0
         self._explored, self._start = explored, start
         self._active: Tensor | None = None
@@ -36,8 +37,26 @@ class SparseLayer:
 
     @property
     def name(self) -> str:
-        """Parameter name of the weight in the plain model."""
+        """Parameter name of the weight in the plain model. A block of rows has the name of its part behind that."""
         return self.spec.name
+
+    @property
+    def weight(self) -> Tensor:
+        """The weights: the parameter itself, or a view of its rows that has a view of the gradient as its own."""
+        if self.spec.block is None:
+            return self.parameter
+        view = self.part(self.parameter.detach()).requires_grad_(self.parameter.requires_grad)
+        view.grad = self.gradient
+        return view
+
+    @property
+    def gradient(self) -> Tensor | None:
+        """The weights' gradient, or a view of its rows; None where there is none."""
+        return None if self.parameter.grad is None else self.part(self.parameter.grad)
+
+    def part(self, tensor: Tensor) -> Tensor:
+        """View the layer's rows of a tensor of the parameter's shape; the tensor itself if all are the layer's."""
+        return tensor if self.spec.block is None else tensor[self.spec.rows]
 
     @property
     def device(self) -> torch.device:
@@ -48,7 +67,7 @@ class SparseLayer:
     def active(self) -> Tensor:
         """Index of the active units: int64, rising. It is replaced, never changed in place: snapshots refer to it."""
         if self._active is None:  # All: an index would take twice the memory of the weights.
-            return torch.arange(self.spec.units, device=self.weight.device)
+            return torch.arange(self.spec.units, device=self.parameter.device)
         return self._active
 
     @property
@@ -57,7 +76,7 @@ class SparseLayer:
 
         It is made for `masked_fill_`, which replaces a NaN too, unlike multiplying by a mask.
         """
-        flags = torch.ones(self.spec.units, dtype=torch.bool, device=self.weight.device)
+        flags = torch.ones(self.spec.units, dtype=torch.bool, device=self.parameter.device)
         return flags.index_fill_(0, self.active, False).view(self.spec.mask_shape)
 
     @property
@@ -135,13 +154,13 @@ class SparseLayer:
         happens to one in four billion at random. One pass over all weights, many times as fast as counting strays.
         """
         if self.is_full:
-            return torch.zeros((), dtype=torch.int64, device=self.weight.device)
+            return torch.zeros((), dtype=torch.int64, device=self.parameter.device)
         return (sum_of(bits_of(flat_view(self.weight))) - sum_of(bits_of(self.gather(self.weight)))).to(torch.int64)
 
     def strays(self) -> Tensor:
         """Count the weights outside the mask that are not 0, NaN among them: int64 scalar. A pass over all weights."""
         if self.is_full:
-            return torch.zeros((), dtype=torch.int64, device=self.weight.device)
+            return torch.zeros((), dtype=torch.int64, device=self.parameter.device)
         return nonzero(flat_view(self.weight)) - nonzero(self.gather(self.weight))
 
     def put_(self, tensor: Tensor, units: Tensor, values: Tensor) -> None:

@@ -8,6 +8,7 @@ and any `state_dict` consumer sees an ordinary network.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict
 from typing import Any, TypeVar
 
 import numpy as np
@@ -20,9 +21,11 @@ from dynsparse.masks.block import Block, blocks
 from dynsparse.masks.granularity import LayerSpec
 from dynsparse.masks.layer import SparseLayer
 from dynsparse.masks.naming import named_parameters
+from dynsparse.masks.structure import FREE, drawn
 from dynsparse.seeds import seed_for
 
 T = TypeVar("T")
+_KEYS = ("shape", "mask_dims", "block", "structure")
 
 
 class MaskSet:
@@ -46,7 +49,7 @@ class MaskSet:
         apply: bool = True,
     ) -> None:
         parameters = named_parameters(model)
-        weights = [parameters[spec.name] for spec in specs]
+        weights = [parameters[spec.parameter] for spec in specs]
         if len(devices := {str(weight.device) for weight in weights}) > 1:
             raise UserError(
                 f"sparse layers lie on {', '.join(sorted(devices))}, and masks need them on one device: "
@@ -63,7 +66,7 @@ class MaskSet:
 
     def _draw(self, block: Block, active_units: Mapping[str, int | Tensor], seed: int) -> None:
         """Activate the first units of a block: those given, or so many at random."""
-        asked = [active_units[layer.name] for layer in block.layers]
+        asked = [_structured(layer.spec, active_units[layer.name], seed) for layer in block.layers]
         counts = [count if isinstance(count, int) else 0 for count in asked]
         drawn = block.draw(counts, [seed_for(seed, "mask", layer.name) for layer in block.layers])
         units = [u.to(block.device) if isinstance(u, Tensor) else ours for u, ours in zip(asked, drawn, strict=True)]
@@ -112,8 +115,8 @@ class MaskSet:
     def mask_gradients(self) -> None:
         """Set the gradients outside the masks to 0, as is due before every optimizer step."""
         for layer in self.layers:
-            if layer.weight.grad is not None:
-                layer.mask_(layer.weight.grad)
+            if (gradient := layer.gradient) is not None:
+                layer.mask_(gradient)
 
     @torch.no_grad()
     def strays(self) -> dict[str, int]:
@@ -131,6 +134,15 @@ class MaskSet:
     def explored(self) -> dict[str, float]:
         """Fraction of each layer's positions that were ever active."""
         return {layer.name: layer.explored_units / layer.spec.units for layer in self.layers}
+
+    @property
+    def ever_active(self) -> float | None:
+        """Fraction of all weights that were ever active: R_s of in-time over-parameterization (Liu et al. 2021).
+
+        None without layers.
+        """
+        found = sum(layer.explored_units * layer.spec.unit_size for layer in self.layers)
+        return found / self.weights if self.layers else None
 
     def check_budget(self) -> None:
         """Assert that the budget is met and no layer is empty. Costs nothing."""
@@ -162,8 +174,8 @@ class MaskSet:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take over masks saved by `state_dict`. Weights stay as they are. UserError if layers differ."""
-        ours = {layer.name: [list(layer.spec.shape), layer.spec.mask_dims] for layer in self.layers}
-        theirs = {name: [saved["shape"], saved["mask_dims"]] for name, saved in state["layers"].items()}
+        ours = {layer.name: _described(layer.spec) for layer in self.layers}
+        theirs = {name: {key: saved.get(key) for key in _KEYS} for name, saved in state["layers"].items()}
         if ours != theirs:
             names = [name for name in {**ours, **theirs} if ours.get(name) != theirs.get(name)]
             raise UserError(f"sparse layers differ in shape, granularity or presence: {', '.join(names)}")
@@ -172,8 +184,15 @@ class MaskSet:
         for block, parts in self.by_block(masks):
             block.set_active([torch.nonzero(mask).squeeze(1).to(block.device) for mask in parts])
         for layer, one, mask in zip(self.layers, saved, masks, strict=True):
-            layer.explored = _explored(one, mask).to(layer.weight.device)
+            layer.explored = _explored(one, mask).to(layer.device)
         self.budget = int(state["budget"])
+
+
+def _structured(spec: LayerSpec, asked: int | Tensor, seed: int) -> int | Tensor:
+    """Draw the first units of a layer whose mask has a structure; leave others as they are asked for."""
+    if spec.structure == FREE or isinstance(asked, Tensor):
+        return asked
+    return drawn(spec, asked, seed_for(seed, "mask", spec.name))
 
 
 def _count(spec: LayerSpec, asked: int | Tensor) -> int:
@@ -184,13 +203,19 @@ def _count(spec: LayerSpec, asked: int | Tensor) -> int:
     return count
 
 
+def _described(spec: LayerSpec) -> dict[str, Any]:
+    """Facts of a layer in a saved state, by _KEYS. Those that are None are not written, and older states lack them."""
+    block = None if spec.block is None else asdict(spec.block)
+    structure = None if spec.structure == FREE else spec.structure
+    return {"shape": list(spec.shape), "mask_dims": spec.mask_dims, "block": block, "structure": structure}
+
+
 def _packed(spec: LayerSpec, active: Tensor, explored: Tensor) -> dict[str, Any]:
     """One layer of `MaskSet.state_dict`. NumPy stays in its thread; torch would take cores from training."""
     inactive = np.ones(spec.units, dtype=bool)
     inactive[active.numpy()] = False
     return {
-        "shape": list(spec.shape),
-        "mask_dims": spec.mask_dims,
+        **{key: value for key, value in _described(spec).items() if value is not None},
         "mask": pack_bits(torch.from_numpy(~inactive)),
         "explored_inactive": pack_bits(torch.from_numpy(explored.numpy()[inactive])),
     }

@@ -16,6 +16,11 @@ _HELD_AS = ("_orig_mod", "_forward_module", "_checkpoint_wrapped_module")
 """Attributes in which wrappers hold a module: torch.compile, Lightning Fabric, activation checkpoints."""
 
 
+def plain_name(name: str) -> str:
+    """Return a parameter's name without the parts that these wrappers put into it, at any depth."""
+    return ".".join(part for part in name.split(".") if part not in _HELD_AS)
+
+
 def unwrapped(module: nn.Module) -> nn.Module:
     """Return the module inside all wrappers, or the module itself."""
     while True:

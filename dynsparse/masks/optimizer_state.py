@@ -16,9 +16,9 @@ SECOND_MOMENTS = ("exp_avg_sq", "max_exp_avg_sq", "square_avg")
 
 def moments(optimizer: optim.Optimizer, layer: SparseLayer) -> Iterator[tuple[str, Tensor]]:
     """Yield the optimizer's tensors with one number a weight (momentum buffer, Adam's moments), with their keys."""
-    for key, value in optimizer.state.get(layer.weight, {}).items():
-        if isinstance(value, Tensor) and value.shape == layer.weight.shape and value.is_floating_point():
-            yield key, value
+    for key, value in optimizer.state.get(layer.parameter, {}).items():
+        if isinstance(value, Tensor) and value.shape == layer.parameter.shape and value.is_floating_point():
+            yield key, layer.part(value)
 
 
 def clear(optimizer: optim.Optimizer, layer: SparseLayer, units: Tensor) -> None:
@@ -61,15 +61,15 @@ def begin(optimizer: optim.Optimizer, layer: SparseLayer, units: Tensor, gradien
 
 def _filled(optimizer: optim.Optimizer, layer: SparseLayer, key: str) -> Tensor | float:
     """Fraction of a constant that the running mean of squares has reached: 1 - b2^step, 1 without correction."""
-    step, betas = optimizer.state[layer.weight].get("step"), _group(optimizer, layer).get("betas")
+    step, betas = optimizer.state[layer.parameter].get("step"), _group(optimizer, layer).get("betas")
     if key == "square_avg" or step is None or betas is None:
         return 1.0
-    return 1 - float(betas[1]) ** torch.as_tensor(step, dtype=torch.float32).to(layer.weight.device)
+    return 1 - float(betas[1]) ** torch.as_tensor(step, dtype=torch.float32).to(layer.device)
 
 
 def _group(optimizer: optim.Optimizer, layer: SparseLayer) -> dict[str, Any]:
     """Parameter group that holds the layer's weight, {} if none does."""
     for group in optimizer.param_groups:
-        if any(parameter is layer.weight for parameter in group["params"]):
+        if any(parameter is layer.parameter for parameter in group["params"]):
             return dict(group)
     return {}
