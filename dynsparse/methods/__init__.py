@@ -6,29 +6,41 @@ from typing import Annotated
 
 from pydantic import Field
 
-from dynsparse.methods.base import LayerChange, Method, MethodSettings
+from dynsparse.methods.acdc import AcdcSettings
+from dynsparse.methods.base import Aim, LayerChange, Method, MethodSettings
+from dynsparse.methods.chts import ChtsSettings
 from dynsparse.methods.clock import Clock
 from dynsparse.methods.deepr import DeepRSettings
 from dynsparse.methods.dense import DenseSettings
 from dynsparse.methods.dsr import DsrSettings
+from dynsparse.methods.gmp import GmpSettings
+from dynsparse.methods.granet import GranetSettings
+from dynsparse.methods.mest import MestSettings
 from dynsparse.methods.pruning import PruningSettings
 from dynsparse.methods.rigl import RiglSettings
 from dynsparse.methods.set import SetSettings
 from dynsparse.methods.sparse_momentum import SparseMomentumSettings
+from dynsparse.methods.srigl import SriglSettings
 from dynsparse.methods.static import StaticSettings
 from dynsparse.methods.tied import TiedSettings
 
 AnyMethod = Annotated[
-    DeepRSettings
+    AcdcSettings
+    | ChtsSettings
+    | DeepRSettings
     | DenseSettings
     | DsrSettings
+    | GmpSettings
+    | GranetSettings
+    | MestSettings
     | PruningSettings
     | RiglSettings
     | SetSettings
     | SparseMomentumSettings
+    | SriglSettings
     | StaticSettings
     | TiedSettings,
     Field(discriminator="name"),
 ]
 
-__all__ = ["AnyMethod", "Clock", "LayerChange", "Method", "MethodSettings"]
+__all__ = ["Aim", "AnyMethod", "Clock", "LayerChange", "Method", "MethodSettings"]

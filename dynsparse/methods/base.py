@@ -2,8 +2,8 @@
 
 A method is pure functions of tensors. It knows no ranks, files, clocks or processes: `Reallocator` calls it, makes its
 decisions exact, sends them to all ranks and applies them. Everything here has a default but `drop_cuts`; a subclass
-states only what sets it apart. `Dynamic` adds a period, an end and the first values of new weights, as most methods
-have them.
+states only what sets it apart. `dynamic.Dynamic` adds a period, an end, a density schedule and the first values of new
+weights, as most methods have them.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from dynsparse.errors import UserError
 from dynsparse.masks import LayerSpec, MaskSet, SparseLayer
+from dynsparse.masks.allocation import allocated
 from dynsparse.masks.granularity import Kind
-from dynsparse.masks.initial import initial_weights
 from dynsparse.masks.selection import Cut
 from dynsparse.masks.tying import TiedLayer
 from dynsparse.methods.clock import Clock, Schedule
-from dynsparse.schedules import Period, StepTable
-from pipelines.common.settings import Count, Settings
+from pipelines.common.settings import Settings
 
 Share = Annotated[float, Field(ge=0, le=1)]
 SomeShare = Annotated[float, Field(gt=0, le=1)]
@@ -59,6 +59,19 @@ def by_kept(layers: Sequence[LayerChange]) -> Sequence[Fraction]:
     return [Fraction(layer.kept * layer.unit_size) for layer in layers]
 
 
+@dataclass(frozen=True)
+class Aim:
+    """The sparsity that a run is to end with, and how it is shared out among layers."""
+
+    sparsity: Mapping[Kind, float]
+    allocation: str = "uniform"
+
+    def units(self, layers: Sequence[LayerSpec], start: float | None = None) -> dict[str, int]:
+        """Return the active units of each layer at the end, or with the sparsity `start` in place of the aim."""
+        share = {kind: value if start is None or not value else start for kind, value in self.sparsity.items()}
+        return allocated(self.allocation, layers, share)
+
+
 class MethodSettings(Settings):
     """Base of each method's settings; `name` selects the method in a config."""
 
@@ -71,6 +84,14 @@ class MethodSettings(Settings):
     def aiming_at(self, sparsity: Mapping[Kind, float]) -> MethodSettings:
         """Return these settings, adapted to the sparsity asked for by kind. UserError if the two contradict."""
         return self
+
+    def knowing(self, aim: Aim) -> MethodSettings:
+        """Return these settings, knowing the sparsity that the run is to end with."""
+        return self
+
+    def first_sparsity(self, sparsity: Mapping[Kind, float]) -> Mapping[Kind, float]:
+        """Fraction of zeros at the first step, given the config's `sparsity`, by kind of layer."""
+        return sparsity
 
     @property
     def starts(self) -> Literal["sparse", "dense", "tied"]:
@@ -103,11 +124,24 @@ class Method:
 
     #: Whether there is an event after every step: then only every `log.every_steps`-th is reported.
     every_step = False
+    #: Whether `drop_cuts` takes so many of the lowest scores, whatever they are: then they can be drawn softly.
+    drops_by_count = True
+    #: Powers of soft draws; 0: the lowest scores fall, the highest grow. See `masks.soft`.
+    soft_drop = soft_growth = 0
 
     @property
     def trades(self) -> bool:
         """Whether layers exchange weights. Default: no, each keeps its number of active weights."""
         return False
+
+    @property
+    def grows_globally(self) -> bool:
+        """Whether the growth scores of all layers compete, by one threshold, where the method `trades`. Default: no."""
+        return False
+
+    def least_units(self, spec: LayerSpec) -> int:
+        """Fewest active units that a layer keeps where the method `trades`. Default: 1."""
+        return 1
 
     def check(self, layers: Sequence[LayerSpec], active_units: Mapping[str, int]) -> None:
         """Raise UserError if the settings cannot work on these layers, given each one's active units at the start."""
@@ -121,7 +155,7 @@ class Method:
         On other steps they may be 0 there: only those of active weights need to travel between ranks. Default: every
         step for a method that observes them, steps with a reallocation for a method that scores growth.
         """
-        return self.observes or (self._scores_growth and self.is_due(clock))
+        return self.observes or (self.grows_by_gradient and self.is_due(clock))
 
     @property
     def grows_by_gradient(self) -> bool:
@@ -139,7 +173,10 @@ class Method:
 
     @property
     def gain(self) -> float:
-        """Growth score that a constant gradient of 1 gives in the end. Default: 1, for the gradient itself."""
+        """Growth score that a constant gradient of 1 gives in the end. Default: 1, for the gradient itself.
+
+        Infinite where scores tell nothing about gradients.
+        """
         return 1.0
 
     @property
@@ -150,8 +187,18 @@ class Method:
     def check_length(self, end: Clock) -> None:
         """Raise UserError if the settings ask for something that comes after `end`, the clock of the last step."""
 
+    def observes_at(self, clock: Clock) -> bool:
+        """Whether `observe` is called in the step that ends at `clock`. Default: in every step, where it is defined.
+
+        A method that needs gradients of active weights alone says no in `observes`, and here in which steps.
+        """
+        return self.observes
+
     def observe(self, layer: SparseLayer, gradient: Tensor) -> None:
-        """Learn from the whole gradient of a layer, of its weight's shape, in a step that the optimizer makes."""
+        """Learn from the gradient of a layer, of its weight's shape, in a step that the optimizer makes.
+
+        It is whole where the method `observes`. Elsewhere only its entries at active weights count.
+        """
 
     def after_step(self, masks: MaskSet, clock: Clock, seed: int) -> None:
         """Change active weights after every optimizer step. `seed` is the run's."""
@@ -160,9 +207,17 @@ class Method:
         """Whether to reallocate after this step. Default: never."""
         return False
 
+    def exchanges(self, clock: Clock) -> bool:
+        """Whether the event at `clock` follows `drop_cuts`, and not the budgets alone. Default: each one."""
+        return True
+
     def is_settled(self, clock: Clock) -> bool:
         """Whether the budget has its final value: only such epochs can be a run's best. Default: always."""
         return True
+
+    def soft_drop_at(self, clock: Clock) -> int:
+        """Power of the soft draw of what falls in this event. Default: `soft_drop`, at all times."""
+        return self.soft_drop
 
     def drop_scores(self, layer: SparseLayer) -> Tensor:
         """Scores for dropping, float [active units]: the lowest go first. Default: mean |w| over each unit."""
@@ -190,6 +245,17 @@ class Method:
         Any scale will do. `Reallocator` makes whole units of it that sum to the budget exactly.
         """
         return [Fraction(layer.dropped * layer.unit_size) for layer in layers]
+
+    def group_targets(
+        self, layer: SparseLayer, scores: Tensor, costs: Tensor | None, units: int, dropped: int
+    ) -> Tensor | None:
+        """Active units of each group of a structured layer after this event: int64 [groups].
+
+        The layer is to drop so many units and then to have about so many. `scores` are its drop scores, `costs` its
+        negated growth scores, inf where active.
+        Called on every rank with the same arguments. Default: None, all groups as many.
+        """
+        return None
 
     def grow_scores(self, layer: SparseLayer) -> Tensor | None:
         """Scores for growth, float [units]: the highest free units grow. Default: None, uniformly at random.
@@ -227,6 +293,16 @@ class Method:
         assert not state, f"{type(self).__name__} keeps no state, yet {sorted(state)} was saved"
 
 
+def require_method(method: Method, name: str, layers: Sequence[LayerSpec], active_units: Mapping[str, int]) -> None:
+    """Raise UserError if a method cannot work on these layers, given each one's active units at the start."""
+    if method.trades and (bound := [layer for layer in layers if layer.structure != "free"]):
+        raise UserError(
+            f"method {name} moves weights between layers, and sparsity.structure {bound[0].structure} keeps the number "
+            f"of each row: set the structure to free, or take a method or settings that keep to the layers"
+        )
+    method.check(layers, active_units)
+
+
 def idle_words(method: Method, name: str, schedule: Schedule, done: int) -> str | None:
     """Return a warning if a method that moves weights will move none after the first `done` steps, else None.
 
@@ -236,41 +312,5 @@ def idle_words(method: Method, name: str, schedule: Schedule, done: int) -> str 
     moves = type(method).is_due is not Method.is_due
     if not moves or not coming or any(method.is_due(schedule.clock(step)) for step in coming):
         return None
-    epochs = f" ({schedule.steps_per_epoch} an epoch)" if schedule.steps_per_epoch else ""
-    return f"method {name} will move nothing in the {len(coming)} steps to come{epochs}: see its period and stop_epoch"
-
-
-class DynamicSettings(MethodSettings):
-    """Base of the settings of methods that move weights while training."""
-
-    period: Period = StepTable(((0, 1000),))
-    """Steps between reallocations, by epoch."""
-    stop_epoch: Count = 1000
-    """Reallocate only before this epoch."""
-    new_weights: Literal["zero", "initial"] = "zero"
-    """First values of grown weights: 0, or a draw from the initial distribution (paper's `--big-new-weights`)."""
-
-
-class Dynamic(Method):
-    """Base of methods that move weights while training."""
-
-    settings: DynamicSettings
-
-    def __init__(self, settings: DynamicSettings) -> None:
-        self.settings = settings
-
-    def is_due(self, clock: Clock) -> bool:
-        """Whether to reallocate after this step: every `period` steps before `stop_epoch`."""
-        return clock.epoch < self.settings.stop_epoch and clock.step % int(self.settings.period.at(clock.epoch)) == 0
-
-    @property
-    def counts_epochs(self) -> bool:
-        """Whether `stop_epoch` or a table over epochs is set."""
-        stops = "stop_epoch" in self.settings.model_fields_set
-        return stops or any(isinstance(value, StepTable) and len(value.points) > 1 for _, value in self.settings)
-
-    def begin(self, layer: SparseLayer, units: Tensor, generator: torch.Generator) -> Tensor | None:
-        """First weights of grown units, as `new_weights` says: None for 0, or a draw."""
-        if self.settings.new_weights == "zero":
-            return None
-        return initial_weights(layer.spec, units.numel(), generator)
+    steps = f"{len(coming)} steps to come{schedule.said}"
+    return f"method {name} will move nothing in the {steps}: see its period and stop_epoch"

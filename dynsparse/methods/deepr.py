@@ -13,8 +13,8 @@ from torch import Tensor
 from dynsparse.masks import MaskSet, SparseLayer
 from dynsparse.masks.bits import Bits, pack_bits, unpack_bits
 from dynsparse.masks.selection import Cut, cuts_below
-from dynsparse.methods.base import Dynamic, DynamicSettings
 from dynsparse.methods.clock import Clock
+from dynsparse.methods.dynamic import Dynamic, DynamicSettings
 from dynsparse.schedules import NotNegative, Period, StepTable
 from dynsparse.seeds import random_bits, seed_for
 
@@ -46,6 +46,7 @@ class DeepR(Dynamic):
     """
 
     settings: DeepRSettings
+    drops_by_count = False
     every_step = True
 
     def prepare(self, masks: MaskSet) -> None:

@@ -6,15 +6,17 @@ from collections.abc import Mapping, Sequence
 from fractions import Fraction
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 from torch import Tensor
 
 from dynsparse.errors import UserError
 from dynsparse.masks import LayerSpec
 from dynsparse.masks.selection import Cut, cuts_below
-from dynsparse.methods.base import Dynamic, DynamicSettings, LayerChange, by_kept
+from dynsparse.methods.base import LayerChange, by_kept
 from dynsparse.methods.clock import Clock
-from pipelines.common.settings import AtLeast1
+from dynsparse.methods.dynamic import Dynamic, DynamicSettings
+from pipelines.common.settings import MOST, AtLeast1
+from pipelines.common.text import cut
 
 
 class DsrSettings(DynamicSettings):
@@ -25,9 +27,21 @@ class DsrSettings(DynamicSettings):
     """Layers that keep more weights get more. If false, each layer gets back as many as it lost."""
     initial_threshold: Annotated[float, Field(gt=0)] = 1e-3
     """Magnitude under which a unit is dropped at the start. It adapts."""
-    target_moves: AtLeast1 = 600
-    """Units to move in one reallocation (weights, where granularity is 4). The threshold adapts to come near it
-    (paper: N_p)."""
+    target_moves: AtLeast1 | Annotated[float, Field(gt=0, lt=1)] = 0.12
+    """Units to move in one reallocation (weights, where granularity is 4), as a count from 1 on (paper: N_p), or as a
+    fraction of the active ones below 1. The threshold adapts to come near it."""
+
+    @field_validator("target_moves", mode="before")
+    @classmethod
+    def _is_count_or_fraction(cls, value: Any) -> Any:
+        """Raise ValueError with both rules in one, where a union would give a line for each."""
+        is_count = isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= MOST
+        if is_count or (isinstance(value, float) and 0 < value < 1):
+            return value
+        raise ValueError(
+            f"is {cut(value)}; it must be a count of units from 1 to {MOST:,}, such as 600, or a fraction of the "
+            f"active ones above 0 and below 1, such as 0.12"
+        )
 
     def build(self) -> Dsr:
         return Dsr(self)
@@ -43,11 +57,12 @@ class Dsr(Dynamic):
     the paper's experiments with kernel slices. R_l and the weights to share out are counted in weights, so that units
     of different size trade without loss.
 
-    Departure: N_p is capped at the number of units that can move: free positions, and all but one unit a layer.
-    Otherwise H would grow without bound in a nearly dense network.
+    Departures: N_p may be a fraction of the active units at the event. It is capped at the number of units that can
+    move: free positions, and all but one unit a layer. Otherwise H would grow without bound in a nearly dense network.
     """
 
     settings: DsrSettings
+    drops_by_count = False
 
     def __init__(self, settings: DsrSettings) -> None:
         super().__init__(settings)
@@ -58,8 +73,9 @@ class Dsr(Dynamic):
         return self.settings.scaling
 
     def check(self, layers: Sequence[LayerSpec], active_units: Mapping[str, int]) -> None:
+        super().check(layers, active_units)
         active = sum(active_units[layer.name] for layer in layers)
-        if layers and self.settings.target_moves > active:
+        if layers and self._target(active) > active:
             raise UserError(
                 f"method.target_moves is {self.settings.target_moves:,}; the network has {active:,} active units in "
                 f"all: take a tenth of that or less"
@@ -77,11 +93,16 @@ class Dsr(Dynamic):
         droppable = sum(layer.active - 1 for layer in layers)
         if not self.trades:
             droppable = sum(min(layer.room, layer.active - 1) for layer in layers)
-        target = min(self.settings.target_moves, free, droppable)
+        target = min(self._target(sum(layer.active for layer in layers)), free, droppable)
         if dropped > 1.1 * target:
             self.threshold /= 2
         elif dropped < 0.9 * target:
             self.threshold *= 2
+
+    def _target(self, active: int) -> int:
+        """Units to move in an event, given the active ones before it."""
+        target = self.settings.target_moves
+        return target if isinstance(target, int) else max(1, round(target * active))
 
     def scalars(self) -> Mapping[str, float]:
         return {"threshold": self.threshold}

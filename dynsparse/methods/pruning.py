@@ -119,9 +119,10 @@ class Pruning(Method):
 
     def check_length(self, end: Clock) -> None:
         last = self.settings.last_prune
-        if end.step < (last + 1) * end.steps_per_epoch:
+        if end.whole_epochs <= last:
+            epochs = end.epoch + end.epoch_steps / end.steps_per_epoch
             raise UserError(
-                f"the run has {end.step:,} steps, {end.step / end.steps_per_epoch:g} epochs; the last of "
+                f"the run has {end.step:,} steps, {epochs:g} epochs; the last of "
                 f"{self.settings.iterations} prunes comes at the end of epoch {last} (counted from 0): train at least "
                 f"{last + 1} epochs, or lower method.after_epoch, every_epochs or iterations"
             )

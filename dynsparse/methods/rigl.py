@@ -8,13 +8,14 @@ from typing import Literal
 from torch import Tensor
 
 from dynsparse.masks import SparseLayer
-from dynsparse.masks.selection import Cut, cuts_fraction
-from dynsparse.methods.base import Dynamic, DynamicSettings, Share, SomeShare
+from dynsparse.masks.selection import Cut
+from dynsparse.methods.base import Share, SomeShare
 from dynsparse.methods.clock import Clock
+from dynsparse.methods.dynamic import Scoped, ScopedSettings
 from dynsparse.schedules import Period, StepTable, cosine
 
 
-class RiglSettings(DynamicSettings):
+class RiglSettings(ScopedSettings):
     """RigL (Evci et al. 2020): drop a fraction of each layer, grow the largest gradients."""
 
     name: Literal["rigl"]
@@ -29,23 +30,29 @@ class RiglSettings(DynamicSettings):
         return Rigl(self)
 
 
-class Rigl(Dynamic):
+class Rigl(Scoped):
     """Evci et al., "Rigging the lottery: making all tickets winners", ICML 2020, Algorithm 1.
 
     Each layer drops the fraction f/2 (1 + cos(pi t / T_end)) of its smallest |weights|, and grows as many where
     |gradient| is largest. The gradient is averaged over all workers before the magnitude is taken. A unit of several
     weights counts with their mean. With `sparsity.allocation: erk` it is the paper's RigL-ERK.
+    With the scope `global` one threshold over all layers says what falls, and one what grows.
 
     Departure: a unit that is dropped in an event does not grow in the same event.
     """
 
     settings: RiglSettings
 
-    def is_due(self, clock: Clock) -> bool:
-        return clock.progress < self.settings.until and super().is_due(clock)
+    @property
+    def grows_globally(self) -> bool:
+        return self.trades
+
+    def moves(self, clock: Clock) -> bool:
+        return clock.progress < self.settings.until and super().moves(clock)
 
     def drop_cuts(self, scores: Sequence[Tensor], clock: Clock) -> Sequence[Cut]:
-        return cuts_fraction(scores, cosine(self.settings.fraction, 0, clock.progress / self.settings.until))
+        fraction = cosine(self.settings.fraction, 0, clock.progress / self.settings.until)
+        return self.cuts_of(scores, fraction)
 
     def grow_scores(self, layer: SparseLayer) -> Tensor:
         assert layer.weight.grad is not None  # Layers without one rest (`grows_by_gradient`).

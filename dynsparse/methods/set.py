@@ -8,12 +8,13 @@ from typing import Literal
 
 from torch import Tensor
 
-from dynsparse.masks.selection import Cut, cuts_fraction
-from dynsparse.methods.base import Dynamic, DynamicSettings, LayerChange, SomeShare, by_kept
+from dynsparse.masks.selection import Cut
+from dynsparse.methods.base import LayerChange, SomeShare, by_kept
 from dynsparse.methods.clock import Clock
+from dynsparse.methods.dynamic import Scoped, ScopedSettings
 
 
-class SetSettings(DynamicSettings):
+class SetSettings(ScopedSettings):
     """Sparse evolutionary training (Mocanu et al. 2018): drop a fraction of each layer, grow there at random."""
 
     name: Literal["set"]
@@ -26,11 +27,13 @@ class SetSettings(DynamicSettings):
         return Set(self)
 
 
-class Set(Dynamic):
+class Set(Scoped):
     """Sparse evolutionary training (Mocanu et al., Nature Communications 9, 2018), as in Mostafa & Wang 2019.
 
     Paper: "Scalable training of artificial neural networks with adaptive sparse connectivity inspired by network
     science".
+
+    With the scope `global` one threshold over all layers says what falls, and each free place is as likely to grow.
 
     Departures: weights are dropped by magnitude, where the original drops the smallest positive and the largest
     negative ones. They move every `period` steps, where the original moves them once an epoch.
@@ -40,10 +43,12 @@ class Set(Dynamic):
 
     @property
     def trades(self) -> bool:
-        return self.settings.scaling
+        return self.settings.scaling or super().trades
 
     def drop_cuts(self, scores: Sequence[Tensor], clock: Clock) -> Sequence[Cut]:
-        return cuts_fraction(scores, self.settings.fraction)
+        return self.cuts_of(scores, self.settings.fraction)
 
     def shares(self, layers: Sequence[LayerChange]) -> Sequence[float | Fraction]:
+        if self.settings.scope == "global":  # Every free place is as likely as every other.
+            return [Fraction(layer.room * layer.unit_size) for layer in layers]
         return by_kept(layers) if self.settings.scaling else super().shares(layers)

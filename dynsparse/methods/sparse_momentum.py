@@ -11,8 +11,9 @@ from torch import Tensor
 
 from dynsparse.masks import MaskSet, SparseLayer
 from dynsparse.masks.selection import Cut, cuts_fraction
-from dynsparse.methods.base import Dynamic, DynamicSettings, LayerChange, SomeShare
+from dynsparse.methods.base import LayerChange, SomeShare
 from dynsparse.methods.clock import Clock
+from dynsparse.methods.dynamic import Dynamic, DynamicSettings
 from dynsparse.schedules import Period, cosine
 
 
@@ -64,10 +65,14 @@ class SparseMomentum(Dynamic):
     def observe(self, layer: SparseLayer, gradient: Tensor) -> None:
         self.momentum[layer.name].mul_(self.settings.momentum).add_(gradient)
 
-    def is_due(self, clock: Clock) -> bool:
-        if self.settings.period is None:
-            return clock.epoch < self.settings.stop_epoch and clock.ends_epoch
-        return super().is_due(clock)
+    def _is_period(self, clock: Clock) -> bool:
+        return clock.ends_epoch if self.settings.period is None else super()._is_period(clock)
+
+    def _period(self, clock: Clock) -> int:
+        return clock.steps_per_epoch if self.settings.period is None else super()._period(clock)
+
+    def _longest_period(self, clock: Clock) -> int:
+        return clock.steps_per_epoch if self.settings.period is None else super()._longest_period(clock)
 
     def drop_cuts(self, scores: Sequence[Tensor], clock: Clock) -> Sequence[Cut]:
         return cuts_fraction(scores, cosine(self.settings.fraction, 0, clock.progress))

@@ -11,9 +11,11 @@ from torch import Tensor, optim
 from dynsparse.errors import UserError
 from dynsparse.masks import MaskSet, SparseLayer, optimizer_state
 from dynsparse.masks.block import Block, Moved
-from dynsparse.masks.selection import Cut, chosen
+from dynsparse.masks.selection import NO_CUT, Cut, chosen
+from dynsparse.masks.structure import FREE
 from dynsparse.methods import Method
 from dynsparse.reallocation.plan import LayerPlan, Plan
+from dynsparse.reallocation.structured import structured_move
 from dynsparse.seeds import seed_for
 
 
@@ -26,6 +28,8 @@ class Applier:
     optimizers: Sequence[optim.Optimizer]
     growth_costs: Mapping[str, Tensor]
     """Negated growth scores by layer, float [units], inf at active units. Layers without any grow at random."""
+    draws: Mapping[str, Tensor]
+    """The costs of growth that the plan was made with: these scores, or a soft draw by them."""
 
     def apply(self, plan: Plan, scores: Sequence[Tensor]) -> None:
         """Drop, then grow, given the drop scores of each layer. UserError for weights that are NaN."""
@@ -48,23 +52,43 @@ class Applier:
 
     def _move(self, block: Block, decided: Sequence[tuple[Tensor, LayerPlan]], seed: int) -> Moved:
         """Carry out the part of one block, given each layer's drop scores and decision."""
-        gone = torch.cat([chosen(scores, plan.drop) for scores, plan in decided])
-        layers = [(layer, plan.grow) for layer, (_, plan) in zip(block.layers, decided, strict=True)]
-        at_random = [0 if layer.name in self.growth_costs else cut.count for layer, cut in layers]
-        seeds = [seed_for(seed, layer.name) for layer in block.layers]
-        return block.move(gone, at_random, seeds, self._scored(layers))
-
-    def _scored(self, layers: Sequence[tuple[SparseLayer, Cut]]) -> Tensor | None:
-        """Units that grow by score, int64, rising, numbered through the layers of a block. None: all grow at random."""
-        if not self.growth_costs:
-            return None
-        flags = [
-            chosen(self.growth_costs[layer.name], cut)
-            if layer.name in self.growth_costs
-            else torch.zeros(layer.spec.units, dtype=torch.bool, device=layer.weight.device)
-            for layer, cut in layers
+        layers = [(layer, *of_layer) for layer, of_layer in zip(block.layers, decided, strict=True)]
+        structured = {
+            layer.name: self._structured(layer, scores, plan, seed_for(seed, layer.name))
+            for layer, scores, plan in layers
+            if layer.spec.structure != FREE and plan.drop != NO_CUT  # A layer that rests has none.
+        }
+        gone = [
+            structured[layer.name][0] if layer.name in structured else chosen(scores, plan.drop)
+            for layer, scores, plan in layers
         ]
+        grown = {name: units for name, (_, units) in structured.items()}
+        at_random = [0 if layer.name in {**self.draws, **grown} else plan.grow.count for layer, _, plan in layers]
+        seeds = [seed_for(seed, layer.name) for layer in block.layers]
+        scored = self._scored([(layer, plan.grow) for layer, _, plan in layers], grown)
+        return block.move(torch.cat(gone), at_random, seeds, scored)
+
+    def _structured(self, layer: SparseLayer, scores: Tensor, plan: LayerPlan, seed: int) -> tuple[Tensor, Tensor]:
+        """Find what a layer with a structure drops, bool [active units], and grows, int64: as rank 0 did."""
+        costs, units, drop = self.draws.get(layer.name), int(plan.grow.threshold), int(plan.drop.threshold)
+        return structured_move(self.method, layer, scores, costs, units, drop, seed)
+
+    def _scored(self, layers: Sequence[tuple[SparseLayer, Cut]], given: Mapping[str, Tensor]) -> Tensor | None:
+        """Units that grow by score, int64, rising, numbered through the layers of a block. None: all grow at random.
+
+        `given` has those of layers with a structure.
+        """
+        if not self.draws and not given:
+            return None
+        flags = [self._grown(layer, cut, given.get(layer.name)) for layer, cut in layers]
         return torch.nonzero(torch.cat(flags)).squeeze(1)
+
+    def _grown(self, layer: SparseLayer, cut: Cut, given: Tensor | None) -> Tensor:
+        """Mark the units of a layer that grow other than at random: bool [units]."""
+        if given is None and layer.name in self.draws:
+            return chosen(self.draws[layer.name], cut)
+        flags = torch.zeros(layer.spec.units, dtype=torch.bool, device=layer.device)
+        return flags if given is None else flags.index_fill_(0, given, True)
 
     def _begin_weights(self, plan: Plan, grown: Sequence[Tensor]) -> None:
         """Give the units that have grown in each layer (int64) their first values, unless these are 0."""
@@ -77,7 +101,7 @@ class Applier:
         if not given:
             return
         # One copy to the device for all layers.
-        on_device = torch.cat(given).to(self.masks.layers[0].weight.device).split([one.numel() for one in given])
+        on_device = torch.cat(given).to(self.masks.layers[0].device).split([one.numel() for one in given])
         parts = iter(on_device)
         for layer, units, value in zip(self.masks, grown, values, strict=True):
             if value is not None:

@@ -22,7 +22,11 @@ class LayerPlan:
     drop: Cut
     """Cut over the drop scores of the active units."""
     grow: Cut
-    """Cut over the negated growth scores of the free units. With random growth only its `count` holds."""
+    """Cut over the negated growth scores of the free units. With random growth only its `count` holds.
+
+    Of a layer with a structure the counts of both hold; their thresholds are the numbers of units that it was to drop,
+    and to come to, which its groups may not allow.
+    """
 
 
 @dataclass(frozen=True)

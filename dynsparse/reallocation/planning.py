@@ -5,13 +5,18 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+import torch
 from torch import Tensor
 
 from dynsparse.masks import MaskSet, SparseLayer
 from dynsparse.masks.allocation import share_out
+from dynsparse.masks.joint import joint_counts
 from dynsparse.masks.selection import NO_CUT, Cut, cuts_smallest
+from dynsparse.masks.structure import FREE
 from dynsparse.methods import Clock, Method
 from dynsparse.reallocation.plan import LayerPlan, Plan, change_of
+from dynsparse.reallocation.structured import structured_move
+from dynsparse.seeds import seed_for
 
 
 @dataclass(frozen=True)
@@ -26,29 +31,65 @@ class Planner:
     def plan(self, clock: Clock, scores: Sequence[Tensor], growth_costs: Mapping[str, Tensor], seed: int) -> Plan:
         """Decide. `scores` are the drop scores of each layer, `growth_costs` are inf at active units."""
         layers = list(self.masks)
-        after = self.method.budgets(layers, clock)
-        budget = self.masks.budget + sum(after) - sum(layer.active_weights for layer in layers)
-        cuts = [
-            NO_CUT if layer.name in self.resting else cut
-            for layer, cut in zip(layers, self.method.drop_cuts(scores, clock), strict=True)
+        after = [
+            layer.active_weights if layer.name in self.resting else weights
+            for layer, weights in zip(layers, self.method.budgets(layers, clock), strict=True)
         ]
+        now = [layer.active_weights for layer in layers]
+        budget = self.masks.budget if after == now else sum(after)  # The first has what large units could not use.
+        wished = self.method.drop_cuts(scores, clock) if self.method.exchanges(clock) else [NO_CUT] * len(layers)
+        cuts = [NO_CUT if layer.name in self.resting else cut for layer, cut in zip(layers, wished, strict=True)]
         drops: Sequence[int]
         grows: Sequence[int]
         if self.method.trades:
-            drops = self._traded_drops(cuts, budget)
-            grows = self._traded_growth(drops, budget)
+            drops = self._traded_drops(scores, cuts, budget)
+            grows = self._traded_growth(drops, budget, growth_costs)
         else:
             drops, grows = zip(*map(_own_moves, layers, cuts, after), strict=True)
+        if any(layer.spec.structure != FREE for layer in layers):
+            return self._structured(clock, scores, growth_costs, seed, drops, grows)
         decided = zip(_with_counts(scores, cuts, drops), _growth_cuts(layers, grows, growth_costs), strict=True)
         return Plan(clock.step, seed, budget, tuple(LayerPlan(drop, grow) for drop, grow in decided))
 
-    def _traded_drops(self, cuts: Sequence[Cut], budget: int) -> Sequence[int]:
+    def _structured(
+        self,
+        clock: Clock,
+        scores: Sequence[Tensor],
+        costs: Mapping[str, Tensor],
+        seed: int,
+        drops: Sequence[int],
+        grows: Sequence[int],
+    ) -> Plan:
+        """Plan for layers of which some have a structure: these drop and grow as their groups can."""
+        decided, budget = [], 0
+        for layer, score, drop, grow in zip(self.masks, scores, drops, grows, strict=True):
+            one = self._structured_layer(layer, score, costs.get(layer.name), seed_for(seed, layer.name), drop, grow)
+            decided.append(one)
+            budget += (layer.active_units - one.drop.count + one.grow.count) * layer.spec.unit_size
+        return Plan(clock.step, seed, budget, tuple(decided))
+
+    def _structured_layer(
+        self, layer: SparseLayer, scores: Tensor, costs: Tensor | None, seed: int, drop: int, grow: int
+    ) -> LayerPlan:
+        if layer.spec.structure == FREE or layer.name in self.resting:
+            (falls,) = _with_counts([scores], [NO_CUT], [drop])
+            (grows,) = _growth_cuts([layer], [grow], {} if costs is None else {layer.name: costs})
+            return LayerPlan(falls, grows)
+        units = layer.active_units - drop + grow
+        gone, grown = structured_move(self.method, layer, scores, costs, units, drop, seed)
+        return LayerPlan(
+            Cut(float(drop), ties=0, count=int(gone.count_nonzero())), Cut(float(units), ties=0, count=grown.numel())
+        )
+
+    def _traded_drops(self, scores: Sequence[Tensor], cuts: Sequence[Cut], budget: int) -> Sequence[int]:
         """Units to drop in each layer where layers trade: never a layer's last, nor more than can grow elsewhere.
 
         A position that is dropped in this event may not grow in it. So a nearly dense network moves only as many
-        weights as were free before.
+        weights as were free before. Where the budget falls by more than the method drops, the lowest scores of all
+        layers go as well.
         """
-        counts = [min(cut.count, layer.active_units - 1) for cut, layer in zip(cuts, self.masks, strict=True)]
+        spare = [max(0, layer.active_units - self.method.least_units(layer.spec)) for layer in self.masks]
+        counts = [min(cut.count, most) for cut, most in zip(cuts, spare, strict=True)]
         sizes = [layer.spec.unit_size for layer in self.masks]
         wanted = [count * size for count, size in zip(counts, sizes, strict=True)]
         room = sum(
@@ -56,19 +97,31 @@ class Planner:
             for layer in self.masks
             if layer.name not in self.resting
         )
+        if sum(wanted) < (least := self.masks.active_weights - budget):
+            resting = [layer.name in self.resting for layer in self.masks]
+            most_of = [0 if rests else most for rests, most in zip(resting, spare, strict=True)]
+            return joint_counts(scores, sizes, least, counts, most_of)
         most = room - (budget - self.masks.active_weights)  # Kept weights must reach the budget in places free before.
         return counts if sum(wanted) <= most else share_out(most, wanted, capacity=counts, unit_size=sizes)
 
-    def _traded_growth(self, drops: Sequence[int], budget: int) -> Sequence[int]:
-        """Units that each layer grows, so that all together reach `budget` weights: in the method's proportions."""
+    def _traded_growth(self, drops: Sequence[int], budget: int, costs: Mapping[str, Tensor]) -> Sequence[int]:
+        """Units that each layer grows, so that all together reach `budget` weights.
+
+        In the method's proportions, or where the growth scores of all layers compete by these.
+        """
         changes = [change_of(layer, drop) for layer, drop in zip(self.masks, drops, strict=True)]
         kept = sum(change.kept * change.unit_size for change in changes)
-        return share_out(
-            max(0, budget - kept),
-            self.method.shares(changes),
-            capacity=[0 if change.name in self.resting else change.room for change in changes],
-            unit_size=[change.unit_size for change in changes],
-        )
+        room = [0 if change.name in self.resting else change.room for change in changes]
+        sizes = [change.unit_size for change in changes]
+        if self.method.grows_globally:
+            scores = [costs.get(layer.name, _no_scores(layer)) for layer in self.masks]
+            return joint_counts(scores, sizes, max(0, budget - kept), [0] * len(room), room)
+        return share_out(max(0, budget - kept), self.method.shares(changes), capacity=room, unit_size=sizes)
+
+
+def _no_scores(layer: SparseLayer) -> Tensor:
+    """Return the scores of a layer that rests: none."""
+    return torch.empty(0, device=layer.device)
 
 
 def _own_moves(layer: SparseLayer, cut: Cut, budget: int) -> tuple[int, int]:

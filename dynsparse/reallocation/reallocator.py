@@ -13,6 +13,7 @@ from torch import Tensor, nn, optim
 from dynsparse.distributed import agreement, digest, sync
 from dynsparse.errors import DesyncError
 from dynsparse.masks import MaskSet, SparseLayer
+from dynsparse.masks.soft import sharpened, soft_costs, soft_order
 from dynsparse.methods import Clock, Method
 from dynsparse.reallocation.applying import Applier
 from dynsparse.reallocation.plan import Plan
@@ -75,9 +76,9 @@ class Reallocator:
         They may be masked already, unless `wants_whole_gradients`. `scale`: the factor of a GradScaler that they
         still have, on their device. `learn` follows once the optimizer uses them.
         """
-        gradients = [(layer, layer.weight.grad) for layer in layers if layer.weight.grad is not None]
+        gradients = [(layer, one) for layer in layers if (one := layer.gradient) is not None]
         seen = Seen()
-        if self.method.observes:  # Copies, for entries outside the masks are lost next.
+        if self.method.observes_at(clock):  # Copies, for entries outside the masks are lost next.
             seen.observed = {layer.name: unscaled(gradient, scale).clone() for layer, gradient in gradients}
         if self.is_due(clock) and self.method.grows_by_gradient:
             seen.growth_costs = growth_costs(self.method, [layer for layer, _ in gradients], scale)
@@ -115,12 +116,12 @@ class Reallocator:
         costs = seen.growth_costs if seen else {}
         resting = self._resting(clock, costs)
         exclude_active(costs, self.masks)
-        scores = self._drop_scores()
-        encoded = self._plan(clock, scores, costs, resting).encode() if self._decides else Plan.blank(len(self.masks))
+        scores, draws = self._drop_scores(clock), self._growth_draws(clock, costs)
+        encoded = self._plan(clock, scores, draws, resting).encode() if self._decides else Plan.blank(len(self.masks))
         plan = Plan.decode(sync.broadcast_(encoded, self.group))
         scalars = dict(self.method.scalars())
         changes = plan.changes(self.masks)
-        self.apply(plan, scores, costs)
+        self.apply(plan, scores, costs, draws)
         repaired += self._agree([layer.name for layer in self.masks], lambda: digest.mask_rows(self.masks), clock.step)
         self.masks.check_budget()
         self.method.after(changes)
@@ -138,7 +139,7 @@ class Reallocator:
 
     def _resting(self, clock: Clock, costs: Mapping[str, Tensor]) -> set[str]:
         """Layers that were frozen, and, where weights grow by gradient, layers without one on some rank."""
-        resting = {layer.name for layer in self.masks if not layer.weight.requires_grad} | self.untrained
+        resting = {layer.name for layer in self.masks if not layer.parameter.requires_grad} | self.untrained
         if not self.method.grows_by_gradient:
             return resting
         lacking = torch.tensor([int(layer.name not in costs) for layer in self.masks])
@@ -150,9 +151,24 @@ class Reallocator:
             )
         return resting | without
 
-    def _drop_scores(self) -> list[Tensor]:
-        """Float [active units] for each layer; the same on every rank."""
-        return [self.method.drop_scores(layer) for layer in self.masks]
+    def _drop_scores(self, clock: Clock) -> list[Tensor]:
+        """Float [active units] for each layer, the lowest to fall; the same on every rank."""
+        scores = [self.method.drop_scores(layer) for layer in self.masks]
+        if not (power := self.method.soft_drop_at(clock)):
+            return scores
+        seeds = [seed_for(self.seed, clock.step, "soft drop", layer.name) for layer in self.masks]
+        return [soft_order(one, power, seed) for one, seed in zip(scores, seeds, strict=True)]
+
+    def _growth_draws(self, clock: Clock, costs: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """Costs of growth by layer, float [units], the lowest to grow, inf where active: as scored, or drawn softly."""
+        if not (power := self.method.soft_growth):
+            return costs
+        drawn = {
+            name: soft_costs(sharpened(-cost, power), seed_for(self.seed, clock.step, "soft growth", name))
+            for name, cost in costs.items()
+        }
+        exclude_active(drawn, self.masks)
+        return drawn
 
     @property
     def _decides(self) -> bool:
@@ -163,7 +179,7 @@ class Reallocator:
         """Decide, without changing masks or weights."""
         costs = seen.growth_costs if seen else {}
         exclude_active(costs, self.masks)
-        return self._plan(clock, self._drop_scores(), costs, set())
+        return self._plan(clock, self._drop_scores(clock), self._growth_draws(clock, costs), set())
 
     def _plan(self, clock: Clock, scores: Sequence[Tensor], costs: Mapping[str, Tensor], resting: set[str]) -> Plan:
         planner = Planner(self.masks, self.method, resting)
@@ -171,14 +187,19 @@ class Reallocator:
 
     @torch.no_grad()
     def apply(
-        self, plan: Plan, scores: Sequence[Tensor] | None = None, costs: Mapping[str, Tensor] | None = None
+        self,
+        plan: Plan,
+        scores: Sequence[Tensor] | None = None,
+        costs: Mapping[str, Tensor] | None = None,
+        draws: Mapping[str, Tensor] | None = None,
     ) -> None:
         """Carry out a plan on this rank's masks, weights and optimizer state.
 
-        `scores`: the drop scores, where known. `costs`: those of growth that the plan was made with, if any.
+        `scores`: the drop scores, where known; a draw whose softness changes with time needs them. `costs`: negated
+        growth scores, if any. `draws`: the costs that the plan was made with, where they are others.
         """
-        applier = Applier(self.masks, self.method, self.optimizers, costs or {})
-        applier.apply(plan, self._drop_scores() if scores is None else scores)
+        applier = Applier(self.masks, self.method, self.optimizers, costs or {}, draws or costs or {})
+        applier.apply(plan, self._drop_scores(Clock(plan.step, 0)) if scores is None else scores)
 
     @torch.no_grad()
     def verify(self, step: int | None = None) -> list[str]:

@@ -2,9 +2,10 @@ from __future__ import annotations
 
 import pytest
 import torch
+from pydantic import ValidationError
 from torch import nn
 
-from dynsparse.masks import MaskSet, sparse_layers
+from dynsparse.masks import LayerSpec, MaskSet, sparse_layers
 from dynsparse.methods import Clock
 from dynsparse.methods.dsr import DsrSettings
 from dynsparse.reallocation import Reallocator
@@ -127,3 +128,28 @@ def test_state_survives() -> None:
     method.load_state_dict({"threshold": 0.125})
     assert method.scalars() == {"threshold": 0.125}
     assert method.state_dict() == {"threshold": 0.125}
+
+
+@pytest.mark.parametrize(
+    ("fraction", "expected"),
+    [(0.15, 0.25), (0.29, 0.5), (0.45, 1.0), (1e-9, 0.25)],
+    ids=["2 > 1.1 x 1 halves", "2 of 2 stays", "2 < 0.9 x 3 doubles", "at least one unit"],
+)
+def test_a_fraction_of_the_active_units(fraction: float, expected: float) -> None:
+    """Seven active units, of which the threshold drops two: 0.15, 0.29 and 0.45 of seven are 1, 2 and 3."""
+    settings = DsrSettings(name="dsr", initial_threshold=0.5, target_moves=fraction)
+    reallocator = by_hand(settings, [[0.9, -0.8, 0.7, 0.1, 0, 0, 0, 0], [0.6, 0.2, -0.6, 0, 0, 0, 0, 0]])
+    report = reallocator(Clock(step=10, epoch=0))
+    assert sum(report.dropped.values()) == 2
+    assert reallocator.method.scalars() == {"threshold": expected}
+
+
+@pytest.mark.parametrize("value", [0, -3, 1.0, 1.5, 0.0, True, "many", 2**31])
+def test_neither_a_count_nor_a_fraction(value: object) -> None:
+    with pytest.raises(ValidationError, match=rf"is {value}; it must be a count of units from 1 to 2,147,483,647"):
+        DsrSettings.model_validate({"name": "dsr", "target_moves": value})
+
+
+def test_the_default_serves_a_network_of_any_size() -> None:
+    assert DsrSettings(name="dsr").target_moves == 0.12
+    DsrSettings(name="dsr").build().check([LayerSpec("tiny", "fc", (2, 2), 2)], {"tiny": 2})

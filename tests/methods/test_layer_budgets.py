@@ -27,9 +27,12 @@ METHODS: list[tuple[str, dict[str, Any], bool]] = [
     ("dsr", {"period": 1, "initial_threshold": 0.5, "target_moves": 20}, True),
     ("rigl", {"period": 1, "until": 1.0}, False),
     ("rigl", {"period": 1, "until": 1.0, "fraction": 1.0}, False),
+    ("rigl", {"period": 1, "until": 1.0, "soft_drop": 3, "soft_growth": 1}, False),
+    ("rigl", {"period": 1, "until": 1.0, "scope": "global", "floor": 0.005}, True),
     ("set", {"period": 1}, False),
     ("set", {"period": 1, "fraction": 1.0}, False),
     ("set", {"period": 1, "scaling": True}, True),
+    ("set", {"period": 1, "scope": "global", "fraction": 0.9}, True),
     ("sparse_momentum", {"period": 1}, True),
 ]
 SHAPES = st.one_of(

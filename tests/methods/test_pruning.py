@@ -87,7 +87,7 @@ def test_the_asked_total_is_reached_exactly(sizes: list[int], target: float, ite
     assert not reallocator.is_due(end_of(iterations))
     assert masks.active_weights == asked
     for layer in masks:
-        assert abs(layer.active_weights - (1 - target) * layer.spec.weights) < 1
+        assert abs(layer.active_weights - Fraction(asked * layer.spec.weights, 7 * sum(sizes))) < 1
 
 
 @pytest.mark.parametrize(("granularity", "unit"), [(4, 1), (2, 9)])

@@ -1,0 +1,241 @@
+"""The base of methods that move weights while training: when, at what density, and from which first values."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from fractions import Fraction
+from typing import Annotated, Literal
+
+import torch
+from pydantic import Field, PrivateAttr, model_validator
+from torch import Tensor
+
+from dynsparse.errors import UserError
+from dynsparse.masks import LayerSpec, MaskSet, SparseLayer
+from dynsparse.masks.granularity import Kind
+from dynsparse.masks.initial import initial_weights
+from dynsparse.masks.joint import joint_counts
+from dynsparse.masks.selection import Cut, cuts_fraction, cuts_smallest
+from dynsparse.masks.structure import fitted
+from dynsparse.methods.base import Aim, Method, MethodSettings
+from dynsparse.methods.clock import Clock
+from dynsparse.schedules import AnyDensity, Period, StepTable
+from pipelines.common.settings import Count
+
+Power = Annotated[int, Field(ge=0, le=64)]
+Floor = Annotated[float, Field(ge=0, lt=1)]
+
+
+class DynamicSettings(MethodSettings):
+    """Base of the settings of methods that move weights while training."""
+
+    period: Period = StepTable(((0, 1000),))
+    """Steps between reallocations, by epoch."""
+    stop_epoch: Count = 1000
+    """Reallocate only before this epoch."""
+    new_weights: Literal["zero", "initial"] = "zero"
+    """First values of grown weights: 0, or a draw from the initial distribution (paper's `--big-new-weights`)."""
+    density: AnyDensity | None = None
+    """Course of the density from the first step to the config's `sparsity`; null: it stays as it is."""
+    soft_drop: Power = 0
+    """Draw what falls by weights of 1 / score^power, without replacement; 0: the lowest scores fall."""
+    soft_growth: Power = 0
+    """Draw what grows by weights of score^power, without replacement; 0: the highest scores grow."""
+    _aim: Aim | None = PrivateAttr(default=None)
+
+    def knowing(self, aim: Aim) -> DynamicSettings:
+        """Return these settings, knowing the sparsity that the run is to end with."""
+        found = self.model_copy()
+        found._aim = aim
+        return found
+
+    def first_sparsity(self, sparsity: Mapping[Kind, float]) -> Mapping[Kind, float]:
+        """Fraction of zeros at the first step: the density schedule's, in layers that are to be sparse."""
+        if self.density is None:
+            return sparsity
+        return {kind: self.density.start if value else value for kind, value in sparsity.items()}
+
+
+class ScopedSettings(DynamicSettings):
+    """Settings of a rule that works in each layer, or by one threshold over all of them."""
+
+    scope: Literal["layer", "global"] = "layer"
+    """layer: each layer keeps its number of active weights. global: all layers compete by one threshold."""
+    floor: Floor = 0.0
+    """Fraction of its units that each layer keeps at least, whatever the scores; for the scope global."""
+
+    @model_validator(mode="after")
+    def _floor_is_of_use(self) -> ScopedSettings:
+        if self.floor and self.scope != "global":
+            raise ValueError(
+                f"floor is {self.floor:g}, and with scope layer no layer loses weights to others: set scope to global"
+            )
+        return self
+
+
+class Dynamic(Method):
+    """Base of methods that move weights while training."""
+
+    settings: DynamicSettings
+
+    def __init__(self, settings: DynamicSettings) -> None:
+        self.settings = settings
+        self.soft_drop, self.soft_growth = settings.soft_drop, settings.soft_growth
+        self._ends: Sequence[tuple[int, int]] | None = None
+
+    def is_due(self, clock: Clock) -> bool:
+        """Whether to reallocate after this step: where weights `move`, and where the density changes."""
+        return self.moves(clock) or self._density_changes(clock)
+
+    def moves(self, clock: Clock) -> bool:
+        """Whether the rule moves weights after this step. Default: every `period` steps before `stop_epoch`."""
+        return clock.epoch < self.settings.stop_epoch and self._is_period(clock)
+
+    def exchanges(self, clock: Clock) -> bool:
+        """Whether the rule moves weights in this event: not where it rests and the density alone changes."""
+        return self.moves(clock) or not self._density_changes(clock)
+
+    def _is_period(self, clock: Clock) -> bool:
+        return clock.step % self._period(clock) == 0
+
+    def _period(self, clock: Clock) -> int:
+        """Steps from one event to the next."""
+        return int(self.settings.period.at(clock.epoch))
+
+    def _longest_period(self, clock: Clock) -> int:
+        """Steps from one event to the next at most, in any epoch."""
+        return max(int(steps) for _, steps in self.settings.period.points)
+
+    def _density_changes(self, clock: Clock) -> bool:
+        """Whether the density is another after this event: each period, or at the end of an epoch."""
+        schedule = self.settings.density
+        if schedule is None:
+            return False
+        now = schedule.share(clock.progress, clock.whole_epochs)
+        if schedule.by_epochs:
+            return clock.ends_epoch and now != schedule.share(clock.progress, clock.epoch)
+        # The longest period: taken for later than it was, the event before would hide the last change.
+        before = _progress_at(clock, self._longest_period(clock))
+        return self._is_period(clock) and now != schedule.share(before, clock.epoch)
+
+    @property
+    def counts_epochs(self) -> bool:
+        """Whether `stop_epoch` or a table over epochs is set, or the density goes by epochs."""
+        stops = "stop_epoch" in self.settings.model_fields_set
+        by_epochs = self.settings.density is not None and self.settings.density.by_epochs
+        tables = any(isinstance(value, StepTable) and len(value.points) > 1 for _, value in self.settings)
+        return stops or by_epochs or tables
+
+    def is_settled(self, clock: Clock) -> bool:
+        """Whether the density has its final value: only such epochs can be a run's best."""
+        schedule = self.settings.density
+        return schedule is None or schedule.is_final(clock.progress, clock.epoch)
+
+    def check(self, layers: Sequence[LayerSpec], active_units: Mapping[str, int]) -> None:
+        """Raise UserError for draws that the rule has no scores for, and a density that has no end."""
+        if self.soft_drop and not self.drops_by_count:
+            raise UserError(
+                f"method.soft_drop is {self.soft_drop}, and this method drops by a threshold, not a number: leave it 0"
+            )
+        if self.soft_growth and not self._scores_growth:
+            raise UserError(
+                f"method.soft_growth is {self.soft_growth}, and this method grows at random, by no score: leave it 0"
+            )
+        if self.settings.density is not None and self.settings._aim is None:
+            raise UserError("method.density changes the sparsity, and no sparsity is given to end with: give one")
+
+    def check_length(self, end: Clock) -> None:
+        """Raise UserError if the run ends before the density has its final value."""
+        schedule = self.settings.density
+        if schedule is None:
+            return
+        last = end.progress if schedule.by_epochs else _progress_at(end, end.step % self._period(end))
+        if not schedule.is_final(last, end.epoch):
+            raise UserError(
+                f"method.density has not its final value when the run ends, after {end.step:,} steps, {end.epochs} "
+                f"epochs: let it end earlier, or reallocate more often (method.period), or train longer"
+            )
+
+    def _way(self, layers: Sequence[SparseLayer]) -> Sequence[tuple[int, int]]:
+        """Active units of each layer at the start and at the end of a run whose density changes."""
+        if self._ends is None:
+            aim, schedule, specs = self.settings._aim, self.settings.density, [layer.spec for layer in layers]
+            assert aim is not None and schedule is not None
+            first, last = aim.units(specs, schedule.start), aim.units(specs)
+            self._ends = [(first[spec.name], last[spec.name]) for spec in specs]
+        return self._ends
+
+    def units_after(self, layers: Sequence[SparseLayer], clock: Clock) -> list[int]:
+        """Units that each layer is to have after this event: as many as now, or as the density schedule says."""
+        schedule = self.settings.density
+        if schedule is None:
+            return [layer.active_units for layer in layers]
+        share = schedule.share(clock.progress, clock.whole_epochs)
+        units = [round(first + (last - first) * share) for first, last in self._way(layers)]
+        return [fitted(layer.spec, count) for layer, count in zip(layers, units, strict=True)]
+
+    def budgets(self, layers: Sequence[SparseLayer], clock: Clock) -> Sequence[int]:
+        """Active weights of each layer after this event: as many as now, or as the density schedule says."""
+        units = self.units_after(layers, clock)
+        return [count * layer.spec.unit_size for count, layer in zip(units, layers, strict=True)]
+
+    def begin(self, layer: SparseLayer, units: Tensor, generator: torch.Generator) -> Tensor | None:
+        """First weights of grown units, as `new_weights` says: None for 0, or a draw."""
+        if self.settings.new_weights == "zero":
+            return None
+        return initial_weights(layer.spec, units.numel(), generator)
+
+
+class Scoped(Dynamic):
+    """Base of rules that work in each layer, or by one threshold over all of them."""
+
+    settings: ScopedSettings
+
+    @property
+    def trades(self) -> bool:
+        """Whether all layers compete."""
+        return self.settings.scope == "global"
+
+    def check(self, layers: Sequence[LayerSpec], active_units: Mapping[str, int]) -> None:
+        """Raise UserError for a floor that is above what layers have."""
+        super().check(layers, active_units)
+        have = sum(active_units[layer.name] * layer.unit_size for layer in layers)
+        need = sum(self.least_units(layer) * layer.unit_size for layer in layers)
+        if self.settings._aim is not None:
+            units = self.settings._aim.units(layers)
+            have = min(have, sum(units[layer.name] * layer.unit_size for layer in layers))
+        if need > have:
+            raise UserError(
+                f"method.floor is {self.settings.floor:g}: all layers together keep {need:,} weights at least, and the "
+                f"sparsity leaves {have:,}: lower the floor"
+            )
+
+    def least_units(self, spec: LayerSpec) -> int:
+        """Fewest active units that a layer keeps: the floor's."""
+        return max(1, math.ceil(Fraction(str(self.settings.floor)) * spec.units))
+
+    def prepare(self, masks: MaskSet) -> None:
+        """Learn the layers."""
+        self.masks = masks
+
+    def cuts_of(self, scores: Sequence[Tensor], fraction: float) -> Sequence[Cut]:
+        """Return cuts that take this fraction of the lowest scores, in each layer or of all together."""
+        if self.settings.scope == "layer":
+            return cuts_fraction(scores, fraction)
+        sizes = [layer.spec.unit_size for layer in self.masks]
+        most = [max(0, layer.active_units - self.least_units(layer.spec)) for layer in self.masks]
+        weights = round(Fraction(str(fraction)) * self.masks.active_weights)
+        return cuts_smallest(scores, joint_counts(scores, sizes, weights, [0] * len(most), most))
+
+
+def _progress_at(clock: Clock, back: int) -> float:
+    """Return the fraction of the run that was done so many steps before a clock, or earlier, never later.
+
+    Exact but for steps in an epoch before, where epochs differ in length: then nothing was done.
+    """
+    if clock.before is None:
+        return clock.progress * max(0.0, 1 - back / clock.step)
+    if back > clock.epoch_steps:
+        return 0.0
+    return (clock.epoch + (clock.epoch_steps - back) / clock.steps_per_epoch) / clock.epochs

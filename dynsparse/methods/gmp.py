@@ -1,0 +1,47 @@
+"""Gradual magnitude pruning: from dense to sparse, and nothing grows back."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+from torch import Tensor
+
+from dynsparse.masks.selection import NO_CUT, Cut
+from dynsparse.methods.clock import Clock
+from dynsparse.methods.dynamic import Scoped, ScopedSettings
+from dynsparse.schedules import AnyDensity, CubicDensity, Period, StepTable
+
+
+class GmpSettings(ScopedSettings):
+    """Gradual magnitude pruning (Zhu & Gupta 2018), from scratch: the smallest weights go as the density falls."""
+
+    name: Literal["gmp"]
+    period: Period = StepTable(((0, 100),))
+    """Steps between prunes, by epoch."""
+    density: AnyDensity = CubicDensity(name="cubic")
+    """Course of the density from the first step to the config's `sparsity`."""
+
+    def build(self) -> Gmp:
+        return Gmp(self)
+
+
+class Gmp(Scoped):
+    """Zhu & Gupta, "To prune, or not to prune: exploring the efficacy of pruning for model compression", 2018.
+
+    The sparsity follows s_t = s_f + (s_i - s_f) (1 - (t - t_0) / (n dt))^3 (eq. 1). At each prune the smallest
+    |weights| go, in each layer or by one threshold over all of them.
+
+    Departures: masks are final, where the original may let a pruned weight return, for it keeps updating it. With
+    `alternating` as the density, what grows begins at 0.
+    """
+
+    settings: GmpSettings
+
+    def moves(self, clock: Clock) -> bool:
+        """Whether weights move at the same density: never."""
+        return False
+
+    def drop_cuts(self, scores: Sequence[Tensor], clock: Clock) -> Sequence[Cut]:
+        """Choose none: the budget says how many of the lowest scores go."""
+        return [NO_CUT] * len(scores)

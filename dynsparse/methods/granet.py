@@ -1,0 +1,76 @@
+"""GraNet: gradual pruning, and a part of what is left is exchanged at each prune."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from fractions import Fraction
+from typing import Literal
+
+from torch import Tensor
+
+from dynsparse.masks import MaskSet, SparseLayer
+from dynsparse.masks.joint import joint_counts
+from dynsparse.masks.selection import Cut, cuts_smallest
+from dynsparse.methods.base import LayerChange, SomeShare
+from dynsparse.methods.clock import Clock
+from dynsparse.methods.dynamic import Dynamic, DynamicSettings
+from dynsparse.schedules import AnyDensity, CubicDensity, Period, StepTable, cosine
+
+
+class GranetSettings(DynamicSettings):
+    """GraNet (Liu et al. 2021): gradual pruning by one threshold, with neuroregeneration in each layer."""
+
+    name: Literal["granet"]
+    period: Period = StepTable(((0, 1000),))
+    """Steps between prunes, by epoch."""
+    fraction: SomeShare = 0.5
+    """Fraction of each layer's units left after a prune that is exchanged at the start; it falls along a cosine."""
+    density: AnyDensity = CubicDensity(name="cubic", start=0.5)
+    """Course of the density; a `start` of 0 is the paper's dense-to-sparse, 0.5 its sparse-to-sparse."""
+
+    def build(self) -> Granet:
+        return Granet(self)
+
+
+class Granet(Dynamic):
+    """Liu et al., "Sparse training via boosting pruning plasticity with neuroregeneration", NeurIPS 2021.
+
+    Each event prunes the smallest |weights| of all layers to the density of the moment, by one threshold. Then each
+    layer drops a fraction of what it has left, again by magnitude, and grows as many by the largest |gradient|
+    (section 4). The fraction falls along a cosine over the whole run.
+
+    Departure: what was pruned in an event does not grow in the same event.
+    """
+
+    settings: GranetSettings
+
+    def prepare(self, masks: MaskSet) -> None:
+        self.masks = masks
+        self._regrown: list[int] = []
+
+    @property
+    def trades(self) -> bool:
+        return True
+
+    def drop_cuts(self, scores: Sequence[Tensor], clock: Clock) -> Sequence[Cut]:
+        pruned = self._pruned(scores, clock)
+        fraction = Fraction(str(cosine(self.settings.fraction, 0, clock.progress)))
+        left = [layer.numel() - count for layer, count in zip(scores, pruned, strict=True)]
+        room = [layer.spec.units - layer.active_units for layer in self.masks]
+        self._regrown = [min(round(fraction * count), free) for count, free in zip(left, room, strict=True)]
+        return cuts_smallest(scores, [a + b for a, b in zip(pruned, self._regrown, strict=True)])
+
+    def _pruned(self, scores: Sequence[Tensor], clock: Clock) -> list[int]:
+        """Units of each layer that fall to the threshold over all layers."""
+        layers = list(self.masks)
+        sizes = [layer.spec.unit_size for layer in layers]
+        excess = self.masks.active_weights - sum(self.budgets(layers, clock))
+        none, most = [0] * len(layers), [layer.active_units - 1 for layer in layers]
+        return joint_counts(scores, sizes, max(0, excess), none, most)
+
+    def shares(self, layers: Sequence[LayerChange]) -> Sequence[float | Fraction]:
+        return [Fraction(count * layer.unit_size) for count, layer in zip(self._regrown, layers, strict=True)]
+
+    def grow_scores(self, layer: SparseLayer) -> Tensor:
+        assert layer.weight.grad is not None  # Layers without one rest (`grows_by_gradient`).
+        return layer.unit_means(layer.weight.grad.abs())
