@@ -8,14 +8,16 @@ from typing import Annotated, Any
 
 from pydantic import Discriminator, Tag
 
-from dynsparse.models.base import ModelSettings
+from dynsparse.models import timm_models
+from dynsparse.models.base import PREFIX, ModelSettings
 from dynsparse.models.mnist_mlp import MnistMlpSettings
 from dynsparse.models.resnet50 import ResNet50Settings
 from dynsparse.models.small_cnn import SmallCnnSettings
-from dynsparse.models.torchvision_models import PREFIX, TorchvisionSettings, names
+from dynsparse.models.timm_models import TimmSettings
+from dynsparse.models.torchvision_models import TorchvisionSettings, names
 from dynsparse.models.wide_resnet import WideResNetSettings
 
-ANY_OF_TORCHVISION = f"{PREFIX}..."
+ANY_OF_TIMM, ANY_OF_TORCHVISION = (f"{prefix}..." for prefix in (timm_models.PREFIX, PREFIX))
 
 
 def _tag(section: Any) -> str | None:
@@ -23,7 +25,10 @@ def _tag(section: Any) -> str | None:
     found = section.get("name") if isinstance(section, Mapping) else getattr(section, "name", None)
     if found is None:
         return None
-    return ANY_OF_TORCHVISION if str(found).startswith(PREFIX) else str(found)
+    for prefix in (timm_models.PREFIX, PREFIX):
+        if str(found).startswith(prefix):
+            return f"{prefix}..."
+    return str(found)
 
 
 AnyModel = Annotated[
@@ -31,13 +36,17 @@ AnyModel = Annotated[
     | Annotated[ResNet50Settings, Tag("imagenet_resnet50")]
     | Annotated[MnistMlpSettings, Tag("mnist_mlp")]
     | Annotated[SmallCnnSettings, Tag("small_cnn")]
-    | Annotated[TorchvisionSettings, Tag(ANY_OF_TORCHVISION)],
+    | Annotated[TorchvisionSettings, Tag(ANY_OF_TORCHVISION)]
+    | Annotated[TimmSettings, Tag(ANY_OF_TIMM)],
     Discriminator(_tag),
 ]
 
 
 def more_names() -> list[str]:
-    """Names that `torchvision/...` stands for, none where it is not installed. It takes a second to import."""
+    """Names that `torchvision/...` stands for, none where it is not installed. It takes a second to import.
+
+    The 1,400 of `timm/...` are not among them: part of any word is part of one of theirs.
+    """
     return names() if find_spec("torchvision") is not None else []
 
 

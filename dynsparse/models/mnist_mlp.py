@@ -23,6 +23,10 @@ class MnistMlpSettings(ModelSettings):
     batch_norm: bool = True
     """BatchNorm after each linear layer; without it the linear layers have biases."""
 
+    def dense_by_default(self, model: nn.Module) -> Mapping[str, str]:
+        """None: all layers are sparse, as in the paper."""
+        return {}
+
     def build(self, image_shape: tuple[int, int, int], classes: int) -> nn.Module:
         """Logits [batch, classes] from images [batch, channels, height, width].
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections import OrderedDict
+from collections.abc import Mapping
 from typing import Annotated, Literal
 
 from pydantic import Field
@@ -18,6 +19,10 @@ class SmallCnnSettings(ModelSettings):
     name: Literal["small_cnn"]
     channels: Annotated[list[Width], Field(min_length=1, max_length=MOST_LAYERS)] = [16, 32, 64]
     """Output channels of the convolutions."""
+
+    def dense_by_default(self, model: nn.Module) -> Mapping[str, str]:
+        """None: all layers are sparse."""
+        return {}
 
     def build(self, image_shape: tuple[int, int, int], classes: int) -> nn.Module:
         """Logits [batch, classes] from images [batch, channels, height, width], of any height and width."""

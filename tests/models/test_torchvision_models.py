@@ -27,6 +27,7 @@ def run_config(name: str, shape: tuple[int, int, int]) -> RunConfig:
     return config.parse(
         {
             "model": {"name": f"torchvision/{name}"},
+            "sparsity": {"conv": 0.5, "fc": 0.98},
             "method": {"name": "static"},
             "data": {"name": "synthetic", "shape": list(shape)},
         }
@@ -48,7 +49,10 @@ def test_one_sparse_training_step(name: str, size: int) -> None:
     model = settings(name).build((3, size, size), 7)
     assert model.training
     layers = sparse_layers(model, default=settings(name).sparse_by_default(model))
-    assert [layer.name for layer in layers] == [name for name, one in candidates(model).items() if one.by_default]
+    dense = settings(name).dense_by_default(model)
+    assert bool(dense) == (name != "resnet18")
+    usual = [key for key, one in candidates(model).items() if one.by_default and key not in dense]
+    assert [layer.name for layer in layers] == usual
     masks = MaskSet(model, layers, uniform(layers, {"conv": 0.8, "fc": 0.9}))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9, weight_decay=1e-4, nesterov=True)
     logits = model(torch.randn(2, 3, size, size))
@@ -67,13 +71,13 @@ def test_one_sparse_training_step(name: str, size: int) -> None:
     ("name", "size", "sparse"),
     [
         ("resnet18", 224, 21),
-        ("densenet121", 32, 121),
-        ("googlenet", 224, 58),
-        ("inception_v3", 299, 95),
-        ("regnet_y_128gf", 224, 141),
-        ("vit_h_14", 224, 130),
-        ("swin_t", 64, 53),
-        ("maxvit_t", 224, 151),
+        ("densenet121", 32, 119),
+        ("googlenet", 224, 56),
+        ("inception_v3", 299, 93),
+        ("regnet_y_128gf", 224, 138),
+        ("vit_h_14", 224, 32 * 6),
+        ("swin_t", 64, 75),
+        ("maxvit_t", 224, 180),
     ],
 )
 def test_layers_without_weights_and_without_warnings(name: str, size: int, sparse: int) -> None:
@@ -121,10 +125,19 @@ def test_the_try_changes_neither_weights_nor_random_state() -> None:
     assert all(torch.equal(tensor, expected[key]) for key, tensor in built.state_dict().items())
 
 
+@pytest.mark.parametrize("name", ["googlenet", "inception_v3"])
+def test_published_weights_of_another_input_need_a_word(name: str) -> None:
+    weights = {"name": f"torchvision/{name}", "weights": "torchvision/DEFAULT"}
+    with pytest.raises(ValueError, match=r"normalised otherwise: set model\.options={transform_input: true}"):
+        TorchvisionSettings(**weights)
+    model = TorchvisionSettings(**weights, options={"transform_input": True}).build((3, 96, 96), 5)
+    assert model.transform_input
+
+
 def test_other_models_do_without_torchvision() -> None:
     program = (
         "import sys; from dynsparse.config import schema, loading as config\n"
-        "config.parse({'model': {'name': 'small_cnn'}, 'method': {'name': 'static'}, 'data': {'name': 'synthetic'}})\n"
+        "config.parse({'model': {'name': 'small_cnn'}, 'method': {'name': 'dense'}, 'data': {'name': 'synthetic'}})\n"
         "schema.json_schema(); sys.exit('torchvision' in sys.modules)"
     )
     subprocess.run([sys.executable, "-c", program], check=True)
