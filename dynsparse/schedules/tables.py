@@ -1,7 +1,4 @@
-"""Values that change over training, each a pure function of the epoch or step.
-
-Nothing here keeps state, so nothing has to be saved: a resumed run reads the same value at the same step.
-"""
+"""Tables of values by epoch, as a config has them."""
 
 from __future__ import annotations
 
@@ -10,12 +7,12 @@ import math
 import reprlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
-from pydantic import AfterValidator, Field, GetCoreSchemaHandler, GetJsonSchemaHandler, PlainSerializer
+from pydantic import AfterValidator, GetCoreSchemaHandler, GetJsonSchemaHandler, PlainSerializer
 from pydantic_core import CoreSchema, core_schema
 
-from pipelines.common.settings import MOST, Settings
+from pipelines.common.settings import MOST
 from pipelines.common.text import cut
 
 
@@ -122,48 +119,3 @@ Period = Annotated[StepTable, AfterValidator(_whole_and_positive)]
 
 NotNegative = Annotated[StepTable, AfterValidator(_not_negative), PlainSerializer(StepTable.as_yaml)]
 """A learning rate or a temperature, by epoch."""
-
-
-def cosine(start: float, end: float, progress: float) -> float:
-    """Return a value from `start` to `end` along half a cosine, as `progress` goes from 0 to 1 and stays there."""
-    return end + (start - end) * (1 + math.cos(math.pi * min(1.0, progress))) / 2
-
-
-class StepLr(Settings):
-    """Piecewise constant learning rate: the paper's tables."""
-
-    name: Literal["steps"] = "steps"
-    table: NotNegative = StepTable(((0, 0.1),))
-    """Learning rate from each epoch on."""
-    warmup_epochs: Annotated[float, Field(ge=0)] = 0
-    """Epochs over which the rate rises linearly from 0 to its value."""
-
-    def at(self, step: int, steps_per_epoch: int, total_steps: int) -> float:
-        """Return the learning rate of a step, counted from 0 over the whole run."""
-        return self.table.at(step // steps_per_epoch) * _warmup(step, self.warmup_epochs * steps_per_epoch)
-
-
-class CosineLr(Settings):
-    """Cosine annealing from `peak` to `final` (Loshchilov & Hutter 2017, eq. 5, one cycle)."""
-
-    name: Literal["cosine"]
-    peak: Annotated[float, Field(gt=0)] = 0.1
-    """Learning rate after the warm-up, the highest of the run."""
-    final: Annotated[float, Field(ge=0)] = 0.0
-    """Learning rate at the end of the run."""
-    warmup_epochs: Annotated[float, Field(ge=0)] = 0
-    """Epochs over which the rate rises linearly from 0 to `peak`; the cosine begins after them."""
-
-    def at(self, step: int, steps_per_epoch: int, total_steps: int) -> float:
-        """Return the learning rate of a step, counted from 0 over the whole run."""
-        warmup = self.warmup_epochs * steps_per_epoch
-        if step < warmup:
-            return self.peak * _warmup(step, warmup)
-        return cosine(self.peak, self.final, (step - warmup) / max(1.0, total_steps - warmup))
-
-
-LrSettings = Annotated[StepLr | CosineLr, Field(discriminator="name")]
-
-
-def _warmup(step: int, warmup_steps: float) -> float:
-    return min(1.0, (step + 1) / warmup_steps) if warmup_steps > 0 else 1.0
