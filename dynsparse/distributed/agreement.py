@@ -34,11 +34,15 @@ def all_agree(names: Sequence[str], rows: Tensor, group: sync.Group = None) -> l
     return [name for name, bad in zip(names, differs, strict=True) if bad] or ["(unknown)"]
 
 
-def average_buffers(model: nn.Module) -> None:
-    """Replace each floating point buffer (BatchNorm statistics) by its mean over the ranks."""
+def average_buffers(model: nn.Module, but: Sequence[nn.Module] = ()) -> None:
+    """Replace each floating point buffer (BatchNorm statistics) by its mean over the ranks.
+
+    Those of the modules `but` are left as they are: the mean of equal numbers may be another one by rounding.
+    """
+    kept = {id(buffer) for module in but for buffer in module.buffers()}
     if sync.connected():
         for buffer in model.buffers():
-            if buffer.is_floating_point():
+            if buffer.is_floating_point() and id(buffer) not in kept:
                 sync.sum_(buffer).div_(dist.get_world_size())
 
 

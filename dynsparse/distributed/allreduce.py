@@ -18,7 +18,7 @@ from torch.futures import Future
 from torch.nn.parallel import DistributedDataParallel
 
 from dynsparse.masks import MaskSet
-from dynsparse.masks.tensors import flat_view
+from dynsparse.masks.rows import by_parameter, memory_of
 
 Gradients = Literal["auto", "active", "dense"]
 """Gradients to send: those of active weights, or all. auto: the faster of both."""
@@ -42,7 +42,7 @@ class ActiveAllReduce:
         self.active = active
         self.bytes_sent = 0
         """Bytes that this rank has handed to the all-reduce so far. A ring sends up to twice as many over the wire."""
-        self._layers = {id(layer.weight): layer for layer in masks}
+        self._layers = {id(layers[0].parameter): layers for layers in by_parameter(masks).values()}
 
     def register(self, module: DistributedDataParallel) -> None:
         """Install the hook, before the first backward. It works with `gradient_as_bucket_view` and `no_sync`."""
@@ -76,15 +76,13 @@ class ActiveAllReduce:
         self,
         bucket: dist.GradBucket,  # type: ignore[name-defined]
     ) -> Iterator[tuple[Tensor, Tensor | None]]:
-        """Yield the flat memory of each gradient, with the positions to send, int64. None: all of them.
+        """Yield the flat memory of each gradient or part of one, with the positions to send, int64. None: all of them.
 
         In the bucket a gradient has its parameter's memory format, channels last for instance, though the bucket's own
         views of it say otherwise.
         """
         for gradient, parameter in zip(bucket.gradients(), bucket.parameters(), strict=True):
-            layer = self._layers.get(id(parameter))
-            sends_all = layer is None or layer.is_full
-            yield flat_view(gradient), None if sends_all else layer.positions(parameter)  # type: ignore[union-attr]
+            yield from memory_of(gradient, parameter, self._layers.get(id(parameter), ()))
 
     def _sum(self, values: Tensor) -> Future[list[Tensor]]:
         """Sum the values over the ranks, divided by their number first: DDP divides while it fills the bucket."""

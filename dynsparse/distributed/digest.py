@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from dynsparse.masks import MaskSet
 from dynsparse.masks.naming import named_parameters
+from dynsparse.masks.rows import by_parameter, kept_values
 from dynsparse.masks.tensors import bits_of
 from dynsparse.seeds import random_bits, seed_for
 
@@ -84,17 +85,17 @@ def weight_rows(model: nn.Module, masks: MaskSet) -> Tensor:
     A sparse layer's is of its active weights, plus the wrapping sum of the bits outside the mask, which is 0 unless
     something went wrong (`SparseLayer.stray_bits`). Linear in the active weights but for one pass over all.
     """
-    sparse = {id(layer.weight): layer for layer in masks}
+    sparse = {id(layers[0].parameter): layers for layers in by_parameter(masks).values()}
     words: list[Tensor] = []
     stray: list[Tensor | None] = []
     for parameter in shared_parameters(model).values():
-        layer = sparse.get(id(parameter))
-        if layer is None or layer.is_full:
+        layers = [layer for layer in sparse.get(id(parameter), ()) if not layer.is_full]
+        if layers:
+            words.append(bits_of(kept_values(parameter, layers)))
+            stray.append(torch.stack([layer.stray_bits() for layer in layers]).sum())
+        else:
             words.append(bits_of(parameter.detach().contiguous().view(-1)))
             stray.append(None)
-        else:
-            words.append(bits_of(layer.values()))
-            stray.append(layer.stray_bits())
     if not words:
         return torch.empty(0, dtype=torch.int64)
     rows = hashes(torch.cat(words), [part.numel() for part in words])

@@ -11,9 +11,13 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 from dynsparse.errors import UserError
 from dynsparse.explain import explain_all
 from dynsparse.masks.granularity import Granularity, Kind
+from dynsparse.masks.splitting import MOST_PARTS
+from dynsparse.masks.structure import Structure
 from dynsparse.methods import AnyMethod, MethodSettings
 from dynsparse.methods.clock import Schedule
 from dynsparse.reallocation import OnDesync
+from pipelines.common.by_epoch import NumberOrTable
+from pipelines.common.epochs import EpochTable
 from pipelines.common.settings import Settings
 
 SOURCE = "SparseTraining"
@@ -26,11 +30,13 @@ class Asked(Settings):
 
     sparsity: dict[Kind, Sparsity] | None
     total_steps: Annotated[int, Field(ge=1)]
-    steps_per_epoch: Annotated[int, Field(ge=1)] | None
+    steps_per_epoch: Annotated[int | EpochTable, NumberOrTable(EpochTable.of, EpochTable.as_given)] | None
     allocation: Literal["erk", "uniform"]
     granularity: Granularity
+    structure: Structure
     include: Annotated[list[str], Field(min_length=1)] | None
     exclude: list[str]
+    split: dict[str, Annotated[int, Field(ge=1, le=MOST_PARTS)]]
     steps: Annotated[int, Field(ge=0)]
     seed: Annotated[int, Field(ge=0, lt=2**63)]
     on_desync: OnDesync
@@ -51,6 +57,8 @@ class Asked(Settings):
     @classmethod
     def _as_int(cls, value: Any) -> Any:
         """Take NumPy's integers for integers."""
+        if isinstance(value, Mapping):
+            return {cls._as_int(key): cls._as_int(one) for key, one in value.items()}
         return int(value) if isinstance(value, np.integer) else value
 
     @model_validator(mode="after")
@@ -63,6 +71,11 @@ class Asked(Settings):
     @classmethod
     def _as_list(cls, value: Any) -> Any:
         return list(value) if isinstance(value, Sequence) and not isinstance(value, str) else value
+
+    @field_validator("split", mode="before")
+    @classmethod
+    def _as_dict(cls, value: Any) -> Any:
+        return dict(value) if isinstance(value, Mapping) else value
 
     @classmethod
     def of(cls, **arguments: Any) -> Asked:

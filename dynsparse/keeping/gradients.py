@@ -7,10 +7,12 @@ from typing import Any
 from weakref import ref
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from dynsparse.errors import UserError
 from dynsparse.masks import MaskSet, SparseLayer
+from dynsparse.masks.rows import by_parameter
 from dynsparse.masks.tensors import is_dense
 from dynsparse.methods import Clock
 from dynsparse.reallocation import Reallocator, Seen
@@ -40,7 +42,9 @@ class Gradients:
         self._has_looked = False
         self._masks_version = 0
         self._wants_whole: tuple[int, bool] = (-1, False)
-        self._hooks = [layer.weight.register_post_accumulate_grad_hook(_noting(ref(self), layer)) for layer in masks]
+        self._hooks = [
+            _hooked(layers[0].parameter, _noting(ref(self), layers)) for layers in by_parameter(masks).values()
+        ]
 
     @property
     def are_wanted_whole(self) -> bool:
@@ -83,19 +87,23 @@ class Gradients:
             new &= changed
         if to_see := [layer for layer in layers if layer.name in new]:
             self.seen.add(self.reallocator.look(self.coming(), to_see, scale=scale))
-        written = changed and self.masking  # Clipped, for instance, since the last look.
-        if written or (to_see and self.are_wanted_whole):
+        is_written = changed and (self.masking or self._has_looked)  # Clipped, for instance, since the last look.
+        if is_written or (to_see and self.are_wanted_whole):
             self.masks.mask_gradients()
         self._new, self._has_looked = set(), True
         for gradient in gradients.values():
             self._mark(gradient)
 
-    def note(self, layer: SparseLayer, gradient: Tensor) -> None:
-        """Take note of a gradient that backward has just made, and mask it unless it is wanted whole."""
-        self._new.add(layer.name)
-        maskable = self.masking and not gradient.is_sparse and gradient.device == layer.device
+    def note(self, layers: Sequence[SparseLayer], gradient: Tensor) -> None:
+        """Take note of a parameter's gradient that backward has just made, and mask it unless it is wanted whole.
+
+        `layers` are those of the parameter.
+        """
+        self._new.update(layer.name for layer in layers)
+        maskable = self.masking and not gradient.is_sparse and gradient.device == layers[0].device
         if maskable and not self.are_wanted_whole:
-            layer.mask_(gradient)
+            for layer in layers:
+                layer.mask_(layer.part(gradient))
             self._mark(gradient)
 
     def _mark(self, gradient: Tensor) -> None:
@@ -107,27 +115,36 @@ class Gradients:
         return bool(getattr(gradient, _MASKED_AT, None) == (gradient._version, self._masks_version))
 
     def _found(self) -> dict[str, Tensor]:
-        """Gradients that exist, by layer, each without gaps in memory. UserError for a sparse tensor."""
+        """Gradients of parameters that exist, by layer, each without gaps in memory. UserError for a sparse tensor."""
         found = {}
         for layer in self.masks:
-            gradient = layer.weight.grad
+            gradient = layer.parameter.grad
             if gradient is None:
                 continue
             if gradient.is_sparse:
                 raise UserError(f"{layer.name} has a sparse gradient, which cannot be masked: exclude it")
-            if not is_dense(gradient):
-                gradient = layer.weight.grad = torch.empty_like(layer.weight).copy_(gradient)
+            if not is_dense(layer.part(gradient)):
+                gradient = layer.parameter.grad = torch.empty_like(layer.parameter).copy_(gradient)
             found[layer.name] = gradient
         return found
 
 
-def _noting(gradients: ref[Gradients], layer: SparseLayer) -> Callable[[Tensor], None]:
-    """Make the hook of a weight, which keeps nothing alive."""
+def _hooked(parameter: nn.Parameter, note: Callable[[Tensor], None]) -> RemovableHandle:
+    """Call `note` for each gradient of a parameter, also of one that is frozen now and trains later."""
+    trains = parameter.requires_grad
+    parameter.requires_grad_(True)
+    handle: RemovableHandle = parameter.register_post_accumulate_grad_hook(note)
+    parameter.requires_grad_(trains)
+    return handle
+
+
+def _noting(gradients: ref[Gradients], layers: Sequence[SparseLayer]) -> Callable[[Tensor], None]:
+    """Make the hook of a parameter and its layers, which keeps no owner alive."""
 
     def note(weight: Tensor) -> None:
         owner, gradient = gradients(), weight.grad
         if owner is not None and gradient is not None:
-            owner.note(layer, gradient)
+            owner.note(layers, gradient)
 
     return note
 

@@ -49,7 +49,7 @@ def warn_at_start(
     if setup.draws and has_stepped:
         log.warning(
             "the optimizer has stepped over these weights already, and the masks are drawn at random: most of what "
-            "was trained is 0 now; method pruning keeps the largest weights"
+            "was trained is 0 now; masks='magnitude' and method pruning keep the largest weights"
         )
     if idle := idle_words(setup.method, setup.method_name, asked.schedule, steps):
         log.warning("%s", idle)
@@ -71,10 +71,11 @@ def _left_dense(model: nn.Module, setup: Setup, asked: Asked) -> list[str]:
     """Weights of two or more dimensions that no rule names and that stay dense, if they are many."""
     if asked.include is not None:
         return []
-    named = {spec.name for spec in setup.specs} | matching(model, asked.exclude, "exclude")
+    known = candidates(model, asked.split)
+    named = {spec.name for spec in setup.specs} | matching(model, asked.exclude, "exclude", known)
     others = {
         name: one.parameter
-        for name, one in candidates(model).items()
+        for name, one in known.items()
         if name not in named and one.parameter is not None and not one.by_default
     }
     total = sum(one.numel() for one in model.parameters() if not nn.parameter.is_lazy(one))

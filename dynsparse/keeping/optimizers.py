@@ -57,12 +57,12 @@ class KnownOptimizers:
         if len(self.given) == 1:
             return masks.layers
         held = held_by([optimizer])
-        return [layer for layer in masks if id(layer.weight) in held]
+        return [layer for layer in masks if id(layer.parameter) in held]
 
     def untrained(self, masks: MaskSet) -> set[str]:
         """Layers whose weights no optimizer holds any more."""
         held = held_by(self.alive)
-        return {layer.name for layer in masks if id(layer.weight) not in held}
+        return {layer.name for layer in masks if id(layer.parameter) not in held}
 
     def number_of(self, optimizer: optim.Optimizer, masks: MaskSet) -> int | None:
         """Number of the given optimizer that this is, is inside of, or has replaced. None if only one was given."""
@@ -70,7 +70,7 @@ class KnownOptimizers:
             return None
         number = next((i for i, part in enumerate(self.given) if any(one is optimizer for one in part)), None)
         if number is None:
-            ours, held = {id(layer.weight) for layer in masks}, held_by([optimizer])
+            ours, held = {id(layer.parameter) for layer in masks}, held_by([optimizer])
             places = (i for i, part in enumerate(self.given) if held & ours == held_by(part) & ours)
             if (number := next(places, None)) is not None:
                 self.given[number] = [optimizer]
@@ -78,7 +78,7 @@ class KnownOptimizers:
 
     def have_stepped(self, masks: MaskSet) -> bool:
         """Whether any optimizer has state of a sparse weight."""
-        return any(optimizer.state.get(layer.weight) for optimizer in self.alive for layer in masks)
+        return any(optimizer.state.get(layer.parameter) for optimizer in self.alive for layer in masks)
 
     @torch.no_grad()
     def mask_new_states(self, masks: MaskSet) -> None:
@@ -86,7 +86,7 @@ class KnownOptimizers:
         for optimizer in self.alive:
             known = self._states.setdefault(optimizer, {})
             for layer in masks:
-                state = optimizer.state.get(layer.weight)
+                state = optimizer.state.get(layer.parameter)
                 if state is not None and known.get(layer.name) is not state:
                     known[layer.name] = state
                     for _, moment in optimizer_state.moments(optimizer, layer):

@@ -14,11 +14,14 @@ from dynsparse.errors import UserError
 from dynsparse.keeping.asked import KINDS, Asked, settings_of
 from dynsparse.keeping.steps import watcher_of
 from dynsparse.masks import LayerSpec, MaskSet, sparse_layers
-from dynsparse.masks.allocation import ALLOCATIONS
+from dynsparse.masks.allocation import allocated
 from dynsparse.masks.granularity import Kind
+from dynsparse.masks.magnitude import largest_units
 from dynsparse.masks.naming import named_parameters
 from dynsparse.masks.obstacles import listed
-from dynsparse.methods import Method, MethodSettings
+from dynsparse.masks.structure import require_structure
+from dynsparse.methods import Aim, Method, MethodSettings
+from dynsparse.methods.base import require_method
 
 _MANY_ZEROS = 0.05
 """Fraction of a layer's weights that may be 0 in a network that is not sparse yet."""
@@ -55,13 +58,14 @@ class Setup:
             return cls._with_masks(model, settings, masks, asked)
         sparsity = _sparsity(asked, masks, state)
         starts = "sparse" if isinstance(settings, Method) else settings.starts
-        _require_start(starts, asked)
+        _require_start(starts, asked, masks)
         if not isinstance(settings, Method) and sparsity is not None:
-            settings = settings.aiming_at(sparsity)
+            settings = settings.aiming_at(sparsity).knowing(Aim(sparsity, asked.allocation))
         specs = _layers(model, asked, masks, sparsity if starts == "sparse" else None)
-        active = _active(specs, sparsity if starts == "sparse" else None, asked, masks)
         weights = named_parameters(model)
-        _require_unwatched([weights[spec.name] for spec in specs])
+        first = sparsity if isinstance(settings, Method) or sparsity is None else settings.first_sparsity(sparsity)
+        active = _active(specs, first if starts == "sparse" else None, asked, masks, weights)
+        _require_unwatched([weights[spec.parameter] for spec in specs])
         if masks is None and state is None:
             _require_no_trained_zeros(weights, specs, active)
         return cls(
@@ -78,18 +82,18 @@ class Setup:
         if asked.sparsity is not None:
             raise UserError("masks= and sparsity= both set the active weights at the start: give one of them")
         mine = named_parameters(model)
-        if strange := [layer.name for layer in masks if mine.get(layer.name) is not layer.weight]:
+        if strange := [layer.name for layer in masks if mine.get(layer.spec.parameter) is not layer.parameter]:
             raise UserError(f"masks= is of another model: {listed(strange)} is no weight of this one")
-        _require_unwatched([layer.weight for layer in masks])
+        _require_unwatched([layer.parameter for layer in masks])
         specs = [layer.spec for layer in masks]
         active = {layer.name: layer.active_units for layer in masks}
         return cls(model, _built(settings, specs, active, asked), _name(settings), specs, active, built=masks)
 
     @property
     def weights(self) -> dict[str, nn.Parameter]:
-        """The weights to make sparse, by name."""
+        """The parameters to make sparse, or parts of them, by name."""
         mine = named_parameters(self.model)
-        return {spec.name: mine[spec.name] for spec in self.specs}
+        return {spec.parameter: mine[spec.parameter] for spec in self.specs}
 
     def build_masks(self, seed: int) -> MaskSet:
         """Make the masks. Weights outside them stay as they are."""
@@ -105,7 +109,8 @@ def _built(
 ) -> Method:
     """The method, once it has accepted the layers and the length of the run."""
     method = settings if isinstance(settings, Method) else settings.build()
-    method.check(specs, {name: one if isinstance(one, int) else one.numel() for name, one in active.items()})
+    counts = {name: one if isinstance(one, int) else one.numel() for name, one in active.items()}
+    require_method(method, _name(settings), specs, counts)
     if method.counts_epochs and asked.steps_per_epoch is None:
         raise UserError(
             f"method {_name(settings)} has settings in epochs: give the length of an epoch with steps_per_epoch= "
@@ -125,9 +130,11 @@ def _sparsity(
     return share
 
 
-def _require_start(starts: str, asked: Asked) -> None:
+def _require_start(starts: str, asked: Asked, masks: object) -> None:
     if starts == "tied":
         raise UserError("method tied replaces parameters: call dynsparse.masks.tying.tie before making the optimizer")
+    if starts == "dense" and isinstance(masks, str) and masks == "magnitude":
+        raise UserError("masks is 'magnitude', and this method starts without masks: leave masks= out")
     if starts == "dense" and asked.allocation != "uniform":
         raise UserError(
             f"allocation is '{asked.allocation}', and this method starts from a dense network and shares out by a "
@@ -149,7 +156,10 @@ def _layers(
         exclude=asked.exclude,
         granularity=asked.granularity,
         kinds=kinds,
+        split=asked.split,
+        structure=asked.structure,
     )
+    require_structure(specs, dict(sparsity or {}))
     if not specs and kinds:
         raise UserError(
             f"no weight of the model ({type(model).__name__}) is to be sparse: it has no "
@@ -173,13 +183,27 @@ def _active(
     sparsity: Mapping[Kind, float] | None,
     asked: Asked,
     masks: Mapping[str, Tensor] | str | None,
+    weights: Mapping[str, Tensor],
 ) -> Mapping[str, int | Tensor]:
     """Active units of each layer at the start: as masks say, or as many as the allocation gives it."""
     if isinstance(masks, Mapping):
-        return {spec.name: _units(spec, masks[spec.name]) for spec in specs}
-    if masks not in (None, "random"):
-        raise UserError(f"masks is {masks!r}; give a bool tensor for each layer, or 'random'")
-    return dict(ALLOCATIONS[asked.allocation](specs, dict(sparsity) if sparsity else {"conv": 0.0, "fc": 0.0}))
+        return {spec.name: _units(spec, _mask_of(spec, masks)) for spec in specs}
+    if masks not in (None, "random", "magnitude"):
+        raise UserError(f"masks is {masks!r}; give a bool tensor for each layer, 'random' or 'magnitude'")
+    counts = allocated(asked.allocation, specs, sparsity or {"conv": 0.0, "fc": 0.0})
+    return largest_units(specs, counts, weights) if masks == "magnitude" and sparsity else dict(counts)
+
+
+def _mask_of(spec: LayerSpec, masks: Mapping[str, Tensor]) -> Tensor:
+    """The mask given for a layer, or its rows of the one given for its whole parameter."""
+    if spec.name in masks or spec.block is None:
+        return masks[spec.name]
+    if tuple(masks[spec.parameter].shape) != spec.parameter_shape:
+        raise UserError(
+            f"masks: {spec.parameter} is of shape {tuple(masks[spec.parameter].shape)}; it must be bool of shape "
+            f"{spec.parameter_shape}"
+        )
+    return masks[spec.parameter][spec.rows]
 
 
 def _units(spec: LayerSpec, mask: Tensor) -> Tensor:
@@ -214,9 +238,10 @@ def _require_no_trained_zeros(
     for spec in specs:
         count = active[spec.name]
         free = (spec.units - count) * spec.unit_size if isinstance(count, int) else 0
-        zeros = int((weights[spec.name].detach() == 0).sum())
+        zeros = int((weights[spec.parameter].detach()[spec.rows] == 0).sum())
         if min(free / 2 or math.inf, _MANY_ZEROS * spec.weights) < zeros < spec.weights:
             raise UserError(
                 f"{spec.name} is sparse already, {zeros:,} of its {spec.weights:,} weights are 0, and new masks would "
-                f"be others: give state=, what its SparseTraining saved, or masks=; or masks='random' to draw new ones"
+                f"be others: give state=, what its SparseTraining saved, or masks=; or masks='magnitude' to keep the "
+                f"largest weights, or 'random' to draw masks anew"
             )

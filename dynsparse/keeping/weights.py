@@ -6,7 +6,7 @@ import logging
 from collections.abc import Iterator, Mapping
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from dynsparse.errors import UserError
 from dynsparse.masks import MaskSet, SparseLayer, naming
@@ -50,20 +50,20 @@ class KeptWeights:
         """Raise UserError if weights were replaced or resized."""
         if not self.are_intact():
             now = naming.named_parameters(self.model)
-            if replaced := [layer.name for layer in self.masks if now.get(layer.name) is not layer.weight]:
+            if replaced := [layer.name for layer in self.masks if now.get(layer.spec.parameter) is not layer.parameter]:
                 raise UserError(
                     f"{listed(replaced)} was replaced since SparseTraining was made, and its mask would hold the old "
                     f"weights: replace, shard or cast layers first, make SparseTraining after that"
                 )
             self._edges = list(_edges_of(self.model, self.masks))
-        if resized := [layer.name for layer in self.masks if layer.weight.shape != layer.spec.shape]:
+        if resized := [layer.name for layer in self.masks if layer.parameter.shape != layer.spec.parameter_shape]:
             raise UserError(f"{listed(resized)} has another shape since SparseTraining was made: make it after that")
 
     def have_moved(self) -> bool:
         """Whether the weights lie on another device than the masks. UserError if they lie on several."""
-        if all(layer.weight.device == layer.device for layer in self.masks):
+        if all(layer.parameter.device == layer.device for layer in self.masks):
             return False
-        devices = {str(layer.weight.device) for layer in self.masks}
+        devices = {str(layer.parameter.device) for layer in self.masks}
         if len(devices) > 1:
             raise UserError(f"sparse layers lie on {', '.join(sorted(devices))} now, and masks need them on one device")
         return True
@@ -103,23 +103,23 @@ class KeptWeights:
                 step,
             )
 
-    def in_copy(self, model: nn.Module) -> list[tuple[SparseLayer, nn.Parameter]]:
-        """Pair each layer with its weight in a copy of the model, or in a module inside it. UserError for no copy."""
-        shapes = {layer.name: layer.weight.shape for layer in self.masks}
+    def in_copy(self, model: nn.Module) -> list[tuple[SparseLayer, Tensor]]:
+        """Pair each layer with its weights in a copy of the model, or in a module inside it. UserError for no copy."""
+        shapes = {layer.spec.parameter: layer.parameter.shape for layer in self.masks}
         for candidate in model.modules():
             theirs = naming.named_parameters(candidate)
             if all(name in theirs and theirs[name].shape == shape for name, shape in shapes.items()):
-                return [(layer, theirs[layer.name]) for layer in self.masks]
+                return [(layer, layer.part(theirs[layer.spec.parameter])) for layer in self.masks]
         raise UserError("the model is not a copy of the sparse one: it has no layers of the same names and shapes")
 
     def _current_versions(self) -> list[int]:
         """Versions of the weights, which change when something writes to them in place."""
-        return [layer.weight._version for layer in self.masks]
+        return [layer.parameter._version for layer in self.masks]
 
 
 def _places_of(model: nn.Module, masks: MaskSet) -> Iterator[tuple[nn.Module, str, nn.Parameter]]:
     """Yield each module that holds a sparse weight, its name for it, the weight. Without any: all parameters."""
-    sparse = {id(layer.weight) for layer in masks}
+    sparse = {id(layer.parameter) for layer in masks}
     for _, module, key, parameter in naming.places(model):
         if id(parameter) in sparse or not sparse:
             yield module, key, parameter

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import shutil
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -18,7 +19,7 @@ from dynsparse.distributed.allreduce import ActiveAllReduce
 from dynsparse.masks import MaskSet, sparse_layers
 from dynsparse.runtime import Worker
 from dynsparse.training import parallel
-from tests.methods.test_contract import REGISTRY
+from tests.methods.test_contract import REGISTRY, structure_of
 from tests.ranks import run_distributed
 from tests.training import runs
 from tests.training.test_every_method import BUSY
@@ -34,6 +35,7 @@ SLOWER = {"dsr": {"period": 20}, "rigl": {"period": 20}, "set": {"period": 20}}
 def settings(method: str, steps: int, gradients: str, **sections: Any) -> RunConfig:
     chosen = {"name": method, **BUSY.get(method, {}), **SLOWER.get(method, {})}
     start = {"weights_from": "unread"} if method == "pruning" else {}
+    sections["sparsity"] = {"structure": structure_of(method), **sections.pop("sparsity", {})}
     train = {"epochs": 2, "penalty": {"l1": 1e-4}, **sections.pop("train", {})}
     data = {"samples": steps * 12 // train["epochs"], "test_samples": 16}
     raw = {"model": CNN, "method": chosen, "start": start, "distributed": {"gradients": gradients}, **sections}
@@ -85,13 +87,17 @@ def actively(worker: Worker, configs: list[tuple[str, RunConfig]]) -> dict[str, 
     return {name: trained(worker, config) for name, config in configs}
 
 
-@pytest.mark.parametrize("steps", [40, pytest.param(200, marks=pytest.mark.slow)])
-def test_four_ranks_hold_the_same_bits(steps: int) -> None:
-    """Weights and optimizer state after these steps, for every method."""
-    configs = [(name, settings(name, steps, "active")) for name in METHODS]
+@pytest.mark.parametrize(
+    ("methods", "steps"),
+    [(("dsr", "rigl", "deepr", "tied"), 40), pytest.param(METHODS, 200, marks=pytest.mark.slow)],
+    ids=["four methods", "every method"],
+)
+def test_four_ranks_hold_the_same_bits(methods: Sequence[str], steps: int) -> None:
+    """Weights and optimizer state after these steps."""
+    configs = [(name, settings(name, steps, "active")) for name in methods]
     first, *others = run_distributed(actively, 4, configs)
     for other in others:
-        assert {name: unequal(other[name], first[name]) for name in METHODS} == {name: [] for name in METHODS}
+        assert {name: unequal(other[name], first[name]) for name in methods} == {name: [] for name in methods}
 
 
 def test_four_ranks_differ_from_dense_in_rounding() -> None:
@@ -112,7 +118,7 @@ def one_step(worker: Worker, methods: list[str]) -> dict[str, tuple[Weights, Wei
         for config in configs:
             trainer = runs.trainer(config, worker)
             trainer._settle()
-            trainer.engine.backward(next(iter(trainer.data.train.epoch())), whole=False)
+            trainer.engine.backward(next(iter(trainer.data.train.epoch())), whole=False, epoch=0)
             ways.append({key: value.grad.clone() for key, value in trainer.model.named_parameters()})
         results[name] = (ways[0], ways[1])
     return results

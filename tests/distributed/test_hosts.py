@@ -96,6 +96,7 @@ def assert_same_run(actual: Path, expected: Path) -> None:
     assert runs.metrics(actual) == runs.metrics(expected)
 
 
+@pytest.mark.slow  # tests/launch/test_node.py: two hosts are stopped, and go on as if not.
 def test_two_hosts_are_as_two_workers_of_one(tmp_path: Path, undisturbed: Path) -> None:
     settings = small_run(tmp_path, "two")
     with Hosts(2) as hosts:
