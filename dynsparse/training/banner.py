@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from dynsparse.config.schema import RunConfig
+from dynsparse.masks.obstacles import listed
 from dynsparse.runtime import Worker
 from dynsparse.training.network import Network
 from pipelines.base import Data, SplitSize
 
 
-def banner_lines(config: RunConfig, network: Network, data: Data, worker: Worker) -> tuple[str, str]:
-    """Two lines. One has name, device, workers, samples and classes of each split, the other the network's size."""
+def banner_lines(config: RunConfig, network: Network, data: Data, worker: Worker) -> tuple[str, ...]:
+    """Two lines. One has name, device, workers, samples and classes of each split, the other the network's size.
+
+    Where more stays dense than biases and norms, a third says what, with the reasons.
+    """
     device = next(network.model.parameters()).device
     workers = f"{worker.world_size} worker{'s' * (worker.world_size > 1)} on {device.type}"
     classes = config.data.classes
@@ -21,7 +25,18 @@ def banner_lines(config: RunConfig, network: Network, data: Data, worker: Worker
         f"{config.model.name} by {config.method.name}: {network.total_parameters:,} parameters; active {of_layers} "
         f"(sparsity {100 * network.sparsity:.2f} %, of the whole model {100 * network.model_sparsity:.2f} %)"
     )
-    return first, second
+    return first, second, *dense_lines(network)
+
+
+def dense_lines(network: Network) -> list[str]:
+    """One line on the weights that stay dense, by the reasons, or none. `--dry-run` lists each."""
+    by_reason: dict[str, list[str]] = {}
+    for one in network.dense:
+        if one.shape:
+            by_reason.setdefault(one.reason, []).append(one.name)
+    if not by_reason:
+        return []
+    return ["stay dense: " + "; ".join(f"{listed(names)} ({reason})" for reason, names in by_reason.items())]
 
 
 def _said(name: str, size: SplitSize, classes: int) -> str:

@@ -12,8 +12,11 @@ from dynsparse.errors import UserError
 from dynsparse.runtime import Worker
 from dynsparse.training.callbacks import Callback
 from dynsparse.training.checkpoint import CheckpointFolder
+from dynsparse.training.criterion import Criterion
 from dynsparse.training.network import Network, build_network
+from dynsparse.training.network_input import network_input
 from dynsparse.training.sources import NOTHING, Sources, read_sources
+from dynsparse.training.teacher import TeacherSource, build_teacher, read_source, require_same_input
 from dynsparse.training.trainer import Trainer
 from pipelines.base import Data, Request
 from pipelines.order import Share
@@ -25,11 +28,29 @@ def build(config: RunConfig, worker: Worker, *, fresh: bool = False) -> tuple[Ne
     One process a machine fetches the data before any reads them. Only a fresh run looks at `config.start`: a resumed
     one has weights and masks of its own. Raises UserError where ranks see different data.
     """
-    sync.together(lambda: pipelines.prepare(config.data) if worker.local_rank == 0 else None)
+    sync.together(lambda: pipelines.fetch(config.data) if worker.local_rank == 0 else None)
     sources = sync.from_rank_0(lambda: read_sources(config)) if fresh else NOTHING
     network, data = sync.together(lambda: build_parts(config, worker, sources))
     require_same_data(data)
     return network, data
+
+
+def build_criterion(config: RunConfig, data: Data, worker: Worker) -> Criterion:
+    """Build a rank's loss, with the teacher that the config names; all ranks must call it together.
+
+    Rank 0 reads the teacher. UserError if it cannot be read, or does not fit the network or the data.
+    """
+    source = sync.from_rank_0(lambda: read_source(config))
+    return sync.together(lambda: _criterion(config, data, worker, source))
+
+
+def _criterion(config: RunConfig, data: Data, worker: Worker, source: TeacherSource | None) -> Criterion:
+    if source is None:
+        return Criterion(config.train)
+    require_same_input(source, network_input(config, data))
+    teacher = build_teacher(config, source)
+    teacher.model.to(worker.device(config.distributed.backend))
+    return Criterion(config.train, teacher)
 
 
 def build_parts(config: RunConfig, worker: Worker, sources: Sources = NOTHING) -> tuple[Network, Data]:
@@ -48,20 +69,23 @@ def build_trainer(
     checkpoints: CheckpointFolder | None = None,
 ) -> Trainer:
     """Build a rank's trainer, without a word to the other ranks: for tests, benchmarks and scripts."""
-    parts = build_parts(config, worker, sources)
-    return Trainer(config, *parts, worker, observers=observers, checkpoints=checkpoints)
+    network, data = build_parts(config, worker, sources)
+    criterion = _criterion(config, data, worker, read_source(config))
+    return Trainer(config, network, data, worker, criterion=criterion, observers=observers, checkpoints=checkpoints)
 
 
 def data_request(config: RunConfig, worker: Worker) -> Request:
     """Return the rank's share of the batches, and how it wants them."""
     return Request(
         seed=config.seed,
-        global_batch=config.train.global_batch_size,
-        share=Share(worker.rank, worker.world_size, config.train.micro_batches),
+        global_batch=config.train.batch_at(0),
+        share=Share(worker.rank, worker.world_size, config.train.micro_batches, config.train.mixing.unit),
         evaluation_batch=config.train.evaluation_batch_size,
         device_id=worker.device(config.distributed.backend).index,
         evaluate_train=config.train.evaluate_train,
         channels_last=config.train.channels_last,
+        mixing=config.train.mixing,
+        phases=config.train.phases,
     )
 
 

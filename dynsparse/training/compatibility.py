@@ -10,7 +10,9 @@ from torch import nn
 from dynsparse.config.schema import RunConfig
 from dynsparse.errors import UserError
 from dynsparse.masks import MaskSet
+from dynsparse.optimizers import TorchSettings
 from dynsparse.training import packing
+from dynsparse.training.judged import best_by
 
 
 def require_same_settings(state: Mapping[str, Any], config: RunConfig) -> None:
@@ -21,9 +23,25 @@ def require_same_settings(state: Mapping[str, Any], config: RunConfig) -> None:
         ("optimizer", theirs["train"]["optimizer"]["name"], config.train.optimizer.name),
         ("sparsity.conv", theirs["sparsity"]["conv"], config.sparsity.conv),
         ("sparsity.fc", theirs["sparsity"]["fc"], config.sparsity.fc),
+        ("train.ema.best_by", best_by(theirs["train"].get("ema")), best_by(config.as_dict()["train"]["ema"])),
     ):
-        if before != now:
+        if before != now and now is not None:  # Older checkpoints had a sparsity of layers that there are none of.
             raise UserError(f"the checkpoint was made with {kind} {before}, this run has {now}; resume with the same")
+    _require_state_of_optimizer(state["optimizer"], config)
+
+
+def _require_state_of_optimizer(saved: Mapping[str, Mapping[str, Any]], config: RunConfig) -> None:
+    """Raise UserError if options of the optimizer ask for state that the checkpoint has of no parameter.
+
+    Without any state, as of plain SGD, the optimizer begins anew.
+    """
+    optimizer = config.train.optimizer
+    kept = {key for one in saved.values() for key in one}
+    if isinstance(optimizer, TorchSettings) and kept and (missing := sorted(optimizer.state_keys - kept)):
+        raise UserError(
+            f"the checkpoint's optimizer has no {' or '.join(missing)}, which {optimizer.name} keeps with these "
+            f"train.optimizer.options: resume with the same options"
+        )
 
 
 def require_same_evaluation(state: Mapping[str, Any], ours: Mapping[str, str]) -> None:
@@ -45,13 +63,16 @@ def require_same_evaluation(state: Mapping[str, Any], ours: Mapping[str, str]) -
 def require_same_layers(state: Mapping[str, Any], config: RunConfig, model: nn.Module, masks: MaskSet) -> None:
     """Raise UserError if the state has another model or other sparse layers, naming what differs."""
     require_same_shapes(state, model)
-    mine = {layer.name: layer.spec.mask_dims for layer in masks}
-    saved = {name: layer["mask_dims"] for name, layer in state["masks"]["layers"].items()}
+    mine = {layer.name: (layer.spec.mask_dims, layer.spec.parameter) for layer in masks}
+    saved = {
+        name: (layer["mask_dims"], (layer.get("block") or {"parameter": name})["parameter"])
+        for name, layer in state["masks"]["layers"].items()
+    }
     for name in [*mine, *saved]:
         if mine.get(name) != saved.get(name):
             raise UserError(
                 f"the checkpoint has other sparse layers: {name} differs in granularity or is sparse in one only; "
-                f"use its sparsity.granularity, include and exclude"
+                f"use its sparsity.granularity, split, include and exclude"
             )
     if config.method.starts == "tied" and state["config"]["seed"] != config.seed:
         raise UserError(
@@ -62,7 +83,7 @@ def require_same_layers(state: Mapping[str, Any], config: RunConfig, model: nn.M
 
 def require_same_shapes(state: Mapping[str, Any], model: nn.Module) -> None:
     """Raise UserError if the state has another model's shapes. The model's own weights do not matter."""
-    sparse = {name: tuple(layer["shape"]) for name, layer in state["masks"]["layers"].items()}
+    sparse = packing.sparse_shapes(state["masks"]["layers"])
     theirs = {name: sparse.get(name, tuple(value.shape)) for name, value in state["weights"].items()}
     _require_same({name: tuple(value.shape) for name, value in model.named_parameters()}, theirs)
     buffers = {name: tuple(value.shape) for name, value in packing.buffers(model).items()}

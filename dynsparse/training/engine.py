@@ -3,53 +3,66 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from itertools import islice
 
 import torch
-from torch import Tensor, nn, optim
-from torch.nn import functional
+from torch import Tensor, optim
 
 from dynsparse.config.schema import RunConfig
 from dynsparse.optimizers import check_layouts
 from dynsparse.runtime import Worker
-from dynsparse.training import packing
+from dynsparse.training import forward_seeds, packing
+from dynsparse.training.criterion import Criterion
 from dynsparse.training.evaluate import hits
+from dynsparse.training.freezing import fixed_norms
 from dynsparse.training.network import Network
 from dynsparse.training.parallel import Parallel
 from dynsparse.training.precision import Precision
-from pipelines.base import Batch
+from dynsparse.training.sizes import compiled, training_shape
+from pipelines.base import Batch, dominant
+from pipelines.order import Share
 
 
 class Engine:
     """Makes gradients of batches, the same on every rank, and gives them to the optimizer or takes all back."""
 
-    def __init__(self, config: RunConfig, network: Network, optimizer: optim.Optimizer, worker: Worker) -> None:
+    def __init__(
+        self, config: RunConfig, network: Network, optimizer: optim.Optimizer, criterion: Criterion, worker: Worker
+    ) -> None:
         self.config = config
         self.worker = worker
+        self.criterion = criterion
         self.model = network.model
         self.optimizer = optimizer
         self.device = next(self.model.parameters()).device
-        self.forward: nn.Module = torch.compile(self.model) if config.train.compile else self.model  # type: ignore[assignment]
+        self.forward = compiled(self.model, config) if config.train.compile else self.model
         self.parallel = Parallel(self.forward, network.masks, config.distributed.gradients, self.device)
         self.precision = Precision(config.train.precision, self.device)
         self.sums = torch.zeros(3, dtype=torch.float64, device=self.device)
         """Loss, top-1 hits and samples of this rank in this epoch."""
+        self.fixed = fixed_norms(self.model)
+        """BatchNorms that are frozen. Evaluation puts all modules into training again, so each step sets them."""
+        self._share = Share(worker.rank, worker.world_size, config.train.micro_batches)
         self._by_forward = Undo([*packing.buffers(self.model).values(), self.sums])
 
-    def backward(self, micro_batches: Sequence[Batch], *, whole: bool) -> Tensor:
-        """Leave the gradients of the mean loss over the global batch, reduced over the ranks.
+    def backward(self, micro_batches: Sequence[Batch], *, whole: bool, epoch: int, step: int = 0) -> Tensor:
+        """Leave the gradients of the mean loss over the global batch of an epoch, reduced over the ranks.
 
-        They are 0 outside the masks, unless `whole` ones are asked for. `step` or `skip` follows. Returns this
-        worker's mean loss, a scalar on the device.
+        They are 0 outside the masks, unless `whole` ones are asked for. `step` or `skip` follows. The number of the
+        step seeds what the network draws. Returns this worker's mean loss, a scalar on the device.
         """
         self._by_forward.remember()
-        *others, last = micro_batches
+        for norm in self.fixed:
+            norm.eval()
+        global_batch = self.config.train.batch_at(epoch)
+        batches = forward_seeds.each(micro_batches, self.config.seed, step, self._share)
         with self.parallel.accumulating():
-            losses = [self._forward_backward(*batch) for batch in others]
+            losses = [self._forward_backward(*batch, global_batch) for batch in islice(batches, len(micro_batches) - 1)]
         with self.parallel.reducing(whole=whole):
-            losses.append(self._forward_backward(*last))
+            losses.append(self._forward_backward(*next(batches), global_batch))
         return torch.stack(losses).sum() / sum(len(labels) for _, labels in micro_batches)
 
-    def _forward_backward(self, images: Tensor, labels: Tensor) -> Tensor:
+    def _forward_backward(self, images: Tensor, labels: Tensor, global_batch: int) -> Tensor:
         """Add a micro-batch's gradients, and its figures to the epoch's sums. Returns the sum of its losses.
 
         DDP takes the mean over the ranks. So each part is weighed by its samples: they need not be equally many.
@@ -58,12 +71,12 @@ class Engine:
         if train.channels_last:
             images = images.contiguous(memory_format=torch.channels_last)
         with self.precision.autocast():
-            logits = self.parallel(images)
-        loss = functional.cross_entropy(logits.float(), labels, label_smoothing=train.label_smoothing)
-        self.precision.backward(loss / (train.global_batch_size / self.worker.world_size / len(labels)))
+            logits, taught = self.parallel(images), self.criterion.taught(images)
+        loss = self.criterion(logits.float(), labels, taught)
+        self.precision.backward(loss / (global_batch / self.worker.world_size / len(labels)))
         loss_sum = loss.detach() * len(labels)
         self.sums[0] += loss_sum
-        self.sums[1] += hits(logits.detach(), labels, 1)
+        self.sums[1] += hits(logits.detach(), dominant(labels), 1)
         self.sums[2] += len(labels)
         return loss_sum
 
@@ -83,8 +96,8 @@ class Engine:
         self._by_forward.restore()
         return searching
 
-    def settle(self, *, gradients_before: str | None, always_whole: bool) -> None:
-        """Make throw-away forward and backward passes. The caller restores what a forward pass changes.
+    def settle(self, *, epoch: int, gradients_before: str | None, always_whole: bool) -> None:
+        """Make throw-away forward and backward passes, as of an epoch. The caller restores what a forward pass changes.
 
         DDP lays its buckets out anew after the first backward, which changes the order of sums and so the last bits
         of gradients on more than two ranks. Settled before the first step of every start, a resumed run sums like the
@@ -92,12 +105,12 @@ class Engine:
         `Parallel.choose`.
         """
         train = self.config.train
-        samples = train.samples_at_once(self.worker.world_size)
-        images = torch.zeros(samples, *self.config.data.image_shape, device=self.device)
+        samples = train.samples_at_once(self.worker.world_size, epoch)
+        images = torch.zeros(samples, *training_shape(self.config, epoch), device=self.device)
         labels = torch.zeros(samples, dtype=torch.int64, device=self.device)
 
         def throw_away(parts: int) -> None:
-            self.backward([(images, labels)] * parts, whole=False)
+            self.backward([(images, labels)] * parts, whole=False, epoch=epoch)
             check_layouts(self.model.parameters())
             self.optimizer.zero_grad()
 

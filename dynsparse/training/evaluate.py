@@ -10,9 +10,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from dynsparse.config.recipe import BestBy
 from dynsparse.distributed import sync
 from dynsparse.errors import RunError, StopRequested, UserError
 from pipelines.base import EvaluationPipeline
+
+Tally = Callable[[Tensor, Tensor], None]
+"""Function that counts more of a batch: given logits [batch, classes] and labels [batch]."""
 
 
 @dataclass(frozen=True)
@@ -29,20 +33,35 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class Evaluations:
-    """Results of the evaluations after an epoch: of test or validation samples, or of both."""
+    """Results of the evaluations after an epoch: of test or validation samples, or of both. None: not evaluated."""
 
-    test: Evaluation | None
+    test: Evaluation | None = None
     validation: Evaluation | None = None
     """Result on samples that are neither trained nor tested on, if there are any."""
     train: Evaluation | None = None
     """Result on the training samples with evaluation transforms, if asked for."""
+    ema: Evaluations | None = None
+    """Results of the average of the weights, if there is one."""
+    best_by: BestBy = "model"
+    """Network whose results choose the best epoch."""
 
     @property
-    def selecting(self) -> Evaluation:
+    def candidate(self) -> Evaluations:
+        """The results of the network that the best epoch is chosen by."""
+        if self.best_by == "model":
+            return self
+        assert self.ema is not None
+        return self.ema
+
+    @property
+    def selecting(self) -> Evaluation | None:
         """The result that chooses the best epoch: of validation samples where there are any, else of test samples."""
-        chosen = self.validation or self.test
-        assert chosen is not None
-        return chosen
+        return self.candidate.validation or self.candidate.test
+
+    def named(self) -> list[tuple[str, Evaluation | None]]:
+        """Return all results, by the names of the network and the samples."""
+        found = [("test", self.test), ("validation", self.validation), ("train", self.train)]
+        return found if self.ema is None else [*found, *((f"ema {name}", on) for name, on in self.ema.named())]
 
     @property
     def selected_on(self) -> str:
@@ -63,8 +82,11 @@ def evaluate(
     device: torch.device,
     precision: AbstractContextManager[object],
     stop_requested: Callable[[], bool] = lambda: False,
+    tally: Tally | None = None,
 ) -> Evaluation:
     """Evaluate `model` on the pipeline's samples. A collective: each rank takes its share.
+
+    `tally` is called with the logits and labels of each batch of this rank.
 
     Raises RunError on every rank if the data of any cannot be read, StopRequested on every rank once any is asked to
     stop. The model's buffers must agree between ranks (`agreement.average_buffers`). Otherwise the result would depend
@@ -73,7 +95,7 @@ def evaluate(
     was_training = model.training
     model.eval()
     try:
-        counts, failure = _count(model, pipeline, device, precision, stop_requested)
+        counts, failure = _count(model, pipeline, device, precision, stop_requested, tally)
     finally:
         model.train(was_training)
     loss_sum, top1, top5, samples, left_out, failures = sync.sum_(counts).tolist()
@@ -91,6 +113,7 @@ def _count(
     device: torch.device,
     precision: AbstractContextManager[object],
     stop_requested: Callable[[], bool],
+    tally: Tally | None,
 ) -> tuple[Tensor, str | None]:
     """Return this rank's float64 [6] (loss, top-1, top-5, samples, skipped, failures), and why its data failed if so.
 
@@ -117,6 +140,8 @@ def _count(
             counts[1] += hits(logits, labels, 1)
             counts[2] += hits(logits, labels, 5)
             counts[3] += len(labels)
+            if tally is not None:
+                tally(logits, labels)
     counts[4] += pipeline.left_out
     counts[5] += failure is not None
     return counts, failure

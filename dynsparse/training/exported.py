@@ -1,4 +1,4 @@
-"""Reading of files that `python -m dynsparse export` wrote, for a run that starts from their weights.
+"""Reading of files of weights, of `python -m dynsparse export` or other programs, for a run that starts from them.
 
 They are read with the care that checkpoints get: nothing is executed, and no more memory is taken than the file's size
 explains.
@@ -22,6 +22,7 @@ from dynsparse.training.checkpoint.archive import load
 from dynsparse.training.checkpoint.limits import DamagedError
 
 CSR_FORMAT = "dynsparse csr 2"
+_REMEDY = "give a file of `python -m dynsparse export`, or of torch.save(model.state_dict(), FILE)"
 _MOST_TIMES = 4096
 """Most bytes that the dense tensors of a CSR file may take for each byte of it. 1 weight in 8,192 may be active."""
 _SPARE_BYTES = 16 << 20
@@ -46,9 +47,9 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}); give an exported file") from None
     except (DamagedError, ValueError) as error:
-        raise UserError(f"{path}: no exported file, or damaged ({error}); export anew") from None
+        raise UserError(f"{path}: no file of weights, or damaged ({error}); {_REMEDY}") from None
     if not isinstance(content, dict) or not content or not all(isinstance(value, Tensor) for value in content.values()):
-        raise UserError(f"{path}: holds other things than weights; give a file of `python -m dynsparse export`")
+        raise UserError(f"{path}: holds other things than weights; {_REMEDY}")
     return content
 
 

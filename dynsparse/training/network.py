@@ -10,14 +10,20 @@ from torch import Tensor, nn
 
 from dynsparse.config.schema import RunConfig
 from dynsparse.errors import UserError
+from dynsparse.flops import Costs
 from dynsparse.masks import LayerSpec, MaskSet, SparseLayer, sparse_layers
-from dynsparse.masks.allocation import ALLOCATIONS
-from dynsparse.masks.granularity import Kind
+from dynsparse.masks.allocation import allocated
+from dynsparse.masks.magnitude import largest_units
+from dynsparse.masks.structure import require_structure
 from dynsparse.masks.tying import TiedLayer
-from dynsparse.methods import Method, MethodSettings
+from dynsparse.methods import Aim, Method, MethodSettings
+from dynsparse.methods.base import require_method
+from dynsparse.optimizers import parameter_groups
 from dynsparse.runtime import memory
 from dynsparse.seeds import seed_for
-from dynsparse.tables import align
+from dynsparse.training.dense import DenseWeight, asked_for, dense_weights, kinds_of, split_of
+from dynsparse.training.freezing import freeze, frozen_names, warn_of_random_masks
+from dynsparse.training.layer_table import LayerTable
 from dynsparse.training.sources import NOTHING, Sources
 
 
@@ -31,6 +37,45 @@ class Network:
     """Layers whose weights share values instead of being masked."""
     initial_weights: Mapping[str, Tensor] = field(default_factory=dict)
     """Whole weights of the masked layers before they were masked, on the CPU. The initial checkpoint alone has them."""
+    dense: Sequence[DenseWeight] = ()
+    """Weights that stay dense, with the reasons."""
+    asked: str = ""
+    """Words for the zeros that the config asks for in the sparse layers, at the end of the run."""
+    image_shape: tuple[int, int, int] | None = None
+    """Channels, height and width of an input; None: FLOPs cannot be counted."""
+
+    _costs: dict[tuple[int, int, int], Costs | None] = field(default_factory=dict, init=False, repr=False)
+
+    @property
+    def costs(self) -> Costs | None:
+        """FLOPs of the model on one image; None where they cannot be counted."""
+        return None if self.image_shape is None else self.costs_at(self.image_shape)
+
+    def costs_at(self, image_shape: tuple[int, int, int]) -> Costs | None:
+        """FLOPs on one image of another size, which training may use; None where they cannot be counted."""
+        if self.image_shape is None:
+            return None
+        if image_shape not in self._costs:
+            self._costs[image_shape] = Costs.of(self.model, self.masks, image_shape)
+        return self._costs[image_shape]
+
+    @property
+    def inference_flops(self) -> int | None:
+        """FLOPs of a forward pass of one image, at the densities of now. Tied layers count as dense ones."""
+        return None if self.costs is None else self.costs.inference(self._active)
+
+    @property
+    def inference_flops_of_dense(self) -> float | None:
+        """FLOPs of a forward pass over those of the dense network."""
+        return None if self.costs is None else self.costs.inference(self._active) / self.costs.dense
+
+    def step_flops(self, costs: Costs, *, whole: bool) -> int:
+        """FLOPs of a training step, for each image (`Costs.step`), at the densities of now."""
+        return costs.step(self._active, whole=whole)
+
+    @property
+    def _active(self) -> dict[str, int]:
+        return {layer.name: layer.active_weights for layer in self.masks}
 
     @property
     def layers(self) -> Sequence[SparseLayer | TiedLayer]:
@@ -64,24 +109,17 @@ class Network:
         return (self.sparse_layer_weights - self.active_weights) / self.total_parameters
 
     def table(self) -> str:
-        """Text of the sparse layers with shape, unit, sparsity and active weights, and of both totals."""
-        rows: list[tuple[str, ...]] = [("layer", "shape", "unit", "sparsity", "active", "weights")]
-        for layer in self.layers:
-            spec = layer.spec
-            shape, unit = "x".join(map(str, spec.shape)), "x".join(map(str, spec.shape[spec.mask_dims :])) or "1"
-            rows.append((spec.name, shape, unit, *_counts(layer.active_weights, spec.weights)))
-        active, weights, total = self.active_weights, self.sparse_layer_weights, self.total_parameters
-        for name, left, of in (
-            ("tied layers" if self.tied else "sparse layers", active, weights),
-            ("whole model", total - weights + active, total),
-        ):
-            rows.append((name, "", "", *_counts(left, of)))
-        return align(rows)
+        """Text of the table of layers: what is sparse, what is not and why, and what the whole model comes to."""
+        layers = [(layer.spec, layer.active_weights) for layer in self.layers]
+        flops = None if self.costs is None else (self.layer_flops, self.inference_flops or 0)
+        return str(LayerTable(layers, self.dense, self.asked, self.total_parameters, tied=bool(self.tied), flops=flops))
 
-
-def _counts(active: int, weights: int) -> tuple[str, str, str]:
-    """Sparsity, active weights and all weights as text."""
-    return f"{100 * (1 - active / max(1, weights)):.2f} %", f"{active:,}", f"{weights:,}"
+    @property
+    def layer_flops(self) -> dict[str, int]:
+        """FLOPs of each masked layer on one image, at its density of now; empty where they cannot be counted."""
+        if self.costs is None:
+            return {}
+        return {name: self.costs.layer(name, active) for name, active in self._active.items()}
 
 
 def build_network(config: RunConfig, device: torch.device, sources: Sources = NOTHING) -> Network:
@@ -94,21 +132,43 @@ def build_network(config: RunConfig, device: torch.device, sources: Sources = NO
     model = _model(config)
     specs = layer_specs(config, model)
     sources.load_weights(model)
+    counts = _active_units(config, specs)
+    active = sources.active_units(specs) or _first_units(config, model, specs, counts, sources)
     model.to(device)
     if config.train.channels_last:
         model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    counts = _active_units(config, specs)
+    dense, asked = dense_weights(config, model, specs), asked_for(config, {spec.kind for spec in specs})
     if config.method.starts == "tied":
         tied = [config.method.tie(model, spec, counts[spec.name], seed=config.seed) for spec in specs]
-        return Network(model, MaskSet(model, [], {}), tied)
-    active = sources.active_units(specs) or counts
+        shape = config.data.image_shape
+        return Network(model, MaskSet(model, [], {}), tied, dense=dense, asked=asked, image_shape=shape)
     whole = dict(model.named_parameters())
     initial = {
-        spec.name: whole[spec.name].detach().to("cpu", copy=True)
+        spec.name: whole[spec.parameter].detach()[spec.rows].to("cpu", copy=True)
         for spec in specs
         if _count(active[spec.name]) < spec.units
     }
-    return Network(model, MaskSet(model, specs, active, seed=config.seed), initial_weights=initial)
+    masks = MaskSet(model, specs, active, seed=config.seed)
+    freeze(model, config.train.freeze)
+    if sources.weights is not None:
+        drawn = {spec.parameter for spec in specs if isinstance(n := active[spec.name], int) and n < spec.units}
+        warn_of_random_masks(sorted(drawn), model, config.train.freeze)
+    shape = config.data.image_shape
+    return Network(model, masks, initial_weights=initial, dense=dense, asked=asked, image_shape=shape)
+
+
+def table_without_weights(config: RunConfig) -> LayerTable:
+    """The table of the config's network as it begins, by counting alone: no weight takes memory."""
+    model = build_without_weights(config)
+    specs = layer_specs(config, model)
+    counts = _active_units(config, specs)
+    return LayerTable(
+        [(spec, counts[spec.name] * spec.unit_size) for spec in specs],
+        dense_weights(config, model, specs),
+        asked_for(config, {spec.kind for spec in specs}),
+        sum(parameter.numel() for parameter in model.parameters()),
+        tied=config.method.starts == "tied",
+    )
 
 
 def build_without_weights(config: RunConfig) -> nn.Module:
@@ -127,10 +187,22 @@ def _model(config: RunConfig) -> nn.Module:
 
 def _active_units(config: RunConfig, specs: Sequence[LayerSpec]) -> dict[str, int]:
     """Active units of each layer at the start, as the config's sparsity and method say."""
-    share: dict[Kind, float] = {"conv": config.sparsity.conv, "fc": config.sparsity.fc}
+    share = config.method.first_sparsity(config.sparsity.shares)
     if config.method.starts == "dense":
         share = {"conv": 0.0, "fc": 0.0}
-    return ALLOCATIONS[config.sparsity.allocation](specs, share)
+    return allocated(config.sparsity.allocation, specs, share)
+
+
+def _first_units(
+    config: RunConfig, model: nn.Module, specs: Sequence[LayerSpec], counts: Mapping[str, int], sources: Sources
+) -> Mapping[str, int | Tensor]:
+    """Active units of each layer: those of largest magnitude where asked for, else as many at random.
+
+    Without weights, as where a checkpoint is loaded next, they are drawn whatever was asked for.
+    """
+    if config.sparsity.initial == "magnitude" and sources.weights is not None:
+        return largest_units(specs, counts, dict(model.named_parameters()))
+    return dict(counts)
 
 
 def _count(active: int | Tensor) -> int:
@@ -144,11 +216,17 @@ def require_layers(config: RunConfig) -> None:
     """
     model = build_without_weights(config)
     _require_memory(config, model)
+    frozen_names(model, config.train.freeze)
     with torch.device("meta"):
         specs = layer_specs(config, model)
         counts = _active_units(config, specs)
     if config.start.masks_from is None:  # Those decide how much is active: see `preflight.require_usable_sources`.
-        build_method(config, specs).check(specs, counts)
+        require_method(build_method(config, specs), config.method.name, specs, counts)
+
+
+def require_parameters(config: RunConfig) -> None:
+    """Raise UserError for patterns that match no parameter, and for blocks to count where there are none."""
+    parameter_groups(build_without_weights(config), config.train.parameters)
 
 
 def _require_memory(config: RunConfig, model: nn.Module) -> None:
@@ -169,22 +247,24 @@ def build_method(config: RunConfig, specs: Sequence[LayerSpec]) -> Method:
 def method_settings(config: RunConfig, specs: Sequence[LayerSpec]) -> MethodSettings:
     """The config's method, with what the model advises for these layers unless the config says it."""
     limits = config.model.pruning_limits()
-    return config.method.with_limits({spec.name: limits[spec.name] for spec in specs if spec.name in limits})
+    settings = config.method.with_limits({spec.name: limits[spec.name] for spec in specs if spec.name in limits})
+    return settings.knowing(Aim(config.sparsity.shares, config.sparsity.allocation))
 
 
 def layer_specs(config: RunConfig, model: nn.Module) -> list[LayerSpec]:
     """Layers of the config's model that it asks to be sparse."""
     sparsity = config.sparsity
-    share: dict[Kind, float] = {"conv": sparsity.conv, "fc": sparsity.fc}
-    kinds = [kind for kind, value in share.items() if value > 0 or config.method.starts == "dense"]
     specs = sparse_layers(
         model,
         default=config.model.sparse_by_default(model),
         include=sparsity.include,
         exclude=sparsity.exclude,
         granularity=sparsity.granularity,
-        kinds=kinds,
+        kinds=kinds_of(config),
+        split=split_of(config),
+        structure=sparsity.structure,
     )
+    require_structure(specs, dict(sparsity.shares))
     if sparsity.granularity != 4 and not any(spec.kind == "conv" for spec in specs):
         raise UserError(
             f"sparsity.granularity is {sparsity.granularity}; {config.model.name} has no sparse convolution here, and "

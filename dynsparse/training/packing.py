@@ -1,45 +1,48 @@
 """Weights, optimizer state, buffers and random state as plain data, and back.
 
-A sparse layer keeps its active weights and their moments alone.
+A sparse layer keeps its active weights and their moments alone. A parameter that packs several layers keeps those of
+each, and its dense rows whole, one after the other in one dimension.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn, optim
 
 from dynsparse.masks import MaskSet, SparseLayer
+from dynsparse.masks.rows import by_parameter, kept_values, put_values
+from dynsparse.optimizers import WHOLE, makes_state_at_once, scalars_are_on_device
 
 
 def pack_weights(model: nn.Module, masks: MaskSet) -> dict[str, Tensor]:
     """Copy parameters to the CPU, by name: sparse ones as [active units, unit size], the others whole."""
-    layers = _by_name(masks)
+    layers = by_parameter(masks)
     return {name: _to_cpu(value, layers.get(name)) for name, value in model.named_parameters()}
 
 
 @torch.no_grad()
 def unpack_weights(model: nn.Module, masks: MaskSet, saved: Mapping[str, Tensor]) -> None:
     """Load what `pack_weights` gave, in place. The masks must be loaded already."""
-    layers = _by_name(masks)
+    layers = by_parameter(masks)
     for name, parameter in model.named_parameters():
         if name in layers:
             parameter.zero_()
-            layers[name].scatter_(parameter, saved[name].to(parameter.device))
+            put_values(parameter, layers[name], saved[name].flatten().to(parameter.device))
         else:
             parameter.copy_(saved[name])
 
 
 def pack_optimizer(model: nn.Module, masks: MaskSet, optimizer: optim.Optimizer) -> dict[str, dict[str, Any]]:
     """Copy optimizer state to the CPU, by parameter name. Moments of sparse layers are [active units, unit size]."""
-    layers = _by_name(masks)
+    layers = by_parameter(masks)
     packed: dict[str, dict[str, Any]] = {}
     for name, parameter in model.named_parameters():
-        layer = layers.get(name)
+        parts = layers.get(name)
         packed[name] = {
-            key: _to_cpu(value, layer if value.shape == parameter.shape else None)
+            key: _to_cpu(value, parts if value.shape == parameter.shape and key not in WHOLE else None)
             if isinstance(value, Tensor)
             else value
             for key, value in optimizer.state.get(parameter, {}).items()
@@ -51,21 +54,32 @@ def pack_optimizer(model: nn.Module, masks: MaskSet, optimizer: optim.Optimizer)
 def unpack_optimizer(
     model: nn.Module, masks: MaskSet, optimizer: optim.Optimizer, saved: Mapping[str, Mapping[str, Any]]
 ) -> None:
-    """Load what `pack_optimizer` gave, in place. The masks must be loaded already."""
-    layers = _by_name(masks)
+    """Load what `pack_optimizer` gave, in place. The masks must be loaded already.
+
+    A parameter that is frozen now gets none. One that was frozen begins with a momentum of 0, where that is the state:
+    torch's fused SGD takes all of them or none. An optimizer that makes state before its first step, as Adagrad, keeps
+    that where none is saved: it would make no other.
+    """
+    layers = by_parameter(masks)
+    is_momentum = {key for one in saved.values() for key in one} == {"momentum_buffer"}
     for name, parameter in model.named_parameters():
         state: dict[str, Any] = {}
         for key, value in saved[name].items():
-            if name in layers and isinstance(value, Tensor) and value.dim() == 2 and key != "step":
+            if key in WHOLE and isinstance(value, Tensor):
+                state[key] = value.to(parameter.device, copy=True)
+            elif name in layers and isinstance(value, Tensor) and value.dim() == _dims(layers[name]) and key != "step":
                 state[key] = torch.zeros_like(parameter)
-                layers[name].scatter_(state[key], value.to(parameter.device))
+                put_values(state[key], layers[name], value.flatten().to(parameter.device))
             elif isinstance(value, Tensor) and value.dim() > 0:
                 state[key] = torch.empty_like(parameter).copy_(value)
             else:
-                state[key] = value.to(parameter.device, copy=True) if isinstance(value, Tensor) else value
-        if state:
+                device = parameter.device if scalars_are_on_device(optimizer) else torch.device("cpu")
+                state[key] = value.to(device, copy=True) if isinstance(value, Tensor) else value
+        if is_momentum and not state:
+            state = {"momentum_buffer": torch.zeros_like(parameter)}
+        if state and (parameter.requires_grad or makes_state_at_once(optimizer)):
             optimizer.state[parameter] = state
-        else:
+        elif not makes_state_at_once(optimizer):
             optimizer.state.pop(parameter, None)
 
 
@@ -88,9 +102,11 @@ def buffers(model: nn.Module) -> dict[str, Tensor]:
 
 
 def mean_buffers(saved: list[Mapping[str, Tensor]]) -> dict[str, Tensor]:
-    """Average the floating point buffers of several ranks, and take the others of the first."""
+    """Average the floating point buffers of several ranks. Others, and those that are the same, are the first's."""
     return {
-        name: torch.stack([one[name] for one in saved]).mean(0) if value.is_floating_point() else value
+        name: torch.stack([one[name] for one in saved]).mean(0)
+        if value.is_floating_point() and not all(torch.equal(one[name], value) for one in saved)
+        else value
         for name, value in saved[0].items()
     }
 
@@ -110,12 +126,22 @@ def set_random_state(state: Mapping[str, Tensor], device: torch.device) -> None:
         torch.cuda.set_rng_state(state["cuda"], device)
 
 
-def _by_name(masks: MaskSet) -> dict[str, SparseLayer]:
-    return {layer.name: layer for layer in masks}
+def sparse_shapes(layers: Mapping[str, Mapping[str, Any]]) -> dict[str, tuple[int, ...]]:
+    """Shapes of the parameters that have sparse layers, given the layers of saved masks."""
+    found = {}
+    for name, layer in layers.items():
+        block = layer.get("block") or {"parameter": name, "rows": layer["shape"][0]}
+        found[block["parameter"]] = (block["rows"], *layer["shape"][1:])
+    return found
 
 
-def _to_cpu(value: Tensor, layer: SparseLayer | None = None) -> Tensor:
-    """A contiguous copy on the CPU that later steps do not change, of the active weights alone if `layer` is given."""
-    if layer is not None:
-        return layer.gather(value).cpu()  # A copy already.
+def _dims(layers: Sequence[SparseLayer]) -> int:
+    """Dimensions of what is stored of a parameter with these layers: 1 where it packs several, else 2."""
+    return 2 if layers[0].spec.block is None else 1
+
+
+def _to_cpu(value: Tensor, layers: Sequence[SparseLayer] | None = None) -> Tensor:
+    """A contiguous copy on the CPU that later steps do not change, of the active weights alone if it has `layers`."""
+    if layers:  # Both are copies already.
+        return (layers[0].gather(value) if _dims(layers) == 2 else kept_values(value, layers)).cpu()
     return value.detach().to("cpu", copy=True).contiguous()

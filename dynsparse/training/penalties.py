@@ -25,9 +25,12 @@ def add_gradients(settings: PenaltySettings, layers: Sequence[SparseLayer | Tied
     if settings.l1 == 0:
         return
     for layer in layers:
-        if layer.weight.grad is not None:
+        gradient = layer.weight.grad
+        if gradient is not None:
             grouped = settings.group_lasso and layer.spec.kind == "conv"
-            layer.weight.grad.add_(_group_direction(layer) if grouped else layer.weight.sign(), alpha=settings.l1)
+            direction = _group_direction(layer) if grouped else layer.weight.sign()
+            # Not counted as a write: it adds 0 outside the masks, so a masked gradient need not be masked again.
+            gradient.data.add_(direction, alpha=settings.l1)
 
 
 def _group_direction(layer: SparseLayer | TiedLayer) -> Tensor:

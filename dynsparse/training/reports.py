@@ -9,7 +9,11 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from dynsparse.distributed import digest, sync
+from dynsparse.masks.outputs import dead_outputs
+from dynsparse.optimizers import rate_of
+from dynsparse.runtime import peak_memory
 from dynsparse.training.callbacks import EpochReport, RunReport, StepReport, Summary
+from dynsparse.training.ending import early_end
 from dynsparse.training.evaluate import Evaluations
 from dynsparse.training.network import Network
 from dynsparse.training.state import RunState, versions
@@ -91,7 +95,8 @@ class Reporter:
             budget=self._budget,
             total_parameters=self.network.total_parameters,
             epochs=config.train.epochs,
-            steps_per_epoch=run.train_data.steps_per_epoch,
+            lengths=run.train_data.epochs,
+            phases=config.train.phases,
             world_size=run.worker.world_size,
             device=str(run.sums.device),
             start_step=run.progress.step,
@@ -99,6 +104,7 @@ class Reporter:
             resumed=resumed,
             input=run.input,
             versions=versions(),
+            costs=self.network.costs,
         )
 
     def step_report(self, loss: Tensor) -> StepReport:
@@ -108,17 +114,19 @@ class Reporter:
         return StepReport(
             step=progress.step,
             epoch=progress.epoch,
-            epoch_step=progress.step - progress.epoch * self.run.train_data.steps_per_epoch,
+            epoch_step=progress.step - self.run.train_data.epochs.before(progress.epoch),
             loss=float(loss),
             lr=self._lr(),
             images_per_second=speed,
             gradient_bytes=self._gradient_bytes,
+            gradient_norm=self.run.gradient_norms.read().latest,
         )
 
     def epoch_report(self, results: Evaluations, sums: Sequence[float]) -> EpochReport:
         """Report of a trained and evaluated epoch. `sums`: loss, top-1 hits and samples over all ranks."""
         loss_sum, found, samples = sums
         run, progress = self.run, self.run.progress
+        norms = run.gradient_norms.read()
         return EpochReport(
             epoch=progress.epoch,
             step=progress.step,
@@ -133,9 +141,16 @@ class Reporter:
             model_sparsity=self.network.model_sparsity,
             budget=self._budget,
             explored=run.masks.explored(),
+            dead_outputs=dead_outputs(run.masks),
+            ever_active=run.masks.ever_active,
+            flops=self.network.layer_flops,
+            inference_flops_of_dense=self.network.inference_flops_of_dense,
+            training_flops_of_dense=progress.training_flops_of_dense,
             images_per_second=self.epoch_watch.per_second,
             seconds=time.monotonic() - self.epoch_watch.began,
             gradient_bytes=self._epoch_bytes / max(self._epoch_steps, 1),
+            gradient_norm=norms.mean,
+            gradient_norm_max=norms.largest,
             active_weights=self._active_weights(),
             bad_files=len(run.shared_bad_samples),
             skipped_steps=progress.skipped_steps,
@@ -144,6 +159,7 @@ class Reporter:
     def summary(self, status: str) -> Summary:
         """Summary of the run. A collective: every rank computes its digests from its own masks and weights."""
         run, progress, masks = self.run, self.run.progress, self.run.masks
+        flops, dead = self.network.layer_flops, dead_outputs(masks)
         bad_files = {sample for known in sync.all_of(run.train_data.bad_samples) for sample in known}
         mine = {
             "rank": run.worker.rank,
@@ -155,23 +171,35 @@ class Reporter:
             name=run.config.run_name,
             epochs=progress.epoch,
             steps=progress.step,
+            reason=early_end(run.config.train, progress) if status == "done" else None,
             test_top1=progress.test_top1,
             test_top5=progress.test_top5,
             validation_top1=progress.validation_top1,
             best_top1=progress.best_top1,
             best_top1_on=progress.best_top1_on,
             test_top1_at_best=progress.test_top1_at_best,
+            ema_test_top1=progress.ema_test_top1,
+            ema_validation_top1=progress.ema_validation_top1,
+            best_by=progress.best_by,
             active_weights=self.network.active_weights,
             sparse_layer_weights=self.network.sparse_layer_weights,
             total_parameters=self.network.total_parameters,
             sparsity=self.network.sparsity,
             model_sparsity=self.network.model_sparsity,
+            ever_active=masks.ever_active,
+            dense_flops=self.network.costs.dense if self.network.costs else None,
+            inference_flops=self.network.inference_flops,
+            inference_flops_of_dense=self.network.inference_flops_of_dense,
+            training_flops=progress.training_flops or None,
+            training_flops_of_dense=progress.training_flops_of_dense,
             layers={
                 layer.name: {
                     "shape": list(layer.spec.shape),
                     "sparsity_before": 1 - progress.initial_active[layer.name] / layer.spec.weights,
                     "sparsity_after": layer.sparsity,
                     "active_weights": layer.active_weights,
+                    "dead_outputs": dead.get(layer.name),
+                    "flops": flops.get(layer.name),
                 }
                 for layer in self.network.layers
             },
@@ -186,7 +214,13 @@ class Reporter:
             skipped_steps=progress.skipped_steps,
             gradients=progress.gradients,
             seconds=self.seconds,
+            peak_memory=peak_memory(run.sums.device),
             versions=versions(),
+            asked=self.network.asked,
+            dense={
+                one.name: {"shape": list(one.shape), "weights": one.weights, "reason": one.reason}
+                for one in self.network.dense
+            },
         )
 
     @property
@@ -199,9 +233,9 @@ class Reporter:
 
     def _active_weights(self) -> dict[str, Tensor]:
         log = self.run.config.log
-        if not (log.tensorboard and log.histograms):
+        if not ((log.tensorboard or log.wandb) and log.histograms):
             return {}
         return {layer.name: layer.values().float().cpu() for layer in self.network.layers}
 
     def _lr(self) -> float:
-        return float(self.run.optimizer.param_groups[0]["lr"])
+        return rate_of(self.run.optimizer)

@@ -17,8 +17,11 @@ from dynsparse.methods import Method
 from dynsparse.runtime import Worker
 from dynsparse.training import packing
 from dynsparse.training.compatibility import require_same_evaluation, require_same_layers, require_same_settings
+from dynsparse.training.ema import Ema
+from dynsparse.training.norms import GradientNorms
 from dynsparse.training.precision import Precision
 from dynsparse.training.progress import Progress
+from dynsparse.training.teacher import require_same_teacher
 from pipelines.base import TrainPipeline
 
 log = logging.getLogger(__name__)
@@ -42,6 +45,7 @@ class RunState:
     train_data: TrainPipeline
     sums: Tensor
     """Float64 [3]: loss, top-1 hits and samples of this rank in this epoch."""
+    gradient_norms: GradientNorms
     progress: Progress
     input: Mapping[str, Any] = field(default_factory=dict)
     """Input and output of the network (`network_input`)."""
@@ -49,6 +53,10 @@ class RunState:
     """Digests of the samples of validation and test, by these names, as far as there are any."""
     shared_bad_samples: dict[int, str] = field(default_factory=dict)
     """Bad training samples that every rank knows, with the reasons."""
+    ema: Ema | None = None
+    """Average of the weights, if there is one."""
+    teacher: str | None = None
+    """Digest of the run's teacher, if it has one."""
     gradients_before: str | None = None
     """`Progress.gradients` of the checkpoint that this run resumes from with as many workers."""
 
@@ -59,12 +67,15 @@ class RunState:
             "random": packing.random_state(self.sums.device),
             "sums": self.sums.cpu().clone(),
             "bad_samples": dict(self.train_data.bad_samples),
+            **({} if self.ema is None else {"ema_buffers": packing.pack_buffers(self.ema.model)}),
         }
 
     def load_of_this_rank(self, saved: Mapping[str, Any]) -> None:
         """Load what `of_this_rank` gave. Bad samples stay known."""
         packing.unpack_buffers(self.model, saved["buffers"])
         packing.set_random_state(saved["random"], self.sums.device)
+        if self.ema is not None and "ema_buffers" in saved:
+            packing.unpack_buffers(self.ema.model, saved["ema_buffers"])
         self.sums.copy_(saved["sums"])
 
     def save(self, ranks: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -85,6 +96,9 @@ class RunState:
             "method": self.method.state_dict(),
             "loss_scale": self.precision.state_dict(),
             "data": self.train_data.state_dict(),
+            "gradient_norms": self.gradient_norms.state(),
+            **({} if self.ema is None else {"ema": self.ema.state_dict()}),
+            **({} if self.teacher is None else {"teacher": self.teacher}),
             "ranks": list(ranks),
         }
         return lambda: {**rest, "masks": masks()}
@@ -97,11 +111,13 @@ class RunState:
         starts anew, for neither has a counterpart.
         """
         require_same_settings(saved, self.config)
+        require_same_teacher(saved, self.teacher)
         self.load_network(saved)
         packing.unpack_optimizer(self.model, self.masks, self.optimizer, saved["optimizer"])
         self.method.load_state_dict(saved["method"])
         self.precision.load_state_dict(saved.get("loss_scale", {}))  # Older checkpoints have none.
         self.train_data.load_state_dict(saved["data"])
+        self.gradient_norms.load(saved.get("gradient_norms"))
         require_same_evaluation(saved, self.evaluated_on)
         for rank in saved["ranks"]:  # Older checkpoints have no bad samples.
             self.train_data.avoid(rank.get("bad_samples", {}))
@@ -128,6 +144,17 @@ class RunState:
         packing.unpack_weights(self.model, self.masks, saved["weights"])
         packing.unpack_buffers(self.model, _mean_buffers(saved["ranks"]))
         self.masks.check()
+        if self.ema is not None:
+            self._load_average(self.ema, saved)
+
+    def _load_average(self, ema: Ema, saved: Mapping[str, Any]) -> None:
+        """Load the average of the weights, its buffers as the mean over the ranks. Without one it begins anew."""
+        if "ema" not in saved:
+            ema.begin_anew()
+            log.warning("the checkpoint has no average of the weights (train.ema): it begins at the weights of now")
+            return
+        ema.load_state_dict(saved["ema"])
+        packing.unpack_buffers(ema.model, packing.mean_buffers([rank["ema_buffers"] for rank in saved["ranks"]]))
 
 
 def versions() -> dict[str, str]:

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from dynsparse.config.schema import RunConfig
-from dynsparse.distributed import agreement, sync
+from dynsparse.distributed import sync
 from dynsparse.errors import DivergedError, RunError, StopRequested, UserError
+from dynsparse.optimizers import described, parameter_groups, set_rate
 from dynsparse.reallocation import ReallocationReport
 from dynsparse.runtime import Worker
 from dynsparse.seeds import seed_for
@@ -20,17 +21,29 @@ from dynsparse.training import penalties
 from dynsparse.training.bad_samples import share_bad_samples
 from dynsparse.training.callbacks import Callback, Observers, SamplesReport, Summary
 from dynsparse.training.checkpoint import CheckpointFolder
+from dynsparse.training.clipping import clip
+from dynsparse.training.criterion import Criterion
+from dynsparse.training.ema import Ema
+from dynsparse.training.ending import early_end, is_evaluated
 from dynsparse.training.engine import Engine
-from dynsparse.training.evaluate import Evaluation, Evaluations, evaluate
+from dynsparse.training.evaluate import Evaluations, Tally
+from dynsparse.training.evaluator import Evaluator
 from dynsparse.training.network import Network, method_settings
 from dynsparse.training.network_input import network_input
-from dynsparse.training.preflight import require_samples_for_norm, warn_if_uneven
+from dynsparse.training.norms import GradientNorms
+from dynsparse.training.preflight import (
+    require_samples_for_norm,
+    require_warmup,
+    warn_if_stopped_by_test,
+    warn_if_uneven,
+)
 from dynsparse.training.progress import Progress
 from dynsparse.training.reports import Reporter
 from dynsparse.training.saving import Saving
+from dynsparse.training.sizes import phase_lines, training_shape
 from dynsparse.training.state import RunState
 from pipelines import preview
-from pipelines.base import Batch, Data, EvaluationPipeline
+from pipelines.base import Batch, Data
 
 log = logging.getLogger(__name__)
 
@@ -45,19 +58,26 @@ class Trainer:
         data: Data,
         worker: Worker,
         *,
+        criterion: Criterion | None = None,
         observers: Sequence[Callback] = (),
         checkpoints: CheckpointFolder | None = None,
         stop_requested: Callable[[], bool] = lambda: False,
         guard: Callable[[], None] = lambda: None,
     ) -> None:
-        """`guard` is called before an observer writes. It may raise OSError, as where the run's folder is gone."""
+        """`guard` is called before an observer writes. It may raise OSError, as where the run's folder is gone.
+
+        `criterion`: None for that of the config, without a teacher.
+        """
         self.config, self.network, self.data, self.worker = config, network, data, worker
         self.model, self.masks = network.model, network.masks
+        require_warmup(config, data.train.epochs)
         self.stop_requested = stop_requested
         self.resumed = False
-        self.optimizer = config.train.optimizer.build(self.model.parameters(), lr=self._lr(0))
+        groups = parameter_groups(self.model, config.train.parameters)
+        self.optimizer = config.train.optimizer.build(groups, lr=self._lr(0))
+        self.ema = self._average()
         self.sparse = self._sparse_training()
-        self.engine = Engine(config, network, self.optimizer, worker)
+        self.engine = Engine(config, network, self.optimizer, criterion or Criterion(config.train), worker)
         self.run = self._run_state()
         self.reporter = Reporter(self.run, network)
         self.observers = Observers(observers if worker.is_main else (), guard)
@@ -73,10 +93,13 @@ class Trainer:
         """Continue from a checkpoint's content (`RunState.load`). Before `fit`."""
         self.run.load(saved)
         self.sparse.steps = self.progress.step
+        set_rate(
+            self.optimizer, self._lr(max(0, self.progress.step - 1))
+        )  # An epoch that ends before another step reports it.
         self.resumed = True
 
     def fit(self) -> Summary:
-        """Train until the last epoch.
+        """Train until the last epoch, or to an early stop.
 
         Raises StopRequested if asked to stop, and UserError for what the user can mend: on every rank at once, with
         a checkpoint saved to resume from.
@@ -84,7 +107,7 @@ class Trainer:
         self._start()
         try:
             self._stop_if_asked()
-            while self.progress.epoch < self.config.train.epochs:
+            while not self._is_over():
                 self._train_epoch()
                 self._finish_epoch()
         except (StopRequested, RunError) as why:
@@ -94,30 +117,29 @@ class Trainer:
 
     def train_step(self, micro_batches: Sequence[Batch]) -> Tensor:
         """One optimizer step on this worker's share of a global batch. Returns its mean loss, on the device."""
-        for group in self.optimizer.param_groups:
-            group["lr"] = self._lr(self.progress.step)
-        loss = self.engine.backward(micro_batches, whole=self.sparse.wants_whole_gradients)
+        step, epoch = self.progress.step, self.progress.epoch
+        set_rate(self.optimizer, self._lr(step))
+        whole = self.sparse.wants_whole_gradients
+        self._count_flops(whole=whole)
+        loss = self.engine.backward(micro_batches, whole=whole, epoch=epoch, step=step)
         self.progress.step += 1
         if self.engine.gradients_are_finite():
             self.sparse.prepare_gradients()
             penalties.add_gradients(self.config.train.penalty, self.network.layers)
+            if (norm := clip(self.config.train.clip, self.model.parameters())) is not None:
+                self.run.gradient_norms.add(norm)
             self.progress.step_done()
             self.engine.step()  # SparseTraining sees it, and reallocates if due.
+            if self.ema is not None:
+                self.ema.follow(self.progress.step)
         else:
             self._skip_step()
         return loss
 
-    def evaluate(self) -> Evaluations:
-        """Evaluate on the test samples and what else there is, with the mean BatchNorm statistics of all ranks."""
-        agreement.average_buffers(self.model)
-        data, engine = self.data, self.engine
-
-        def on(pipeline: EvaluationPipeline | None) -> Evaluation | None:
-            if pipeline is None:
-                return None
-            return evaluate(engine.forward, pipeline, engine.device, engine.precision.autocast(), self.stop_requested)
-
-        return Evaluations(test=on(data.test), validation=on(data.validation), train=on(data.train_evaluation))
+    def evaluate(self, tally: Tally | None = None) -> Evaluations:
+        """Evaluate on the test samples and what else there is: see `Evaluator.evaluate`."""
+        evaluator = Evaluator(self.engine, self.ema, self.data, self.stop_requested)
+        return evaluator.evaluate(tally)
 
     # Parts of a run.
 
@@ -130,6 +152,15 @@ class Trainer:
             self._begin()
         self.saving.start(resumed=self.resumed)
         warn_if_uneven(self.config, self.worker.world_size)
+        warn_if_stopped_by_test(self.config, self.data)
+        for line in phase_lines(self.config, self.data.train.epochs):
+            log.info(line)
+        for line in () if self.config.train.parameters.is_off else described(self.optimizer):
+            log.info("%s", line)
+        if self.ema is not None:
+            train, epochs = self.config.train, self.data.train.epochs
+            first, last = (epochs.before(epoch) for epoch in (train.start_epoch, train.epochs))
+            self.ema.warn_if_slow(first, last)
         if not self.resumed:
             self.saving.save(initial=True)
         self.network.initial_weights = {}  # Nothing needs them any more.
@@ -137,10 +168,11 @@ class Trainer:
     def _train_epoch(self) -> None:
         """Make the remaining steps of the epoch."""
         self.reporter.epoch_begins()
+        global_batch = self.config.train.batch_at(self.progress.epoch)
         for micro_batches in self._steps():
             self._show(micro_batches)
             loss = self.train_step(micro_batches)
-            self.reporter.step_done(self.config.train.global_batch_size, self.engine.parallel.take_bytes_sent())
+            self.reporter.step_done(global_batch, self.engine.parallel.take_bytes_sent())
             if self.worker.is_main and self.progress.step % self.config.log.every_steps == 0:
                 self.observers.on_step(self.reporter.step_report(loss))
                 self.saving.retry()
@@ -171,18 +203,19 @@ class Trainer:
     def _finish_epoch(self) -> None:
         """Verify, evaluate, report, save."""
         progress = self.progress
-        progress.desyncs_repaired += bool(self.sparse.verify())
+        progress.desyncs_repaired += self._verify()
         share_bad_samples(self.run)
-        results = self._evaluate_or_go_back()
+        results = self._evaluate_or_go_back() if is_evaluated(self.config.train, progress.epoch) else Evaluations()
         sums = sync.sum_(self.run.sums.clone()).tolist()
         self.run.sums.zero_()
-        is_best = progress.take(results, eligible=self.sparse.method.is_settled(self.sparse.clock(progress.step)))
+        settled = self.sparse.method.is_settled(self.sparse.clock(progress.step))
+        is_best = progress.take(results, eligible=settled, improvement=self.config.train.early_stop.improvement)
         if self.worker.is_main:
             self.observers.on_epoch(self.reporter.epoch_report(results, sums))
+        self.run.gradient_norms.begin_epoch()
         progress.epoch += 1
-        is_last = progress.epoch == self.config.train.epochs
         due = is_best or progress.epoch % self.config.checkpoint.every_epochs == 0
-        if is_last or (due and not progress.skipped_in_a_row):
+        if self._is_over() or (due and not progress.skipped_in_a_row):
             self.saving.save(best=is_best)
 
     def _end_early(self, why: StopRequested | RunError) -> None:
@@ -191,7 +224,7 @@ class Trainer:
         A step whose data are fetched, but not trained on, comes again. An epoch that is not evaluated ends anew.
         """
         progress = self.progress
-        self.data.train.seek(progress.epoch, progress.step - progress.epoch * self.data.train.steps_per_epoch)
+        self.data.train.seek(progress.epoch, progress.step - self.data.train.epochs.before(progress.epoch))
         if not isinstance(why, DivergedError):
             self.saving.save()
         if isinstance(why, RunError):
@@ -201,14 +234,27 @@ class Trainer:
 
     # Smaller parts.
 
+    def _verify(self) -> bool:
+        """Prove that all ranks hold the same. Returns whether they had to be repaired."""
+        repaired = bool(self.sparse.verify())
+        if repaired and self.ema is not None:
+            self.ema.follow_masks(repaired=True)
+        return repaired
+
     def _stop_if_asked(self) -> None:
         if sync.any_rank(self.stop_requested()):
             raise StopRequested
 
+    def _is_over(self) -> bool:
+        """Whether nothing is left to train. A run ends early after an epoch, never within one."""
+        train, progress = self.config.train, self.progress
+        at_end_of_epoch = progress.step == self.data.train.epochs.before(progress.epoch)
+        return progress.epoch >= train.epochs or (at_end_of_epoch and early_end(train, progress) is not None)
+
     def _begin(self) -> None:
         """Take the position of the first epoch, which need not be 0 (`train.start_epoch`)."""
         first = self.config.train.start_epoch
-        self.progress.epoch, self.progress.step = first, first * self.data.train.steps_per_epoch
+        self.progress.epoch, self.progress.step = first, self.data.train.epochs.before(first)
         self.data.train.seek(first, 0)
 
     def _settle(self) -> None:
@@ -216,6 +262,7 @@ class Trainer:
         kept = self.run.of_this_rank()
         coming = range(self.progress.step + 1, self.progress.step + 11)
         self.engine.settle(
+            epoch=self.progress.epoch if self.resumed else self.config.train.start_epoch,
             gradients_before=self.run.gradients_before,
             always_whole=all(self.sparse.wants_whole_gradients_in(step) for step in coming),
         )
@@ -224,7 +271,8 @@ class Trainer:
 
     def _show(self, micro_batches: Sequence[Batch]) -> None:
         """Give the observers a look at the first batch of a run."""
-        if self.worker.is_main and self.progress.step == 0 and not self.resumed:
+        first = self.data.train.epochs.before(self.config.train.start_epoch)
+        if self.worker.is_main and self.progress.step == first and not self.resumed:
             self.observers.on_samples(SamplesReport(preview.picture(self.data, *micro_batches[0], most=32)))
 
     def _skip_step(self) -> None:
@@ -246,6 +294,8 @@ class Trainer:
         """Count a reallocation and tell the observers; of one a step, only now and then."""
         self.progress.reallocations += 1
         self.progress.desyncs_repaired += bool(report.repaired)
+        if self.ema is not None:
+            self.ema.follow_masks(repaired=bool(report.repaired))
         if not self.sparse.method.every_step or report.step % self.config.log.every_steps == 0:
             self.observers.on_reallocation(report)
 
@@ -258,21 +308,36 @@ class Trainer:
             self.run.load_of_this_rank(before)
             raise
 
+    def _count_flops(self, *, whole: bool) -> None:
+        """Count the coming step, at the densities of now. One that is skipped has computed its gradients too."""
+        epoch = self.progress.epoch
+        images, costs = self.config.train.batch_at(epoch), self.network.costs_at(training_shape(self.config, epoch))
+        if costs is not None:
+            flops = self.network.step_flops(costs, whole=whole)
+            self.progress.count_flops(images * flops, images * 3 * costs.dense)
+
     def _lr(self, step: int) -> float:
-        steps_per_epoch = self.data.train.steps_per_epoch
-        return self.config.train.lr.at(step, steps_per_epoch, self.config.train.epochs * steps_per_epoch)
+        """The learning rate of a step, a curve over epochs: see `EpochTable.in_first`."""
+        epochs, curve = self.data.train.epochs, self.config.train.lr
+        length = epochs.steps(0)
+        return curve.at(epochs.in_first(step), length, self.config.train.epochs * length)  # type: ignore[arg-type]
+
+    def _average(self) -> Ema | None:
+        """Begin the average of the weights, if the config asks for one."""
+        settings = self.config.train.ema
+        return None if settings is None else Ema(settings, self.model, self.masks, self.data.train.epochs)
 
     def _sparse_training(self) -> SparseTraining:
         """Keep the network sparse, as any loop does. This one masks gradients itself: see `Engine.backward`."""
-        config, steps_per_epoch = self.config, self.data.train.steps_per_epoch
+        config, epochs = self.config, self.data.train.epochs
         return SparseTraining(
             self.model,
             self.optimizer,
             method_settings(config, [layer.spec for layer in self.masks]),
             masks=self.masks,
-            total_steps=config.train.epochs * steps_per_epoch,
-            steps_per_epoch=steps_per_epoch,
-            steps=config.train.start_epoch * steps_per_epoch,
+            total_steps=epochs.before(config.train.epochs),
+            steps_per_epoch=epochs.as_given(),
+            steps=epochs.before(config.train.start_epoch),
             seed=config.seed,
             on_desync=config.distributed.on_desync,
             on_reallocation=lambda report: self._note(report),
@@ -293,6 +358,9 @@ class Trainer:
             input=network_input(self.config, self.data),
             evaluated_on=self.data.evaluated_on,
             sums=self.engine.sums,
+            gradient_norms=GradientNorms(self.engine.device),
+            ema=self.ema,
+            teacher=None if self.engine.criterion.teacher is None else self.engine.criterion.teacher.digest,
             progress=Progress(initial_active={layer.name: layer.active_weights for layer in self.network.layers}),
         )
 

@@ -13,6 +13,7 @@ from dynsparse.training.callbacks.base import (
 )
 from dynsparse.training.callbacks.observers import Observers
 from dynsparse.training.callbacks.standard import standard_observers
+from dynsparse.training.callbacks.tracking import require_trackers
 
 __all__ = [
     "Callback",
@@ -25,5 +26,6 @@ __all__ = [
     "StepReport",
     "Summary",
     "Writer",
+    "require_trackers",
     "standard_observers",
 ]

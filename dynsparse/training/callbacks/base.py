@@ -7,16 +7,19 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
 from dynsparse.appender import Appender
+from dynsparse.flops import Costs
 from dynsparse.masks import LayerSpec
 from dynsparse.reallocation import ReallocationReport
 from dynsparse.training.evaluate import Evaluations
+from pipelines.common.epochs import EpochTable
+from pipelines.phases import Phase
 
 
 @dataclass(frozen=True)
@@ -31,7 +34,10 @@ class RunReport:
     budget: int
     total_parameters: int
     epochs: int
-    steps_per_epoch: int
+    lengths: EpochTable
+    """Optimizer steps of each epoch."""
+    phases: tuple[Phase, ...]
+    """Ranges of epochs with one global batch and one size of images."""
     world_size: int
     device: str
     resumed: bool
@@ -42,6 +48,24 @@ class RunReport:
     input: Mapping[str, Any]
     """Shape, mean and classes of the network's input and output (`network_input.network_input`)."""
     versions: Mapping[str, str]
+    costs: Costs | None
+    """FLOPs of the model on one image; None where they cannot be counted."""
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps of the whole run."""
+        return self.lengths.before(self.epochs)
+
+    def work(self, step: int) -> int:
+        """Pixels of all images in the first so many steps, as far as phases tell: time grows with it."""
+        return sum(self._work_until(step, place) for place in range(len(self.phases)))
+
+    def _work_until(self, step: int, place: int) -> int:
+        """Pixels of a phase's images in the first so many steps of the run."""
+        phase, later = self.phases[place], self.phases[place + 1 : place + 2]
+        end = self.lengths.before(later[0].first if later else self.epochs)
+        done = max(0, min(step, end) - self.lengths.before(phase.first))
+        return done * phase.global_batch * (phase.image_size or 1) ** 2
 
 
 @dataclass(frozen=True)
@@ -66,11 +90,13 @@ class StepReport:
     images_per_second: float
     gradient_bytes: int
     """Bytes that this worker handed to the all-reduce in the latest step."""
+    gradient_norm: float | None
+    """Norm of the latest step's gradients before they were clipped; None without clipping."""
 
 
 @dataclass(frozen=True)
 class EpochReport:
-    """An epoch has ended and been evaluated. Training figures are means over the epoch and all ranks."""
+    """An epoch has ended, and been evaluated if due. Training figures are means over the epoch and all ranks."""
 
     epoch: int
     step: int
@@ -89,12 +115,26 @@ class EpochReport:
     budget: int
     explored: Mapping[str, float]
     """Fraction of each layer's positions that were ever active; tied layers have no entry."""
+    dead_outputs: Mapping[str, int]
+    """Outputs of each masked layer that no active weight leads to."""
+    ever_active: float | None
+    """Fraction of the weights of all masked layers that were ever active; None without any."""
+    flops: Mapping[str, int]
+    """FLOPs of each masked layer on one image, now; empty where they cannot be counted."""
+    inference_flops_of_dense: float | None
+    """FLOPs of a forward pass now, over those of the dense network."""
+    training_flops_of_dense: float | None
+    """FLOPs of training so far, over those of as many steps of the dense network."""
     images_per_second: float
     """Mean over the training steps of this epoch, all ranks together."""
     seconds: float
     """Time of training and evaluation in this epoch, since the start or the resume."""
     gradient_bytes: float
     """Bytes to the all-reduce a step, from this worker: mean over this epoch since the start or the resume."""
+    gradient_norm: float | None
+    """Mean norm of this epoch's gradients before they were clipped; None without clipping."""
+    gradient_norm_max: float | None
+    """The largest of these norms."""
     bad_files: int
     """Training files found so far that cannot be read. Others of their classes come in their place."""
     skipped_steps: int
@@ -112,6 +152,8 @@ class Summary:
     name: str
     epochs: int
     steps: int
+    reason: str | None
+    """Words for why the run is done before its last epoch; None if it is not."""
     test_top1: float | None
     test_top5: float | None
     validation_top1: float | None
@@ -120,13 +162,29 @@ class Summary:
     best_top1_on: str | None
     """"validation" or "test". Chosen on test samples it flatters: other samples would give less."""
     test_top1_at_best: float | None
+    ema_test_top1: float | None
+    """Accuracy of the average of the weights, as the next one; None without an average."""
+    ema_validation_top1: float | None
+    best_by: str
+    """Network whose accuracy chose the best epoch: "model", or "ema" for the average of its weights."""
     active_weights: int
     sparse_layer_weights: int
     total_parameters: int
     sparsity: float
     model_sparsity: float
+    ever_active: float | None
+    """Fraction of the weights of all masked layers that were ever active (ITOP's R_s); null without any."""
+    dense_flops: int | None
+    """FLOPs of a forward pass of one image through the dense network, as papers count them; null: not countable."""
+    inference_flops: int | None
+    """FLOPs of a forward pass of one image through the network as it is."""
+    inference_flops_of_dense: float | None
+    training_flops: int | None
+    """FLOPs of all training steps, by the method's own rule."""
+    training_flops_of_dense: float | None
+    """FLOPs of training over those of as many steps of the dense network."""
     layers: Mapping[str, Mapping[str, Any]]
-    """Shape, sparsity before and after, for each sparse layer."""
+    """Shape, sparsity before and after, active weights and FLOPs on one image, for each sparse layer."""
     mask_digest: str
     weight_digest: str
     rank_digests: tuple[Mapping[str, Any], ...]
@@ -143,7 +201,13 @@ class Summary:
     """Gradients that ranks exchanged: "active" or "dense"."""
     seconds: float
     """Time in training, sessions before a resume included."""
+    peak_memory: int | None
+    """Most bytes that rank 0 has held in this session: of its GPU, or of the machine without one; null: unknown."""
     versions: Mapping[str, str]
+    asked: str = ""
+    """Zeros that the config asks for in the sparse layers, at the end of the run, in words."""
+    dense: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """Shape, number of weights and reason for each weight that stays dense; all biases and norms are one entry."""
 
 
 class Callback:

@@ -31,10 +31,15 @@ def closing_text(summary: Summary, folder: Path, *, tensorboard: bool) -> str:
     rows.append(("whole model", "", "", f"{100 * summary.model_sparsity:.2f} %"))
     facts: list[tuple[str, ...]] = [
         *_accuracies(summary),
+        *_of_average(summary),
         ("reallocations", str(summary.reallocations)),
         ("epochs, steps", f"{summary.epochs}, {summary.steps}"),
         ("workers", str(summary.world_size)),
+        *_costs(summary),
+        *_dead(summary),
     ]
+    if summary.reason:
+        facts.append(("ended early", summary.reason))
     if summary.bad_files:
         facts.append(("bad training files, replaced", str(summary.bad_files)))
     if summary.skipped_steps:
@@ -48,6 +53,30 @@ def closing_text(summary: Summary, folder: Path, *, tensorboard: bool) -> str:
     if tensorboard:
         lines.append(f"TensorBoard: {_tensorboard()} --logdir {folder}")
     return "\n".join(lines)
+
+
+def _costs(summary: Summary) -> list[tuple[str, ...]]:
+    """Return FLOPs over those of the dense network, and how much of the network weights have moved through."""
+    found: list[tuple[str, ...]] = []
+    if summary.inference_flops_of_dense is not None:
+        found.append(("FLOPs of inference, x of dense", f"{summary.inference_flops_of_dense:.3f}"))
+    if summary.training_flops_of_dense is not None:
+        found.append(("FLOPs of training, x of dense", f"{summary.training_flops_of_dense:.3f}"))
+    if summary.ever_active is not None:
+        found.append(("weights ever active", f"{100 * summary.ever_active:.2f} %"))
+    return found
+
+
+def _dead(summary: Summary) -> list[tuple[str, ...]]:
+    """Return the layers with outputs that no active weight leads to. Of the last layer these are classes."""
+    dead = {name: count for name, layer in summary.layers.items() if (count := layer.get("dead_outputs"))}
+    if not dead:
+        return []
+    names = list(dead)
+    shown = [f"{dead[name]:,} in {name}" for name in (names if len(names) <= 3 else [*names[:2], names[-1]])]
+    if len(names) > 3:
+        shown.insert(2, f"{sum(dead[name] for name in names[2:-1]):,} in {len(names) - 3} others")
+    return [("outputs without weights", ", ".join(shown))]
 
 
 def _accuracies(summary: Summary) -> list[tuple[str, ...]]:
@@ -68,6 +97,15 @@ def _accuracies(summary: Summary) -> list[tuple[str, ...]]:
         ("test accuracy of the epoch best in validation", _percent(summary.test_top1_at_best)),
         *found,
     ]
+
+
+def _of_average(summary: Summary) -> list[tuple[str, ...]]:
+    """Return the accuracies of the average of the weights, as far as there are any."""
+    found = {"test": summary.ema_test_top1, "validation": summary.ema_validation_top1}
+    rows: list[tuple[str, ...]] = [
+        (f"{on} accuracy of the averaged weights", _percent(top1)) for on, top1 in found.items() if top1 is not None
+    ]
+    return [*rows, ("the best epoch is chosen by", "the averaged weights")] if summary.best_by == "ema" else rows
 
 
 def _tensorboard() -> str:

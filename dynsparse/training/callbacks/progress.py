@@ -34,6 +34,8 @@ def progress(style: Literal["auto", "bar", "lines", "none"]) -> list[Callback]:
 def _accuracies(results: Evaluations) -> dict[str, str]:
     """Return top-1 accuracies by the name of the split."""
     found = {"validation": results.validation, "test": results.test}
+    if results.ema is not None:
+        found |= {"ema validation": results.ema.validation, "ema test": results.ema.test}
     return {name: f"{on.top1:.2f} %" for name, on in found.items() if on is not None}
 
 
@@ -45,8 +47,9 @@ class ProgressLines(Display):
         self._began = time.monotonic()
 
     def on_epoch(self, report: EpochReport) -> None:
-        done = report.step - self._run.start_step
-        left = self._run.epochs * self._run.steps_per_epoch - report.step
+        work = self._run.work
+        done = work(report.step) - work(self._run.start_step)
+        left = work(self._run.steps) - work(report.step)
         eta = (time.monotonic() - self._began) / max(1, done) * left
         log.info(
             "epoch %d/%d  step %d  loss %.4f  train %.2f %%  %s  lr %.3g  %.0f images/s  ETA %s",
@@ -68,8 +71,7 @@ class ProgressBar(Display):
     def on_start(self, run: RunReport) -> None:
         self._redirect = logging_redirect_tqdm()
         self._redirect.__enter__()
-        total = run.epochs * run.steps_per_epoch
-        self._bar = tqdm(total=total, initial=run.start_step, desc=run.name, unit="step", dynamic_ncols=True)
+        self._bar = tqdm(total=run.steps, initial=run.start_step, desc=run.name, unit="step", dynamic_ncols=True)
         self._shown: dict[str, str] = {}
 
     def on_step(self, report: StepReport) -> None:

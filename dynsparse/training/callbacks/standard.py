@@ -12,6 +12,7 @@ from dynsparse.training.callbacks.input_file import InputFile
 from dynsparse.training.callbacks.metrics_file import MetricsFile
 from dynsparse.training.callbacks.progress import progress
 from dynsparse.training.callbacks.summary_file import SummaryFile
+from dynsparse.training.callbacks.tracking import trackings
 from dynsparse.training.run import names
 
 
@@ -33,4 +34,5 @@ def standard_observers(
         members.append(TensorBoard(folder))
     members += progress(config.log.progress)
     members.append(ClosingTable(folder, tensorboard=config.log.tensorboard))
+    members += trackings(config)  # Last: all else is written and said when the end waits for them.
     return members

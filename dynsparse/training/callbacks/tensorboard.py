@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from pathlib import Path
 
 from torch.utils.tensorboard import SummaryWriter
@@ -10,21 +9,7 @@ from torch.utils.tensorboard import SummaryWriter
 from dynsparse.reallocation import ReallocationReport
 from dynsparse.training.callbacks.base import EpochReport, LogWriter, RunReport, SamplesReport, StepReport
 from dynsparse.training.callbacks.event_file import EventFile
-from dynsparse.training.callbacks.records import (
-    epoch_record,
-    epoch_scalars,
-    layer_scalars,
-    reallocation_record,
-    reallocation_scalars,
-)
-
-STEP_TAGS = {
-    "loss": "loss/batch",
-    "lr": "lr",
-    "images_per_second": "throughput/images_per_second",
-    "gradient_bytes": "communication/gradient_bytes_per_step",
-}
-"""Tag of each number of a step's report."""
+from dynsparse.training.callbacks.scalars import Scalars, Values
 
 # One chart with a line a layer, in TensorBoard's "Custom Scalars" tab.
 LAYOUT = {
@@ -32,22 +17,27 @@ LAYOUT = {
         "sparsity of each layer": ["Multiline", [r"^sparsity/layers/.*"]],
         "active weights of each layer": ["Multiline", [r"^active/layers/.*"]],
         "positions ever active": ["Multiline", [r"^exploration/.*"]],
+        "outputs without weights": ["Multiline", [r"^dead_outputs/.*"]],
+        "all weights: sparsity, ever active": ["Multiline", [r"^sparsity/(sparse_layers|model|ever_active)$"]],
     },
     "How it learns": {
-        "loss": ["Multiline", [r"^loss/(train|test|validation)$"]],
+        "loss": ["Multiline", [r"^loss/(train|(ema_)?(test|validation))$"]],
         "top-1 accuracy, %": ["Multiline", [r"^accuracy/.*_top1$"]],
         "learning rate": ["Multiline", [r"^lr$"]],
     },
     "What reallocation moves": {
         "dropped in each layer": ["Multiline", [r"^dropped/.*"]],
         "grown in each layer": ["Multiline", [r"^grown/.*"]],
-        "what it decides by": ["Multiline", [r"^reallocation/(?!dropped$|grown$|seconds$).*"]],
+        "what it decides by": ["Multiline", [r"^reallocation/(?!dropped$|grown$|seconds$|repaired$).*"]],
     },
     "What it costs, what goes wrong": {
+        "FLOPs, x of dense": ["Multiline", [r"^flops/(inference|training)_of_dense$"]],
+        "FLOPs of each layer": ["Multiline", [r"^flops/layers/.*"]],
         "images per second": ["Multiline", [r"^throughput/.*"]],
         "bytes to the all-reduce in a step": ["Multiline", [r"^communication/.*"]],
         "seconds of a reallocation": ["Multiline", [r"^reallocation/seconds$"]],
         "steps skipped, bad files": ["Multiline", [r"^(loss/skipped_steps|data/bad_files)$"]],
+        "layers repaired": ["Multiline", [r"^reallocation/repaired$"]],
         "workers": ["Multiline", [r"^run/workers$"]],
     },
 }
@@ -84,36 +74,30 @@ class TensorBoard(LogWriter):
 
     def on_start(self, run: RunReport) -> None:
         self._writer = _SummaryWriter(self._events, purge_step=run.start_step + 1 if run.resumed else None)
-        self._weights = {layer.name: layer.weights for layer in run.layers}
-        self._writer.add_scalar("run/workers", run.world_size, run.start_step)
+        self._scalars = Scalars(run)
+        for step, values in self._scalars.of_start(run):
+            self._add(values, step)
         # At each start: a run may resume in another folder, or with a config that has changed.
         self._writer.add_custom_scalars(LAYOUT)
         text = "".join(f"    {line}\n" for line in run.config_yaml.splitlines())
         self._writer.add_text("config", text, run.start_step)
-        if not run.resumed:
-            layers = {name: {"active": count} for name, count in run.active.items()}
-            self._add(layer_scalars({"layers": layers}, self._weights), 0)
 
     def on_samples(self, report: SamplesReport) -> None:
         self._writer.add_image("data/first_batch", report.picture, 0)
 
     def on_step(self, report: StepReport) -> None:
-        self._add(((tag, getattr(report, key)) for key, tag in STEP_TAGS.items()), report.step)
+        self._add(self._scalars.of_step(report), report.step)
 
     def on_reallocation(self, report: ReallocationReport) -> None:
-        record = reallocation_record(report)
-        self._add(reallocation_scalars(record), report.step)
-        self._add(layer_scalars(record, self._weights), report.step)
+        self._add(self._scalars.of_reallocation(report), report.step)
 
     def on_epoch(self, report: EpochReport) -> None:
-        record = epoch_record(report)
-        self._add(epoch_scalars(record), report.step)
-        self._add(layer_scalars(record, self._weights), report.step)
+        self._add(self._scalars.of_epoch(report), report.step)
         for name, values in report.active_weights.items():
             drawable = values[values.abs() < _DRAWABLE]
             if drawable.numel():
                 self._writer.add_histogram(f"active_weights/{name}", drawable, report.step)
 
-    def _add(self, scalars: Iterable[tuple[str, float]], step: int) -> None:
-        for tag, value in scalars:
+    def _add(self, values: Values, step: int) -> None:
+        for tag, value in values.items():
             self._writer.add_scalar(tag, value, step)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -13,9 +13,9 @@ from torch import Tensor
 
 from dynsparse.explain import kind_of
 from dynsparse.methods import AnyMethod
-from dynsparse.optimizers import STATE_KEYS
+from dynsparse.optimizers import STATE_KEYS, WHOLE
 from dynsparse.training.checkpoint.format import State
-from dynsparse.training.checkpoint.schema import SavedLayer, SavedRank, SavedRun
+from dynsparse.training.checkpoint.schema import SavedEma, SavedLayer, SavedRank, SavedRun
 
 _METHOD: TypeAdapter[Any] = TypeAdapter(AnyMethod)
 
@@ -46,13 +46,16 @@ def _disagreements(saved: SavedRun, state: State) -> Iterator[str]:
     yield from _of_masks(saved)
     yield from _of_parameters(saved)
     yield from _of_initial_weights(saved)
+    yield from _of_norms(saved.gradient_norms)
     for number, rank in enumerate(saved.ranks):
         yield from (f"ranks.{number}.{problem}" for problem in _of_rank(rank, saved.ranks[0]))
+    if saved.ema is not None:
+        yield from _of_average(saved.ema, saved)
     yield from _of_method(saved, state["config"]["method"])
 
 
 def _of_names(saved: SavedRun) -> Iterator[str]:
-    for name in [*saved.masks.layers, *saved.optimizer, *saved.weights]:
+    for name in [*saved.masks.by_parameter, *saved.optimizer, *saved.weights]:
         if name not in saved.weights or name not in saved.optimizer:
             yield f"{name}: has no {'weights' if name not in saved.weights else 'optimizer state'}"
 
@@ -60,14 +63,40 @@ def _of_names(saved: SavedRun) -> Iterator[str]:
 def _of_masks(saved: SavedRun) -> Iterator[str]:
     for name, layer in saved.masks.layers.items():
         yield from (f"{name}: {problem}" for problem in _of_mask(layer))
+    for name, layers in saved.masks.by_parameter.items():
+        yield from (f"{name}: {problem}" for problem in _of_blocks(layers))
+
+
+def _of_blocks(layers: Sequence[SavedLayer]) -> Iterator[str]:
+    """Check that the layers in a parameter are one without a place, or blocks that lie in it side by side."""
+    blocks = [layer.block for layer in layers if layer.block is not None]
+    if not blocks and len(layers) == 1:
+        return
+    ends = [0, *(block.start + layer.shape[0] for block, layer in zip(blocks, layers, strict=False))]
+    overlap = any(block.start < end for block, end in zip(blocks, ends, strict=False))
+    shapes = {(block.rows, *layer.shape[1:]) for block, layer in zip(blocks, layers, strict=False)}
+    if len(blocks) < len(layers) or overlap or len(shapes) > 1 or ends[-1] > blocks[0].rows:
+        yield "its layers do not lie in its rows side by side"
+
+
+def _stored(layers: Sequence[SavedLayer] | None) -> torch.Size | None:
+    """Shape in which active weights are stored: [active units, unit size], or all of a packed parameter in a row."""
+    if layers is None:
+        return None
+    first = layers[0]
+    if first.block is None:
+        return torch.Size((first.active_units, first.unit_size))
+    dense = first.block.rows - sum(layer.shape[0] for layer in layers)
+    return torch.Size((dense * math.prod(first.shape[1:]) + sum(one.active_units * one.unit_size for one in layers),))
 
 
 def _of_parameters(saved: SavedRun) -> Iterator[str]:
     """Check stored values against the masks, and the masks against their budget."""
     keys, layers = STATE_KEYS.get(saved.config.train.optimizer.name), saved.masks.layers
+    by_parameter = saved.masks.by_parameter
     active = {name: layer.active_units for name, layer in layers.items()}
     for name, weights in saved.weights.items():
-        size = torch.Size((active[name], layers[name].unit_size)) if name in layers else None
+        size = _stored(by_parameter.get(name))
         yield from (f"{name}: {problem}" for problem in _of_values(weights, saved.optimizer[name], size, keys))
     total = sum(active[name] * layer.unit_size for name, layer in layers.items())
     if abs(total - saved.masks.budget) >= max((layer.unit_size for layer in layers.values()), default=1):
@@ -78,6 +107,11 @@ def _of_initial_weights(saved: SavedRun) -> Iterator[str]:
     for name, value in saved.initial_weights.items():
         if name not in saved.masks.layers or list(value.shape) != saved.masks.layers[name].shape:
             yield f"{name}: its initial weights {list(value.shape)} are of no such layer"
+
+
+def _of_norms(sums: Tensor | None) -> Iterator[str]:
+    if sums is not None and (sums.dtype != torch.float64 or sums.shape != (4,)):
+        yield f"gradient_norms is {sums.dtype} {list(sums.shape)}, not 4 of float64"
 
 
 def _of_mask(layer: SavedLayer) -> Iterator[str]:
@@ -120,17 +154,29 @@ def _of_values(
         yield f"its optimizer state has {', '.join(sorted(moments)):.60}, not {', '.join(sorted(keys))}"
     stored = {"weights": weights, **{k: v for k, v in moments.items() if isinstance(v, Tensor)}}
     for what, value in stored.items():
-        if what == "step":
-            if value.dim() != 0 or value.dtype not in (torch.float32, torch.float64):
-                yield f"step: is {value.dtype} {list(value.shape)}, not a number of steps"
-        elif value.shape != expected and size is not None:
-            yield f"{what}: {value.numel():,} values are stored, its mask has {math.prod(size):,} active"
-        elif value.shape != expected:
-            yield f"{what}: {list(value.shape)} is stored, its weights are {list(expected)}"
-        elif not value.is_floating_point():
-            yield f"{what}: is {value.dtype}"
+        free = what in WHOLE or (keys is None and value.dim() == 0)
+        problem = None if free else _of_step(value) if what == "step" else _of_shape(value, expected, size)
+        if problem is None and not value.is_floating_point():
+            problem = f"is {value.dtype}"
+        if problem is not None:
+            yield f"{what}: {problem}"
     if keys is not None and "step" in keys:
         yield from (f"{key}: is no tensor" for key, value in moments.items() if not isinstance(value, Tensor))
+
+
+def _of_step(value: Tensor) -> str | None:
+    """Return what is wrong with an optimizer's count of steps."""
+    fits = value.dim() == 0 and value.dtype in (torch.float32, torch.float64)
+    return None if fits else f"is {value.dtype} {list(value.shape)}, not a number of steps"
+
+
+def _of_shape(value: Tensor, expected: torch.Size, size: torch.Size | None) -> str | None:
+    """Return what is wrong with the shape of weights or moments."""
+    if value.shape == expected:
+        return None
+    if size is not None:
+        return f"{value.numel():,} values are stored, its mask has {math.prod(size):,} active"
+    return f"{list(value.shape)} is stored, its weights are {list(expected)}"
 
 
 def _of_rank(rank: SavedRank, first: SavedRank) -> Iterator[str]:
@@ -147,6 +193,20 @@ def _of_rank(rank: SavedRank, first: SavedRank) -> Iterator[str]:
     cuda = rank.random.cuda
     if cuda is not None and (cuda.dtype != torch.uint8 or cuda.shape != (16,)):
         yield "random.cuda is no state of a GPU's generator"
+
+
+def _of_average(ema: SavedEma, saved: SavedRun) -> Iterator[str]:
+    """Check that the average has the shapes and types of the weights, and its buffers those of the model."""
+    yield from _differing(ema.weights, saved.weights, "ema.weights")
+    for number, rank in enumerate(saved.ranks):
+        yield from _differing(rank.ema_buffers or {}, rank.buffers, f"ranks.{number}.ema_buffers")
+
+
+def _differing(found: Mapping[str, Tensor], expected: Mapping[str, Tensor], where: str) -> Iterator[str]:
+    for name in [*expected, *found]:
+        ours, theirs = ((at[name].shape, at[name].dtype) if name in at else None for at in (expected, found))
+        if ours != theirs:
+            yield f"{where}.{name:.60} differs from what it is the average of in shape or type, or is of one alone"
 
 
 def _of_method(saved: SavedRun, settings: Mapping[str, Any]) -> Iterator[str]:

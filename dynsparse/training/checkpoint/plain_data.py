@@ -16,7 +16,7 @@ from dynsparse.training.checkpoint.limits import DamagedError
 
 _PROTOCOL = 2
 """Protocol of the pickles that torch.save makes."""
-_STRANGE = {"BUILD", "INST", "OBJ", "NEWOBJ", "NEWOBJ_EX", "EXT1", "EXT2", "EXT4"}
+_STRANGE = {"INST", "OBJ", "NEWOBJ", "NEWOBJ_EX", "EXT1", "EXT2", "EXT4"}
 _DEEPEST = 32
 _BYTES = {
     f"{kind}Storage": size
@@ -56,7 +56,7 @@ class _DryUnpickler(pickle.Unpickler):
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) == ("collections", "OrderedDict"):
-            return OrderedDict
+            return _StateDict
         if (module, name) == ("torch._utils", "_rebuild_tensor_v2"):
             return _no_tensor
         if module == "torch" and name in _BYTES:
@@ -67,6 +67,14 @@ class _DryUnpickler(pickle.Unpickler):
         word, kind, key, _, values = pid
         if word != "storage" or self._entries[key] != _BYTES[kind] * values:
             raise DamagedError(f"is damaged (its tensor {key!a} has another size than it is said to have)")
+
+
+class _StateDict(OrderedDict[Any, Any]):
+    """A mapping that may have the one attribute of a module's state_dict, the versions of its modules."""
+
+    def __setstate__(self, state: Any) -> None:
+        if not isinstance(state, dict) or state.keys() != {"_metadata"}:
+            raise DamagedError("holds other than plain data and dense tensors (BUILD)")
 
 
 def _no_tensor(*_: Any) -> None:

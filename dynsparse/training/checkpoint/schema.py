@@ -9,6 +9,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
+from dynsparse.config.recipe import BestBy
 from dynsparse.masks.bits import unpack_bits
 from dynsparse.training.progress import Count, Progress
 
@@ -28,6 +29,14 @@ class SavedProgress(Progress):
     step: Count
 
 
+class SavedBlock(Part):
+    """Place of a layer that is a block of rows of a parameter, see `RowBlock`."""
+
+    parameter: str
+    start: Count
+    rows: Size
+
+
 class SavedLayer(Part):
     """Mask of a layer, packed to bits, and which of its positions were ever active. Format 1 has `explored`."""
 
@@ -36,6 +45,8 @@ class SavedLayer(Part):
     mask: Tensor
     explored: Tensor | None = None
     explored_inactive: Tensor | None = None
+    block: SavedBlock | None = None
+    """None, as in older checkpoints: the layer is a whole parameter."""
 
     @property
     def units(self) -> int:
@@ -59,6 +70,16 @@ class SavedMasks(Part):
     budget: Count
     layers: dict[str, SavedLayer]
 
+    @property
+    def by_parameter(self) -> dict[str, list[SavedLayer]]:
+        """The layers in each parameter that has any, in the order of their rows."""
+        found: dict[str, list[SavedLayer]] = {}
+        for name, layer in self.layers.items():
+            found.setdefault(layer.block.parameter if layer.block else name, []).append(layer)
+        for layers in found.values():
+            layers.sort(key=lambda layer: layer.block.start if layer.block else 0)
+        return found
+
 
 class SavedRandom(Part):
     """States of torch's generators, uint8."""
@@ -73,6 +94,7 @@ class SavedRank(Part):
     buffers: dict[str, Tensor]
     random: SavedRandom
     sums: Tensor
+    ema_buffers: dict[str, Tensor] | None = None
     bad_samples: dict[int, str] = {}
 
 
@@ -82,8 +104,10 @@ class SavedPosition(Part):
     seed: int
     samples: Count
     global_batch: Size
+    batches: list[Annotated[list[Count], Field(min_length=2, max_length=2)]] | None = None
     listing: str | None = None
     split: str | None = None
+    repeated_augmentation: Size = 1
     epoch: Count
     batch: Count
 
@@ -94,10 +118,24 @@ class Named(Part):
     name: str
 
 
+class SavedEmaSettings(Part):
+    """Section `train.ema`, as far as it is compared."""
+
+    best_by: BestBy = "model"
+
+
 class SavedTrain(Part):
     """Section `train`, as far as it is compared."""
 
     optimizer: Named
+    ema: SavedEmaSettings | None = None
+
+
+class SavedEma(Part):
+    """Average of the weights. Those of sparse layers are [active units, unit size]."""
+
+    updates: Count
+    weights: dict[str, Tensor]
 
 
 class SavedConfig(Part):
@@ -131,7 +169,10 @@ class SavedInput(Part):
 
 
 class SavedRun(Part):
-    """Everything that `RunState.save` saves. Sparse weights and moments are [active units, unit size]."""
+    """Everything that `RunState.save` saves. Sparse weights and moments are [active units, unit size].
+
+    Those of a parameter that packs several layers have one dimension.
+    """
 
     config: SavedConfig
     versions: dict[str, str]
@@ -144,6 +185,10 @@ class SavedRun(Part):
     ranks: Annotated[list[SavedRank], Field(min_length=1)]
     loss_scale: SavedScale | Annotated[dict[str, Any], Field(max_length=0)] = {}
     initial_weights: dict[str, Tensor] = {}
+    gradient_norms: Tensor | None = None
+    ema: SavedEma | None = None
+    teacher: str | None = None
+    """Digest of the run's teacher."""
     input: SavedInput | None = None
     evaluated_on: dict[str, str] | None = None
-    """Older checkpoints have neither this nor `input`."""
+    """Older checkpoints have neither this nor `input` nor `gradient_norms`."""

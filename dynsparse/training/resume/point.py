@@ -10,6 +10,8 @@ from dynsparse import files
 from dynsparse.config.schema import RunConfig
 from dynsparse.errors import UserError
 from dynsparse.training.checkpoint import checkpoint_of, read_run
+from dynsparse.training.ending import early_end
+from dynsparse.training.progress import Progress
 from dynsparse.training.resume.ownership import begun_by, checkpoints_of, holds_run, is_occupied
 from dynsparse.training.run import names
 
@@ -116,5 +118,9 @@ def _trained(folder: Path) -> str | None:
 
 
 def is_finished(config: RunConfig, point: ResumePoint) -> bool:
-    """Tell whether nothing is left to do: all epochs are behind `point`, and the summary is written."""
-    return point.state["progress"]["epoch"] >= config.train.epochs and (config.folder / names.SUMMARY).exists()
+    """Tell whether nothing is left to do: `point` is the last of its run, and the summary is written."""
+    progress = Progress.model_validate(point.state["progress"])
+    is_last = progress.epoch >= config.train.epochs or (
+        point.state["data"]["batch"] == 0 and early_end(config.train, progress) is not None
+    )
+    return is_last and (config.folder / names.SUMMARY).exists()

@@ -12,6 +12,7 @@ from dynsparse import files
 from dynsparse.config.schema import RunConfig
 from dynsparse.errors import StorageError, UserError
 from dynsparse.training.checkpoint import link, read_run, set_aside_after
+from dynsparse.training.progress import is_of_now
 from dynsparse.training.resume.ownership import holds_run, mark, remove_run
 from dynsparse.training.resume.point import ResumePoint
 from dynsparse.training.run import names
@@ -72,8 +73,11 @@ def _name_anew(point: ResumePoint, folder: Path, guard: Callable[[], None]) -> N
         return
     link(point.path, folder / names.LATEST, guard)
     progress, at_epoch_end = point.state["progress"], point.state["data"]["batch"] == 0
-    selecting = progress["test_top1"] if progress["validation_top1"] is None else progress["validation_top1"]
+    of = "ema_" if progress.get("best_by") == "ema" else ""  # Older checkpoints do not say.
+    on = "test" if progress["validation_top1"] is None else "validation"
+    selecting = progress.get(f"{of}{on}_top1")
     is_best = progress["best_top1"] is not None and progress["best_top1"] == selecting
+    is_best = is_best and is_of_now(progress)
     if at_epoch_end and is_best and not (folder / names.BEST).exists():
         link(point.path, folder / names.BEST, guard)
 

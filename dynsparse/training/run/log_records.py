@@ -68,6 +68,8 @@ def _check_epoch(line: Record) -> None:
         whole_number(layer["active"])
         number(layer["sparsity"])
         number(layer.get("explored"))
+        number(layer.get("flops"))
+        number(layer.get("dead_outputs"))
 
 
 def _check_reallocation(line: Record) -> None:

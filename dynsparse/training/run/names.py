@@ -17,6 +17,17 @@ OWNER = "owner.json"
 EVENTS = "events.out.tfevents"
 """Beginning of TensorBoard's names, which end with the time, the host and the process."""
 
+WANDB_ID, MLFLOW_ID = "wandb.json", "mlflow.json"
+"""The run's ids at W&B and MLflow."""
+WANDB = "wandb"
+"""The folder of W&B's own files, sent or not. --overwrite leaves it: another run there has another id."""
+
+PROFILES = "profile"
+"""The folder of torch.profiler's traces, a file for each worker and start."""
+TRACES = "rank-*.pt.trace.json.gz"
+MEMORY = "memory-rank-*.pickle"
+"""Snapshots of GPU memory that has run out, one a worker."""
+
 CHECKPOINTS = "checkpoints"
 """The folder of these four kinds of file."""
 LATEST, BEST, INITIAL = "latest.pt", "best.pt", "initial.pt"
@@ -29,7 +40,7 @@ PARTIAL = "*.partial"
 CLAIMS = "lock-*.partial"
 """Locks of dead runs that a start is about to remove."""
 
-WRITTEN_WHOLE = (LAUNCH, CONFIG, METRICS, SUMMARY, INPUT)
+WRITTEN_WHOLE = (LAUNCH, CONFIG, METRICS, SUMMARY, INPUT, WANDB_ID, MLFLOW_ID)
 """Files that take their name in one step: a kill may leave a partial file beside each."""
 
 FROM_START = (LOCK, OWNER, f"{OWNER}.{PARTIAL}", CLAIMS, f"{LAUNCH}.{PARTIAL}")
@@ -46,6 +57,16 @@ def claim(mark: str) -> str:
 def damaged(name: str) -> str:
     """Name of the file that takes the damaged lines of a log."""
     return f"{name}.damaged"
+
+
+def trace(rank: int, step: int) -> str:
+    """Name of a worker's trace that begins after `step`, such as rank-0.7.pt.trace.json.gz."""
+    return TRACES.replace("*", f"{rank}.{step}")
+
+
+def memory(rank: int) -> str:
+    """Name of a worker's snapshot of GPU memory."""
+    return MEMORY.replace("*", str(rank))
 
 
 def of_step(step: int) -> str:
@@ -70,6 +91,11 @@ OVERWRITTEN = (
     damaged(METRICS),
     SUMMARY,
     INPUT,
+    WANDB_ID,
+    MLFLOW_ID,
+    f"{PROFILES}/{TRACES}",
+    f"{PROFILES}/{TRACES}.{PARTIAL}",
+    MEMORY,
     f"{EVENTS}.*",
 )
 """Patterns of what --overwrite removes: all that a run writes, but the config, which is replaced, and the lock."""
