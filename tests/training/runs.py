@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -20,12 +21,11 @@ import pipelines
 from dynsparse.config import loading
 from dynsparse.config.schema import RunConfig
 from dynsparse.runtime import Worker
+from dynsparse.training.building import data_request
 from dynsparse.training.callbacks import Callback
 from dynsparse.training.checkpoint import CheckpointFolder
 from dynsparse.training.network import build_network
 from dynsparse.training.trainer import Trainer
-from pipelines.base import Request
-from pipelines.order import Share
 from tests import forks
 
 ROOT = Path(__file__).parents[2]
@@ -61,15 +61,7 @@ def trainer(
 ) -> Trainer:
     """A trainer over real pipelines, in this process."""
     worker = worker or Worker()
-    share = Share(worker.rank, worker.world_size, settings.train.micro_batches)
-    request = Request(
-        settings.seed,
-        settings.train.global_batch_size,
-        share,
-        settings.train.evaluation_batch_size,
-        device_id=None,
-        evaluate_train=settings.train.evaluate_train,
-    )
+    request = replace(data_request(settings, worker), device_id=None)
     data = pipelines.build(settings.data, request)
     network = build_network(settings, torch.device("cpu"))
     return Trainer(settings, network, data, worker, observers=observers or [], checkpoints=checkpoints, **options)

@@ -18,9 +18,11 @@ from tensorboard.backend.event_processing.event_file_loader import EventFileLoad
 from tensorboard.plugins.custom_scalar import layout_pb2, metadata
 
 from dynsparse.errors import StopRequested, UserError
+from dynsparse.reallocation import ReallocationReport
 from dynsparse.training.callbacks import Callback, Observers, standard_observers
 from dynsparse.training.callbacks.base import EpochReport
 from dynsparse.training.callbacks.history_file import HistoryFile
+from dynsparse.training.callbacks.records import LAYER_TAGS, reallocation_record, reallocation_scalars
 from dynsparse.training.callbacks.summary_file import SummaryFile
 from dynsparse.training.callbacks.tensorboard import LAYOUT
 from dynsparse.training.checkpoint import read
@@ -125,6 +127,19 @@ def test_every_chart_of_the_layout_has_a_line(finished: tuple[Path, Any]) -> Non
     tags = events(finished[0]).Tags()["scalars"]
     for title, (_, patterns) in (chart for category in LAYOUT.values() for chart in category.items()):
         assert any(re.match(pattern, tag) for pattern in patterns for tag in tags), title
+
+
+@pytest.mark.parametrize("beginning", LAYER_TAGS.values())
+def test_all_that_is_told_of_a_layer_has_a_chart(beginning: str) -> None:
+    """A number without a chart hides among the tags of all layers."""
+    patterns = [pattern for category in LAYOUT.values() for _, found in category.values() for pattern in found]
+    assert any(re.match(pattern, f"{beginning}/conv1.weight") for pattern in patterns)
+
+
+@pytest.mark.parametrize("repaired", [(), ("fc1.weight", "fc2.weight")])
+def test_layers_that_were_repaired_are_counted(repaired: tuple[str, ...]) -> None:
+    report = ReallocationReport(3, 0, {}, {}, {}, {}, {}, repaired=repaired)
+    assert dict(reallocation_scalars(reallocation_record(report)))["reallocation/repaired"] == len(repaired)
 
 
 def test_history(finished: tuple[Path, Any]) -> None:

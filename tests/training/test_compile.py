@@ -170,6 +170,7 @@ def test_bf16_and_channels_last_are_compiled_once() -> None:
     check_compiled_once(compiled)
 
 
+@pytest.mark.slow
 def test_two_ranks() -> None:
     """DistributedDataParallel sends the gradients of active weights alone."""
     ranks = run_distributed(compiled_and_not, 2, "dsr")

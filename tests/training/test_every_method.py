@@ -16,19 +16,25 @@ from dynsparse.training.callbacks import Callback, EpochReport
 from dynsparse.training.callbacks.metrics_file import MetricsFile
 from dynsparse.training.callbacks.tensorboard import TensorBoard
 from dynsparse.training.checkpoint import CheckpointFolder, read
-from tests.methods.test_contract import REGISTRY
+from tests.methods.test_contract import ONCE, REGISTRY, structure_of
 from tests.ranks import run_distributed
 from tests.training import runs
 from tests.training.test_resume import assert_same, state_after
 
 #: Settings under which something happens in the 16 steps of two epochs.
 BUSY: dict[str, dict[str, Any]] = {
+    "acdc": {"density": ONCE},
+    "chts": {"period": 3},
     "deepr": {"eta": 1.0, "temperature": 1e-4},
     "dsr": {"period": 3, "initial_threshold": 0.02, "target_moves": 30, "new_weights": "initial"},
+    "gmp": {"period": 3},
+    "granet": {"period": 3},
+    "mest": {"period": 3},
     "pruning": {"after_epoch": 0, "every_epochs": 1, "iterations": 2, "target_fc": 0.8},
     "rigl": {"period": 3},
     "set": {"period": 3, "scaling": True},
     "sparse_momentum": {},
+    "srigl": {"period": 3, "ablation": 0.5},
     "tied": {"rescale_gradient": True},
 }
 
@@ -36,6 +42,7 @@ BUSY: dict[str, dict[str, Any]] = {
 def settings(name: str, **sections: Any) -> RunConfig:
     start = {"weights_from": "unread"} if name == "pruning" else {}
     train = {"penalty": {"l1": 1e-4}, **sections.pop("train", {})}
+    sections["sparsity"] = {"structure": structure_of(name), **sections.pop("sparsity", {})}
     return runs.config(method={"name": name, **BUSY.get(name, {})}, start=start, train=train, **sections)
 
 
@@ -165,7 +172,7 @@ def test_a_period_longer_than_the_run_is_said(period: int, warned: bool, caplog:
 
 def test_more_moves_than_there_are_units_are_refused() -> None:
     with pytest.raises(UserError, match=r"method\.target_moves is 600; the network has 255 active units in all: take"):
-        runs.trainer(runs.config(method={"name": "dsr"}))
+        runs.trainer(runs.config(method={"name": "dsr", "target_moves": 600}))
 
 
 @pytest.mark.parametrize("name", ["pruning", "rigl", "set", "sparse_momentum"])

@@ -348,3 +348,16 @@ def test_a_folder_that_vanishes_comes_back_as_the_runs_own(tmp_path: Path) -> No
     start = find_resume_point(settings, resume=None, overwrite=True, launch="this one")
     assert start is not None
     assert start.state["progress"]["step"] == 5
+
+
+def test_overwrite_removes_ids_traces_and_snapshots(tmp_path: Path) -> None:
+    """A new run in the folder must not continue the old one at W&B or MLflow. What others put there stays."""
+    settings = runs.config(runs=str(tmp_path), name="a")
+    open_folder(settings, resume=None, overwrite=False)
+    (settings.folder / "profile").mkdir()
+    ours = ["wandb.json", "mlflow.json", "profile/rank-0.9.pt.trace.json.gz", "memory-rank-1.pickle"]
+    for name in [*ours, "profile/notes"]:
+        (settings.folder / name).touch()
+    open_folder(settings, resume=None, overwrite=True)
+    assert [name for name in ours if (settings.folder / name).exists()] == []
+    assert (settings.folder / "profile" / "notes").exists()

@@ -630,6 +630,7 @@ train(sys.argv[1:], "dist_train.py")
 """
 
 
+@pytest.mark.slow
 @in_a_container
 def test_a_suspended_run_leaves_the_one_that_took_its_place_alone(tmp_path: Path) -> None:
     """The other has finished since: no checkpoint, no summary and no line of its logs is overwritten."""

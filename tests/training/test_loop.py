@@ -57,7 +57,11 @@ def assert_zero_outside(trainer: Trainer) -> None:
         {"precision": "bf16"},
         {"channels_last": True},
         {"label_smoothing": 0.1},
+        {"mixing": {"mixup_alpha": 0.4, "cutmix_alpha": 1.0}},
+        {"loss": "bce", "optimizer": {"name": "adamw"}, "lr": {"name": "steps", "table": 0.01}},
         {"micro_batches": 3},
+        {"clip": {"norm": 0.5, "value": 0.1}},
+        {"optimizer": {"name": "lamb"}, "parameters": {"decay_norms_and_biases": False}},
         {"lr": {"name": "cosine", "peak": 0.05, "warmup_epochs": 1}},
     ],
     ids=str,
@@ -84,6 +88,7 @@ def test_options_train_and_keep_the_invariants(train: dict[str, Any]) -> None:
     assert [report.step for report in recorder.steps] == list(range(4, 61, 4))
 
 
+@pytest.mark.slow  # test_compile.py says it of smaller networks.
 @pytest.mark.skipif(not any(map(shutil.which, ("c++", "g++", "clang++"))), reason="torch.compile needs a C++ compiler")
 def test_compile_gives_the_same_training(monkeypatch: pytest.MonkeyPatch) -> None:
     """Same masks; losses within float32 rounding over 16 steps. No recompilation after a reallocation."""

@@ -178,7 +178,7 @@ MOMENTS = {
 }
 
 
-@pytest.mark.parametrize("what", ["full", "read_only", "gone"])
+@pytest.mark.parametrize("what", ["full", pytest.param("read_only", marks=pytest.mark.slow), "gone"])
 @pytest.mark.parametrize("moment", MOMENTS)
 def test_nothing_is_missing_after_an_outage(
     storage: Storage,
@@ -231,8 +231,10 @@ def test_an_outage_that_lasts_ends_the_run_with_a_line_for_each(
     said = [line.split(":")[0] for line in caught.value.lines]
     places = [f"checkpoint {settings.folder}/checkpoints/{name}" for name in ("step-000000016.pt", "best.pt")]
     expected = [*places, "HistoryFile", "MetricsFile", "SummaryFile", "TensorBoard"]
-    # On a disk that is full, the last page of a file has room for some more lines.
-    assert said == [one for one in expected if what == "gone" or one not in ("HistoryFile", "MetricsFile")]
+    # On a disk that is full, the last page of a file may have room for some more lines.
+    lines = () if what == "gone" else ("HistoryFile", "MetricsFile")
+    assert [one for one in said if one not in lines] == [one for one in expected if one not in lines]
+    assert set(said) <= set(expected)
     assert caplog.text.count("waiting for up to 30 s") == 1
     assert trainer.progress.epoch == 2
 

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from unittest.mock import Mock
+
 import pytest
 import torch
 from torch import nn
@@ -8,6 +10,7 @@ from dynsparse.config.sections import PenaltySettings
 from dynsparse.masks import MaskSet, sparse_layers
 from dynsparse.masks.tying import tie
 from dynsparse.training.penalties import add_gradients
+from tests.training import runs
 
 
 def conv_masks(granularity: int = 4) -> tuple[nn.Conv2d, MaskSet]:
@@ -68,3 +71,17 @@ def test_without_a_coefficient_nothing_is_touched() -> None:
     model.weight.grad = torch.full_like(model.weight, -0.0)
     add_gradients(PenaltySettings(group_lasso=True), masks.layers)
     assert torch.signbit(model.weight.grad).all()
+
+
+@pytest.mark.parametrize("method", ["static", "rigl", "deepr"])
+def test_a_penalty_costs_no_pass_over_the_masks(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It adds 0 outside the masks: what is masked stays so, and the weights outside are 0."""
+    passes: dict[float, int] = {}
+    for l1 in (0.0, 1e-3):
+        trainer = runs.trainer(runs.config(method={"name": method}, train={"epochs": 1, "penalty": {"l1": l1}}))
+        counted = Mock(side_effect=trainer.masks.mask_gradients)
+        monkeypatch.setattr(trainer.masks, "mask_gradients", counted)
+        trainer.fit()
+        trainer.masks.check()
+        passes[l1] = counted.call_count
+    assert passes[0.0] == passes[1e-3]

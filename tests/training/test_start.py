@@ -229,3 +229,10 @@ def test_from_the_command_line(tmp_path: Path) -> None:
     dry = runs.dist_train("--config", path, "--dry-run", "name=other")
     assert dry.returncode == 0, dry.stderr
     assert "start.masks_from: " in dry.stdout
+
+
+def test_a_warm_up_longer_than_the_run_is_refused() -> None:
+    lr = {"name": "constant", "warmup_steps": 16}
+    with pytest.raises(UserError, match=r"train\.lr\.warmup_steps is 16, and the run has 16 steps \(8 an epoch\)"):
+        runs.trainer(runs.config(train={"lr": lr}))
+    runs.trainer(runs.config(train={"lr": {**lr, "warmup_steps": 15}}))
