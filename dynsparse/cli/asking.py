@@ -40,7 +40,7 @@ def action_of(asked: argparse.Namespace) -> Action:
 
 def _action(asked: argparse.Namespace, config: RunConfig, resume: str | None) -> Action:
     if asked.evaluate is not None:  # An empty text, of a variable that is not set, must not train.
-        return Evaluation(config, asked.evaluate)
+        return Evaluation(config, asked.evaluate, asked.confusion)
     if asked.dry_run:
         return DryRun(config)
     if asked.preview:
@@ -53,6 +53,8 @@ def load_config(asked: argparse.Namespace, resume: Resume) -> RunConfig:
     for option in ("--overwrite", "--evaluate"):
         if resume.go_on is not None and getattr(asked, option[2:]):
             raise UserError(f"argument {option}: not allowed with argument --resume; see {asked.program} --help")
+    if asked.confusion is not None and asked.evaluate is None:
+        raise UserError(f"argument --confusion: only with argument --evaluate; see {asked.program} --help")
     if any_given(asked) or resume.weights is not None:
         return _translated(asked, resume)
     if asked.config is not None:

@@ -11,18 +11,19 @@ import sys
 from importlib.util import find_spec
 from typing import NoReturn
 
-from dynsparse import torchrun
+from dynsparse import __version__, torchrun
 from pipelines.__main__ import PROGRAM as DATA
 from pipelines.common import streams
 from pipelines.common.errors import EXIT_BAD_INPUT
 from pipelines.common.programs import Program
 
 PROGRAM = Program(
-    "python -m dynsparse",
+    "dynsparse",
     {
         "train": ("dynsparse.cli.train", "--config FILE: train a sparse network, or resume, evaluate, check"),
         "report": ("dynsparse.tools.report", "RUN [RUN...]: one HTML page that shows runs side by side"),
         "inspect": ("dynsparse.tools.inspection", "CKPT: check a checkpoint, and print its table of layers"),
+        "predict": ("dynsparse.tools.prediction", "RUN IMAGE...: the most probable classes of images"),
         "export": ("dynsparse.tools.export", "CKPT --format torch|safetensors|onnx|csr: take the network away"),
         "experiments": (
             "dynsparse.cli.experiments.command",
@@ -30,12 +31,13 @@ PROGRAM = Program(
         ),
         **DATA.verbs,
     },
-    "The program `dynsparse` is the same.",
+    "`python -m dynsparse` is the same. --version prints the version.",
+    f"dynsparse {__version__}",
 )
 
 TRAIN = ("train", ("PIL", "sklearn", "tensorboard", "torchvision", "tqdm", "yaml"))
 EXTRAS = {
-    **dict.fromkeys(("train", "experiments", *DATA.verbs), TRAIN),
+    **dict.fromkeys(("train", "experiments", "predict", *DATA.verbs), TRAIN),
     "report": ("report", ("jinja2", "matplotlib", "yaml")),
     "inspect": ("export", ("yaml",)),
     "export": ("export", ("yaml",)),

@@ -42,6 +42,12 @@ def _parser(program: str) -> argparse.ArgumentParser:
     one.add_argument(
         "--evaluate", metavar="CKPT", type=argument, help="evaluate a checkpoint, or a run's best, and end"
     )
+    parser.add_argument(
+        "--confusion",
+        metavar="FILE",
+        type=argument,
+        help="with --evaluate: accuracy by class, and a confusion matrix in FILE.csv; FILE.svg or .png draws it too",
+    )
     one.add_argument("--dry-run", action="store_true", help="print the resolved config and the layers, and end")
     one.add_argument(
         "--preview",

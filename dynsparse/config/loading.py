@@ -11,13 +11,16 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from dynsparse import models, optimizers
 from dynsparse.config.overrides import merge
 from dynsparse.config.reading import plain, problems, read_file
 from dynsparse.config.schema import RunConfig
 from dynsparse.config.shipped import found
 from dynsparse.errors import UserError
 from dynsparse.explain import explain_all, kind_of, place
-from dynsparse.models import more_names
+
+_NAMES = {"model": models.more_names, "optimizer": optimizers.more_names}
+"""More names of a section than the schema lists."""
 
 
 def load(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
@@ -50,7 +53,7 @@ def parse(
     try:
         config = RunConfig.model_validate(merged)
     except ValidationError as error:
-        wrong += explain_all(error, RunConfig, source, overridden, flags, {"model": more_names})
+        wrong += explain_all(error, RunConfig, source, overridden, flags, _NAMES)
     if wrong:
         raise UserError(*wrong)
     return config

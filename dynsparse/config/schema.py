@@ -57,6 +57,16 @@ class RunConfig(Settings):
                 f"train.lr.warmup_epochs is {train.lr.warmup_epochs:g}; the rate would never reach its value in "
                 f"{train.epochs} epochs (train.epochs): set train.lr.warmup_epochs below that, or train longer"
             )
+        if train.deterministic and self.distributed.gradients == "auto":
+            raise ValueError(
+                "train.deterministic is on and distributed.gradients is auto, which chooses by the clock: set it to "
+                "dense or active"
+            )
+        if method.starts != "dense" and start.masks_from is None and not self.sparsity.is_said:
+            raise ValueError(
+                f"sparsity is not said, and method {method.name} needs it: give the fraction of zeros in convolutions "
+                f"and linear layers, such as sparsity='{{conv: 0.9, fc: 0.9}}'"
+            )
         if method.starts == "dense" and self.sparsity.allocation != "uniform":
             raise ValueError(
                 f"sparsity.allocation is {self.sparsity.allocation}, and method {method.name} starts from a dense "
@@ -67,20 +77,76 @@ class RunConfig(Settings):
                 "data.dtype is float16, which the network's float32 weights cannot be multiplied with: "
                 "set train.precision=bf16 or fp16, or data.dtype=float32"
             )
-        if method.needs_weights and start.weights_from is None:
+        if method.needs_weights and start.weights_from is None and self.model.weights is None:
             raise ValueError(
                 f"method.name is {method.name}, which starts from a trained dense network: set start.weights_from to "
-                f"its run"
+                f"its run, or model.weights to a file"
             )
         method.require_epochs(train.epochs)
+        if train.image_size is not None and not self.data.crops:
+            raise ValueError(
+                f"train.image_size is set, and data.name {self.data.name} does not crop images to a size: leave it "
+                f"out, or use imagenet, parquet or webdataset"
+            )
         if start.masks_from is not None and method.starts != "sparse":
             raise ValueError(f"start.masks_from does not go with method {method.name}, which starts without masks")
+        return self
+
+    @model_validator(mode="after")
+    def _density_fits(self) -> RunConfig:
+        if self.start.masks_from is not None and getattr(self.method, "density", None) is not None:
+            raise ValueError(
+                f"start.masks_from and method.density both say the first density of method {self.method.name}: give one"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _tied_fit(self) -> RunConfig:
+        """Raise ValueError for sections that do not go with tied weights."""
+        method, start, train = self.method, self.start, self.train
+        if method.starts == "tied" and self.sparsity.split:
+            raise ValueError(
+                f"sparsity.split does not go with method {method.name}, which ties whole parameters: leave it out"
+            )
         if method.starts == "tied" and start.weights_from is not None:
             raise ValueError(f"start.weights_from does not go with method {method.name}, whose weights are others")
         if method.starts == "tied" and train.penalty.group_lasso and self.sparsity.granularity > 2:
             raise ValueError(
                 f"train.penalty.group_lasso with method {method.name} needs units that hold whole kernel slices: "
                 f"set sparsity.granularity to 2 or 1"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _trained_weights_fit(self) -> RunConfig:
+        """Raise ValueError for weights to start from that contradict each other, or the method."""
+        if self.model.weights is not None and self.start.weights_from is not None:
+            raise ValueError("model.weights and start.weights_from both name the weights to begin with: give one")
+        if self.model.weights is not None and self.method.starts == "tied":
+            raise ValueError(f"model.weights does not go with method {self.method.name}, whose weights are others")
+        return self
+
+    @model_validator(mode="after")
+    def _frozen_are_there(self) -> RunConfig:
+        if self.train.freeze and self.method.starts == "tied":
+            raise ValueError(f"train.freeze does not go with method {self.method.name}, whose weights have other names")
+        return self
+
+    @model_validator(mode="after")
+    def _first_masks_fit(self) -> RunConfig:
+        """Raise ValueError for first masks by magnitude where there is nothing to choose, or to choose from."""
+        start, method = self.start, self.method
+        if self.sparsity.initial == "random":
+            return self
+        if method.starts != "sparse":
+            raise ValueError(
+                f"sparsity.initial is magnitude, and method {method.name} starts without masks: leave it out"
+            )
+        if start.masks_from is not None:
+            raise ValueError("sparsity.initial and start.masks_from both say the first masks: give one")
+        if self.model.weights is None and start.weights_from is None:
+            raise ValueError(
+                "sparsity.initial is magnitude, and fresh weights tell nothing: set model.weights to a trained network"
             )
         return self
 
@@ -95,13 +161,18 @@ class RunConfig(Settings):
         return Path(self.runs) / self.run_name
 
     def require_split(self, workers: int) -> None:
-        """Raise UserError unless each worker gets a sample for each of its micro-batches. Parts may differ by one."""
+        """Raise UserError unless each worker gets a sample for each of its micro-batches, or a pair to mix.
+
+        Parts may differ by as much.
+        """
         train = self.train
-        parts = workers * train.micro_batches
-        if train.global_batch_size < parts:
+        parts = workers * train.micro_batches * train.mixing.unit
+        least = min(train.phases, key=lambda phase: phase.global_batch)
+        if least.global_batch < parts:
             raise UserError(
-                f"train.global_batch_size is {train.global_batch_size}; each of {workers} workers x "
-                f"{train.micro_batches} micro-batches needs a sample: take {parts} or more"
+                f"train.global_batch_size is {least.global_batch}{train.since(least)}; each of {workers} workers x "
+                f"{train.micro_batches} micro-batches needs "
+                f"{'a pair of samples (train.mixing)' if train.mixing.is_on else 'a sample'}: take {parts} or more"
             )
 
     def as_dict(self) -> dict[str, Any]:

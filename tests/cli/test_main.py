@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from dynsparse import __version__
 from dynsparse.cli import asking, main
 from dynsparse.cli.options import parse
 from dynsparse.cli.resuming import read_resume
@@ -35,9 +36,14 @@ def test_usage_names_each_verb(words: tuple[str, ...], code: int, capsys: pytest
     assert all(f"\n  {name} " in out for name in main.PROGRAM.verbs)
 
 
+def test_the_version(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main.main(["--version"]) == 0
+    assert capsys.readouterr().out == f"dynsparse {__version__}\n"
+
+
 def test_an_unknown_verb_is_refused_with_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:
     assert main.main(["trian"]) == 2
-    expected = "error: unknown command 'trian'; did you mean 'train'?; see python -m dynsparse --help\n"
+    expected = "error: unknown command 'trian'; did you mean 'train'?; see dynsparse --help\n"
     assert capsys.readouterr().err == expected
 
 
@@ -84,6 +90,7 @@ def test_the_papers_flags_are_entered_only_when_one_is_given(
         assert asking.load_config(asked, read_resume(asked)).seed == 3
 
 
+@pytest.mark.slow  # torchrun with the script, and the module without torchrun, are tried elsewhere.
 def test_torchrun_trains_the_module_as_it_does_the_script(tmp_path: Path) -> None:
     settings = runs.config(runs=str(tmp_path), name="a", train={"epochs": 1})
     words = [*runs.TORCHRUN, "--standalone", "--nproc-per-node", "2", "-m", "dynsparse", "train"]

@@ -16,6 +16,7 @@ from dynsparse.config import loading as config
 from dynsparse.config import reading, schema
 from dynsparse.config.schema import RunConfig
 from dynsparse.errors import UserError
+from dynsparse.training.network import build_without_weights, layer_specs
 from pipelines.common.paths import written
 from tests.training import runs
 
@@ -23,6 +24,7 @@ ROOT = Path(__file__).parents[2]
 CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
 GOOD = """
 model: {name: mnist_mlp}
+sparsity: {conv: 0.5, fc: 0.98}
 method: {name: dsr}
 data: {name: synthetic}
 """
@@ -263,7 +265,7 @@ CASES: list[tuple[list[str], list[str]]] = [
         ["model.name=resnet"],
         [
             "command line: model.name: unknown model 'resnet'; there are cifar10_WideResNet, imagenet_resnet50, ",
-            "imagenet_resnet50, mnist_mlp, small_cnn, torchvision/...; yours goes in dynsparse/models/",
+            "imagenet_resnet50, mnist_mlp, small_cnn, torchvision/..., timm/...; yours goes in dynsparse/models/",
         ],
     ),
     (["model.name=3"], ["model.name: unknown model '3'; there are"]),
@@ -291,8 +293,11 @@ CASES: list[tuple[list[str], list[str]]] = [
         ["model={name: cifar10_WideResNet, widen_factor: 0}"],
         ["model.widen_factor: is 0; input should be greater than 0"],
     ),
-    (["method.name=rigl2"], ["unknown method 'rigl2'; there are deepr, dense, dsr, pruning, rigl, set, "]),
-    (["data.name=cifar"], ["data.name: unknown data 'cifar'; there are cifar10, digits, imagenet, mnist, synthetic"]),
+    (["method.name=rigl2"], ["unknown method 'rigl2'; there are acdc, chts, deepr, dense, dsr, gmp, granet, mest, "]),
+    (
+        ["data.name=cifar"],
+        ["data.name: unknown data 'cifar'; there are cifar10, digits, imagenet, mnist, parquet, small_images, "],
+    ),
     (["method={}"], ["command line: method: lacks 'name'"]),
     (["method={name: set, fraction: 1.5}"], ["method.fraction: is 1.5; input should be less than or equal to 1"]),
     (["method={name: rigl, until: -0.1}"], ["method.until: is -0.1; input should be greater than or equal to 0"]),
@@ -309,6 +314,15 @@ CASES: list[tuple[list[str], list[str]]] = [
     (["method={name: dense}", "start.masks_from=x"], ["start.masks_from does not go with method dense, which starts"]),
     (["method={name: tied}", "start.weights_from=x"], ["start.weights_from does not go with method tied"]),
     (["method={name: tied}", "train.penalty={l1: 1.0, group_lasso: true}"], ["set sparsity.granularity to 2 or 1"]),
+    (["train.mixing.probability=0.5"], ["train.mixing: probability is 0.5, and mixup_alpha and cutmix_alpha are 0:"]),
+    (["train.mixing.mixup_alpha=-1"], ["train.mixing.mixup_alpha: is -1; input should be greater than or equal to 0"]),
+    (["train.mixing.mixup=1"], ["train.mixing.mixup: unknown key; did you mean 'mixup_alpha'?"]),
+    (["train.mixup_alpha=1"], ["train.mixup_alpha: unknown key; did you mean 'train.mixing.mixup_alpha'?"]),
+    (
+        ["train.mixing.cutmix_alpha=1", "train.global_batch_size=13"],
+        ["train: global_batch_size is 13, and mixing mixes its samples in pairs: take an even number, such as 14"],
+    ),
+    (["train.loss=bec"], ["train.loss: is \"bec\"; input should be 'cross_entropy' or 'bce'; did you mean 'bce'?"]),
     (["train.start_epoch=10"], ["train.start_epoch is 10; it must be below train.epochs, 10"]),
     (["train.lr={name: cosine, warmup_epochs: 10}"], ["train.lr.warmup_epochs is 10; the rate would never reach its"]),
     (
@@ -338,7 +352,7 @@ CASES: list[tuple[list[str], list[str]]] = [
     (["seed=-1"], ["seed: is -1; input should be greater than or equal to 0"]),
     (["seed=2024-99-99"], ['seed: is "2024-99-99"; input should be a valid integer']),
     (['seed="3"'], ['seed: is "3"; input should be a valid integer']),
-    (["method.name=007"], ["method.name: unknown method '007'; there are deepr"]),
+    (["method.name=007"], ["method.name: unknown method '007'; there are acdc"]),
     (["log.progress=off"], ["log.progress: is \"off\"; input should be 'auto', 'bar', 'lines' or 'none'"]),
     (["runs="], ["runs: is null; input should be a valid string"]),
     (["model.1e3=2"], ["model.1e3: unknown key"]),
@@ -368,7 +382,7 @@ def test_bad_values(overrides: list[str], expected: list[str], tmp_path: Path) -
 
 
 def test_all_errors_are_listed_at_once_with_their_place(tmp_path: Path) -> None:
-    text = GOOD + "train: {epochs: 0, batch: 3}\nsparsity: {fc: 2}\n"
+    text = GOOD.replace("fc: 0.98", "fc: 2") + "train: {epochs: 0, batch: 3}\n"
     assert errors(text, "log.every_steps=0", tmp_path=tmp_path) == [
         "FILE: sparsity.fc: is 2; input should be less than 1",
         "FILE: train.epochs: is 0; input should be greater than or equal to 1",
@@ -413,6 +427,13 @@ def test_a_batch_with_fewer_samples_than_parts(batch: int, parts: int, workers: 
         asked.require_split(workers)
 
 
+def test_a_batch_with_fewer_pairs_than_parts() -> None:
+    asked = runs.config(train={"global_batch_size": 10, "micro_batches": 2, "mixing": {"mixup_alpha": 1}})
+    asked.require_split(2)
+    with pytest.raises(UserError, match=r"3 workers .* needs a pair of samples \(train.mixing\): take 12"):
+        asked.require_split(3)
+
+
 def test_a_batch_with_enough() -> None:
     runs.config(train={"global_batch_size": 96, "micro_batches": 4}).require_split(8)
     runs.config(train={"global_batch_size": 100}).require_split(3)
@@ -422,3 +443,31 @@ def test_names() -> None:
     asked: dict[str, Any] = {"job_idx": 7}
     assert runs.config(**asked).run_name == "mnist_mlp_7"
     assert runs.config(name="mine").folder == Path("runs/mine")
+
+
+@pytest.mark.parametrize("method", ["static", "rigl", "dsr", "tied"])
+def test_sparsity_has_to_be_said(method: str, tmp_path: Path) -> None:
+    """No network gets the sparsity of another paper in silence."""
+    text = GOOD.replace("sparsity: {conv: 0.5, fc: 0.98}\n", "").replace("name: dsr", f"name: {method}")
+    assert errors(text, tmp_path=tmp_path) == [
+        (
+            f"FILE: sparsity is not said, and method {method} needs it: give the fraction of zeros in convolutions and "
+            "linear layers, such as sparsity='{conv: 0.9, fc: 0.9}'"
+        )
+    ]
+    said = config.parse(
+        {"model": {"name": "small_cnn"}, "method": {"name": method}, "data": {"name": "synthetic"}},
+        ["sparsity.conv=0.8"],
+    )
+    assert said.sparsity.shares == {"conv": 0.8, "fc": 0.0}, "the other kind of layers stays dense"
+    assert config.parse(said.as_dict()) == said
+
+
+def test_who_says_the_sparsity_otherwise(tmp_path: Path) -> None:
+    """Dense phases have none, and masks of another run bring their own."""
+    parts = {"model": {"name": "small_cnn"}, "data": {"name": "synthetic"}}
+    dense = config.parse({**parts, "method": {"name": "dense"}})
+    masks = config.parse({**parts, "method": {"name": "static"}, "start": {"masks_from": "runs/a"}})
+    for one in (dense, masks):
+        assert not one.sparsity.is_said
+        assert [spec.kind for spec in layer_specs(one, build_without_weights(one))] == ["conv", "conv", "conv", "fc"]

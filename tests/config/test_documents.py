@@ -148,7 +148,7 @@ def test_what_else_yaml_has() -> None:
 def test_a_run_with_merge_keys(tmp_path: Path) -> None:
     path = tmp_path / "run.yaml"
     path.write_text(
-        "model: {name: mnist_mlp}\nmethod: {name: static}\ndata: {name: digits}\n"
+        "model: {name: mnist_mlp}\nsparsity: {fc: 0.9}\nmethod: {name: static}\ndata: {name: digits}\n"
         "train:\n  optimizer: {<<: {name: sgd, momentum: 0.5}, weight_decay: 0.0}\n"
     )
     loaded = config.load(path)
@@ -194,9 +194,10 @@ LARGEST = {
 """Documents as large as allowed, or nearly."""
 
 CHILD = """
-import json, resource, sys
+import json, sys
 from dynsparse.config.documents import DocumentError, load
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+from tests.memory import peak
+before = peak()
 hostile, largest = json.load(sys.stdin)
 for text in hostile:
     try:
@@ -206,7 +207,7 @@ for text in hostile:
         pass
 for text in largest:
     load(text)
-print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)
+print(peak() - before)
 """
 
 

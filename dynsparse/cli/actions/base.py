@@ -12,10 +12,11 @@ from dynsparse.config.schema import RunConfig
 from dynsparse.errors import UserError
 from dynsparse.runtime import Worker
 from dynsparse.training.building import data_request
-from dynsparse.training.network import require_layers
+from dynsparse.training.network import require_layers, require_parameters
 from dynsparse.training.preflight import require_split
 from dynsparse.training.resume import begun_by
 from dynsparse.training.sources import require_sources
+from dynsparse.training.teacher import require_there
 from pipelines.base import TrainPipeline
 from pipelines.position import Position
 
@@ -59,7 +60,11 @@ def require(rules: Sequence[Rule]) -> None:
 
 def network_rules(config: RunConfig, worker: Worker) -> list[Rule]:
     """Return the rules of whatever builds the network."""
-    return [lambda: require_layers(config), lambda: worker.backend(config.distributed.backend)]
+    return [
+        lambda: require_layers(config),
+        lambda: require_parameters(config),
+        lambda: worker.backend(config.distributed.backend),
+    ]
 
 
 def start_rules(config: RunConfig, worker: Worker, resume: str | None) -> list[Rule]:
@@ -68,6 +73,7 @@ def start_rules(config: RunConfig, worker: Worker, resume: str | None) -> list[R
         *network_rules(config, worker),
         lambda: require_split(config, worker.world_size),
         lambda: pipelines.check(config.data),
+        lambda: require_there(config),
     ]
     if resume is None and not is_later_attempt(config):
         rules.append(lambda: require_sources(config))

@@ -5,10 +5,19 @@ from __future__ import annotations
 import torch
 
 from dynsparse.cli.actions.base import Action, Rule, network_rules
+from dynsparse.flops import multiples, whole_steps
+from dynsparse.methods import Method
+from dynsparse.methods.clock import Schedule
+from dynsparse.optimizers import described, parameter_groups
 from dynsparse.runtime import Worker
-from dynsparse.training.network import build_method, build_network
+from dynsparse.training.network import Network, build_method, build_network
 from dynsparse.training.preflight import require_split, require_usable_sources
+from dynsparse.training.sizes import training_shape
 from dynsparse.training.sources import NOTHING, missing_sources, read_sources
+
+NOMINAL_EPOCH = 1000
+"""Steps taken for an epoch, as the data are not looked at: only how often weights move by gradient depends on it."""
+MOST_STEPS = 100_000
 
 
 class DryRun(Action):
@@ -31,6 +40,27 @@ class DryRun(Action):
         missing = missing_sources(self.config)
         sources = NOTHING if missing else read_sources(self.config)
         network = build_network(self.config, torch.device("cpu"), sources)
-        build_method(self.config, [layer.spec for layer in network.masks]).prepare(network.masks)
+        method = build_method(self.config, [layer.spec for layer in network.masks])
+        method.prepare(network.masks)
         notes = [f"note: {line}; the table is of a start without it" for line in missing]
-        print("\n".join([self.config.as_yaml(), network.table(), *notes]), flush=True)
+        train = self.config.train
+        optimizer = train.optimizer.build(parameter_groups(network.model, train.parameters), lr=1.0)
+        lines = [*self._flops(network, method), *described(optimizer), *notes]
+        print("\n".join([self.config.as_yaml(), network.table(), *lines]), flush=True)
+
+    def _flops(self, network: Network, method: Method) -> list[str]:
+        """Return the line on the FLOPs of inference and training, if they can be counted."""
+        if network.costs is None:
+            return []
+        epochs = self.config.train.epochs
+        steps = max(1, min(NOMINAL_EPOCH, MOST_STEPS // epochs))
+        share = whole_steps(method, Schedule(epochs * steps, steps))
+        dense, training = 0.0, 0.0
+        phases = self.config.train.phases
+        for phase, end in zip(phases, [*(later.first for later in phases[1:]), epochs], strict=True):
+            if (costs := network.costs_at(training_shape(self.config, phase.first))) is None:
+                return []
+            usual, whole = (network.step_flops(costs, whole=each) for each in (False, True))
+            dense += (end - phase.first) * 3 * costs.dense
+            training += (end - phase.first) * (usual + (whole - usual) * share)
+        return [multiples(network.costs, network.inference_flops or 0, training / dense)]

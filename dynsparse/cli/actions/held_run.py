@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import closing
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -12,9 +12,14 @@ from dynsparse.config.schema import RunConfig
 from dynsparse.distributed import sync
 from dynsparse.runtime import Worker
 from dynsparse.training.banner import banner_lines
-from dynsparse.training.building import build
+from dynsparse.training.building import build, build_criterion
 from dynsparse.training.callbacks import standard_observers
+from dynsparse.training.ending import early_end
+from dynsparse.training.memory_snapshot import snapshot_when_full
+from dynsparse.training.older import with_layers_of
 from dynsparse.training.preflight import require_model_of
+from dynsparse.training.profiling import profiled
+from dynsparse.training.progress import Progress
 from dynsparse.training.resume import ResumePoint, checkpoints_of, find_resume_point, is_finished, take_folder
 from dynsparse.training.run.collective import waiting
 from dynsparse.training.run.lock import RunLock
@@ -49,10 +54,21 @@ class HeldRun:
         self._on_disk(lambda: self._take(point))
         if self.worker.is_main:
             torchrun.note_taken()
-            lines = banner_lines(self.config, trainer.network, trainer.data, self.worker)
+            lines = banner_lines(trainer.config, trainer.network, trainer.data, self.worker)
             print("\n".join(lines), flush=True)
-        with closing(trainer.data):
+        with closing(trainer.data), self._recorded(trainer):
             trainer.fit()
+
+    @contextmanager
+    def _recorded(self, trainer: Trainer) -> Iterator[None]:
+        """Record the trainer's speed and memory, as far as the config asks for it."""
+        log, folder, rank, on = self.config.log, self.config.folder, self.worker.rank, trainer.engine.device
+        done = trainer.progress.step
+        with (
+            snapshot_when_full(folder, on, rank=rank, history=log.memory_history),
+            profiled(log.profile, trainer.optimizer, on, folder, rank=rank, done=done),
+        ):
+            yield
 
     def _on_disk(self, act: Callable[[], T]) -> T:
         """Let rank 0 act, and wait for storage that is away. Returns its result on all ranks."""
@@ -65,18 +81,24 @@ class HeldRun:
 
     def _take(self, point: ResumePoint | None) -> None:
         launch, guard = torchrun.launch_id(), self.lock.require
-        take_folder(self.config, point, overwrite=self.overwrite, launch=launch, guard=guard)
+        take_folder(self._config(point), point, overwrite=self.overwrite, launch=launch, guard=guard)
+
+    def _config(self, point: ResumePoint | None) -> RunConfig:
+        """The config; where an older version began the run, with the layers that were sparse then."""
+        return self.config if point is None else with_layers_of(self.config, point.state)
 
     def _trainer(self, point: ResumePoint | None) -> Trainer:
         """Return a trainer at the resume point, or at the start of a new run."""
-        config, worker, launch, guard = self.config, self.worker, torchrun.launch_id(), self.lock.require
+        config, worker, launch, guard = self._config(point), self.worker, torchrun.launch_id(), self.lock.require
         network, data = build(config, worker, fresh=point is None)
+        criterion = build_criterion(config, data, worker)
         resumed_from = point and point.path
         trainer = Trainer(
             config,
             network,
             data,
             worker,
+            criterion=criterion,
             observers=standard_observers(config, launch=launch, resumed_from=resumed_from) if worker.is_main else (),
             checkpoints=checkpoints_of(config, launch, guard) if worker.is_main else None,
             stop_requested=self.stop,
@@ -88,5 +110,8 @@ class HeldRun:
 
 
 def finished(config: RunConfig, start: ResumePoint) -> str:
-    """Return the line that says that a run has trained for all of its epochs."""
+    """Return the line that says that a run has trained for all of its epochs, or ended early."""
+    progress = Progress.model_validate(start.state["progress"])
+    if progress.epoch < config.train.epochs and (why := early_end(config.train, progress)):
+        return f"{start.path} is the end of its run ({why}); set train.early_stop.patience= to train on"
     return f"{start.path} has all {config.train.epochs} epochs behind it; set train.epochs= to train on"

@@ -14,6 +14,7 @@ from dynsparse.cli.actions.base import Action, Rule, position_in, start_rules
 from dynsparse.errors import UserError
 from dynsparse.runtime import Worker
 from dynsparse.training.building import data_request
+from pipelines.base import dominant
 from pipelines.preview import picture, write_png
 
 
@@ -38,11 +39,13 @@ class Preview(Action):
         if not worker.is_main:
             return
         config, count = self.config, self.count
-        pipelines.prepare(config.data)
+        pipelines.fetch(config.data)
         data = pipelines.build(config.data, data_request(config, worker))
-        steps = islice(data.train.epoch(), ceil(count * worker.world_size / config.train.global_batch_size))
+        first = config.train.start_epoch
+        data.train.seek(first, 0)
+        steps = islice(data.train.epoch(), ceil(count * worker.world_size / config.train.batch_at(first)))
         with closing(data):
-            batches = [batch for step in steps for batch in step]
+            batches = [(images, dominant(labels)) for step in steps for images, labels in step]
             images, labels = (torch.cat(parts) for parts in zip(*batches, strict=True))
         path = config.folder.with_name(f"{config.folder.name}_preview.png")
         try:

@@ -14,13 +14,22 @@ from dynsparse.cli.actions.base import Action, Rule, position_in, require, start
 from dynsparse.cli.actions.held_run import HeldRun, finished
 from dynsparse.cli.leaving import end_at_once
 from dynsparse.config.schema import RunConfig
+from dynsparse.determinism import deterministic
 from dynsparse.distributed import sync
 from dynsparse.errors import EXIT_STOPPED, StopRequested
 from dynsparse.runtime import Worker, process_group
 from dynsparse.training.building import data_request
+from dynsparse.training.callbacks import require_trackers
 from dynsparse.training.checkpoint import how_chosen
 from dynsparse.training.compatibility import require_same_evaluation
-from dynsparse.training.preflight import idle_warning, require_resumable, require_usable_sources
+from dynsparse.training.memory_snapshot import require_memory_history
+from dynsparse.training.preflight import (
+    idle_warning,
+    require_resumable,
+    require_usable_sources,
+    require_usable_teacher,
+    require_warmup,
+)
 from dynsparse.training.resume import (
     ResumePoint,
     find_resume_point,
@@ -43,19 +52,30 @@ class Training(Action):
 
     def rules(self, worker: Worker) -> list[Rule]:
         """Return the rules of a start."""
-        return start_rules(self.config, worker, self.resume)
+        rules = start_rules(self.config, worker, self.resume)
+        return [
+            *rules,
+            lambda: require_trackers(self.config, usable=worker.is_main),
+            lambda: require_memory_history(self.config, worker),
+        ]
 
     def rehearse(self, worker: Worker) -> str:
         """Raise UserError where the folder is in use or another's, or where checkpoint or data do not fit."""
         config = self.config
         start = self._find_start()
         if start is None:
-            require([lambda: require_usable_sources(config), lambda: _require_data(config, worker)])
+            require([*_network_rules(config), lambda: _require_data(config, worker)])
             return f"a start would begin in {config.folder}"
         if is_finished(config, start):
             return finished(config, start)
         state = start.state
-        require([lambda: require_resumable(config, state), lambda: _require_data(config, worker, state)])
+        require(
+            [
+                lambda: require_resumable(config, state),
+                lambda: require_usable_teacher(config, state),
+                lambda: _require_data(config, worker, state),
+            ]
+        )
         return f"a start would resume from {how_chosen(start.path, state)}"
 
     def _find_start(self) -> ResumePoint | None:
@@ -70,7 +90,8 @@ class Training(Action):
         """Train to the last epoch. Raises StopRequested, with a checkpoint saved, if asked to stop."""
         stop = StopFlag()
         stop.install()  # From here on a signal is remembered, however long the start takes.
-        with process_group(worker, self.config.distributed.backend, self.config.distributed.timeout):
+        repeatable = deterministic(self.config.train.deterministic)
+        with repeatable, process_group(worker, self.config.distributed.backend, self.config.distributed.timeout):
             try:
                 self._hold_folder(worker, stop)
             except StopRequested:
@@ -89,14 +110,20 @@ class Training(Action):
             HeldRun(self.config, self.resume, self.overwrite, worker, stop, lock).train()
 
 
+def _network_rules(config: RunConfig) -> list[Rule]:
+    """Return the rules of networks that a new run takes over or learns from."""
+    return [lambda: require_usable_sources(config), lambda: require_usable_teacher(config)]
+
+
 def _require_data(config: RunConfig, worker: Worker, saved: Mapping[str, Any] | None = None) -> None:
     """Raise UserError for data that cannot be trained on, or other than a checkpoint's; warn if no weight will move."""
     data = position_in(config, worker)
+    require_warmup(config, data.epochs)
     if saved is not None:
         data.load_state_dict(saved["data"])
         if "evaluated_on" in saved and not getattr(config.data, "download", False):
             with closing(pipelines.build(config.data, data_request(config, worker))) as whole:
                 require_same_evaluation(saved, whole.evaluated_on)
-    done = config.train.start_epoch * data.steps_per_epoch if saved is None else saved["progress"]["step"]
-    if warning := idle_warning(config, data.steps_per_epoch, done):
+    done = data.epochs.before(config.train.start_epoch) if saved is None else saved["progress"]["step"]
+    if warning := idle_warning(config, data.epochs, done):
         print(f"warning: {warning}", file=sys.stderr, flush=True)

@@ -197,7 +197,7 @@ def _parser() -> Parser:
 
 def sparsity(config: RunConfig) -> str:
     """Return the fraction of zeros in the sparse layers when training is over, as text."""
-    end = config.method.final_sparsity({"conv": config.sparsity.conv, "fc": config.sparsity.fc})
+    end = config.method.final_sparsity(config.sparsity.shares)
     conv, fc = end["conv"], end["fc"]
     one = {WRN: conv, MLP: fc}.get(config.model.name, conv if conv == fc else None)
     return f"{conv:g}, fc {fc:g}" if one is None else f"{one:g}"
