@@ -11,9 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dynsparse.flops import in_words
+from dynsparse.masks.outputs import dead_outputs
 from dynsparse.tables import align
 from dynsparse.tools.opening import Opened, looking_up, open_checkpoint
 from dynsparse.training.checkpoint import checkpoint_of
+from dynsparse.training.progress import is_of_now
 from pipelines.common.command_line import Parser
 from pipelines.common.paths import argument
 from pipelines.common.text import one_line
@@ -66,6 +69,11 @@ def describe(opened: Opened) -> dict[str, Any]:
         "sparsity": network.sparsity,
         "model_sparsity": network.model_sparsity,
         "tied": bool(network.tied),
+        "ever_active": network.masks.ever_active,
+        "dense_flops": network.costs and network.costs.dense,
+        "inference_flops": network.inference_flops,
+        "inference_flops_of_dense": network.inference_flops_of_dense,
+        "training_flops_of_dense": training_flops_of_dense(progress),
         "mask_digest": opened.mask_digest,
         "weight_digest": opened.weight_digest,
         "summary_agrees": True if opened.summary() else None,
@@ -73,7 +81,8 @@ def describe(opened: Opened) -> dict[str, Any]:
 
 
 def _layers(opened: Opened) -> Iterator[dict[str, Any]]:
-    explored = opened.network.masks.explored()
+    explored, flops = opened.network.masks.explored(), opened.network.layer_flops
+    dead = dead_outputs(opened.network.masks)
     for layer in opened.network.layers:
         spec, magnitudes = layer.spec, layer.values().abs()
         yield {
@@ -88,7 +97,15 @@ def _layers(opened: Opened) -> Iterator[dict[str, Any]]:
             "magnitude": {"min": float(magnitudes.min()), "mean": float(magnitudes.mean(dtype=torch.float64))}
             | {"max": float(magnitudes.max())},
             "explored": explored.get(layer.name),
+            "dead_outputs": dead.get(layer.name),
+            "flops": flops.get(layer.name),
         }
+
+
+def training_flops_of_dense(progress: Mapping[str, Any]) -> float | None:
+    """Return FLOPs of training over those of the dense network; None for older checkpoints, and before a step."""
+    dense = progress.get("dense_training_flops")
+    return progress["training_flops"] / dense if dense else None
 
 
 def bytes_by_part(path: Path, saved: Mapping[str, Any]) -> dict[str, int]:
@@ -142,6 +159,8 @@ def text(found: Mapping[str, Any]) -> str:
         ("reallocations", f"{found['reallocations']:,}"),
         ("workers", f"{found['world_size']}"),
         ("written by", versions),
+        ("FLOPs", _costs(found)),
+        ("ever active", _share(found["ever_active"])),
         ("size", _sizes(found["bytes"])),
         ("digests", f"masks {found['mask_digest']}, weights {found['weight_digest']}"),
     ]
@@ -154,10 +173,11 @@ def text(found: Mapping[str, Any]) -> str:
 
 def accuracies(progress: Mapping[str, Any]) -> str:
     """Return the accuracies of a checkpoint's progress, with the data that chose the best epoch."""
+    when = "" if is_of_now(progress) else f" (measured after step {progress['evaluated_at']:,})"
     test, validation, best = (_percent(progress[key]) for key in ("test_top1", "validation_top1", "best_top1"))
     if progress["validation_top1"] is None:
-        return f"test {test}; highest so far {best}, chosen on the test data"
-    return f"test {test}, validation {validation}; best validation so far {best}"
+        return f"test {test}; highest so far {best}, chosen on the test data{when}"
+    return f"test {test}, validation {validation}; best validation so far {best}{when}"
 
 
 def _sizes(taken: Mapping[str, int]) -> str:
@@ -165,21 +185,37 @@ def _sizes(taken: Mapping[str, int]) -> str:
     return f"{taken['file']:,} bytes" + (f": {parts}" if parts else "")
 
 
+def _costs(found: Mapping[str, Any]) -> str:
+    """Return FLOPs of inference and training over those of the dense network."""
+    if found["dense_flops"] is None:
+        return "-"
+    inference = f"{in_words(found['inference_flops'])} an image, {found['inference_flops_of_dense']:.3f} of dense"
+    training = found["training_flops_of_dense"]
+    return inference if training is None else f"{inference}; training so far {training:.3f} of dense"
+
+
+def _share(value: float | None) -> str:
+    return "-" if value is None else f"{100 * value:.2f} % of the weights of all sparse layers"
+
+
 def _table(found: Mapping[str, Any]) -> str:
     head = "layer", "shape", "unit", "weights", "active", "sparsity", "|w| min", "mean", "max", "at 0"
-    rows: list[tuple[str, ...]] = [(*head, "explored")]
+    rows: list[tuple[str, ...]] = [(*head, "explored", "dead outputs", "FLOPs")]
     for name, row in found["layers"].items():
         shape, unit = "x".join(map(str, row["shape"])), "x".join(map(str, row["unit"])) or "1"
         magnitudes = (f"{row['magnitude'][key]:.2g}" for key in ("min", "mean", "max"))
         explored = "" if row["explored"] is None else f"{100 * row['explored']:.2f} %"
         counts = _counts(row["weights"], row["active"])
-        rows.append((name, shape, unit, *counts, *magnitudes, f"{row['at_zero']:,}", explored))
+        flops = in_words(row["flops"])
+        dead = "" if row["dead_outputs"] is None else f"{row['dead_outputs']:,}"
+        rows.append((name, shape, unit, *counts, *magnitudes, f"{row['at_zero']:,}", explored, dead, flops))
     total, weights, active = found["total_parameters"], found["sparse_layer_weights"], found["active_weights"]
-    for name, of, left in (
-        ("tied layers" if found["tied"] else "sparse layers", weights, active),
-        ("whole model", total, total - weights + active),
+    of_layers = sum(row["flops"] or 0 for row in found["layers"].values()) or None
+    for name, of, left, flops_of in (
+        ("tied layers" if found["tied"] else "sparse layers", weights, active, of_layers),
+        ("whole model", total, total - weights + active, found["inference_flops"]),
     ):
-        rows.append((name, "", "", *_counts(of, left), "", "", "", "", ""))
+        rows.append((name, "", "", *_counts(of, left), *[""] * 6, in_words(flops_of)))
     return align(rows)
 
 

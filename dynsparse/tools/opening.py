@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +19,10 @@ from dynsparse.errors import UserError
 from dynsparse.training.checkpoint import read_run
 from dynsparse.training.compatibility import require_same_layers
 from dynsparse.training.network import Network, build_network
+from dynsparse.training.older import with_layers_of
 from dynsparse.training.packing import mean_buffers, unpack_buffers, unpack_weights
 from dynsparse.training.preflight import require_model_of
+from dynsparse.training.progress import is_of_now
 from dynsparse.training.run import names
 from dynsparse.training.state import versions
 from pipelines.common.text import one_line
@@ -38,6 +40,8 @@ class Opened:
     mask_digest: str
     weight_digest: str
     """Digests as in summary.json, 16 hexadecimal digits each."""
+    is_average: bool = False
+    """True where the network has the average of the weights."""
 
     @property
     def step(self) -> int:
@@ -49,6 +53,13 @@ class Opened:
         """The network's input and classes (`network_input`); for older checkpoints, the part that the config knows."""
         found: Mapping[str, Any] | None = self.saved.get("input")
         return found or {"shape": list(self.config.data.image_shape), "number_of_classes": self.config.data.classes}
+
+    @property
+    def test_top1(self) -> float | None:
+        """Accuracy of this network on the test data, in percent; None if it was measured on earlier weights."""
+        progress = self.saved["progress"]
+        found: float | None = progress.get("ema_test_top1" if self.is_average else "test_top1")
+        return found if is_of_now(progress) else None
 
     def summary(self) -> Mapping[str, Any] | None:
         """Return the run's summary.json, if the run ended at this checkpoint's step, else None."""
@@ -86,9 +97,19 @@ def open_checkpoint(path: Path) -> Opened:
     return opened
 
 
+def averaged(opened: Opened) -> Opened:
+    """Return the same with the average of the weights in the network. UserError if the run kept none."""
+    network, saved = opened.network, opened.saved
+    if "ema" not in saved:
+        raise UserError(f"checkpoint {opened.path}: has no average of the weights; train with train.ema, or omit --ema")
+    unpack_weights(network.model, network.masks, saved["ema"]["weights"])
+    unpack_buffers(network.model, mean_buffers([rank["ema_buffers"] for rank in saved["ranks"]]))
+    return replace(opened, weight_digest=_digests(network)[1], is_average=True)
+
+
 def _config(path: Path, saved: Mapping[str, Any]) -> RunConfig:
     try:
-        return parse(saved["config"], source="its config")
+        return with_layers_of(parse(saved["config"], source="its config"), saved)
     except UserError as error:
         theirs, ours = saved["versions"].get("dynsparse"), versions()["dynsparse"]
         raise UserError(
@@ -99,12 +120,14 @@ def _config(path: Path, saved: Mapping[str, Any]) -> RunConfig:
 
 def not_finite(saved: Mapping[str, Any]) -> Iterator[str]:
     """Yield a line for each stored tensor of weights, moments or statistics that has NaN or inf."""
-    initial = saved.get("initial_weights", {})
+    initial, average = saved.get("initial_weights", {}), saved.get("ema", {}).get("weights", {})
     stored = [(f"{name}: weights", value) for name, value in saved["weights"].items()]
     stored += [(f"{name}: {key}", value) for name, state in saved["optimizer"].items() for key, value in state.items()]
     stored += [(f"{name}: initial weights", value) for name, value in initial.items()]
+    stored += [(f"{name}: averaged weights", value) for name, value in average.items()]
     for number, rank in enumerate(saved["ranks"]):
-        stored += [(f"{name}: of rank {number}", value) for name, value in rank["buffers"].items()]
+        buffers = [*rank["buffers"].items(), *(rank.get("ema_buffers") or {}).items()]
+        stored += [(f"{name}: of rank {number}", value) for name, value in buffers]
     for what, value in stored:
         wrong = int((~value.isfinite()).count_nonzero()) if isinstance(value, Tensor) else 0
         if wrong:

@@ -57,6 +57,7 @@ def test_what_is_printed(run: RunConfig, latest: Path, capsys: pytest.CaptureFix
     assert table["fc2.weight"][1:5] == ["12x24", "1", "288", str(active)]
     whole = next(line for line in out.splitlines() if line.startswith("whole model"))
     assert f"{100 * summary['model_sparsity']:.2f} %" in whole
+    assert f"training so far {summary['training_flops_of_dense']:.3f} of dense" in out
     assert "holds: masks and weights are those of summary.json" in out
     assert call(capsys, "inspect", run.folder) == (code, out, err), "of a run's folder, the latest"
 
@@ -69,6 +70,8 @@ def test_json_has_what_the_run_says_of_itself(run: RunConfig, latest: Path, caps
     )
     for key in ("mask_digest", "weight_digest", "active_weights", "sparse_layer_weights", "total_parameters"):
         assert found[key] == summary[key]
+    for key in ("ever_active", "dense_flops", "inference_flops", "inference_flops_of_dense", "training_flops_of_dense"):
+        assert found[key] == summary[key] is not None
     for key in ("sparsity", "model_sparsity", "world_size", "reallocations", "versions"):
         assert found[key] == summary[key]
     assert found["summary_agrees"] is True

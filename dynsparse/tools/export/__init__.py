@@ -48,13 +48,14 @@ def main(arguments: list[str]) -> None:
     )
     parser.add_argument("--format", required=True, metavar="|".join(FORMATS), help="see below")
     parser.add_argument("--out", metavar="FILE", type=argument, help="default: the run's name, in this folder")
+    parser.add_argument("--ema", action="store_true", help="the average of the weights (train.ema), not the weights")
     parser.add_argument("--overwrite", action="store_true", help="replace FILE")
     parsed = parser.parse_args(arguments)
     if parsed.format not in FORMATS:
         raise UserError(f"--format: unknown format '{parsed.format}'{nearest(parsed.format, FORMATS)}")
     format_ = import_module(f"{__name__}.{FORMATS[parsed.format][0]}")
     source = source_of(parsed.checkpoint)
-    network = take_network(source)
+    network = take_network(source, ema=parsed.ema)
     path = Path(parsed.out or f"{network.facts['run']}{format_.SUFFIX}")
     contents = {path: format_.encode}
     if hasattr(format_, "beside"):

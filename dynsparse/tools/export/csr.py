@@ -121,7 +121,8 @@ def load(path: str | Path, *, run_sparse: bool = True) -> nn.Module:
         raise UserError(f"{path}: damaged ({str(error).splitlines()[0]}); export anew") from None
     if run_sparse and torch.backends.mkl.is_available():  # Measured with MKL alone.
         for name, matrix in matrices(content).items():
-            _run_sparse(model, name.removesuffix(".weight"), matrix)
+            if name.endswith(".weight"):  # Attention's packed weight is no module's.
+                _run_sparse(model, name.removesuffix(".weight"), matrix)
     return model.eval()
 
 

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from dynsparse.errors import UserError
-from dynsparse.tools.opening import Opened, looking_up, open_checkpoint
+from dynsparse.masks.rows import by_parameter, whole_mask
+from dynsparse.tools.opening import Opened, averaged, looking_up, open_checkpoint
 from dynsparse.training.checkpoint import how_chosen, result_of
 
 
@@ -25,7 +26,10 @@ class ExportedNetwork:
     model: nn.Module
     """The module on the CPU, in evaluation mode, contiguous. Tied weights are read from their banks."""
     masks: Mapping[str, Tensor]
-    """Masks of the layers that are not full, by the name of the weight: bool, of its shape, True where active."""
+    """Masks of the weights that are not full, by name: bool, of the weight's shape, True where active.
+
+    A weight that packs several layers, as attention's query, key and value, has one mask.
+    """
     settings: Mapping[str, Any]
     """The config's model section, which builds the network."""
     image_shape: tuple[int, int, int]
@@ -55,11 +59,16 @@ def source_of(source: str) -> Path:
         return result_of(source)
 
 
-def take_network(path: Path) -> ExportedNetwork:
-    """Return the network of a checkpoint. UserError as in `open_checkpoint`."""
-    opened = open_checkpoint(path)
+def take_network(path: Path, *, ema: bool = False) -> ExportedNetwork:
+    """Return the network of a checkpoint, or the average of its weights. UserError as in `open_checkpoint`."""
+    opened = averaged(open_checkpoint(path)) if ema else open_checkpoint(path)
     network, config = opened.network, opened.config
-    masks = {layer.name: layer.mask for layer in network.masks if not layer.is_full}
+    parameters = dict(network.model.named_parameters())
+    masks = {
+        name: whole_mask(parameters[name], layers)
+        for name, layers in by_parameter(network.masks).items()
+        if not all(layer.is_full for layer in layers)
+    }
     facts = _facts(opened)
     for layer in network.tied:
         module = network.model.get_submodule(layer.name.rpartition(".")[0])
@@ -74,12 +83,12 @@ def take_network(path: Path) -> ExportedNetwork:
         config.data.image_shape,
         config.data.classes,
         facts,
-        how_chosen(opened.path, opened.saved),
+        how_chosen(opened.path, opened.saved) + ("; the average of its weights" if ema else ""),
     )
 
 
 def _facts(opened: Opened) -> dict[str, str]:
-    network, config, top1 = opened.network, opened.config, opened.saved["progress"]["test_top1"]
+    network, config, top1 = opened.network, opened.config, opened.test_top1
     return {
         "run": config.run_name,
         "model": config.model.name,

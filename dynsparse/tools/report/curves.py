@@ -31,11 +31,21 @@ EPOCHS = (
     Wanted("validation top-1, %", "validation_top1"),
     Wanted("train top-1, %", "train_top1"),
     Wanted("learning rate", "lr", log=True),
+    Wanted("norm of the gradients before clipping, mean of an epoch", "gradient_norm", log=True),
     Wanted("images a second", "images_per_second"),
     Wanted("gradient bytes a step, each worker", "gradient_bytes_per_step", if_not=0),
     Wanted("steps skipped so far", "skipped_steps", if_not=0),
     Wanted("bad files so far", "bad_files", if_not=0),
+    Wanted("test top-1 of the averaged weights, %", "ema_test_top1"),
+    Wanted("validation top-1 of the averaged weights, %", "ema_validation_top1"),
 )
+CHANGING = (
+    ("sparsity of the sparse layers", "sparsity"),
+    ("weights ever active, fraction", "ever_active"),
+    ("FLOPs of inference, x of dense", "inference_flops_of_dense"),
+    ("FLOPs of training so far, x of dense", "training_flops_of_dense"),
+)
+"""Charts over epochs that are skipped where no run's value changes."""
 LOG_SCALARS = ("threshold",)
 """Numbers of methods that are read by their order of magnitude."""
 
@@ -50,14 +60,15 @@ def _of_epochs(runs: Sequence[Run]) -> Iterator[Chart | None]:
         found = [_epochs(index, run, wanted.key, is_error=wanted.is_error) for index, run in enumerate(runs)]
         if any(value != wanted.if_not for curve in found for value in curve.known):
             yield lines(wanted.title, found, "epoch", f"e{number}", log=wanted.log)
-    changing = [_epochs(index, run, "sparsity") for index, run in enumerate(runs)]
-    if any(len(set(curve.known)) > 1 for curve in changing):
-        yield lines("sparsity of the sparse layers", changing, "epoch", "es")
+    for number, (title, key) in enumerate(CHANGING):
+        found = [_epochs(index, run, key) for index, run in enumerate(runs)]
+        if any(len(set(curve.known)) > 1 for curve in found):
+            yield lines(title, found, "epoch", f"es{number}")
 
 
 def _epochs(index: int, run: Run, key: str, *, is_error: bool = False) -> Curve:
-    done = [epoch.numbers["epoch"] + 1 for epoch in run.metrics.epochs]
-    values = [epoch.numbers.get(key, math.nan) for epoch in run.metrics.epochs]
+    known = [epoch.numbers for epoch in run.metrics.epochs if key in epoch.numbers]  # Not all are evaluated.
+    done, values = [numbers["epoch"] + 1 for numbers in known], [numbers[key] for numbers in known]
     return Curve(index, run.label, done, [100 - value for value in values] if is_error else values)
 
 

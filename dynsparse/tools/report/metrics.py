@@ -28,6 +28,10 @@ class Epoch:
     step: int
     numbers: Mapping[str, float]
 
+    def joined(self, later: Epoch) -> Epoch:
+        """Return the later epoch, with what only this one has: not all are evaluated."""
+        return Epoch(later.step, {**self.numbers, **later.numbers})
+
 
 @dataclass(frozen=True)
 class Layers:
@@ -69,13 +73,17 @@ class Moves:
 class Metrics:
     """Content of the file. Sequences are in its order."""
 
-    epochs: Binned[Epoch] = field(default_factory=lambda: Binned(latest))
+    epochs: Binned[Epoch] = field(default_factory=lambda: Binned(Epoch.joined))
     layers: Binned[Layers] = field(default_factory=lambda: Binned(latest))
     moves: Binned[Moves] = field(default_factory=lambda: Binned(Moves.joined))
     names: tuple[str, ...] = ()
     """Names of the sparse layers."""
     weights: dict[str, int] = field(default_factory=dict)
     """Weights of each layer, active or not; empty before the first epoch's line."""
+    flops: dict[str, float] = field(default_factory=dict)
+    """FLOPs of each layer on one image at the latest epoch, as far as they are known."""
+    dead: dict[str, float] = field(default_factory=dict)
+    """Outputs of each layer without an active weight at the latest epoch, as far as they are known."""
     before: Row | None = None
     """Active weights of each layer before the first reallocation that is known, or at the first reading."""
     repaired: dict[str, int] = field(default_factory=dict)
@@ -108,6 +116,8 @@ class Metrics:
         weights = {name: weights_of(layer) for name, layer in line["layers"].items()}
         self._take_layers(line, epoch.step)
         self.weights |= {name: count for name, count in weights.items() if count}
+        self.flops = {name: number(layer.get("flops")) for name, layer in line["layers"].items()}
+        self.dead = {name: number(layer.get("dead_outputs")) for name, layer in line["layers"].items()}
         self.epochs.add(epoch)
 
     def _take_reallocation(self, line: Mapping[str, Any]) -> None:

@@ -48,8 +48,8 @@ class Run:
         return value
 
     def latest(self, key: str) -> float | None:
-        """Return a number of the latest epoch; None if there is none."""
-        value = self.metrics.epochs[-1].numbers.get(key) if len(self.metrics.epochs) else None
+        """Return a number of the latest epoch that has it; not all are evaluated. None if there is none."""
+        value = next((one.numbers[key] for one in reversed(self.metrics.epochs) if key in one.numbers), None)
         return None if value is None or math.isnan(value) else value
 
     @property

@@ -10,7 +10,7 @@ from typing import Any
 from dynsparse.training.callbacks import Summary
 from dynsparse.training.run.log_records import BadLineError, number, whole_number, word
 
-_CHECKS = {"str": word, "int": whole_number, "float": number, "float | None": number}
+_CHECKS = {"str": word, "int": whole_number, "float": number, "float | None": number, "str | None": word}
 """Checks by the type of a field of `Summary`, as it is written there. Fields of other types are not shown."""
 
 
@@ -22,6 +22,8 @@ def checked_summary(found: Mapping[str, Any]) -> dict[str, Any]:
     known = {"status": _checked("status", found.get("status"), "str"), "versions": found.get("versions", {})}
     if not isinstance(known["versions"], dict):
         raise BadLineError("versions")
+    if isinstance(found.get("dense"), Mapping):
+        known["dense"] = found["dense"]  # Its rows are checked one by one: see `report.dense`.
     for field in fields(Summary):
         if field.type in _CHECKS and found.get(field.name) is not None:
             known[field.name] = _checked(field.name, found[field.name], str(field.type))

@@ -41,18 +41,28 @@ def overview(runs: Sequence[Run]) -> list[Line]:
         _line(runs, "active weights", lambda run: count(fact(run, "active_weights"))),
         _line(runs, "weights of the sparse layers", lambda run: count(_sparse_layer_weights(run))),
         _line(runs, "parameters in all", lambda run: count(fact(run, "total_parameters"))),
+        _line(runs, "weights ever active", lambda run: percent(fact(run, "ever_active"))),
+        _line(runs, "FLOPs of inference, x of dense", lambda run: _multiple(fact(run, "inference_flops_of_dense"))),
+        _line(runs, "FLOPs of training, x of dense", lambda run: _multiple(fact(run, "training_flops_of_dense"))),
         _line(runs, "epochs", _epochs),
+        _line(runs, "ended early", lambda run: (run.summary or {}).get("reason")),
         _line(runs, "steps", lambda run: count(_steps(run))),
         _line(runs, "reallocations", lambda run: count(run.reallocations)),
         _line(runs, "weights moved", _moved),
         _line(runs, "workers", _workers),
         _line(runs, "gradients between workers", lambda run: (run.summary or {}).get("gradients")),
         _line(runs, "images a second", lambda run: count(fact(run, "images_per_second"))),
+        _line(runs, "most memory", lambda run: _memory(fact(run, "peak_memory"))),
         _line(runs, "time in training", lambda run: duration((run.summary or {}).get("seconds"))),
         _line(runs, "digest of the masks", lambda run: (run.summary or {}).get("mask_digest"), code=True),
         _line(runs, "digest of the weights", lambda run: (run.summary or {}).get("weight_digest"), code=True),
     ]
     return [line for line in lines if any(cell != NOTHING for cell in line.cells)]
+
+
+def _memory(found: float | None) -> str | None:
+    """Write bytes in MB."""
+    return None if found is None else f"{found / 1e6:,.0f} MB"
 
 
 def fact(run: Run, key: str) -> float | None:
@@ -77,6 +87,10 @@ def _accuracy(runs: Sequence[Run], head: str, key: str, chosen_on: str | None = 
 def _chosen_on(run: Run) -> str:
     """Return the samples that the best epoch was chosen on: "validation" or "test"."""
     return "test" if fact(run, "validation_top1") is None else "validation"
+
+
+def _multiple(value: float | None) -> str:
+    return NOTHING if value is None else f"{value:.3f}"
 
 
 def _sparse_layer_weights(run: Run) -> float | None:

@@ -70,6 +70,7 @@ def test_state_dicts_give_the_plain_network_the_same_outputs(
             assert torch.equal(model(images), ours(images))
 
 
+@pytest.mark.slow
 def test_safetensors_load_into_torchvisions_resnet50(resnet50: RunConfig, capsys: pytest.CaptureFixture[str]) -> None:
     """Strictly, and it gives the outputs of our network to the bit."""
     settings = resnet50

@@ -34,7 +34,10 @@ NETWORKS: dict[str, Any] = {
 }
 
 
-@pytest.mark.parametrize("name", [*NETWORKS, "ResNet-50"])
+LARGE = [pytest.param(name, marks=pytest.mark.slow) for name in ("WideResNet", "ResNet-50")]
+
+
+@pytest.mark.parametrize("name", ["mlp", "tied mlp", "small_cnn, channels last", *LARGE])
 def test_same_outputs(
     name: str, tmp_path: Path, request: pytest.FixtureRequest, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -6,6 +6,7 @@ import importlib.util
 import json
 import shutil
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -156,11 +157,14 @@ def test_values_show_under_the_pointer(browser: Any, page: str, kind: str) -> No
 
 
 def test_all_is_there_without_javascript(browser: Any, page: str) -> None:
+    from selenium.webdriver.support.wait import WebDriverWait
+
     browser.execute_cdp_cmd("Emulation.setScriptExecutionDisabled", {"value": True})
     try:
         load(browser, page)
-        # The whole tree in one call: a node's number may mean nothing any more in the next one.
-        root = browser.execute_cdp_cmd("DOM.getDocument", {"depth": -1})["root"]
-        assert len(drawings(root)) > 12
+        # Without scripts the driver does not know when the page is there. The whole tree in one call: a node's number
+        # may mean nothing any more in the next one.
+        tree = partial(browser.execute_cdp_cmd, "DOM.getDocument", {"depth": -1})
+        WebDriverWait(browser, 60).until(lambda _: len(drawings(tree()["root"])) > 12)
     finally:
         browser.execute_cdp_cmd("Emulation.setScriptExecutionDisabled", {"value": False})

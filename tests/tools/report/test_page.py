@@ -6,12 +6,17 @@ import json
 import re
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from dynsparse.cli.main import main
+from dynsparse.tools.report.dense import dense
+from dynsparse.tools.report.metrics import Metrics
+from dynsparse.tools.report.run import Run
+from dynsparse.tools.report.summary import checked_summary
 from tests.tools.report.conftest import static_run
 from tests.tools.report.pages import Page
 from tests.training import runs
@@ -67,6 +72,9 @@ def test_the_overview_says_what_the_summaries_say(page: Page, made: Path) -> Non
             f"{summary['best_top1']:.2f} %",
             f"{100 * summary['sparsity']:.2f} %",
             f"{100 * summary['model_sparsity']:.2f} %",
+            f"{100 * summary['ever_active']:.2f} %",
+            f"{summary['inference_flops_of_dense']:.3f}",
+            f"{summary['training_flops_of_dense']:.3f}",
             f"{summary['active_weights']:,}",
             summary["mask_digest"],
             summary["weight_digest"],
@@ -95,6 +103,23 @@ def test_totals_of_layers_add_up(page: Page, made: Path) -> None:
     net = f"{grown - dropped:+,}".replace("-", "−") if grown != dropped else "0"
     before = layer["active"] - grown + dropped
     assert f"{before:,} {dropped:,} {grown:,} {net} {layer['active']:,}" in page.words()
+
+
+def test_what_stays_dense(page: Page, made: Path) -> None:
+    ((name, vectors),) = runs.summary(made / "resumed")["dense"].items()
+    assert name == "6 biases and norms"
+    words = page.words()
+    assert "that stay dense; asked for 80 % zeros in the sparse layers" in words
+    assert f"{name} – {vectors['weights']:,} one number an output" in words
+
+
+def test_rows_of_dense_weights_that_make_no_sense_are_skipped() -> None:
+    good = {"shape": [4, 2], "weights": 8, "reason": "because"}
+    bad = [{**good, "shape": 3}, {**good, "weights": "8"}, {"shape": [1]}, None, {**good, "reason": 1}]
+    summary = {"status": "done", "dense": {"a": good, **{str(i): one for i, one in enumerate(bad)}}}
+    run = Run(Path(), "", {}, Metrics(), None, checked_summary(summary), None)
+    assert dense(run) == [("a", "4x2", "8", "because")]
+    assert dense(replace(run, summary=checked_summary({"status": "done", "dense": 3}))) == []
 
 
 def test_faults_and_resumes(page: Page) -> None:
