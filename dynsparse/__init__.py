@@ -10,6 +10,7 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from dynsparse.errors import DesyncError, UserError
     from dynsparse.masks import MaskSet
+    from dynsparse.masks.usual import usually_dense
     from dynsparse.methods import Method
     from dynsparse.reallocation import ReallocationReport
     from dynsparse.sparse_training import SparseTraining
@@ -21,10 +22,20 @@ _HOMES = {
     "ReallocationReport": "dynsparse.reallocation",
     "SparseTraining": "dynsparse.sparse_training",
     "UserError": "dynsparse.errors",
+    "usually_dense": "dynsparse.masks.usual",
 }
 """The public names, by the modules that hold them. They need torch, numpy and pydantic alone."""
 
-__all__ = ["DesyncError", "MaskSet", "Method", "ReallocationReport", "SparseTraining", "UserError", "__version__"]
+__all__ = [
+    "DesyncError",
+    "MaskSet",
+    "Method",
+    "ReallocationReport",
+    "SparseTraining",
+    "UserError",
+    "__version__",
+    "usually_dense",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -83,10 +83,15 @@ def kind_of(value: Any) -> str:
     return f"is {cut(json.dumps(value, default=str))}"
 
 
+_HOMES = {
+    "method": "; yours goes in dynsparse/methods/, or to SparseTraining as an object",
+    "model": "; yours goes in dynsparse/models/",
+}
+
+
 def _unknown_name(section: str, context: Mapping[str, Any], names: Names) -> str:
     tag, known = str(context["tag"]), re.findall(r"'([^']*)'", context["expected_tags"])
-    package = {"method": "methods", "model": "models"}.get(section)
-    home = f"; yours goes in dynsparse/{package}/" if package else ""
+    home = _HOMES.get(section, "")
     hint = hints.for_name(tag, hints.with_more(section, known, names))
     return f"unknown {section} '{cut(tag)}'; there are {', '.join(known)}{home}{hint}"
 

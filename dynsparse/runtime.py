@@ -164,4 +164,17 @@ def memory() -> int | None:
     return min(found)
 
 
+def peak_memory(device: torch.device) -> int | None:
+    """Return the most bytes that this process has held, on its GPU, or of the machine without one; None where unknown.
+
+    On a GPU they are those of tensors, on Linux all pages of the process at once, the libraries' included.
+    """
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    with suppress(OSError, ValueError, StopIteration):
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return 1024 * int(next(line for line in lines if line.startswith("VmHWM")).split()[1])
+    return None
+
+
 _CONTAINER_LIMITS = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NoReturn
 from weakref import WeakSet
 
@@ -53,13 +54,18 @@ class SparseTraining(Watcher):
         sparsity: fraction of zeros in each layer; or by kind, `{"conv": 0.9, "fc": 0.5}`, where a kind that is missing
             or 0 stays dense.
         total_steps: optimizer steps of the whole run: batches over gradient accumulation. Schedules end with it.
-        steps_per_epoch: optimizer steps of an epoch, for methods with settings in epochs.
+        steps_per_epoch: optimizer steps of an epoch, for methods with settings in epochs. {0: 200, 30: 400} where
+            epochs differ in length: 200 in each of the first thirty, 400 in each later one.
         allocation: "uniform" or "erk", where small layers are denser.
         granularity: unit of a convolution: 4 an element, 3 a kernel row, 2 a kernel slice, 1 a filter.
+        structure: pattern of the masks: free; fan_in, as many inputs for each output; or N:M, such as 2:4.
         include: patterns of parameter names to make sparse, in place of the usual choice.
         exclude: patterns of parameter names to keep dense.
+        split: patterns of parameters that pack several layers as blocks of rows, with their number, such as
+            `{"*.qkv.weight": 3}`. Query, key and value of nn.MultiheadAttention are three layers without it.
         masks: instead of `sparsity`, the active weights at the start: bool tensors of the weights' shapes by layer, or
-            the `MaskSet` that the model has. "random": draw them though the model is sparse already.
+            the `MaskSet` that the model has. Beside `sparsity`: "magnitude" keeps the largest of the weights that the
+            model has in each layer, "random" draws masks though the model is sparse already.
         state: a `state_dict()` to resume from; the model holds the weights of that time already.
         steps: optimizer steps that came before, where a run starts later in its schedules.
         seed: of masks and growth. The same on every rank.
@@ -68,7 +74,8 @@ class SparseTraining(Watcher):
         on_reallocation: called with each `ReallocationReport`.
         mask_in_backward: mask gradients as soon as backward has made them, so that norms and clipping see those of
             the active weights. False for a loop that leaves them 0 outside the masks itself, unless
-            `wants_whole_gradients`, and calls `prepare_gradients()` before each step.
+            `wants_whole_gradients`, and calls `prepare_gradients()` before each step. What it writes to them after
+            that is masked.
 
     All ranks construct it with the same arguments. Raises UserError for what cannot work, and then changes nothing.
     """
@@ -82,11 +89,13 @@ class SparseTraining(Watcher):
         *,
         sparsity: float | Mapping[Kind, float] | None = None,
         total_steps: int,
-        steps_per_epoch: int | None = None,
+        steps_per_epoch: int | Mapping[int, int] | None = None,
         allocation: str = "uniform",
         granularity: Granularity = 4,
+        structure: str = "free",
         include: Sequence[str] | None = None,
         exclude: Sequence[str] = (),
+        split: Mapping[str, int] = MappingProxyType({}),
         masks: MaskSet | Mapping[str, Tensor] | str | None = None,
         state: Mapping[str, Any] | None = None,
         steps: int = 0,
@@ -102,8 +111,10 @@ class SparseTraining(Watcher):
             steps_per_epoch=steps_per_epoch,
             allocation=allocation,
             granularity=granularity,
+            structure=structure,
             include=include,
             exclude=exclude,
+            split=split,
             steps=steps,
             seed=seed,
             on_desync=on_desync,
@@ -272,7 +283,7 @@ class SparseTraining(Watcher):
             self._count()  # The others made no step in this round.
         layers = self._optimizers.layers_of(optimizer, self.masks)
         if closure is not None:  # It adds to gradients of other batches before any are used.
-            self._gradients.are_there = any(layer.weight.grad is not None for layer in self.masks)
+            self._gradients.are_there = any(layer.parameter.grad is not None for layer in self.masks)
             return closure_that_looks(closure, self._gradients, layers)
         self._gradients.are_there = False  # Gradients that were looked at may be gone.
         scale = getattr(optimizer, "grad_scale", None)
@@ -359,7 +370,7 @@ class SparseTraining(Watcher):
     def _follow(self) -> None:
         """Move masks and the method's tensors to the device of the weights."""
         state = self.method.state_dict()
-        self.masks.to(self.masks.layers[0].weight.device)
+        self.masks.to(self.masks.layers[0].parameter.device)
         self.method.prepare(self.masks)
         self.method.load_state_dict(state)
 
