@@ -14,7 +14,7 @@ from pathlib import Path
 from benchmarks.harness.record import ROOT
 from benchmarks.harness.script import ScriptParser
 
-FULL = ("reallocation", "steps", "memory", "startup", "scaling", "passes", "csr")
+FULL = ("reallocation", "steps", "memory", "startup", "scaling", "passes", "csr", "flops")
 SHORT = {
     "allreduce": ("--rounds", "1"),
     "checkpoints": ("--rounds", "1"),

@@ -3,10 +3,15 @@
     python -m benchmarks.gpu                            (on a GPU: 8 minutes at most)
     python -m benchmarks.gpu --only nccl steps          (these parts alone)
     python -m benchmarks.gpu --page                     (the page anew, from the JSON)
+    python -m benchmarks.gpu --cifar10 DIR              (the paper's WRN-28-2, 90 % sparse, 200 epochs)
+    python -m benchmarks.gpu --imagenette DIR           (ResNet-18 at 128 px, every method)
 
 Each part has a process of its own and some seconds, so that one that fails or hangs takes no other with it; what is
 found is on disk after each. Without a GPU it runs tiny on the CPU, so that it cannot rot, and keeps no figures unless
 told where. It ends with 1 if a part fails or what must be so is not; a speed that is not reached is no failure.
+
+The last two make tables of `benchmarks.reproduce`, with its files and pages, from train/ and test/ or val/ in DIR. A
+call that is cut is finished by the next. The files go to --output if it is given, runs included.
 """
 
 from __future__ import annotations
@@ -19,11 +24,13 @@ from argparse import Namespace
 from collections.abc import Callable, Mapping
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import torch
 
+from benchmarks import reproduce
 from benchmarks.harness import record, script
 from benchmarks.harness.page import filled
 from benchmarks.harness.record import Result
@@ -61,7 +68,15 @@ _CONTEXT.set_forkserver_preload(["benchmarks.parts.gpu.training", "benchmarks.pa
 def main() -> None:
     parser = script.page_parser(__doc__)
     parser.add_argument("--only", metavar="PART", nargs="+", choices=PARTS, help=f"of {', '.join(PARTS)}")
-    asked = parser.parse_args()
+    parser.add_argument("--cifar10", metavar="DIR", type=Path, help="measure nothing; train WRN-28-2 on these images")
+    parser.add_argument("--imagenette", metavar="DIR", type=Path, help="measure nothing; train ResNet-18 on these")
+    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="change the configs of these runs")
+    asked = parser.parse_intermixed_args()
+    if asked.cifar10 or asked.imagenette:
+        make_tables(asked)
+        return
+    if asked.overrides:
+        parser.error("overrides are for --cifar10 and --imagenette")
     if asked.page:
         script.write_page(NAME, page, asked.output)
         return
@@ -69,6 +84,20 @@ def main() -> None:
     print("\n\n".join(paragraphs(result)))
     if not all_is_well(result):
         sys.exit(1)
+
+
+def make_tables(asked: Namespace) -> None:
+    """Train on real images. Each run has the GPU, or with small ones a share of it."""
+    tables: dict[str, tuple[Path | None, list[str]]] = {
+        "cifar10_wrn28": (asked.cifar10, ["--methods", "dsr", "--workers-at-once", "1"]),
+        "imagenette_128": (asked.imagenette, ["--workers-at-once", "2"]),
+    }
+    for name, (images, options) in tables.items():
+        if images is not None:
+            if asked.output is not None:
+                options += ["--out", str(asked.output), "--work", str(asked.output / name)]
+            options += ["--epochs", "1"] if asked.tiny else []
+            reproduce.main(["--data", name, *options, f"data.path={images.absolute()}", *asked.overrides])
 
 
 def measure(asked: Namespace) -> Result:

@@ -2,6 +2,7 @@
 
     python -m benchmarks.pipelines                     (about 8 minutes on 2 cores; a quiet machine)
     python -m benchmarks.pipelines --only speed        (a quick look: replaces no figures)
+    python -m benchmarks.pipelines --images DIR        (speed on your own, train/CLASS/*.jpg: added to the figures)
     python -m benchmarks.pipelines --page              (the page and the figure anew, from the JSON)
 
 The data are crops of two real photographs (pipelines/tools/sample_images.py), made anew in a temporary folder.
@@ -30,17 +31,20 @@ from benchmarks.parts.pipelines.agreement import agreement
 from benchmarks.parts.pipelines.bench import TINY, Amount, Bench
 from benchmarks.parts.pipelines.feed import feed
 from benchmarks.parts.pipelines.memory import resident
-from benchmarks.parts.pipelines.speed import speed
+from benchmarks.parts.pipelines.speed import photographs, speed
 from pipelines.common.torchvision_ops import import_torchvision
 
 NAME = "pipelines"
 FIGURE = "pipeline-memory.svg"
+OWN_PARTS: dict[str, Callable[[Bench], Result]] = {"photographs": photographs}
 PARTS: dict[str, Callable[[Bench], Result]] = {
     "speed": speed,
     "agreement": agreement,
     "memory": resident,
     "feed": feed,
 }
+OWN = "pipelines_photographs"
+"""The record of `photographs`, which needs images of one's own."""
 LOADERS = {"dali": "data.loader=dali", "torch": "data.loader=torch"}
 WAYS = {
     **LOADERS,
@@ -54,7 +58,11 @@ def main() -> None:
     if asked.page:
         write_page(asked.output)
         return
-    result = measure(asked)
+    with script.told():
+        result = measure(asked)
+    if asked.images is not None:
+        write_page(asked.output)
+        return
     print(page({**record.described(NAME, result), "link": f"{NAME}.json"}))
 
 
@@ -62,6 +70,7 @@ def parse() -> Namespace:
     parser = script.page_parser(__doc__)
     parser.add_argument("--only", metavar="NAME", nargs="+", choices=PARTS, help=f"of {', '.join(PARTS)}")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="cores (all)")
+    parser.add_argument("--images", metavar="DIR", type=Path, help="measure only the speed on these images")
     return parser.parse_args()
 
 
@@ -73,7 +82,11 @@ def measure(asked: Namespace) -> Result:
     import_torchvision()
     result: Result = {"libraries": libraries(), "cores_used": len(cores)}
     with TemporaryDirectory() as temporary:
-        bench = Bench(Path(temporary), TINY if asked.tiny else Amount(), len(cores))
+        bench = Bench(Path(temporary), TINY if asked.tiny else Amount(), len(cores), asked.images)
+        if asked.images is not None:
+            own = {**result, **noted("photographs", bench)}
+            record.keep(OWN, own, asked.output, "python -m benchmarks.pipelines --images DIR")
+            return own
         for name in asked.only or PARTS:
             result[name] = noted(name, bench)
             if asked.output or not (asked.tiny or asked.only):
@@ -91,7 +104,7 @@ def libraries() -> dict[str, str]:
 def noted(name: str, bench: Bench) -> Result:
     """Return a part's numbers, with the load average before it and its seconds."""
     load, began = record.load(), time.perf_counter()
-    found = PARTS[name](bench)
+    found = {**PARTS, **OWN_PARTS}[name](bench)
     seconds = time.perf_counter() - began
     print(f"{name}: {seconds:.0f} s, load average before it {load:.2f}", file=sys.stderr, flush=True)
     return {"load_before": load, "seconds": round(seconds, 1), **found}
@@ -100,16 +113,23 @@ def noted(name: str, bench: Bench) -> Result:
 # The page
 
 
-def page(content: Result) -> str:
+def own_of(folder: Path | None) -> Result | None:
+    """Return the figures of images of one's own, if there are any."""
+    return record.kept(OWN, folder) if record.path_of(OWN, folder).exists() else None
+
+
+def page(content: Result, own: Result | None = None) -> str:
     loads = ", ".join(f"{name} {content[name]['load_before']}" for name in PARTS if name in content)
     parts = {name: content.get(name) for name in PARTS}
     versions = {**content["versions"], **content["libraries"]}
-    return filled(NAME, content, parts, LOADERS=LOADERS, WAYS=WAYS, FIGURE=FIGURE, loads=loads, versions=versions)
+    return filled(
+        NAME, content, parts, LOADERS=LOADERS, WAYS=WAYS, FIGURE=FIGURE, loads=loads, versions=versions, own=own
+    )
 
 
 def write_page(folder: Path | None) -> None:
     """Write the page and the figure, from the JSON alone."""
-    script.write_page(NAME, page, folder)
+    script.write_page(NAME, lambda content: page(content, own_of(folder)), folder)
     content = record.kept(NAME, folder)
     if "memory" in content:
         draw_memory(content["memory"], (folder or PAGES) / FIGURE)

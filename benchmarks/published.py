@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from benchmarks.harness.record import kept
-from benchmarks.parts.reproduce.recipes import METHODS
+from benchmarks.parts.reproduce.recipe import METHODS
 
 SPARSITIES = (0.9, 0.95, 0.98, 0.99)
 MNIST = {

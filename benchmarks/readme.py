@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from benchmarks import reproduce, scaling, soak
+from benchmarks import fine_tuning, reproduce, scaling, soak
 from benchmarks.harness.page import fill_marks
 from benchmarks.harness.page import filled as filled_text
 from benchmarks.harness.record import ROOT, kept
@@ -23,7 +23,7 @@ STEPS = {
 
 def digits() -> str:
     """Accuracy by method and sparsity."""
-    return reproduce.table(kept("reproduce_digits"))
+    return reproduce.rows_of(kept("reproduce_digits"))
 
 
 def speed() -> str:
@@ -38,10 +38,16 @@ def faults() -> str:
     return soak.table(kept("soak"))
 
 
+def tuned() -> str:
+    """Accuracy of fine-tuning beside training from scratch."""
+    return fine_tuning.table(kept("fine_tuning"))
+
+
 PAGES: Mapping[Path, Mapping[str, Callable[[], str]]] = {
     ROOT / "README.md": {"published": beside_published},
     ROOT / "docs/results/index.md": {"digits": digits, "speed": speed},
     ROOT / "docs/operations.md": {"faults": faults},
+    ROOT / "docs/fine-tuning.md": {"fine-tuning": tuned},
     scaling.PAGE: scaling.kept_parts(),
 }
 """The tables of each page, between comments of their names."""

@@ -1,118 +1,253 @@
 """Accuracy of every method at several sparsities over several seeds: a table and two plots.
 
-    python -m benchmarks.reproduce                    (make reproduce-digits: under 15 minutes on 2 cores)
-    python -m benchmarks.reproduce --data mnist       (where there is internet; so is cifar10)
+    python -m benchmarks.reproduce                    (make reproduce-digits: every method on the digits)
+    python -m benchmarks.reproduce --data mnist data.path=DIR      (hours; stop it and start it as you like)
     python -m benchmarks.reproduce --page             (the page and the plots anew, from the JSON)
 
+Each run is a job of its own in a folder under --work, one process with one thread, so that it gives the same bits
+however many run side by side. A job that is done is skipped, one that was stopped or killed resumes where it was. Each
+run that ends is added to the JSON at once. `--part 2/3` runs a third of the jobs, on one of three machines, and
+`--add FILE` takes over what another machine has made.
+
 Accuracy is that of the last epoch on the test samples, never the best one, which would be chosen on the test set.
-Each run is one process with one thread, so that it gives the same bits however many run side by side.
 """
 
 from __future__ import annotations
 
+import math
 import os
+import re
+import shutil
 import statistics
-import time
-from argparse import Namespace
-from collections.abc import Iterator, Sequence
+import sys
+from argparse import ArgumentTypeError, Namespace
+from collections.abc import Sequence
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
+import pipelines
 from benchmarks.harness import record
 from benchmarks.harness.page import filled
 from benchmarks.harness.record import PAGES, Result
 from benchmarks.harness.script import ScriptParser, link
-from benchmarks.parts.reproduce import plots
-from benchmarks.parts.reproduce.recipes import METHODS, RECIPES
-from benchmarks.parts.reproduce.training import Job, all_runs
+from benchmarks.parts.reproduce import plots, table
+from benchmarks.parts.reproduce.jobs import Job, Table, jobs, key, settings
+from benchmarks.parts.reproduce.published import LEAST_SPREAD, PUBLISHED, REASONS
+from benchmarks.parts.reproduce.recipe import Recipe
+from benchmarks.parts.reproduce.recipes import RECIPES
+from benchmarks.parts.reproduce.rows import rows as rows_of_parts
+from benchmarks.parts.reproduce.rows import sparsities_of
+from benchmarks.parts.reproduce.running import run_all
+from benchmarks.parts.reproduce.table import Runs, is_done, run_of
+from dynsparse.errors import UserError
+from dynsparse.training.run import names
+from pipelines.common.command_line import at_least_1
 
 
-def main() -> None:
-    asked = parse()
-    name = f"reproduce_{asked.data}"
-    elsewhere = None if asked.out == PAGES else asked.out  # A quick look replaces no figures.
-    if not asked.page:
-        os.environ["OMP_NUM_THREADS"] = "1"
-        with TemporaryDirectory() as folder:
-            record.keep(name, measure(asked, folder), elsewhere)
-    for file in write(name, asked.out, elsewhere):
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Make a table; `arguments` in place of the command line's."""
+    asked = parse(arguments)
+    try:
+        failed = [] if asked.page else make(asked)
+        files = write(asked.data, asked.out, kept_in(asked))
+    except UserError as error:
+        sys.exit("".join(f"error: {line}\n" for line in error.lines).rstrip())
+    except OSError as error:
+        sys.exit(f"error: {error.filename}: {error.strerror}; give another, or make room for it")
+    for file in files:
         print(f"written: {file}")
+    if failed:
+        sys.exit(f"failed: {', '.join(job.name for job in failed)}")
 
 
-def parse() -> Namespace:
+def parse(arguments: Sequence[str] | None = None) -> Namespace:
     parser = ScriptParser(__doc__)
     parser.add_argument("--data", choices=sorted(RECIPES), default="digits")
-    parser.add_argument("--methods", nargs="+", choices=sorted(METHODS), default=list(METHODS))
-    parser.add_argument("--sparsity", type=float, nargs="+", default=[0.9, 0.95, 0.98, 0.99])
-    parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--processes", type=int, default=min(8, os.cpu_count() or 1))
-    parser.add_argument("--epochs", type=int, help="instead of the recipe's own, for a quick look")
+    parser.add_argument("--methods", nargs="+", help="some of the recipe's, or of its parts")
+    parser.add_argument("--sparsity", type=_fraction, nargs="+", help="instead of the recipe's")
+    parser.add_argument("--seeds", type=at_least_1, help="for every method, instead of the recipe's")
+    at_once = os.cpu_count() or 1
+    parser.add_argument("--workers-at-once", type=at_least_1, default=at_once, metavar="N", help="(%(default)s)")
+    parser.add_argument("--work", type=Path, help="folder of the runs (runs/reproduce_DATA)")
+    parser.add_argument("--part", default="1/1", metavar="K/N", help="run the Kth job and each Nth after it")
+    parser.add_argument("--add", type=Path, nargs="+", default=[], metavar="FILE", help="add the runs of other JSONs")
+    parser.add_argument("--epochs", type=at_least_1, help="instead of the recipe's own, for a quick look")
     parser.add_argument("--out", type=Path, default=PAGES, help="folder for the table and the plots")
     parser.add_argument("--page", action="store_true", help="train nothing; write the table and the plots anew")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="change every run's config")
-    asked = parser.parse_intermixed_args()
-    if "thin" in asked.methods and (unknown := set(asked.sparsity) - set(RECIPES[asked.data].thin)):
-        parser.error(f"no widths of the thin network for {sorted(unknown)}; skip it in --methods, or add them here")
+    asked = parser.parse_intermixed_args(arguments)
+    recipe = RECIPES[asked.data]
+    asked.methods = asked.methods or list(recipe.seeds)
+    asked.sparsity = asked.sparsity or list(recipe.sparsities)
+    asked.work = asked.work or Path("runs") / f"reproduce_{asked.data}"
+    if unknown := [method for method in asked.methods if method not in recipe.seeds]:
+        parser.error(f"{asked.data} has no {', '.join(unknown)}; it has {', '.join(recipe.seeds)}")
+    if "thin" in asked.methods and (unfit := set(asked.sparsity) - set(recipe.thin)):
+        parser.error(f"no widths of the thin network for {sorted(unfit)}; skip it in --methods, or add them here")
+    found = re.fullmatch(r"(\d{1,6})/(\d{1,6})", asked.part, re.ASCII)
+    if found is None or not 1 <= int(found[1]) <= int(found[2]):
+        parser.error(f"--part is '{asked.part}'; it must be K/N, such as 1/3")
     return asked
 
 
-def measure(asked: Namespace, folder: str) -> Result:
-    """Train all, the dense networks first: pruning starts from them."""
-    began = time.monotonic()
-    runs = [run for jobs in jobs_of(asked, folder) for run in all_runs(jobs, asked.processes)]
-    minutes = round((time.monotonic() - began) / 60, 1)
-    made = {"data": asked.data, "minutes": minutes, "processes": asked.processes}
-    return {**made, "results": described(runs), "runs": runs}
+def _fraction(text: str) -> float:
+    """Return a sparsity, as a type for argparse."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 <= value < 1:
+        raise ArgumentTypeError(f"is '{text}'; it must be a number from 0 to below 1, such as 0.9")
+    return value
 
 
-def jobs_of(asked: Namespace, folder: str) -> Iterator[list[Job]]:
-    def job(method: str, sparsity: float, seed: int) -> Job:
-        return Job(asked.data, method, sparsity, seed, folder, tuple(asked.overrides), asked.epochs)
-
-    if {"dense", "pruning"} & set(asked.methods):
-        yield [job("dense", 0.0, seed) for seed in range(asked.seeds)]
-    methods = [method for method in METHODS if method in asked.methods and method != "dense"]
-    seeds, sparsities = range(asked.seeds), asked.sparsity
-    yield [job(method, sparsity, seed) for seed in seeds for sparsity in sparsities for method in methods]
+def kept_in(asked: Namespace) -> Path | None:
+    """Return the folder of the JSON, None for that of the kept figures: a quick look replaces none."""
+    return None if asked.out == PAGES else Path(asked.out)
 
 
-def described(runs: Sequence[Result]) -> list[Result]:
-    """Mean and standard deviation over the seeds, for each method and sparsity."""
-    groups: dict[tuple[str, float], list[Result]] = {}
-    for one in runs:
-        groups.setdefault((one["method"], one["sparsity"]), []).append(one)
-    rows = []
-    for (method, sparsity), members in groups.items():
-        values = [member["test_top1"] for member in members]
-        sd = statistics.stdev(values) if len(values) > 1 else 0.0
-        row = {"method": method, "sparsity": sparsity, "mean": statistics.mean(values), "sd": sd}
-        rows.append({**row, "parameters": members[0]["parameters"]})
-    return rows
+def make(asked: Namespace) -> list[Job]:
+    """Run what is not done yet, and keep each run in the JSON. Returns the jobs that failed."""
+    path, recipe = record.path_of(f"reproduce_{asked.data}", kept_in(asked)), RECIPES[asked.data]
+    runs = Runs.read(asked.data, path)
+    for other in asked.add:
+        runs.add_all(table.read(other), other)
+    shared = Table(asked.data, asked.work.absolute(), tuple(asked.overrides), asked.epochs)
+    asked.work.mkdir(parents=True, exist_ok=True)
+
+    def is_recorded(job: Job) -> bool:
+        return runs.has(job, key(settings(shared.config(job))))
+
+    def done(job: Job) -> None:
+        plain = settings(shared.config(job))
+        run = run_of(shared.folder(job), job, key(plain))
+        runs.add(run, plain)
+        table.write(runs.content(list(recipe.titles)), path)
+        if job not in needed:
+            shutil.rmtree(shared.folder(job) / names.CHECKPOINTS, ignore_errors=True)
+        print(f"{job.name:28} {run['test_top1']:.2f} %  {run['seconds']} s", flush=True)
+
+    def prepare(job: Job) -> Path:
+        file = asked.work / f"{job.name}.yaml"
+        file.write_text(shared.config(job).as_yaml())
+        return Path(file.absolute())
+
+    every = jobs(asked.methods, asked.sparsity, asked.seeds, recipe.seeds)
+    needed = {job.needs for job in every} - {None}
+    to_do = []
+    for job in _part(every, asked.part):
+        if is_recorded(job):
+            continue
+        if is_done(shared.folder(job)):
+            done(job)
+        else:
+            to_do.append(job)
+    if to_do:
+        pipelines.check(shared.config(to_do[0]).data.resolved())  # Once: not in each run's own log.
+    missing = {job.needs for job in to_do if job.needs and not is_done(shared.folder(job.needs))}
+    to_do = [*sorted(missing - set(to_do), key=lambda job: job.seed), *to_do]
+    failed = run_all(to_do, prepare, done, at_once=asked.workers_at_once)
+    table.write(runs.content(list(recipe.titles)), path)
+    return failed
+
+
+def _part(every: Sequence[Job], part: str) -> list[Job]:
+    first, _, step = part.partition("/")
+    return list(every[int(first) - 1 :: int(step)])
 
 
 # The page
 
 
-def write(name: str, folder: Path, kept_in: Path | None) -> list[Path]:
+def write(data: str, folder: Path, kept_in: Path | None) -> list[Path]:
     """Write the page and the plots, from the JSON alone. Returns the files."""
-    content = {**record.kept(name, kept_in), "link": link(record.path_of(name, kept_in), folder)}
+    name = f"reproduce_{data}"
+    path = record.path_of(name, kept_in)
+    content = {**table.read(path), "link": link(path, folder)}
+    if not content["runs"]:
+        return []
     folder.mkdir(parents=True, exist_ok=True)
-    page, accuracy, layers = (folder / f"{content['data']}{end}" for end in (".md", "_accuracy.svg", "_layers.svg"))
-    moves = any("densities" in run for run in content["runs"])
-    seeds = len({run["seed"] for run in content["runs"]})
-    page.write_text(filled("reproduce", content, seeds=seeds, moves=moves, table=table(content)) + "\n")
+    if (recipe := RECIPES[data]).parts:
+        return [_parts_page(content, recipe, folder / f"{data}.md")]
+    page, accuracy, layers = (folder / f"{data}{end}" for end in (".md", "_accuracy.svg", "_layers.svg"))
+    content["beside"] = beside(content, kept_in)
+    moves = any("densities" in run for run in content["runs"] if run["method"] == "dsr")
+    page.write_text(
+        filled("reproduce", content, facts(content), moves=moves, table=rows_of(content), titles=recipe.titles) + "\n"
+    )
     plots.accuracy(content, accuracy)
     if moves:
         plots.layers(content, layers)
     return [page, accuracy, *([layers] if moves else [])]
 
 
-def table(content: Result) -> str:
+def _parts_page(content: Result, recipe: Recipe, page: Path) -> Path:
+    """Write the page of a table whose rows are no methods."""
+    rows = rows_of_parts(content["runs"], recipe.titles)
+    page.write_text(
+        filled(recipe.page, content, facts(content), table=rows, sparsities=sparsities_of(content["runs"])) + "\n"
+    )
+    return page
+
+
+def facts(content: Result) -> Result:
+    """Return how the runs were made, for the page."""
+    runs, recipe = content["runs"], RECIPES[content["data"]]
+    counts = sorted({row["seeds"] for row in content["results"]})
+    return {
+        "title": recipe.title,
+        "about": recipe.about,
+        "wanted": len(jobs(list(recipe.seeds), recipe.sparsities, None, recipe.seeds)),
+        "seeds": " to ".join(map(str, dict.fromkeys((counts[0], counts[-1])))),
+        "hours": sum(run["seconds"] for run in runs) / 3600,
+        "median_seconds": statistics.median(run["seconds"] for run in runs),
+        "commits": ", ".join(sorted({str(run["commit"]) for run in runs})),
+        "processors": ", ".join(sorted({str(run["processor"]) for run in runs})),
+        "versions": runs[-1]["versions"],
+        "compared": compared(content),
+        "least": LEAST_SPREAD,
+    }
+
+
+def beside(content: Result, kept_in: Path | None) -> list[Result]:
+    """Return runs that were made again in another way, each with ours of the same method and sparsity."""
+    ours = {(row["method"], row["sparsity"]): row for row in table.described(content["runs"])}
+    found = []
+    for name, how in RECIPES[content["data"]].beside.items():
+        if record.path_of(f"reproduce_{name}", kept_in).exists():
+            for row in table.described(record.kept(f"reproduce_{name}", kept_in)["runs"]):
+                found.append({**row, "how": how, "ours": ours.get((row["method"], row["sparsity"]))})
+    return found
+
+
+def compared(content: Result) -> list[Result]:
+    """Return each published figure beside ours.
+
+    It is alike within two standard deviations of our seeds, but not less than `LEAST_SPREAD`.
+    """
+    published = PUBLISHED.get(content["data"], {})
+    found = []
+    for row in table.described(content["runs"]):
+        if (theirs := published.get(row["method"], {}).get(row["sparsity"])) is not None:
+            difference = row["mean"] - theirs
+            alike = abs(difference) <= max(2 * row["sd"], LEAST_SPREAD)
+            reason = REASONS.get((row["method"], row["sparsity"]), "") or REASONS.get((row["method"], None), "")
+            found.append({**row, "published": theirs, "difference": difference, "alike": alike, "reason": reason})
+    return found
+
+
+def rows_of(content: Result) -> str:
     """Write a row a method and a column a sparsity. The dense network is the same in all columns."""
-    by = {(row["method"], row["sparsity"]): row for row in content["results"]}
+    published = PUBLISHED.get(content["data"], {})
+    by = {
+        (row["method"], row["sparsity"]): {
+            **row,
+            "published": published.get(row["method"], {}).get(row["sparsity"]),
+        }
+        for row in table.described(content["runs"])
+    }
     sparsities = sorted({sparsity for _, sparsity in by if sparsity > 0})
     rows = {}
-    for method, title in METHODS.items():
+    for method, title in RECIPES[content["data"]].titles.items():
         cells = [by.get((method, sparsity)) or by.get((method, 0.0)) for sparsity in sparsities]
         if any(cells):
             rows[title] = cells

@@ -43,7 +43,7 @@ def data_of(config: RunConfig, worker: Worker | None = None, device: torch.devic
     """Build the data as a run does, for evaluation in batches of 10."""
     worker = worker or Worker()
     share = Share(worker.rank, worker.world_size, 1)
-    batch = config.train.global_batch_size
+    batch = config.train.batch_at(0)
     return pipelines.build(config.data, Request(config.seed, batch, share, 10, device.index))
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import sys
 from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NoReturn
 
@@ -29,6 +31,15 @@ class ScriptParser(Parser):
             super().error(message)
         except UserError as error:
             self.exit(EXIT_BAD_INPUT, f"error: {error}\n")
+
+
+@contextmanager
+def told() -> Iterator[None]:
+    """End the script with the lines of a UserError, in place of a traceback."""
+    try:
+        yield
+    except UserError as error:
+        sys.exit("".join(f"error: {line}\n" for line in error.lines).rstrip())
 
 
 def plain_parser(description: str | None) -> ArgumentParser:

@@ -13,6 +13,7 @@ import torch
 
 from benchmarks import gpu
 from benchmarks.parts.gpu.bench import MOVING
+from tests.pipelines.pictures import picture
 
 ROOT = Path(__file__).parents[2]
 COMPILING = ("steps", "recompiles")
@@ -117,3 +118,37 @@ def test_what_fails_is_seen() -> None:
     assert gpu.all_is_well({"parts": {"dali": dali}})
     endless["state"] = "done"
     assert not gpu.all_is_well({"parts": {"memory": endless}}), "what must be so and is not is a fault by itself"
+
+
+def test_a_table_on_real_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """WRN at its narrowest, for an epoch, as it is for a GPU: in bf16, from images that are resident."""
+    for part, count in (("train", 32), ("test", 8)):
+        for number in range(count):
+            file = tmp_path / "images" / part / str(number % 2) / f"{number}.png"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            picture(32, 32, 100 * len(part) + number).save(file)
+    small = (
+        "model.depth=10 model.widen_factor=0.25 train.global_batch_size=16 train.compile=false method.target_moves=9"
+    )
+    words = ["--tiny", "--output", str(tmp_path), "--cifar10", str(tmp_path / "images"), *small.split()]
+    monkeypatch.setattr(sys, "argv", ["gpu", *words])
+    gpu.main()
+    content = json.loads((tmp_path / "reproduce_cifar10_wrn28.json").read_text())
+    [run] = content["runs"]
+    assert (run["method"], run["sparsity"], len(run["accuracy"])) == ("dsr", 0.9, 1)
+    asked = content["settings"][run["settings"]]
+    assert (asked["data"]["loader"], asked["train"]["precision"]) == ("resident", "bf16")
+    assert "JPEG files of quality 75" in (tmp_path / "cifar10_wrn28.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [("model.depth=10", "overrides are for --cifar10 and --imagenette"), ("--cifar10 no/where", "no/where")],
+)
+def test_what_cannot_be_asked(
+    words: str, line: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["gpu", "--output", str(tmp_path), *words.split()])
+    with pytest.raises(SystemExit) as ended:
+        gpu.main()
+    assert line in capsys.readouterr().err + str(ended.value.code)

@@ -7,9 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.harness import script
 from benchmarks.harness.page import fill_marks, filled, spread
 from benchmarks.harness.processes import watched
 from benchmarks.harness.rounds import in_rounds, ratios, returned
+from dynsparse.errors import UserError
 
 SPREAD = {"median": 2.0, "low": 1.5, "high": 2.5, "min": 1.0, "max": 3.0}
 
@@ -47,3 +49,8 @@ def test_ways_that_measure_themselves_are_compared_within_rounds() -> None:
     assert times == {"a": [2.0, 4.0], "b": [1.0, 8.0]}, "the first warms up"
     assert ratios(times, "b")["a"]["max"] == 2
     assert in_rounds({"a": lambda: 1}, 9, warm_up=0, measure=returned, ends=0.0) == {"a": [1, 1, 1]}, "late: but a few"
+
+
+def test_bad_input_ends_a_script_in_lines() -> None:
+    with pytest.raises(SystemExit, match=r"^error: one\nerror: two$"), script.told():
+        raise UserError("one", "two")

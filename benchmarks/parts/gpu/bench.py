@@ -17,6 +17,7 @@ from dynsparse.runtime import Worker
 from dynsparse.training.network import Network, build_network
 from dynsparse.training.trainer import Trainer
 from pipelines.base import Batch, Data, EvaluationPipeline
+from pipelines.common.epochs import EpochTable
 
 FOR_EVER = 1_000_000_000
 """A period in steps: no reallocation in any run here."""
@@ -121,7 +122,7 @@ def settings(case: Case, method: Mapping[str, Any], **sections: Any) -> RunConfi
 class BatchesOnDevice:
     """A `TrainPipeline` of a few batches that are on the device already, over and over."""
 
-    steps_per_epoch = 1000
+    epochs = EpochTable.of(1000)
 
     def __init__(self, batches: Sequence[Batch]) -> None:
         self._batches = batches
@@ -129,7 +130,7 @@ class BatchesOnDevice:
         self.bad_samples: dict[int, str] = {}
 
     def epoch(self) -> Iterator[list[Batch]]:
-        while self._place < self.steps_per_epoch:
+        while self._place < self.epochs.steps(0):
             self._place += 1
             yield [self._batches[(self._place - 1) % len(self._batches)]]
 
@@ -154,7 +155,7 @@ def batches(config: RunConfig, device: torch.device, count: int = 2) -> BatchesO
     generator = torch.Generator().manual_seed(7)
     made = []
     for _ in range(count):
-        images = torch.randn(config.train.global_batch_size, *config.data.image_shape, generator=generator)
+        images = torch.randn(config.train.batch_at(0), *config.data.image_shape, generator=generator)
         labels = torch.randint(config.data.classes, (len(images),), generator=generator)
         layout = torch.channels_last if config.train.channels_last else torch.contiguous_format
         made.append((images.to(device).contiguous(memory_format=layout), labels.to(device)))

@@ -72,7 +72,7 @@ def _time(bench: Bench, found: Found, data: Mapping[str, Data], batch: int, thre
             images.to(bench.device)
 
     times = rounds_until(bench, {where: partial(epoch, where) for where in data}, 5)
-    images = batch * data["cpu"].train.steps_per_epoch
+    images = batch * data["cpu"].train.epochs.steps(0)
     found.figures["images_per_second"] = summaries({way: [images / s for s in times[way]] for way in times})
     found.figures["epochs"] = compared(times, "cpu")
     for where, figures in found.figures["images_per_second"].items():

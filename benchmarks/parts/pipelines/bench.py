@@ -61,6 +61,8 @@ class Bench:
     folder: Path
     amount: Amount
     threads: int
+    images: Path | None = None
+    """A folder of images of one's own."""
 
     @property
     def workers(self) -> int:
@@ -90,11 +92,10 @@ class Bench:
                 "path": str(path),
                 "loader": loader,
                 "threads": self.threads,
-                "number_of_classes": CLASSES,
                 "image_size": image_size,
                 "evaluation_resize": resize,
             }
-        )
+        ).resolved()
         request = {"seed": 0, "global_batch": batch, "evaluation_batch": batch, "device_id": None, **request}
         return pipelines.build(settings, Request(share=Share(), **request))
 

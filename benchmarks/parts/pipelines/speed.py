@@ -25,9 +25,19 @@ COMPARED = (("dali", "torch"), ("dali", "torchvision"), ("torch", "torchvision")
 
 
 def speed(bench: Bench) -> Result:
+    """Measure on images that are made."""
+    return speed_of(bench, bench.large())
+
+
+def photographs(bench: Bench) -> Result:
+    """Measure on the images of a folder."""
+    assert bench.images is not None
+    return speed_of(bench, bench.images)
+
+
+def speed_of(bench: Bench, folder: Path) -> Result:
     """Images a second and CPU time an image, in rounds in which the ways take turns."""
-    amount, folder = bench.amount, bench.large()
-    shards = bench.folder / "shards"
+    amount, shards = bench.amount, bench.folder / f"{folder.name}_shards"
     if not shards.exists():
         shard_tools.write(folder, shards, 1000)
     streams: dict[str, Callable[[], Iterator[Any]]] = {
@@ -40,13 +50,14 @@ def speed(bench: Bench) -> Result:
     found = in_rounds(ways, amount.rounds, warm_up=0, measure=returned)
     rates = {way: [rate for rate, _ in rounds] for way, rounds in found.items()}
     cpu = {way: [ms for _, ms in rounds] for way, rounds in found.items()}
-    files = list((folder / "train").rglob("*.jpg"))
+    files = [path for path in (folder / "train").rglob("*") if path.is_file()]
     return {
         "threads": bench.threads,
         "image_size": amount.image_size,
         "batch": amount.batch,
         "rounds": amount.rounds,
         "images_per_round": amount.batches * amount.batch,
+        "files": len(files),
         "mean_file_kb": statistics.mean(file.stat().st_size for file in files) / 1000,
         "images_per_second": summaries(rates),
         "cpu_ms_per_image": summaries(cpu),

@@ -14,7 +14,7 @@ import torch
 from nvidia.dali import fn, pipeline_def, types
 
 from benchmarks.harness.record import Result
-from benchmarks.parts.pipelines.bench import CLASSES, Amount
+from benchmarks.parts.pipelines.bench import Amount
 from pipelines import augment
 from pipelines.datasets.photographs import NORMALISATION
 from pipelines.images.encoded import MOST_PIXELS
@@ -22,8 +22,9 @@ from pipelines.images.reference import decoded
 from pipelines.loaders import dali_views, torch_views
 from pipelines.loaders.dali_images import given
 from pipelines.order import SampleOrder, Share
-from pipelines.sources.class_folders import check_folders
+from pipelines.sources.class_folders import check_folders, class_names
 from pipelines.sources.image_folder import list_images
+from pipelines.sources.parts import TRAIN
 from pipelines.views import RandomResizedCrop
 
 DALI_STAGES = ("read", "size and window", "decode", "resize", "flip and normalise")
@@ -40,7 +41,7 @@ def dali_stages(folder: Path, amount: Amount) -> Result:
 
 def _graph_ms(folder: Path, amount: Amount, stage: str) -> float:
     source, view = (
-        list_images(folder, "train", check_folders(folder, CLASSES, 0)[0]),
+        list_images(folder, "train", check_folders(folder, len(class_names(folder / TRAIN)), 0)[0]),
         RandomResizedCrop(amount.image_size),
     )
     order = SampleOrder(0, len(source.labels), min(amount.batch, len(source.labels)))
@@ -88,7 +89,7 @@ def _partial_graph(batches: Iterator[Any], size: int, stage: str) -> Any:
 def torch_stages(folder: Path, amount: Amount) -> Result:
     """Take the torch loader's steps one by one. Returns CPU milliseconds an image of each."""
     source, view = (
-        list_images(folder, "train", check_folders(folder, CLASSES, 0)[0]),
+        list_images(folder, "train", check_folders(folder, len(class_names(folder / TRAIN)), 0)[0]),
         RandomResizedCrop(amount.image_size),
     )
     chosen = np.arange(amount.traced) % len(source.labels)

@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 
 from benchmarks.harness.plot import plt, save
 from benchmarks.harness.record import Result
-from benchmarks.parts.reproduce.recipes import METHODS
+from benchmarks.parts.reproduce.recipe import METHODS
 
 MARKERS = "osD^vP*X<>h"
 """Shapes beside colours, so that lines can be told apart in grey and by everyone."""
@@ -59,7 +59,7 @@ def _stretched(sparsity: float) -> float:
 
 def layers(content: Result, path: Path) -> None:
     """Draw the density of each layer over training, a panel a sparsity."""
-    runs = [run for run in content["runs"] if "densities" in run]
+    runs = [run for run in content["runs"] if run["method"] == "dsr"]
     sparsities = sorted({run["sparsity"] for run in runs})
     figure, panels = plt.subplots(
         1, len(sparsities), figsize=(3.2 * len(sparsities), 4), sharey=True, squeeze=False, layout="constrained"
@@ -74,13 +74,13 @@ def layers(content: Result, path: Path) -> None:
     save(figure, path)
 
 
-def _layers_at(seeds: list[dict[str, list[list[float]]]], axes: Axes) -> None:
+def _layers_at(seeds: list[dict[str, list[float]]], axes: Axes) -> None:
+    """Draw each layer's density at the end of each epoch: the mean over the seeds, and a band of its deviation."""
     names = list(seeds[0])
     for i, name in enumerate(names):
-        columns = list(zip(*(seed[name] for seed in seeds), strict=False))  # The same epochs in every seed.
-        epochs = [points[0][0] for points in columns]
-        means = [statistics.mean(value for _, value in points) for points in columns]
-        sds = [statistics.pstdev([value for _, value in points]) for points in columns]
+        columns = list(zip(*(seed[name] for seed in seeds), strict=True))
+        epochs = range(1, len(columns) + 1)
+        means, sds = [statistics.mean(column) for column in columns], [statistics.pstdev(column) for column in columns]
         colour = plt.get_cmap("viridis")(i / max(1, len(names) - 1) * 0.9)
         axes.plot(epochs, means, color=colour, label=name if len(names) <= 8 or i in (0, len(names) - 1) else None)
         low = [max(mean - sd, mean / 10) for mean, sd in zip(means, sds, strict=True)]

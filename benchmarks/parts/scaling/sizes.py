@@ -24,7 +24,7 @@ def resnet50() -> dict[str, Any]:
     with torch.device("meta"):
         model = config.model.build(config.data.image_shape, config.data.classes)
     specs = layer_specs(config, model)
-    units = ALLOCATIONS[config.sparsity.allocation](specs, {"conv": config.sparsity.conv, "fc": config.sparsity.fc})
+    units = ALLOCATIONS[config.sparsity.allocation](specs, config.sparsity.shares)
     inactive = sum((spec.units - units[spec.name]) * spec.unit_size for spec in specs)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     sizes = {

@@ -1,0 +1,43 @@
+"""Rows of the tables whose rows are no methods: parts of a recipe, and networks."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping, Sequence
+
+from benchmarks.harness.record import Result
+from benchmarks.parts.reproduce.table import described
+
+BASE = "base"
+"""Part that the others are compared with, where there is one."""
+
+
+def rows(runs: Sequence[Result], titles: Mapping[str, str]) -> list[Result]:
+    """Return a row for each title that has runs, with a cell for each sparsity; None for a cell without runs."""
+    cells = {(row["method"], row["sparsity"]): row for row in described(runs)}
+    sparsities = sparsities_of(runs)
+    found = []
+    for name, title in titles.items():
+        row = [cells.get((name, sparsity)) for sparsity in sparsities]
+        if any(row):
+            found.append({"title": title, "cells": [cell and {**cell, **_difference(runs, cell)} for cell in row]})
+    return found
+
+
+def sparsities_of(runs: Sequence[Result]) -> list[float]:
+    """Return the sparsities of a table in their order."""
+    return sorted({run["sparsity"] for run in runs})
+
+
+def _difference(runs: Sequence[Result], cell: Result) -> Result:
+    """Return the mean difference to the base at the same sparsity, over the seeds that both have."""
+    ours, base = (_by_seed(runs, method, cell["sparsity"]) for method in (cell["method"], BASE))
+    pairs = [ours[seed] - base[seed] for seed in sorted(ours.keys() & base.keys())]
+    if cell["method"] == BASE or not pairs:
+        return {"difference": None, "difference_sd": None, "pairs": 0}
+    deviation = statistics.stdev(pairs) if len(pairs) > 1 else 0.0
+    return {"difference": statistics.mean(pairs), "difference_sd": deviation, "pairs": len(pairs)}
+
+
+def _by_seed(runs: Sequence[Result], method: str, sparsity: float) -> dict[int, float]:
+    return {run["seed"]: run["test_top1"] for run in runs if (run["method"], run["sparsity"]) == (method, sparsity)}

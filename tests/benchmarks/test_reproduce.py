@@ -1,0 +1,296 @@
+"""Tables of runs: each run is a job that resumes where it was, and is not made twice."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks.harness.record import ROOT
+from benchmarks.parts.reproduce.jobs import Job, Table, dense, jobs, key, settings
+from benchmarks.parts.reproduce.recipes import RECIPES
+from benchmarks.parts.reproduce.rows import rows
+from benchmarks.parts.reproduce.table import Runs, described
+from benchmarks.parts.reproduce.table import write as write_table
+from benchmarks.reproduce import compared, main, write
+from dynsparse.errors import UserError
+from tests.training.runs import kill
+
+
+def reproduce(folder: Path, *words: str, work: str = "work") -> list[str]:
+    """Return the command line of a small table on the digits."""
+    options = ["--work", folder / work, "--out", folder / "out", "--workers-at-once", "2", "--seeds", "1"]
+    overrides = [word for word in words if "=" in word]  # Last: an option before them takes any number of words.
+    given = [word for word in words if word not in overrides]
+    return [sys.executable, "-m", "benchmarks.reproduce", *given, *map(str, options), *overrides]
+
+
+def run(command: list[str]) -> str:
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=280, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def kept(folder: Path) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads((folder / "out" / "reproduce_digits.json").read_text())
+    return content
+
+
+def test_a_table_its_page_and_its_plots(tmp_path: Path) -> None:
+    """Pruning waits for the dense network of its seed. A second call makes no run anew, but the page."""
+    command = reproduce(tmp_path, "--sparsity", "0.9", "--epochs", "2", "--methods", "pruning", "dsr")
+    said = run(command)
+    assert said.index("dense_0_0 ") < said.index("pruning_0.9_0 ")
+    content = kept(tmp_path)
+    by = {one["method"]: one for one in content["runs"]}
+    assert list(by) == ["dense", "pruning", "dsr"], "in the order of METHODS"
+    for one in by.values():
+        assert len(one["accuracy"]) == 2
+        assert one["accuracy"][-1] == pytest.approx(one["test_top1"], abs=0.01)
+        assert content["settings"][one["settings"]]["train"]["epochs"] == 2
+        assert {"weight_digest", "mask_digest", "seconds", "commit", "processor", "versions"} <= one.keys()
+    assert by["pruning"]["active_weights"] == by["dsr"]["active_weights"] < 0.11 * by["dense"]["active_weights"]
+    assert set(by["dsr"]["densities"]) == set(by["dsr"]["layers"])
+    page = (tmp_path / "out" / "digits.md").read_text()
+    assert page.count("\n| ") == 2 + 3, "a row a method"
+    for plot in ("digits_accuracy.svg", "digits_layers.svg"):
+        assert plot in page
+        assert (tmp_path / "out" / plot).read_text().rstrip().endswith("</svg>")
+    folders = {path.name.rpartition("_")[0]: path for path in (tmp_path / "work").iterdir() if path.is_dir()}
+    assert (folders["dense_0_0"] / "checkpoints").is_dir()
+    assert not (folders["dsr_0.9_0"] / "checkpoints").exists()
+    assert "runs;" not in run(command)
+    assert kept(tmp_path) == content
+
+
+@pytest.mark.slow  # A table that is done is not made again: above. A killed run resumes: tests/training/.
+def test_killed_and_finished_it_is_the_table_of_one_that_was_not(tmp_path: Path) -> None:
+    """SIGKILL to the table's process, and so to nobody else: its runs save and stop, and the next call resumes."""
+    words = ("--sparsity", "0.9", "--methods", "dsr")
+    command = reproduce(tmp_path, *words, "train.epochs=8", "checkpoint.every_epochs=1")
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, start_new_session=True)
+    try:
+        while (
+            not (begun := list((tmp_path / "work").glob("dsr*/metrics.jsonl")))
+            or begun[0].read_bytes().count(b"\n") < 4
+        ):
+            assert process.poll() is None, "it has ended too early to be killed"
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+    finally:
+        kill(process)
+    assert not (tmp_path / "out" / "reproduce_digits.json").exists()
+    run(command)
+    (history,) = (tmp_path / "work").glob("dsr*/history.jsonl")
+    assert [json.loads(line)["kind"] for line in history.read_text().splitlines()].count("start") == 2, "it resumed"
+    interrupted = kept(tmp_path)
+    shutil.rmtree(tmp_path / "out")
+    run([*reproduce(tmp_path, *words, work="undisturbed"), "train.epochs=8", "checkpoint.every_epochs=1"])
+    for ours, theirs in zip(interrupted["runs"], kept(tmp_path)["runs"], strict=True):
+        for fact in ("method", "settings", "weight_digest", "mask_digest", "accuracy", "active_weights"):
+            assert ours[fact] == theirs[fact], fact
+
+
+@pytest.mark.slow  # Killed, it stops its runs in the same way.
+def test_asked_to_stop_it_saves_and_says_so(tmp_path: Path) -> None:
+    command = reproduce(tmp_path, "--sparsity", "0.9", "--methods", "static", "train.epochs=100000")
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, start_new_session=True)
+    try:
+        while not any(path.stat().st_size for path in (tmp_path / "work").glob("*/metrics.jsonl")):
+            assert process.poll() is None
+        process.send_signal(signal.SIGTERM)
+        said, _ = process.communicate(timeout=120)
+    finally:
+        kill(process)
+    assert process.returncode == 75
+    assert said.splitlines()[-1] == "stopped; the same command resumes"
+    (summary,) = (tmp_path / "work").glob("static*/summary.json")
+    assert json.loads(summary.read_text())["status"] == "stopped"
+
+
+@pytest.mark.slow
+def test_a_job_that_fails_is_named(tmp_path: Path) -> None:
+    bad = ("train.lr.table=1e15", "train.max_bad_steps=1", "train.epochs=1")
+    words = reproduce(tmp_path, "--methods", "static", "--sparsity", "0.9", *bad)
+    failed = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=280, check=False)
+    assert failed.returncode == 1
+    assert failed.stderr.splitlines()[-1] == "failed: static_0.9_0"
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--part", "3/2"), "error: --part is '3/2'; it must be K/N, such as 1/3"),
+        (("--methods", "thin", "--sparsity", "0.5"), "error: no widths of the thin network for [0.5]"),
+        (("--part", "1/" + "9" * 5000), "error: --part is '1/999"),
+        (("--seeds", "0"), "error: argument --seeds: is '0'; it must be a whole number of at least 1"),
+        (("--workers-at-once", "0"), "error: argument --workers-at-once: is '0'; it must be"),
+        (("--epochs", "-1"), "error: argument --epochs: is '-1'; it must be"),
+        (("--sparsity", "nan"), "error: argument --sparsity: is 'nan'; it must be a number from 0 to below 1"),
+        (("--page",), "error: {out}/reproduce_digits.json cannot be read (No such file or directory); give the JSON"),
+        (("--add", "/nowhere/a.json"), "error: /nowhere/a.json cannot be read (No such file or directory); give the"),
+        (("--add", "CITATION.cff"), "error: CITATION.cff cannot be read (is no JSON); give the JSON of a table"),
+        (("--add", "configs/schema.json"), "error: configs/schema.json holds no table of runs; give the JSON that"),
+        (("train.epoch=3",), "error: command line: train.epoch: unknown key; did you mean 'epochs'?"),
+    ],
+)
+def test_bad_input(
+    tmp_path: Path,
+    words: tuple[str, ...],
+    message: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(sys, "argv", reproduce(tmp_path, *words)[2:])
+    with pytest.raises(SystemExit) as end:
+        main()
+    said = end.value.code if isinstance(end.value.code, str) else capsys.readouterr().err
+    assert said.startswith(message.format(out=tmp_path / "out"))
+    assert said.strip().count("\n") == 0
+
+
+def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
+    (work := tmp_path / "file").touch()
+    with pytest.raises(SystemExit, match=f"^error: {work}: File exists; give another"):
+        main(["--methods", "static", "--work", str(work), "--out", str(tmp_path / "out")])
+
+
+# Without a run.
+
+
+@pytest.mark.parametrize("data", sorted(RECIPES))
+def test_every_job_of_every_table_is_a_config(data: str, tmp_path: Path) -> None:
+    table, recipe = Table(data, tmp_path), RECIPES[data]
+    listed = jobs(list(recipe.seeds), recipe.sparsities, None, recipe.seeds)
+    assert sum(recipe.seeds.values()) <= len(listed)
+    assert len({table.folder(job) for job in listed}) == len(listed)
+    for job in listed:
+        assert job.needs is None or job.needs in listed[: listed.index(job)]
+    assert set(recipe.seeds) <= set(recipe.titles)
+
+
+def test_settings_are_the_same_for_all_seeds_and_places(tmp_path: Path) -> None:
+    def of(seed: int, folder: Path, *overrides: str) -> str:
+        return key(settings(Table("mnist", folder, overrides).config(Job("pruning", 0.9, seed))))
+
+    assert of(0, tmp_path) == of(1, tmp_path / "other", "data.path=/elsewhere", "data.threads=7")
+    assert of(0, tmp_path) != of(0, tmp_path, "train.global_batch_size=7")
+
+
+def test_seeds_come_in_turn_so_that_early_figures_have_all_columns() -> None:
+    found = jobs(["set", "dense", "static"], [0.9, 0.98], None, {"dense": 2, "set": 2, "static": 1})
+    assert found[:2] == [dense(0), dense(1)]
+    assert found[2:] == [
+        Job("set", 0.9, 0),
+        Job("static", 0.9, 0),
+        Job("set", 0.98, 0),
+        Job("static", 0.98, 0),
+        Job("set", 0.9, 1),
+        Job("set", 0.98, 1),
+    ]
+
+
+def made(method: str, seed: int, top1: float, digest: str = "a") -> dict[str, Any]:
+    return {
+        "method": method,
+        "sparsity": 0.9,
+        "seed": seed,
+        "settings": "k",
+        "test_top1": top1,
+        "parameters": 5,
+        "weight_digest": digest,
+    }
+
+
+def test_runs_of_other_machines_are_added(tmp_path: Path) -> None:
+    runs = Runs("mnist")
+    runs.add(made("set", 0, 98.0), {"a": 1})
+    other = {"data": "mnist", "settings": {"k": {"a": 1}}, "runs": [made("set", 0, 98.0), made("set", 1, 97.0)]}
+    runs.add_all(other, tmp_path)
+    content = runs.content(["set"])
+    assert [run["seed"] for run in content["runs"]] == [0, 1]
+    assert content["results"] == [
+        {"method": "set", "sparsity": 0.9, "seeds": 2, "mean": 97.5, "sd": pytest.approx(0.5**0.5), "parameters": 5}
+    ]
+    other["runs"] = [made("set", 0, 98.0, digest="b")]
+    with pytest.raises(UserError, match=r"its run set_0\.9_0 is another than the one that is there"):
+        runs.add_all(other, tmp_path)
+    with pytest.raises(UserError, match="has runs on cifar10, not on mnist"):
+        runs.add_all({**other, "data": "cifar10"}, tmp_path)
+
+
+def test_one_seed_has_no_deviation() -> None:
+    assert described([made("set", 0, 98.0)])[0]["sd"] == 0.0
+
+
+def test_published_figures_are_told_apart_by_the_spread_of_seeds() -> None:
+    """SET at 90 %: 98.39 is published."""
+    near = [made("set", seed, top1) for seed, top1 in enumerate((98.2, 98.6))]
+    far = [made("set", seed, top1) for seed, top1 in enumerate((98.20, 98.22))]
+    for runs, alike in ((near, True), (far, False)):
+        (row,) = compared({"data": "mnist", "runs": runs})
+        assert row["published"] == 98.39
+        assert row["alike"] is alike
+    assert compared({"data": "digits", "runs": near}) == []
+
+
+def test_a_table_of_an_earlier_version_is_made_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its runs do not say by which settings they were made."""
+    (tmp_path / "out").mkdir()
+    old = tmp_path / "out" / "reproduce_digits.json"
+    old.write_text(json.dumps({"data": "digits", "runs": [{"method": "dense"}]}))
+    assert list(Runs.read("digits", old)) == []
+    monkeypatch.setattr(sys, "argv", [*reproduce(tmp_path)[2:], "--page"])
+    with pytest.raises(SystemExit, match="is of an earlier version; make the table anew"):
+        main()
+
+
+def test_parts_of_a_recipe_are_compared_seed_by_seed(tmp_path: Path) -> None:
+    values = {("base", 0.0): (80.0, 82.0, 87.0), ("mixup", 0.0): (81.0, 85.0), ("base", 0.9): (70.0,)}
+    runs = [
+        {**made(method, seed, top1), "sparsity": sparsity}
+        for (method, sparsity), seeds in values.items()
+        for seed, top1 in enumerate(seeds)
+    ]
+    base, mixup = rows(runs, {"base": "the recipe", "mixup": "mixup", "cutmix": "cutmix"})
+    assert [cell["mean"] for cell in base["cells"]] == [83.0, 70.0]
+    assert base["cells"][0]["difference"] is None
+    assert mixup["title"] == "mixup"
+    assert mixup["cells"][1] is None
+    found = mixup["cells"][0]
+    assert (found["mean"], found["difference"], found["pairs"]) == (83.0, 2.0, 2), "+1 and +3, for two seeds alone"
+    assert found["difference_sd"] == pytest.approx(2**0.5)
+
+
+@pytest.mark.parametrize("data", ["parts", "networks"])
+def test_pages_of_parts_are_made_of_their_json_alone(data: str, tmp_path: Path) -> None:
+    recipe = RECIPES[data]
+    table, runs = Table(data, tmp_path), Runs(data)
+    about = {"seconds": 60, "commit": "abc", "processor": "a processor", "versions": {"torch": "2.13"}}
+    for number, job in enumerate(jobs(list(recipe.seeds), recipe.sparsities, 1, recipe.seeds)):
+        plain = settings(table.config(job))
+        run = {**made(job.method, 0, 50.0 + number), "sparsity": job.sparsity, "settings": key(plain), **about}
+        runs.add({**run, "parameters": 1_234_567}, plain)
+    write_table(runs.content(list(recipe.titles)), tmp_path / f"reproduce_{data}.json")
+    (page,) = write(data, tmp_path, tmp_path)
+    lines = page.read_text().splitlines()
+    assert sum(line.startswith("| ") for line in lines) == 2 + len(recipe.parts)
+    assert f"**Not complete: {2 * len(recipe.parts)} of {2 * sum(recipe.seeds.values())} runs.**" in lines
+    (first,) = (line for line in lines if line.startswith(f"| {next(iter(recipe.titles.values()))} |"))
+    assert first.split(" | ")[1] == "50.00"
+
+
+def test_a_teacher_is_the_dense_network_of_its_seed(tmp_path: Path) -> None:
+    table, job = Table("parts", tmp_path), Job("teacher", 0.9, 1)
+    assert job.needs == Job("base", 0.0, 1)
+    teacher = table.config(job).train.teacher
+    assert teacher is not None
+    assert Path(teacher.source) == table.folder(job.needs)
+    assert table.config(job.needs).method.name == "dense"
