@@ -15,8 +15,9 @@ PAGE = ROOT / "docs/config.md"
 INTRODUCTION = """# Config reference
 
 A config is a YAML file, as in [configs/](../configs). `section.key=value` on the command line changes one value of it.
-`model`, `method` and `data` need a `name`. All other keys have defaults. Everything wrong with a config is reported at
-once, before a process group or a GPU is touched:
+`model`, `method` and `data` need a `name`. Methods that start sparse need `sparsity.conv` or `sparsity.fc`, or the
+masks of another run. All other keys have defaults. Everything wrong with a config is reported at once, before a process
+group or a GPU is touched:
 
 ```
 error: command line: method.periodd: unknown key; did you mean 'period'?
@@ -50,7 +51,8 @@ def page(schema: Schema) -> str:
 
 def choices(value: Schema) -> list[str]:
     """Return the names of the definitions that a key may hold; none for a plain value."""
-    references = [one["$ref"] for one in value.get("oneOf", [value]) if "$ref" in one]
+    options = [one for one in value.get("anyOf", [value]) if one != {"type": "null"}]  # A section may be left out.
+    references = [one["$ref"] for option in options for one in option.get("oneOf", [option]) if "$ref" in one]
     return [reference.rpartition("/")[2] for reference in references]
 
 
@@ -87,6 +89,13 @@ def kind(value: Schema) -> str:
         return " or ".join(dict.fromkeys(kind(one) for one in value["anyOf"]))
     if "const" in value:
         return f"`{value['const']}`"
+    each = value.get("additionalProperties")
+    if isinstance(each, dict) and "anyOf" in each:
+        return "table of names and values"
+    if isinstance(each, dict) and "propertyNames" in value:
+        return f"{kind(each)} by pattern"
+    if value.get("type") == "object" and "patternProperties" not in value:
+        return f"{kind(each)} by name" if isinstance(each, dict) else "values by name"
     words = {"integer": "whole number", "string": "text", "boolean": "true or false", "object": "table by epoch"}
     if value.get("type") == "array" and "prefixItems" not in value:
         return f"list of {kind(value.get('items', {'type': 'value'}))}"
