@@ -4,7 +4,7 @@
     python -m tests.fuzz --cases 200 --seed 0          a fixed number of them
     python -m tests.fuzz --only 123                    one case again, with all that it printed
     python -m tests.fuzz --mutation lock --command auto    only those whose names begin so
-    python -m tests.fuzz --kind inputs                 configs, images, shards and lists (else: runs)
+    python -m tests.fuzz --kind inputs                 configs, images, shards, archives and lists (else: runs)
 
 A case is one number. It says what is copied (`subjects`), what is done to the
 copy (`mutations`) and which commands run on it (`commands`). A command may end
@@ -25,8 +25,8 @@ also refuses
   than the undisturbed run.
 
 **Inputs** (`inputs`): configs, folders of images, shards and their indexes,
-lists. Programs run in a row, and what they say must agree. `inputs/judge.py`
-also refuses
+parquet files, archives to prepare, lists. Programs run in a row, and what they
+say must agree. `inputs/judge.py` also refuses
 
 - a change to the data, or to any file outside runs/ and out/;
 - control characters in what is printed, as names may hold them;
@@ -34,7 +34,9 @@ also refuses
 - `--check` that passes what a start refuses at once, or refuses what it takes;
 - images on which the loaders differ: which are bad, why, and all pixels;
 - a scan whose list leaves an image that training stops at;
-- shards that were written in part, or that cannot be trained on.
+- shards that were written in part, or that cannot be trained on;
+- a data set prepared in part without a mark that says so, also by a command that
+  was killed or had no room; files that are not as archived, or of other names.
 
 torch is imported once, then each program is a fork (`children`): one to five
 cases a second on one core. Linux alone: it reads /proc.

@@ -31,6 +31,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0, help="the first case is this times ten millions")
     parser.add_argument("--seconds", type=float, help="begin no case after so long")
     parser.add_argument("--cases", type=int, help="run so many")
+    parser.add_argument("--part", default="1/1", metavar="K/N", help="of these, run the Kth and each Nth after it")
     parser.add_argument(
         "--only",
         type=int,
@@ -95,7 +96,8 @@ def seeds(given: argparse.Namespace) -> Iterator[int]:
     """One after the other, until there are enough."""
     began = time.monotonic()
     most = given.cases if given.cases is not None else SEEDS if given.seconds is not None else 100
-    for number in range(most):
+    part, parts = map(int, given.part.split("/"))
+    for number in range(part - 1, most, parts):
         if given.seconds is not None and time.monotonic() - began > given.seconds:
             return
         yield given.seed * SEEDS + number

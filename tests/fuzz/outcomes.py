@@ -15,7 +15,7 @@ from tests.fuzz.scene import Scene, Snapshot, Subject, changes, snapshot
 _SAID = re.compile(r"(error|warning): \S")
 _DECODERS = re.compile(r"(?!.*\.py\b)[A-Za-z][ -~]{,150}$")
 """One line of C, and none of Python's warnings."""
-_PROGRESS = re.compile(r"(write \w+|index|scan): [\d,]+ of [\d,]+ \w+$")
+_PROGRESS = re.compile(r"(write \w+|index|scan|prepare): [\d,.]+ (?:MB |GB )?of [\d,.]+ \w+$")
 _TRACE = re.compile(r"^(Traceback \(most recent call last\)|Fatal Python error|Exception in thread)", re.MULTILINE)
 _MOST_SAID = 200_000
 """Bytes of standard error that a user could still be asked to read."""

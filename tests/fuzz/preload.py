@@ -9,6 +9,7 @@ from importlib import import_module
 # Threads do not survive a fork, and their number changes the order of sums.
 for _name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ[_name] = "1"
+os.environ["JE_ARROW_MALLOC_CONF"] = "background_thread:false"  # Of pyarrow.
 os.environ.setdefault("MPLBACKEND", "agg")
 for _name in [name for name in os.environ if name.startswith(("TORCHELASTIC", "SLURM"))]:
     del os.environ[_name]
@@ -27,14 +28,18 @@ MODULES = (
     "pipelines.loaders.dali_loader",
     "pipelines.datasets.imagenet",
     "pipelines.tools.scan",
+    "pipelines.tools.prepare.command",
     "pipelines.tools.shards",
     "pipelines.datasets.synthetic",
     "pipelines.loaders.torch_loader",
     "pipelines.datasets.webdataset",
+    "pipelines.sources.parquet_shards",
+    "pipelines.tools.scan_parquet",
     "matplotlib.figure",
     "matplotlib.style",
     "nvidia.dali.fn",
     "tensorboard.summary",
+    "scipy.io",
     "torch._dynamo",
     "torch.utils.tensorboard",
 )
@@ -49,6 +54,10 @@ def preload(*more: str) -> None:
         import_module(name)
     from PIL import Image
 
+    from pipelines.common.torchvision_ops import import_torchvision
+
+    import_torchvision()
+    import_module("torchvision.datasets")
     Image.init()
     if (threads := len(os.listdir("/proc/self/task"))) != 1:
         raise RuntimeError(f"{threads} threads after imports; a fork would have one")

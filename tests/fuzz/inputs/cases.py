@@ -48,7 +48,7 @@ class InputFuzzer(Fuzzer):
         place = build(folder / "home", self.subjects[subject])
         place.write_config()
         outcomes = [self._do(place, line) for line in command.lines(Random(0), place)]
-        assert not any(outcome.code for outcome in outcomes), [outcome.err[-1_000:] for outcome in outcomes]
+        assert not outcomes[-1].code, [outcome.err[-1_000:] for outcome in outcomes]
         shutil.rmtree(folder)
 
     def begin(self, seed: int) -> tuple[str, ...]:
@@ -61,6 +61,7 @@ class InputFuzzer(Fuzzer):
         mutation = MUTATIONS[names[seed % len(names)]]
         rng = Random(seed)
         place = build(self.folder(seed) / "home", self.subjects[rng.choice(SUBJECTS[mutation.kind])])
+        place.touched = mutation.kind
         did = mutation.act(rng, place)
         command = commands.choose(rng, mutation.kind, place, self.only.command)
         lines = command.lines(rng, place)

@@ -6,9 +6,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from random import Random
 
+from tests.fuzz.inputs import preparing
 from tests.fuzz.inputs.place import Place
 
 LOADERS = ("dali", "torch")
+IMAGES = ("folder", "shards", "parquet")
+"""Subjects that have images."""
 Lines = list[list[str]]
 """Command lines, less `python -m`."""
 
@@ -19,7 +22,7 @@ class Command:
     lines: Callable[[Random, Place], Lines]
     likely: dict[str, int]
     """Weight of the command for each kind of mutation."""
-    subjects: tuple[str, ...] = ("folder", "shards", "synthetic")
+    subjects: tuple[str, ...] = ("folder", "shards", "parquet", "synthetic")
     writes: tuple[str, ...] = ()
     """Ends of names of files beside the data that it may write."""
 
@@ -83,22 +86,50 @@ def write(rng: Random, place: Place) -> Lines:
     return [["pipelines", "shards", "write", "data", "out/shards", "--samples", samples], _train(place, data)]
 
 
+def prepare(rng: Random, place: Place) -> Lines:
+    """Once, and once more, which changes nothing."""
+    words = _preparing(rng, place)
+    return [["prepare", *words], ["prepare", *words]]
+
+
+def killed(rng: Random, place: Place) -> Lines:
+    words = _preparing(rng, place)
+    return [["killed", str(rng.randrange(8)), *words], ["prepare", *words]]
+
+
+def full(rng: Random, place: Place) -> Lines:
+    words = _preparing(rng, place)
+    return [["full", str(rng.choice((2_000, 6_000, 30_000))), *words], ["prepare", *words]]
+
+
+def _preparing(rng: Random, place: Place) -> list[str]:
+    words = [place.data_set, "--archives", "data", "--out", str(preparing.OUT)]
+    if place.data_set != "imagenet":
+        return words
+    if (place.home / "classes.txt").exists():
+        words += ["--classes", "classes.txt"]
+    return [*words, "--workers", rng.choice(("1", "4")), *rng.choice(([], ["--allow-fewer"]))]
+
+
 def _likely(*counts: int) -> dict[str, int]:
-    return dict(zip(("image", "file", "tree", "shard", "index", "list", "config"), counts, strict=True))
+    return dict(zip(("image", "file", "tree", "shard", "index", "list", "parquet", "config"), counts, strict=True))
 
 
 COMMANDS = {
     command.name: command
     for command in (
-        Command("start", start, _likely(3, 5, 5, 5, 6, 5, 4)),
-        Command("check", check, _likely(0, 1, 1, 1, 1, 1, 4)),
-        Command("dry-run", dry_run, _likely(0, 0, 0, 0, 0, 0, 3)),
-        Command("preview", preview, _likely(1, 1, 1, 1, 1, 1, 1)),
-        Command("evaluate", evaluate, _likely(1, 1, 1, 1, 1, 1, 0)),
-        Command("agree", agree, _likely(12, 3, 1, 1, 1, 1, 0), ("folder", "shards")),
-        Command("scan", scan, _likely(3, 3, 3, 2, 1, 1, 0), ("folder", "shards")),
-        Command("index", index, _likely(0, 0, 0, 3, 3, 0, 0), ("shards",), (".index",)),
-        Command("write", write, _likely(1, 2, 3, 0, 0, 1, 0), ("folder",)),
+        Command("start", start, _likely(3, 5, 5, 5, 6, 5, 5, 4)),
+        Command("check", check, _likely(0, 1, 1, 1, 1, 1, 1, 4)),
+        Command("dry-run", dry_run, _likely(0, 0, 0, 0, 0, 0, 0, 3)),
+        Command("preview", preview, _likely(1, 1, 1, 1, 1, 1, 1, 1)),
+        Command("evaluate", evaluate, _likely(1, 1, 1, 1, 1, 1, 1, 0)),
+        Command("agree", agree, _likely(12, 3, 1, 1, 1, 1, 3, 0), IMAGES),
+        Command("scan", scan, _likely(3, 3, 3, 2, 1, 1, 2, 0), IMAGES),
+        Command("index", index, _likely(0, 0, 0, 3, 3, 0, 0, 0), ("shards",), (".index",)),
+        Command("write", write, _likely(1, 2, 3, 0, 0, 1, 0, 0), ("folder",)),
+        Command("prepare", prepare, {"archive": 4, "target": 2}, ("archives",)),
+        Command("killed", killed, {"archive": 1, "target": 1}, ("archives",)),
+        Command("full", full, {"archive": 1, "target": 1}, ("archives",)),
     )
 }
 
@@ -107,5 +138,5 @@ def choose(rng: Random, kind: str, place: Place, begin: str = "") -> Command:
     """A command whose name begins so, and that is for the subject."""
     there = [each for each in COMMANDS.values() if place.subject.name in each.subjects]
     fit = [each for each in there if each.name.startswith(begin)] or there
-    weights = [command.likely[kind] for command in fit]
+    weights = [command.likely.get(kind, 0) for command in fit]
     return rng.choices(fit, weights if any(weights) else None)[0]

@@ -21,12 +21,14 @@ def program(home: Path, line: list[str], suspects: Mapping[str, bytes]) -> int:
     if line[0].endswith(".py"):
         return commands.execute(home, line)
     import pipelines.__main__
-    from tests.fuzz.inputs import agreement
+    from tests.fuzz.inputs import agreement, preparing
 
     os.chdir(home)
     sys.argv = [f"python -m {line[0]}", *line[1:]]
     if line[0] == "pipelines":
         return pipelines.__main__.PROGRAM.run(line[1:])
+    if line[0] in ("prepare", "killed", "full"):
+        return preparing.program(line)
     if line[0] == "look":
         return agreement.look(line[1], Path(line[2]))
     assert line[0] == "verdicts", line

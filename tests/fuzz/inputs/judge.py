@@ -7,12 +7,15 @@ import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
 from dynsparse.errors import EXIT_BAD_INPUT, EXIT_DONE
 from pipelines.common.text import one_line
+from pipelines.sources.parts import UNFINISHED
 from tests.fuzz.children import Outcome
+from tests.fuzz.inputs import archive_files, preparing
 from tests.fuzz.inputs.commands import LOADERS
 from tests.fuzz.inputs.place import Place
 from tests.fuzz.outcomes import of_end, of_words
@@ -23,6 +26,13 @@ GREY_LEVELS = 1.5
 _SKIPPED = re.compile(r"skipping (.*?) \(class .*?, sample \d+ of \d+\), [^:]*: (.*)")
 _LOGGED = ("error: skipping ", "error: more bad files")
 _OTHER = re.compile(r"number_of_classes|validation_samples")
+_OFFICIAL = {
+    "imagenet": r"(train/(n[0-9]{8})/\2_[0-9]{1,9}|val/n[0-9]{8}/ILSVRC2012_val_[0-9]{8})\.JPEG",
+    "cifar10": r"cifar-10-batches-py/(data_batch_[1-5]|test_batch|batches\.meta)",
+    "mnist": r"MNIST/raw/(train|t10k)-(images-idx3|labels-idx1)-ubyte",
+}
+"""Paths of the files that may be made."""
+_NONE = re.compile(r"no good sample left|none of \d+ samples")
 _IN_A_BATCH = re.compile(r"(epoch \d+, batch \d+|evaluation): ")
 
 
@@ -96,7 +106,7 @@ def names(place: Place, outcome: Outcome, verdicts: Mapping[str, str | None], *,
     """Each bad image is named, and no other."""
     suspects = names_of(place)
     said = errors(outcome)[-1]
-    if outcome.code == EXIT_BAD_INPUT and "no sample left" not in said and not any(name in said for name in suspects):
+    if outcome.code == EXIT_BAD_INPUT and not _NONE.search(said) and not any(name in said for name in suspects):
         return [f"unnamed: {said[:300]}"]
     skipped = dict(_SKIPPED.findall(outcome.err))
     if outcome.code != EXIT_DONE or not skips:
@@ -134,7 +144,7 @@ def _pixels(place: Place, bad: Mapping[str, str]) -> list[str]:
         for part in first.files:
             if first[part].shape != second[part].shape:
                 return [f"pixels: {part} has shape {first[part].shape} and {second[part].shape}"]
-            differences = np.abs(first[part] - second[part]).reshape(len(first[part]), -1).mean(1)
+            differences = np.abs(first[part] - second[part]).mean((1, 2, 3))
             there = [name for name in place.subject.images if name.startswith(f"{part}/") and name not in bad]
             for number in np.flatnonzero(~(differences < GREY_LEVELS)):
                 name = there[number] if len(there) == len(differences) else f"image {number} of {part}"
@@ -163,10 +173,42 @@ def writes(place: Place, seen: Seen) -> list[str]:
     return []
 
 
+def prepares(place: Place, seen: Seen) -> list[str]:
+    """Whole, or marked as unfinished; and the same command again changes nothing, or goes on to the end."""
+    first, second = seen.outcomes
+    made, sound = place.home / preparing.OUT, archive_files.EXPECTED[place.data_set]()
+    found = [f"beside: {name}" for name in os.listdir(made.parent) if name != made.name]
+    if (made / UNFINISHED).is_dir() and second.code == EXIT_DONE:
+        found.append("finished: and marked as unfinished")
+    if seen.lines[0][0] == "prepare" and first.code == EXIT_DONE != second.code:
+        found.append(f"again: refused what was done: {errors(second)[0][:200]}")
+    if place.completes and second.code != EXIT_DONE:
+        found.append(f"refused: what could be done: {errors(second)[0][:200]}")
+    there = {name: (made / name).read_bytes() for name in sound if _is_file(made / name)}
+    if second.code == EXIT_DONE and place.touched == "target" and there != sound:
+        found.append(f"files: {sorted(name for name in sound if there.get(name) != sound[name])[:3]} not as archived")
+    return found + _strange(place, made, second)
+
+
+def _strange(place: Place, made: Path, ended: Outcome) -> list[str]:
+    """Files that no archive has, made of a damaged one; and a folder that is not whole, and has no mark."""
+    if place.touched == "target" or not os.path.lexists(made):
+        return []
+    files = [path.relative_to(made) for path in made.rglob("*") if not path.is_dir() and path.parent.name != UNFINISHED]
+    links = [path for path in made.rglob("*") if path.is_symlink()]
+    odd = [str(path) for path in files if not re.fullmatch(_OFFICIAL[place.data_set], str(path))]
+    marked = ended.code == EXIT_DONE or (made / UNFINISHED).is_dir()
+    return [f"strange: {name!r}" for name in [*odd, *links][:3]] + ([] if marked else ["unmarked: and refused"])
+
+
+def _is_file(path: Path) -> bool:
+    return path.is_file() and not path.is_symlink()
+
+
 def looks_first(place: Place, seen: Seen) -> list[str]:
     """Judge a program by the rules of a start. It may refuse after its first batch, which no check can foresee."""
     checked, done = seen.outcomes
-    in_a_batch = any(_IN_A_BATCH.search(line) or "no sample left" in line for line in errors(done))
+    in_a_batch = any(_IN_A_BATCH.search(line) or _NONE.search(line) for line in errors(done))
     return checks(checked, done, at_once=done.code == EXIT_BAD_INPUT and not in_a_batch)
 
 
@@ -178,6 +220,9 @@ RULES: dict[str, Callable[[Place, Seen], list[str]]] = {
     "agree": looks,
     "scan": scans,
     "write": writes,
+    "prepare": prepares,
+    "killed": prepares,
+    "full": prepares,
 }
 
 

@@ -13,6 +13,7 @@ from typing import Any
 import yaml
 
 from pipelines.sources.shard_index import INDEX_SUFFIX
+from tests.fuzz.inputs import parquet_files
 from tests.fuzz.scene import Snapshot, snapshot
 
 FREE = ("runs", "out")
@@ -43,6 +44,12 @@ class Place:
     overrides: list[str] = field(default_factory=list)
     text: bytes | None = None
     """Text of the config, where it is not `config` as YAML."""
+    data_set: str = "imagenet"
+    """Data set to prepare, of the subject that is archives."""
+    touched: str = ""
+    """Kind of the mutation."""
+    completes: bool = False
+    """Whether a command that goes on must end well."""
     writes: tuple[str, ...] = ()
     """Ends of names in HOME/data that a command may write."""
 
@@ -69,6 +76,8 @@ class Place:
         path = self.data / name
         if self.is_shards:
             repacked(path.parent, {path.name: content})
+        elif path.parent.suffix == parquet_files.SUFFIX:
+            parquet_files.rewritten(path.parent, {int(path.name): content})
         else:
             path.write_bytes(content)
         self.suspects[name] = content

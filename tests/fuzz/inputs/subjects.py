@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 
 from tests.fuzz import children
-from tests.fuzz.inputs import execute
+from tests.fuzz.inputs import archive_files, execute, parquet_files
 from tests.fuzz.inputs.pictures import KINDS, made
 from tests.fuzz.inputs.place import Subject
 from tests.fuzz.limits import Limits
@@ -41,10 +41,12 @@ def config(**data: Any) -> dict[str, Any]:
 
 
 def make(folder: Path) -> dict[str, Subject]:
-    """A folder of images, shards made of it, and no files at all."""
-    images, shards, none = (folder / name for name in ("folder", "shards", "synthetic"))
+    """A folder of images, shards and parquet files made of it, no files at all, and archives to prepare."""
+    images, shards, parquet, none = (folder / name for name in ("folder", "shards", "parquet", "synthetic"))
     names = _fill(images / "data")
     _do(folder, lambda: execute.program(folder, ["pipelines", "shards", "write", "folder/data", "shards/data"], {}))
+    (parquet / "data").mkdir(parents=True)
+    rows = _do(parquet, lambda: _write_parquet(images / "data", parquet / "data"))
     none.mkdir()
     packed = [
         f"{path.relative_to(shards / 'data')}/{number:08}.{suffix}"
@@ -54,11 +56,15 @@ def make(folder: Path) -> dict[str, Subject]:
     found = (
         Subject("folder", images, config(name="imagenet"), tuple(names)),
         Subject("shards", shards, config(name="webdataset"), tuple(packed)),
+        Subject("parquet", parquet, config(name="parquet"), tuple(rows.splitlines())),
         Subject("synthetic", none, {**config(), "data": _SYNTHETIC}, ()),
     )
     for subject in found:
         _train(subject)
-    return {subject.name: subject for subject in found}
+    archives = Subject("archives", folder / "archives", found[-1].config, ())
+    archives.folder.mkdir()
+    _do(archives.folder, lambda: archive_files.write(archives.folder / "data"))
+    return {subject.name: subject for subject in (*found, archives)}
 
 
 def _fill(data: Path) -> list[str]:
@@ -73,6 +79,18 @@ def _fill(data: Path) -> list[str]:
                 path.write_bytes(made(suffix, kind, number))
                 names.append(str(path.relative_to(data)))
     return names
+
+
+def _write_parquet(images: Path, out: Path) -> None:
+    """Write shards, and print the names of the samples."""
+    for part, name, shards in (("train", "train", 2), ("val", "validation", 1)):
+        files = sorted((images / part).glob("*/*"))
+        rows = [(file.read_bytes(), CLASSES.index(file.parent.name)) for file in files]
+        for number in range(shards):
+            some = rows[number * len(rows) // shards : (number + 1) * len(rows) // shards]
+            path = out / f"{name}-{number:05}-of-{shards:05}{parquet_files.SUFFIX}"
+            parquet_files.write(path, parquet_files.table(some, CLASSES))
+            print(*(f"{path.name}/{row}" for row in range(len(some))), sep="\n")
 
 
 def _members(shard: Path) -> list[tuple[int, str]]:
@@ -92,6 +110,8 @@ def _train(subject: Subject) -> None:
         (subject.folder / name).unlink(missing_ok=True)
 
 
-def _do(folder: Path, act: Callable[[], object]) -> None:
+def _do(folder: Path, act: Callable[[], object]) -> str:
+    """Call a function in a child. Return what it printed."""
     outcome = children.run(act, folder, Limits(300, 4 << 30))
     assert outcome.code == 0, f"{folder}: exit code {outcome.code}\n{outcome.err}"
+    return outcome.out

@@ -7,8 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from pipelines.sources.parts import UNFINISHED
 from tests.fuzz.children import Outcome
-from tests.fuzz.inputs import judge
+from tests.fuzz.inputs import archive_files, judge, preparing
 from tests.fuzz.inputs.place import Place, Subject, build
 
 BAD = "train/ape/0.png"
@@ -113,3 +114,45 @@ def test_a_folder_that_is_left_is_found(place: Place) -> None:
     (place.home / "out" / "shards").mkdir()
     found = judge.faults("write", place, judge.Seen([[], []], [REFUSED, REFUSED], {}), place.protected())
     assert found == ["partial: refused, and left a folder"]
+
+
+NEW = "train/n01000001/n01000001_8.JPEG"
+# By what was prepared: how the commands ended, files beside those of the archives, whether it is marked, what is wrong.
+PREPARED: dict[str, tuple[list[Outcome], dict[str, bytes], bool, list[str]]] = {
+    "success": ([DONE, DONE], {}, False, []),
+    "a stop": ([DONE, REFUSED], {}, True, ["again"]),
+    "a refusal": ([REFUSED, REFUSED], {}, True, []),
+    "a refusal without a mark": ([REFUSED, REFUSED], {}, False, ["unmarked"]),
+    "a mark that is left": ([DONE, DONE], {}, True, ["finished"]),
+    "another image": ([DONE, DONE], {NEW: b"x"}, False, []),
+    "another name": ([DONE, DONE], {"train/n01000001/../../x": b"x"}, False, ["strange"]),
+    "another class's": ([DONE, DONE], {"train/n01000001/n02000002_8.JPEG": b"x"}, False, ["strange"]),
+    "a file outside": ([DONE, DONE], {"../x": b"x"}, False, ["beside"]),
+}
+
+
+@pytest.mark.parametrize("name", PREPARED)
+def test_what_is_planted_in_a_prepared_folder_is_found(name: str, place: Place) -> None:
+    outcomes, files, marked, expected = PREPARED[name]
+    made = place.home / preparing.OUT
+    for path, content in {**archive_files.EXPECTED["imagenet"](), **files}.items():
+        (made / path).parent.mkdir(parents=True, exist_ok=True)
+        (made / path).write_bytes(content)
+    if marked:
+        (made / UNFINISHED).mkdir()
+    seen = judge.Seen([["prepare"]] * 2, outcomes, {})
+    found = judge.faults("prepare", place, seen, place.protected())
+    assert [line.partition(":")[0] for line in found] == expected, found
+
+
+def test_files_that_are_not_as_archived_are_found(place: Place) -> None:
+    """The archives are whole, and the command must end well."""
+    place.touched, place.completes, made = "target", True, place.home / preparing.OUT
+    for path, content in archive_files.EXPECTED["imagenet"]().items():
+        (made / path).parent.mkdir(parents=True, exist_ok=True)
+        (made / path).write_bytes(content[:-1] + b"x")
+    lines = [["killed"], ["prepare"]]
+    found = judge.faults("killed", place, judge.Seen(lines, [DONE, DONE], {}), place.protected())
+    assert [line.partition(":")[0] for line in found] == ["files"]
+    found = judge.faults("killed", place, judge.Seen(lines, [DONE, REFUSED], {}), place.protected())
+    assert [line.partition(":")[0] for line in found] == ["refused"]

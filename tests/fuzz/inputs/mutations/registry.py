@@ -12,12 +12,15 @@ Act = Callable[[Random, Place], str]
 """Changes the data, the config or the lists. Returns what it did."""
 
 SUBJECTS = {
-    "image": ("folder", "folder", "shards"),
+    "image": ("folder", "folder", "shards", "parquet"),
     "file": ("folder",),
     "tree": ("folder",),
     "shard": ("shards",),
     "index": ("shards",),
     "list": ("folder", "shards"),
+    "parquet": ("parquet",),
+    "archive": ("archives",),
+    "target": ("archives",),
     "config": ("folder", "synthetic", "synthetic", "shards"),
 }
 """Targets of each kind of mutation."""
