@@ -57,6 +57,7 @@ check: $(READY)
 schema: $(READY)
 	$(BIN)/python dist_train.py --print-schema > configs/schema.json
 	$(BIN)/python -m docs.config_reference
+	$(BIN)/python -m docs.layer_tables
 
 docs: $(READY)
 	$(BIN)/mkdocs build --strict
