@@ -5,15 +5,11 @@ from __future__ import annotations
 import os
 import signal
 import sys
-import weakref
 from collections.abc import Iterator
-from typing import Any
 
 import pytest
 import torch
 from hypothesis import settings
-
-from pipelines.loaders.torch_loader import TorchFeed
 
 # Shared machines are slow at times; an example that takes long is no failure.
 settings.register_profile("suite", deadline=None, max_examples=60, print_blob=True)
@@ -34,22 +30,6 @@ def _signals_are_as_before() -> Iterator[None]:
     yield
     for number, handler in before.items():
         signal.signal(number, handler)
-
-
-@pytest.fixture(autouse=True)
-def _feeds_are_closed(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Processes of the torch loader that are left to the garbage collector take seconds each to end."""
-    made: weakref.WeakSet[TorchFeed] = weakref.WeakSet()
-    start = TorchFeed.__init__
-
-    def remember(self: TorchFeed, *arguments: Any) -> None:
-        start(self, *arguments)
-        made.add(self)
-
-    monkeypatch.setattr(TorchFeed, "__init__", remember)
-    yield
-    for feed in made:
-        feed.close()
 
 
 def pytest_collection_finish() -> None:

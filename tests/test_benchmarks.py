@@ -11,11 +11,10 @@ from typing import Any
 import pytest
 
 from benchmarks import __main__ as every
-from benchmarks import allreduce, hostile_configs, hostile_shards, passes, reproduce, soak
+from benchmarks import allreduce, fine_tuning, hostile_configs, hostile_shards, passes, rigl_rules, soak
 from benchmarks.harness import record
 from tests.hosts import why_not
-from tests.pipelines.datasets.test_cifar10 import folder as folder  # fixtures
-from tests.pipelines.test_pipelines import mnist_folder as mnist_folder
+from tests.pipelines.pictures import picture
 
 ROOT = Path(__file__).parents[1]
 
@@ -32,49 +31,6 @@ def run(module: Any, monkeypatch: pytest.MonkeyPatch, *arguments: str) -> None:
     module.main()
 
 
-def test_reproduce(results: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every method, one epoch; pruning finds the dense network of its seed."""
-    run(
-        reproduce,
-        monkeypatch,
-        *("--seeds", "2", "--sparsity", "0.9", "0.98", "--processes", "2", "--out", str(tmp_path / "out")),
-        *("--epochs", "2", "data.image_size=8"),
-    )
-    content = json.loads((tmp_path / "out" / "reproduce_digits.json").read_text())
-    assert len(content["runs"]) == 2 + 2 * 2 * (len(reproduce.METHODS) - 1)
-    assert {row["method"] for row in content["results"]} == set(reproduce.METHODS)
-    assert content["versions"]["torch"]
-    assert content["machine"]["cores"] > 0
-    assert content["command"].endswith("--epochs 2 data.image_size=8")
-    assert not (results / "reproduce_digits.json").exists(), "a quick look replaces no figures"
-    page = (tmp_path / "out" / "digits.md").read_text()
-    assert page.count("\n| ") == 2 + len(reproduce.METHODS), "a row a method"
-    for plot in ("digits_accuracy.svg", "digits_layers.svg"):
-        assert plot in page
-        assert (tmp_path / "out" / plot).read_text().rstrip().endswith("</svg>")
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("data", ["mnist", "cifar10"])
-def test_reproduce_on_other_data(
-    data: str, results: Path, tmp_path: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The data are small files in the real format. Where there is internet the real ones are fetched."""
-    path = request.getfixturevalue({"mnist": "mnist_folder", "cifar10": "folder"}[data])
-    arguments = ["--data", data, "--methods", "pruning", "dsr", "thin", "--seeds", "1", "--sparsity", "0.9"]
-    arguments += ["--epochs", "1", "--processes", "1", "--out", str(tmp_path / "out")]
-    overrides = [f"data.path={path}", "data.download=false", "train.global_batch_size=20"]
-    run(reproduce, monkeypatch, *arguments, *overrides)
-    found = {
-        run["method"]: run for run in json.loads((tmp_path / "out" / f"reproduce_{data}.json").read_text())["runs"]
-    }
-    assert set(found) == {"dense", "pruning", "dsr", "thin"}
-    for method in ("pruning", "dsr"):
-        assert found[method]["active_weights"] == pytest.approx(0.1 * reproduce.RECIPES[data].sparse_weights, rel=1e-3)
-    ratio = found["thin"]["parameters"] / found["dsr"]["parameters"]
-    assert ratio == pytest.approx(1, abs=0.1), "as many parameters"
-
-
 def test_passes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run(passes, monkeypatch, "--tiny", "--output", str(tmp_path))
     content = json.loads((tmp_path / "passes.json").read_text())
@@ -87,12 +43,37 @@ def test_passes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_every_benchmark_is_run_or_looked_at() -> None:
-    """`make bench` leaves out what needs a GPU, trains to accuracy, kills processes, attacks, or compares two trees."""
-    scripts = {path.stem for path in (ROOT / "benchmarks").glob("*.py") if "def main()" in path.read_text()}
-    parts = {"__main__", "plots", "readme"}
+    """`make bench` leaves out what needs a GPU or an extra, takes long, kills, attacks, or compares two trees."""
+    scripts = {path.stem for path in (ROOT / "benchmarks").glob("*.py") if "def main(" in path.read_text()}
+    parts = {"__main__", "plots", "readme", "shrink"}
     attacks = {"hostile_configs", "hostile_images", "hostile_shards"}
-    looked_at = {"digests", "gpu", "image_reading", "reproduce", "soak", *attacks}
+    looked_at = {
+        "digests",
+        "fine_tuning",
+        "gpu",
+        "image_reading",
+        "parquet_reading",
+        "pixel_operations",
+        "reproduce",
+        "rigl_rules",
+        "soak",
+        *attacks,
+    }
     assert scripts - parts == {*every.FULL, *every.SHORT, *looked_at}
+
+
+@pytest.mark.slow
+def test_fine_tuning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Images of ten classes; what it says of accuracy, only a long run can."""
+    for part in ("train", "val"):
+        for i in range(10):
+            (folder := tmp_path / "images" / part / f"class {i}").mkdir(parents=True)
+            for j in range(3):
+                picture(50, 40, seed=3 * i + j).save(folder / f"{j}.png")
+    run(fine_tuning, monkeypatch, "--tiny", "--images", str(tmp_path / "images"), "--output", str(tmp_path))
+    content = json.loads((tmp_path / "fine_tuning.json").read_text())
+    assert [set(one) for one in content["seeds"]] == [{"seed", *fine_tuning.WAYS}]
+    assert not set(content["classes"]["source"]) & set(content["classes"]["other"])
 
 
 @pytest.mark.slow
@@ -193,3 +174,11 @@ def test_hostile_shards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     content = json.loads((tmp_path / "hostile_shards.json").read_text())
     assert [case["exit_code"] for case in content["cases"].values()] == [0, 2]
     assert content["above"]["seconds"] < 60 and content["above"]["peak_mb"] < 1000
+
+
+def test_rigl_rules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run(rigl_rules, monkeypatch, "--tiny", "--output", str(tmp_path))
+    content = json.loads((tmp_path / "rigl_rules.json").read_text())
+    for [found] in content["runs"].values():
+        assert 0 <= found["accuracy"] <= 100
+        assert sum(found["weights_of_classes"]) == 2, "1 % of 200"

@@ -306,7 +306,7 @@ class TestEvaluation:
         first, second = (torch.cat([images for images, _ in data.validation.batches()]) for _ in range(2))
         assert torch.equal(first, second), "the same images each time"
         assert len(first) == 20
-        assert data.train.steps_per_epoch == 80 // 12
+        assert data.train.epochs.steps(0) == 80 // 12
 
     def test_top_5_of_validation_is_that_of_validation(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         results = Evaluations(Evaluation(1, 50, 60, 9), Evaluation(2, 51, 61, 9), Evaluation(3, 52, 62, 9))

@@ -71,14 +71,24 @@ def test_dry_run(call: Any, config: Path, settings: RunConfig) -> None:
     code, out, _ = call("--config", config, "--dry-run", "sparsity.fc=0.9")
     assert code == 0
     assert "fc: 0.9" in out
-    table = [line.split() for line in out.splitlines()[-6:]]
+    *_, table, dense, in_all = [part.splitlines() for part in out.split("\n\n")]
+    table = [line.split() for line in table[-6:]]
     assert table == [
-        ["layer", "shape", "unit", "sparsity", "active", "weights"],
-        ["fc1.weight", "24x36", "1", "90.05", "%", "86", "864"],
-        ["fc2.weight", "12x24", "1", "89.93", "%", "29", "288"],
-        ["fc3.weight", "10x12", "1", "90.00", "%", "12", "120"],
-        ["sparse", "layers", "90.02", "%", "127", "1,272"],
-        ["whole", "model", "83.94", "%", "219", "1,364"],
+        ["layer", "shape", "unit", "sparsity", "active", "weights", "FLOPs"],
+        ["fc1.weight", "24x36", "1", "90.05", "%", "86", "864", "172"],
+        ["fc2.weight", "12x24", "1", "89.93", "%", "29", "288", "58"],
+        ["fc3.weight", "10x12", "1", "90.00", "%", "12", "120", "24"],
+        ["sparse", "layers", "90.02", "%", "127", "1,272", "254"],
+        ["whole", "model", "83.94", "%", "219", "1,364", "254"],
+    ]
+    assert dense[1].split() == ["6", "biases", "and", "norms", "92", "one", "number", "an", "output"]
+    assert in_all == [
+        (
+            "asked for 90 % zeros: the 3 sparse layers have 90.02 %, all 1,364 parameters together 83.94 %, "
+            "for 92 stay dense"
+        ),
+        "FLOPs of an image: 254, 0.100 of the dense network's 2.54 k; of training at these densities: 0.100 of dense",
+        "weight decay 0.0001: 1,364 of 1,364 parameters, in 9 of 9 tensors",
     ]
     assert not settings.folder.exists()
 
@@ -582,3 +592,25 @@ def test_half_precision_images_need_autocast(call: Any, config: Path) -> None:
     assert_one_line(call(*asked), "data.dtype is float16", "train.precision=bf16")
     code, _, err = call(*asked, "train.precision=bf16", "train.channels_last=true", "train.epochs=1", "name=half")
     assert code == 0, err
+
+
+def test_deterministic_algorithms_are_on_while_it_trains_and_evaluates(
+    call: Any, config: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
+    found: list[bool] = []
+    original = Trainer.evaluate
+
+    def noting(self: Trainer, *tally: Any) -> Any:
+        found.append(torch.are_deterministic_algorithms_enabled())
+        return original(self, *tally)
+
+    monkeypatch.setattr(Trainer, "evaluate", noting)
+    assert call("--config", config, "train.deterministic=true", "train.epochs=1")[0] == 0
+    folder = RunConfig.model_validate(yaml.safe_load(config.read_text())).folder
+    assert call("--evaluate", folder, "train.deterministic=true")[0] == 0
+    assert found == [True, True]
+    assert not torch.are_deterministic_algorithms_enabled()
+    code, _, err = call("--config", config, "train.deterministic=true", "distributed.gradients=auto", "--dry-run")
+    assert code == 2
+    assert "distributed.gradients is auto, which chooses by the clock: set it to dense or active" in err

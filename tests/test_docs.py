@@ -15,7 +15,7 @@ import pytest
 
 import pipelines
 from benchmarks import readme
-from docs import config_reference
+from docs import config_reference, layer_tables
 from dynsparse.config import loading, schema
 from pipelines.base import Request
 from pipelines.common.errors import UserError
@@ -34,7 +34,7 @@ def test_the_method_of_the_guide_works(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "by_gradient", module)
     exec(compile(source, "by_gradient.py", "exec"), module.__dict__)
     method = module.ByGradientSettings(name="by_gradient", period={0: 2}).build()
-    monkeypatch.setattr("tests.methods.test_contract.method_named", lambda name: method)
+    monkeypatch.setattr("tests.methods.test_contract.method_named", lambda *_: method)
     run = Run("by_gradient", granularity=4, sparsity=0.8, optimizer="sgd")
     for step in range(1, 9):
         run.step(step)
@@ -61,7 +61,7 @@ def test_the_data_set_of_the_guide_works(monkeypatch: pytest.MonkeyPatch, tmp_pa
         assert [batch[0].shape for (batch,) in data.train.epoch()] == [(5, *asked.image_shape)] * 3
         assert sum(len(labels) for _, labels in data.test.batches()) == 7
         at = pipelines.position_of(asked, Request(0, 5, Share(), 5, None))
-        assert at.steps_per_epoch == data.train.steps_per_epoch == 3
+        assert at.epochs.steps(0) == data.train.epochs.steps(0) == 3
     with pytest.raises(UserError, match="put the file there"):
         pipelines.check(module.FlowersSettings(name="flowers", path="nowhere"))
 
@@ -94,9 +94,19 @@ def test_the_config_reference_is_that_of_the_schema() -> None:
     assert page == config_reference.page(json.loads(schema.json_schema()))
 
 
+def test_the_tables_of_layers_are_those_of_the_networks() -> None:
+    tables = {name: layer_tables.table(name) for name in layer_tables.NETWORKS}
+    assert layer_tables.PAGE.read_text() == layer_tables.page(tables)
+    guide = (ROOT / "docs/layers.md").read_text()
+    for name, table in tables.items():
+        assert f"| `{name}` | {len(table.layers)}: " in guide and f"| {100 * table.model_sparsity:.2f} % |" in guide
+    small = [one.weights for one in tables["efficientnet_b0"].dense if "fan-in" in one.reason]
+    assert f"{round(sum(small), -3):,} of the 5.3 million" in guide
+
+
 def test_the_config_reference_has_every_key() -> None:
     page = config_reference.PAGE.read_text()
-    least = {"model": {"name": "mnist_mlp"}, "method": {"name": "dsr"}, "data": {"name": "digits"}}
+    least = {"model": {"name": "mnist_mlp"}, "method": {"name": "dense"}, "data": {"name": "digits"}}
     for section, keys in loading.parse(least).as_dict().items():
         for key in keys if isinstance(keys, dict) else ():
             assert f"`{section}.{key}" in page, (section, key)

@@ -18,7 +18,12 @@ from pipelines.common.errors import MOST_LINES
 from pipelines.common.text import alike, some_of
 from tests.training import runs
 
-GOOD: dict[str, Any] = {"model": {"name": "mnist_mlp"}, "method": {"name": "static"}, "data": {"name": "digits"}}
+GOOD: dict[str, Any] = {
+    "model": {"name": "mnist_mlp"},
+    "sparsity": {"fc": 0.9},
+    "method": {"name": "static"},
+    "data": {"name": "digits"},
+}
 KEYS = hints._keys(RunConfig)
 
 
@@ -35,9 +40,13 @@ def refusal(*overrides: str) -> str:
         ("epochs=3", "command line: epochs: unknown key; did you mean 'train.epochs'?"),
         (
             "lr=0.1",
-            "lr: unknown key; did you mean 'train.lr.table' or 'train.lr.peak' (where train.lr.name is cosine)?",
+            "lr: unknown key; did you mean 'train.lr.table' or 'train.lr.peak' (where train.lr.name is cosine, linear",
         ),
-        ("train.learning_rate=1", "did you mean 'train.lr.table' or 'train.lr.peak' (where train.lr.name is cosine)?"),
+        (
+            "train.learning_rate=1",
+            "did you mean 'train.lr.table' or 'train.lr.peak' (where train.lr.name is cosine, linear, polynomial or ",
+        ),
+        ("train.max_grad_norm=1", "max_grad_norm: unknown key; did you mean 'train.clip.norm'?"),
         ("batch_size=32", "batch_size: unknown key; did you mean 'train.global_batch_size'?"),
         ("data.batch_size=32", "data.batch_size: unknown key; did you mean 'train.global_batch_size'?"),
         ("momentum=0", "(where method.name is sparse_momentum) or 'train.optimizer.momentum'?"),
@@ -55,7 +64,7 @@ def refusal(*overrides: str) -> str:
             "train.lr=0.1",
             "is 0.1; it must be a section, with keys of its own; did you mean train.lr='{name: steps, table: 0.1}'?",
         ),
-        ("train.optimizer=adam", "did you mean train.optimizer='{name: adamw}'?"),
+        ("train.optimizer=adam", "did you mean train.optimizer='{name: torch/Adam}'?"),
         ("model=resnet50", "did you mean model='{name: torchvision/resnet50}'?"),
         ("model.name=resnet50", "; did you mean 'torchvision/resnet50' or 'imagenet_resnet50'?"),
         ("model.name=ResNet-50", "; did you mean 'torchvision/resnet50' or 'imagenet_resnet50'?"),
@@ -64,11 +73,14 @@ def refusal(*overrides: str) -> str:
         ("model.name=mlp", "; did you mean 'mnist_mlp'?"),
         ("data.name=imagenette", "; did you mean 'imagenet'?"),
         ("data.name=cifar", "; did you mean 'cifar10'?"),
-        ("method.name=RigL", "; did you mean 'rigl'?"),
+        ("method.name=RigL", "; did you mean 'rigl' or 'srigl'?"),
         ("method.name=dynamic_sparse", "; did you mean 'dsr'?"),
         (
             "method.name=xyz",
-            "there are deepr, dense, dsr, pruning, rigl, set, sparse_momentum, static, tied; yours goes in",
+            (
+                "there are acdc, chts, deepr, dense, dsr, gmp, granet, mest, pruning, rigl, set, sparse_momentum, "
+                "srigl, static, tied; yours goes in"
+            ),
         ),
     ],
 )
@@ -99,7 +111,10 @@ def test_sections_with_a_default_need_no_name() -> None:
     assert config.parse(GOOD, ["train.lr.table=0.2"]).train.lr.at(0, 1, 1) == 0.2
     assert config.parse(GOOD, ["train.lr.name=cosine", "train.lr.peak=0.2"]).train.lr.at(0, 1, 1) == 0.2
     assert config.parse(GOOD, ["train.optimizer.momentum=0.5"]).train.optimizer.model_dump()["momentum"] == 0.5
-    assert "train.lr.peak: unknown key; it goes with train.lr.name cosine alone" in refusal("train.lr.peak=0.1")
+    assert (
+        "train.lr.peak: unknown key; it goes with train.lr.name cosine, linear, polynomial or constant alone"
+        in refusal("train.lr.peak=0.1")
+    )
 
 
 def test_a_pattern_that_matches_nothing_names_the_nearest_layers() -> None:
@@ -170,6 +185,7 @@ def test_a_number_sign_within_a_word_or_quotes_is_one() -> None:
 def test_a_hint_that_is_followed_is_taken_beside_keys_of_another_name(override: str) -> None:
     given: dict[str, Any] = {
         "model": {"name": "mnist_mlp", "hidden": [30]},
+        "sparsity": {"conv": 0.9, "fc": 0.9},
         "method": {"name": "dsr", "target_moves": 30},
         "data": {"name": "digits"},
         "train": {"lr": {"name": "cosine", "peak": 0.1}, "optimizer": {"name": "sgd", "nesterov": True}},

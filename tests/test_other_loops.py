@@ -575,6 +575,23 @@ def test_clipping_after_looking_is_no_new_gradient(method: str) -> None:
     assert all(torch.equal(a, b) for a, b in zip(*ends, strict=True))
 
 
+def test_what_a_loop_writes_after_it_masked_is_masked_again() -> None:
+    """A loop that masks on its own adds noise to its gradients later: nothing is learnt outside the masks."""
+    model = mlp()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    sparse = SparseTraining(model, optimizer, "static", sparsity=0.9, total_steps=8, mask_in_backward=False)
+    for number in range(3):
+        optimizer.zero_grad()
+        loss_of(model, number).backward()
+        sparse.masks.mask_gradients()
+        sparse.prepare_gradients()
+        for layer in sparse.masks:
+            layer.weight.grad.add_(1.0)
+        optimizer.step()
+        assert outside(sparse) == 0
+        assert state_outside(sparse, optimizer) == 0
+
+
 def test_norms_are_those_of_the_active_weights() -> None:
     """The loop clips and knows nothing of masks; on these steps nobody needs whole gradients."""
     model = mlp()

@@ -94,7 +94,10 @@ def test_layers_that_cannot_be_kept_sparse(model: Callable[[], nn.Module], messa
         (lambda: nn.ConvTranspose2d(4, 4, 3), ["weight"]),
         (lambda: nn.Conv1d(4, 4, 3), ["weight"]),
         (lambda: nn.Bilinear(4, 4, 4), ["weight"]),
-        (lambda: nn.MultiheadAttention(8, 2), ["in_proj_weight", "out_proj.weight"]),
+        (
+            lambda: nn.MultiheadAttention(8, 2),
+            [*(f"in_proj_weight.{part}" for part in "qkv"), "out_proj.weight"],
+        ),
         (
             lambda: nn.MultiheadAttention(8, 2, kdim=4, vdim=4),
             ["q_proj_weight", "k_proj_weight", "v_proj_weight", "out_proj.weight"],
@@ -202,12 +205,14 @@ def test_scripted_models() -> None:
         ({"allocation": "erd"}, "allocation: is \"erd\"; input should be 'erk' or 'uniform'; did you mean 'erk'?"),
         ({"steps_per_epoch": 12.5}, "steps_per_epoch: is 12.5; input should be a valid integer"),
         ({"steps_per_epoch": 0}, "steps_per_epoch: is 0; input should be greater than or equal to 1"),
+        ({"steps_per_epoch": {1: 5}}, "steps_per_epoch: the steps of an epoch need an entry for epoch 0, such as {0:"),
+        ({"steps_per_epoch": {0: 5, 3: 0}}, "steps_per_epoch: epoch 3 has no steps; an epoch has at least 1"),
         ({"total_steps": 20, "steps": 30}, "steps is 30, and the run ends with total_steps, 20"),
         ({"total_steps": 0}, "total_steps: is 0; input should be greater than or equal to 1"),
         ({"include": "0.*"}, 'include: is "0.*"; input should be a valid list'),
         ({"include": ["nothing.*"]}, "'nothing.*' matches no weight that can be sparse; there are 0.weight, 2.weight"),
         ({"exclude": ["*"]}, "no weight of the model (Sequential) is to be sparse"),
-        ({"masks": "other"}, "masks is 'other'; give a bool tensor for each layer, or 'random'"),
+        ({"masks": "other"}, "masks is 'other'; give a bool tensor for each layer, 'random' or 'magnitude'"),
         (
             {"masks": {"0.weight": torch.ones(3)}, "sparsity": None},
             "0.weight is torch.float32 of shape (3,); it must be",
@@ -225,7 +230,7 @@ def test_arguments(options: dict[str, Any], message: str) -> None:
 @pytest.mark.parametrize(
     ("method", "message"),
     [
-        ("riggl", "SparseTraining: method.name: unknown method 'riggl'; there are deepr, dense, dsr, "),
+        ("riggl", "SparseTraining: method.name: unknown method 'riggl'; there are acdc, chts, deepr, dense, dsr, "),
         ({"name": "rigl", "perod": 2}, "SparseTraining: method.perod: unknown key; did you mean 'period'?"),
         ({"name": "rigl", "fraction": 2}, "method.fraction: is 2; input should be less than or equal to 1"),
         (3, "method is 3; give a name, settings as in a config, or a Method"),

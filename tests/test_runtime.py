@@ -12,6 +12,7 @@ from torch.distributed import FileStore, Store, TCPStore
 
 from dynsparse.errors import UserError
 from dynsparse.runtime import Worker, _meet, lost_peer
+from tests.training.runs import ROOT
 
 
 def test_alone_without_torchrun(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -107,3 +108,17 @@ def test_a_lost_peer_is_told_from_other_errors() -> None:
     gloo = "[/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:553] Connection closed by peer [10.0.0.2]:1. More."
     assert lost_peer(RuntimeError(gloo)) == "Connection closed by peer [10.0.0.2]:1"
     assert lost_peer(RuntimeError("mat1 and mat2 shapes cannot be multiplied")) is None
+
+
+def test_peak_memory_sees_what_was_held_and_is_gone() -> None:
+    script = """if True:
+        import torch
+        from dynsparse.runtime import peak_memory
+        cpu = torch.device("cpu")
+        before = peak_memory(cpu)
+        torch.ones(50_000_000)  # 200 MB.
+        print(peak_memory(cpu) - before)
+    """
+    command = [sys.executable, "-c", script]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=True)
+    assert 190e6 < int(done.stdout) < 400e6

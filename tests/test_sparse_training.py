@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -193,5 +194,24 @@ def test_the_library_needs_torch_numpy_and_pydantic_alone() -> None:
     packages, of_pipelines = (set(line.split()) for line in found.stdout.splitlines())
     assert {"torch", "numpy", "pydantic"} <= packages
     allowed = {"pipelines", *(f"pipelines.{part}" for part in ("common", "common.errors", "common.settings"))}
+    allowed |= {"pipelines.common.by_epoch", "pipelines.common.epochs"}
     assert of_pipelines <= {*allowed, "pipelines.common.text"}, "which need pydantic at most"
     assert not packages & {"yaml", "torchvision", "nvidia", "PIL", "sklearn", "tensorboard"}
+
+
+def test_epochs_of_different_lengths() -> None:
+    """Two epochs of 4 steps, then two of 6: a table over epochs goes by them."""
+    model, reports = network(), []
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    sparse = SparseTraining(
+        model,
+        optimizer,
+        {"name": "set", "period": {0: 4, 2: 3}},
+        sparsity=0.5,
+        total_steps=20,
+        steps_per_epoch={0: 4, 2: np.int64(6)},
+        on_reallocation=reports.append,
+    )
+    assert (sparse.clock(10).epoch, sparse.clock(15).epoch) == (2, 3)
+    train(model, optimizer, batches(20))
+    assert [report.step for report in reports] == [4, 8, 9, 12, 15, 18]

@@ -52,7 +52,14 @@ def require(output: str, fraction: float, accuracy: float) -> None:
     assert float(reached) >= accuracy
 
 
-@pytest.mark.parametrize("name", ACTIVE)
+SLOW = ("hugging_face_trainer", "lightning_trainer", "timm_model")
+"""Examples of other people's trainers and networks, which tests/loops and tests/models try too."""
+
+
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=pytest.mark.slow if name in SLOW else []) for name in ACTIVE],
+)
 def test_the_example_learns_and_stays_sparse(name: str) -> None:
     require(run("-c", LAUNCH, EXAMPLES / f"{name}.py"), *ACTIVE[name])
 

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from dynsparse.masks import MaskSet, sparse_layers
-from dynsparse.masks.allocation import uniform
+from dynsparse.masks.allocation import allocated
 from dynsparse.methods import Clock
 from dynsparse.reallocation import Reallocator
-from tests.methods.test_contract import REGISTRY, method_named
+from tests.methods.test_contract import REGISTRY, method_named, structure_of
 
 CPU = torch.device("cpu")
 GPU = torch.device("cuda", 0)
@@ -45,9 +45,9 @@ class Reallocating:
 
     def __init__(self, name: str, device: torch.device, sparsity: float = 0.8) -> None:
         self.model = network(device)
-        specs = sparse_layers(self.model)
+        specs = sparse_layers(self.model, structure=structure_of(name))
         sparsity = 0.0 if REGISTRY[name](name=name).starts == "dense" else sparsity
-        self.masks = MaskSet(self.model, specs, uniform(specs, {"conv": sparsity, "fc": sparsity}), seed=5)
+        self.masks = MaskSet(self.model, specs, allocated("uniform", specs, {"conv": sparsity, "fc": sparsity}), seed=5)
         method = method_named(name)
         method.prepare(self.masks)
         optimizer = torch.optim.SGD(self.model.parameters(), lr=0.1, momentum=0.9)

@@ -53,6 +53,17 @@ def test_a_step_between_reallocations_waits_once(name: str, precision: str, devi
 
 
 @everywhere
+@pytest.mark.parametrize("train", [{"clip": {"norm": 0.1, "value": 0.01}}, {"optimizer": {"name": "lamb"}}], ids=str)
+def test_neither_clipping_nor_lamb_waits(train: dict[str, Any], device: torch.device) -> None:
+    trainer = make_trainer(settings(SMALL, {"name": "static"}, train=train), device)
+    steps(trainer, 3)
+    batch = next(trainer.data.train.epoch())
+    with host_waits(device) as waits:
+        trainer.train_step(batch)
+    assert len(waits) == 1, waits
+
+
+@everywhere
 def test_waits_are_counted(device: torch.device) -> None:
     numbers = torch.arange(5, device=device)
     with host_waits(device) as waits:

@@ -17,6 +17,7 @@ from torch.nn import functional
 from torch.nn.parallel import DistributedDataParallel
 
 from benchmarks.parts.gpu.bench import MOVING, SMALL, is_zero_outside, make_trainer, settings, steps
+from dynsparse.determinism import deterministic
 from dynsparse.distributed.allreduce import ActiveAllReduce
 from dynsparse.training.checkpoint import read, write
 from tests.gpu.devices import CPU, GPU, Reallocating, everywhere, images_and_labels
@@ -33,6 +34,20 @@ def test_losses_are_finite_and_weights_stay_inside(method: str, precision: str, 
     assert is_zero_outside(trainer)
     trainer.masks.check()
     assert {parameter.dtype for parameter in trainer.model.parameters()} == {torch.float32}
+
+
+@everywhere
+@pytest.mark.parametrize("method", sorted(MOVING))
+def test_deterministic_steps_repeat_to_the_bit(method: str, device: torch.device) -> None:
+    """No operation of a step or of a reallocation lacks a deterministic algorithm, and clipping has one too."""
+    train = {"precision": "bf16", "channels_last": True, "clip": {"norm": 0.5}}
+    config = settings(SMALL, MOVING[method], train=train)
+    with deterministic(True):
+        first, second = make_trainer(config, device), make_trainer(config, device)
+        assert steps(first, 8) == steps(second, 8)
+    assert first.progress.reallocations >= 3
+    for ours, theirs in zip(first.model.parameters(), second.model.parameters(), strict=True):
+        assert torch.equal(ours, theirs)
 
 
 @everywhere

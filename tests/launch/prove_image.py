@@ -165,7 +165,7 @@ def other_commands(buildah: Buildah, runs: Path) -> None:
         ("--help",): "usage: launch/local.sh",
         ("launch/local.sh", "--help"): "usage: launch/local.sh",
         ("launch/node.sh", "--help"): "usage: launch/node.sh",
-        ("python", "-m", "dynsparse", "--help"): "usage: python -m dynsparse",
+        ("python", "-m", "dynsparse", "--help"): "usage: dynsparse",
         ("tensorboard", "--version"): "2.",
         ("python", "dist_train.py", "--config", "configs/digits_dsr.yaml", "--dry-run"): "whole model",
     }.items():

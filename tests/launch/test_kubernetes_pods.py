@@ -53,6 +53,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         return job.summary()
 
 
+@pytest.mark.slow  # test_node.py trains on two hosts with the same script.
 def test_pods_train_to_the_end(undisturbed: dict[str, Any]) -> None:
     assert undisturbed["status"] == "done"
     assert undisturbed["world_size"] == 2
@@ -80,10 +81,11 @@ def test_an_evicted_pod_is_replaced_and_the_run_goes_on(
 @pytest.mark.parametrize(
     ("argument", "message"),
     [
-        ("train.epoch=3", "train.epoch: unknown key; did you mean 'epochs'?"),
-        ("data={name: imagenet, path: data/imagenet}", "data/imagenet"),
+        pytest.param(
+            "train.epoch=3", "train.epoch: unknown key; did you mean 'epochs'?", id="key", marks=pytest.mark.slow
+        ),
+        pytest.param("data={name: imagenet, path: data/imagenet}", "data/imagenet", id="data"),
     ],
-    ids=["key", "data"],
 )
 def test_bad_input_ends_the_job_in_a_line(tmp_path: Path, argument: str, message: str) -> None:
     with submit(Job, tmp_path, argument) as job:

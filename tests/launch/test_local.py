@@ -113,7 +113,10 @@ def test_shellcheck() -> None:
 
 @pytest.mark.parametrize(
     "number",
-    [signal.SIGTERM, signal.SIGINT, pytest.param(signal.SIGHUP, marks=pytest.mark.slow)],
+    [
+        signal.SIGTERM,
+        *(pytest.param(number, marks=pytest.mark.slow) for number in (signal.SIGINT, signal.SIGHUP)),
+    ],
     ids=lambda number: number.name,
 )
 def test_a_signal_stops_the_workers_and_leaves_a_checkpoint(tmp_path: Path, number: signal.Signals) -> None:
@@ -203,7 +206,7 @@ def test_after_a_fault_the_workers_are_started_anew(tmp_path: Path) -> None:
     assert not [line for line in said.splitlines() if not line.startswith(ours)]
 
 
-@pytest.mark.parametrize("victim", ["torchrun", "the launcher"])
+@pytest.mark.parametrize("victim", ["torchrun", pytest.param("the launcher", marks=pytest.mark.slow)])
 def test_workers_do_not_train_on_without_who_started_them(tmp_path: Path, victim: str) -> None:
     """Killed, it can stop nobody any more: they save where they are, and a later start goes on from there.
 
@@ -237,6 +240,7 @@ def test_workers_do_not_train_on_without_who_started_them(tmp_path: Path, victim
         assert runs.summary(settings.folder)["epochs"] == more
 
 
+@pytest.mark.slow
 def test_a_stop_asked_of_one_worker_ends_the_run(tmp_path: Path) -> None:
     process, settings = started(tmp_path)
     try:
@@ -321,6 +325,7 @@ def test_gpus_that_slurm_gave_and_torch_does_not_see(tmp_path: Path) -> None:
     assert result.stderr.startswith("error: Slurm gave 4 GPUs, torch sees 0 on ")
 
 
+@pytest.mark.slow  # `--check` itself: tests/test_dist_train.py.
 def test_check_says_what_a_start_would_refuse_and_starts_nothing(tmp_path: Path) -> None:
     settings = runs.config(runs=str(tmp_path), name="a")
     path = runs.write_config(tmp_path, settings)
@@ -334,7 +339,7 @@ def test_check_says_what_a_start_would_refuse_and_starts_nothing(tmp_path: Path)
 
 
 @pytest.mark.parametrize(
-    "option", ["--dry-run", *(pytest.param(other, marks=pytest.mark.slow) for other in ("--help", "--print-schema"))]
+    "option", [pytest.param(one, marks=pytest.mark.slow) for one in ("--help", "--dry-run", "--print-schema")]
 )
 def test_what_only_looks_goes_on_to_work(tmp_path: Path, option: str) -> None:
     path = runs.write_config(tmp_path, runs.config(runs=str(tmp_path), name="a"))
