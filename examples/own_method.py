@@ -20,7 +20,8 @@ from torch.utils.data import DataLoader
 from dynsparse import ReallocationReport, SparseTraining
 from dynsparse.masks import SparseLayer
 from dynsparse.masks.selection import Cut, cuts_fraction
-from dynsparse.methods.base import Clock, Dynamic, DynamicSettings
+from dynsparse.methods.base import Clock
+from dynsparse.methods.dynamic import Dynamic, DynamicSettings
 
 
 class WavesSettings(DynamicSettings):
