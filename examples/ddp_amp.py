@@ -52,4 +52,5 @@ sparse.verify()  # All workers compare a checksum of their masks and weights.
 if dist.get_rank() == 0:
     print(sparse)
     print(f"test accuracy {accuracy(model.module):.1f} % with {dist.get_world_size()} workers")
+dist.barrier()  # A worker that ended sooner could meet threads of torch that still free its last tensors, and abort.
 dist.destroy_process_group()
