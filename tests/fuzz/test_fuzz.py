@@ -16,7 +16,7 @@ from tests.training import runs
 
 CASES = {"runs": 140, "inputs": 230}
 """A fixed number, however fast the machine is."""
-PARTS = {"runs": 4, "inputs": 8}
+PARTS = {"runs": 7, "inputs": 23}
 """Tests that share them. The first of each is in `make test`."""
 HOUR = 3600
 
@@ -62,6 +62,7 @@ def test_a_number_says_what_a_case_is(kind: str, tmp_path: Path) -> None:
     assert fuzz(tmp_path, *plan) == fuzz(tmp_path, *plan)
 
 
+@pytest.mark.slow
 def test_it_leaves_nothing_when_it_is_asked_to_stop(tmp_path: Path) -> None:
     words = ["-m", "tests.fuzz", "--seconds", HOUR, "--mutation", "folder:nothing", "--log", tmp_path / "log"]
     process = runs.start([sys.executable, *words], TMPDIR=str(tmp_path))

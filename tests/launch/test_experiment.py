@@ -461,6 +461,7 @@ def pictures(folder: Path) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_bad_input_is_said_once_and_ends_the_list(tmp_path: Path) -> None:
     """Bad input is not tried again, as a fault would be: the second job does not start."""
     path = tmp_path / "list.yaml"

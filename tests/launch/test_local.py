@@ -67,6 +67,7 @@ def test_trains_from_anywhere_and_returns_the_workers_code(tmp_path: Path) -> No
     assert refused.stderr.count("exists; resume it with --resume auto") == 1, "not once an attempt"
 
 
+@pytest.mark.slow  # test_trains_from_anywhere_and_returns_the_workers_code has a refusal too.
 def test_bad_input_that_workers_find_is_one_line(tmp_path: Path) -> None:
     """The launcher's own check is off, as for data that differ between machines. Restarts do not repeat the error."""
     settings = runs.config(runs=str(tmp_path), name="a")
@@ -85,6 +86,7 @@ def test_bad_input_that_workers_find_is_one_line(tmp_path: Path) -> None:
 NAMELESS = ("unshare", "--net", "--uts", "sh", "-ec", 'echo nobody > /proc/sys/kernel/hostname; exec "$@"', "sh")
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(
     os.geteuid() != 0
     or shutil.which("unshare") is None

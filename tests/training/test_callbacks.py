@@ -224,6 +224,7 @@ def test_plain_lines_where_there_is_no_terminal(tmp_path: Path) -> None:
     assert f"tensorboard --logdir {tmp_path / 'a'}" in result.stdout
 
 
+@pytest.mark.slow
 def test_a_bar_with_eta_in_a_terminal(tmp_path: Path) -> None:
     settings = runs.config(runs=str(tmp_path), name="a", train={"epochs": 20}, log={"progress": "auto"})
     path = runs.write_config(tmp_path, settings)

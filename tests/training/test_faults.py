@@ -128,6 +128,7 @@ def test_killed_before_and_after_it_replaces_a_run(tmp_path: Path) -> None:
     assert result.stderr.count("resuming from") == 1
 
 
+@pytest.mark.slow  # In the launcher: tests/launch/test_local.py.
 def test_bad_input_is_not_tried_again(tmp_path: Path) -> None:
     """Found by one worker in the middle of a run, while the other waits for it."""
     _, code, result = with_faults(tmp_path, "bad 1 step 5", workers=2)

@@ -288,8 +288,9 @@ def test_a_stream_that_takes_nothing_ends_no_run(
 
 @pytest.mark.parametrize(
     "what",
-    ["gone", pytest.param("full", marks=pytest.mark.slow), pytest.param("read_only", marks=pytest.mark.slow)],
+    ["gone", "full", "read_only"],
 )
+@pytest.mark.slow  # An outage without a restart: above. A restart without an outage: test_faults.py.
 def test_a_worker_that_dies_meanwhile_costs_no_more_than_a_restart(storage: Storage, what: str, tmp_path: Path) -> None:
     """The next attempt waits for the storage, and makes no new run where it was."""
     settings = runs.config(runs=str(storage.place), name="a", train={"epochs": 60}, log={"progress": "lines"})

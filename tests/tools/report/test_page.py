@@ -244,14 +244,19 @@ def test_sessions_without_a_time_are_left_out_and_named(copy: Path, tmp_path: Pa
     ("key", "value"),
     [
         ("seconds", "abc"),
-        ("seconds", [1]),
-        ("test_top1", True),
         ("images_per_second", 10**400),
-        ("epochs", 1.5),
-        ("active_weights", -1),
         ("status", None),
-        ("mask_digest", {}),
         ("versions", 3),
+        *(
+            pytest.param(key, value, marks=pytest.mark.slow)
+            for key, value in {
+                "epochs": 1.5,
+                "seconds": [1],
+                "test_top1": True,
+                "active_weights": -1,
+                "mask_digest": {},
+            }.items()
+        ),
     ],
     ids=lambda given: str(given)[:20],
 )
