@@ -83,6 +83,7 @@ class Derivatives:
             once = dict(zip(weights, found, strict=True))
             rows = [(gradient[one.parameter][one.rows], once[one.parameter], one.rows) for one in self.specs]
             along = torch.stack([(mine * its[at]).sum() for mine, its, at in rows if its is not None]).sum()
+            _require_whole_graph(along)
             return torch.autograd.grad(along, list(weights.values()), allow_unused=True)
         except torch.OutOfMemoryError:
             raise
@@ -117,6 +118,23 @@ def applied(model: nn.Module, inputs: Any) -> Any:
     if isinstance(inputs, Mapping):
         return model(**inputs)
     return model(*inputs) if isinstance(inputs, (tuple, list)) else model(inputs)
+
+
+def _require_whole_graph(value: Tensor) -> None:
+    """Raise RuntimeError for a graph that holds a function without a second derivative.
+
+    `autograd.grad` visits what leads to its inputs alone. Behind `once_differentiable` nothing does, so that it would
+    take that part for 0 in silence.
+    """
+    seen, ahead = set[Any](), [value.grad_fn]
+    while ahead:
+        node = ahead.pop()
+        if node is None or node in seen:
+            continue
+        if node.name().endswith("::Error"):
+            raise RuntimeError("a function in it is marked with @once_differentiable")
+        seen.add(node)
+        ahead += [before for before, _ in node.next_functions]
 
 
 @torch.no_grad()
