@@ -1,4 +1,4 @@
-"""From scores to units: those of least cost, in each layer or of all layers together."""
+"""Units of least cost, in each layer or of all layers together."""
 
 from __future__ import annotations
 

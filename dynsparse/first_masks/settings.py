@@ -113,11 +113,11 @@ class Words:
     """Names of settings in messages."""
 
     key: str
-    """Of the masks."""
+    """Name of the masks."""
     section: str
     """Beginning of the names of the settings beside them."""
     by_layer: str
-    """How to set the scope to layers."""
+    """Remedy: the way to set the scope to layers."""
 
 
 IN_CONFIG = Words("sparsity.initial", "sparsity.", "set sparsity.initial='{name: %s, scope: layer}'")

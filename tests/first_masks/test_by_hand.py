@@ -69,13 +69,13 @@ def test_grasp_is_minus_weight_times_hessian_times_gradient() -> None:
 
 
 def test_grasp_divides_the_outputs_by_the_temperature() -> None:
-    """With y / 2 in place of y the loss is a quarter, g and H too, and H g a sixteenth."""
+    """Half of y in place of y: the loss is a quarter, g and H too, and H g a sixteenth."""
     costs = scoring(GraspMasks(name="grasp", temperature=2.0))._values()
     assert costs["0.weight"].tolist() == [[81.25, -325.0], [-168.75, -56.25]]
 
 
 def test_grasp_removes_what_holds_the_gradient_down() -> None:
-    """Without a weight the squared norm of the gradient is what the sign of the score says, to first order."""
+    """A weight that shrinks a little changes the squared norm of the gradient by its score, to first order."""
     model = network()
     weight = model[0].weight
 
@@ -110,7 +110,7 @@ def test_synflow_is_weight_times_flow() -> None:
 
 
 def test_synflow_scores_again_after_each_round() -> None:
-    """From 6 weights to 2 in two rounds: 3 or 4 first. In each layer: 4 x (1 / 4)^(1/2) = 2, 2 x (1 / 2)^(1/2) = 1.
+    """Two rounds lead from 6 weights to 2. In each layer: 4 x (1 / 4)^(1/2) = 2, 2 x (1 / 2)^(1/2) = 1.
 
     Layer by layer the first round keeps 4 and 3 of A, 6 of B. Then B has its first entry alone, through which 4 flows,
     and the 3 in the second row leads nowhere.

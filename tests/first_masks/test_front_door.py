@@ -106,7 +106,7 @@ def of_ranks(worker: Worker, masks: str) -> list[list[int]]:
 
 @pytest.mark.parametrize("masks", ["snip", "grasp"])
 def test_ranks_decide_as_one(masks: str) -> None:
-    """Without BatchNorm and with equal parts, two ranks choose what one does: sums round otherwise, far from ties."""
+    """Two ranks choose what one does: there is no BatchNorm, parts are equal, no score is near the threshold."""
     alone = of_ranks(Worker(), masks)
     assert run_distributed(of_ranks, 2, masks) == [alone, alone]
 

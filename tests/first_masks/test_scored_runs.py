@@ -63,7 +63,7 @@ def test_training_begins_with_the_same_batches(loader: str, initial: dict[str, A
     ids=str,
 )
 def test_units_structures_and_excluded_layers(initial: dict[str, Any], sparsity: dict[str, Any]) -> None:
-    """As many weights as random masks have, to within a unit; as many in each layer with its scope."""
+    """Counts are those of random masks: in all, to within a unit; in each layer with its scope."""
     scope = "layer" if "structure" in sparsity else "global"
     drawn = runs.trainer(static("random", sparsity, **CNN)).masks
     for each in {scope, "layer"}:
@@ -103,7 +103,7 @@ def agreed(worker: Worker, initial: dict[str, Any]) -> tuple[int, list[list[int]
 
 @pytest.mark.parametrize("initial", [SNIP, GRASP, {**SYNFLOW, "iterations": 9}], ids=str)
 def test_ranks_agree(initial: dict[str, Any]) -> None:
-    """On 1, 2 and 3 of them; BatchNorm sees other parts on more. SynFlow has the same masks on any number."""
+    """There are 1, 2 and 3; BatchNorm sees other parts on more. SynFlow has the same masks on any number."""
     masks = [agreed(Worker(), initial)[1]]
     for ranks in (2, 3):
         results = run_distributed(agreed, ranks, initial)
@@ -130,7 +130,7 @@ def test_a_resumed_run_has_its_masks(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 
 def test_weights_to_start_from_are_scored(tmp_path: Path) -> None:
-    """With all but one weight of a layer near 0, and its scores with it, that one stays."""
+    """All weights of a layer but one are near 0, and so are their scores: that one stays."""
     base = static(SNIP)
     torch.manual_seed(5)
     state = base.model.build(base.data.image_shape, base.data.classes).state_dict()
