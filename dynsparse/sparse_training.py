@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, NoReturn
 from weakref import WeakSet
 
 import torch
-from torch import Tensor, nn, optim
+from torch import nn, optim
 
 from dynsparse.distributed import agreement, sync
 from dynsparse.errors import UserError
+from dynsparse.first_masks import Loss
 from dynsparse.keeping.asked import Asked
+from dynsparse.keeping.first import Given
 from dynsparse.keeping.gradients import Gradients, closure_that_looks
 from dynsparse.keeping.host import on_the_host
 from dynsparse.keeping.notices import warn_at_start, warn_if_nothing_moved
@@ -65,7 +67,11 @@ class SparseTraining(Watcher):
             `{"*.qkv.weight": 3}`. Query, key and value of nn.MultiheadAttention are three layers without it.
         masks: instead of `sparsity`, the active weights at the start: bool tensors of the weights' shapes by layer, or
             the `MaskSet` that the model has. Beside `sparsity`: "magnitude" keeps the largest of the weights that the
-            model has in each layer, "random" draws masks though the model is sparse already.
+            model has in each layer, "random" draws masks though the model is sparse already. "snip", "grasp" and
+            "synflow" keep those of the highest score, or with options `{"name": "snip", "scope": "layer"}`.
+        batches: for masks by score, pairs (inputs, targets) of this rank on the model's device. Inputs are a tensor, a
+            tuple of arguments, or a mapping of keyword arguments. "synflow" looks at the shape of the first alone.
+        loss: for "snip" and "grasp", called with the model's outputs and targets; returns the batch's mean loss.
         state: a `state_dict()` to resume from; the model holds the weights of that time already.
         steps: optimizer steps that came before, where a run starts later in its schedules.
         seed: of masks and growth. The same on every rank.
@@ -96,7 +102,9 @@ class SparseTraining(Watcher):
         include: Sequence[str] | None = None,
         exclude: Sequence[str] = (),
         split: Mapping[str, int] = MappingProxyType({}),
-        masks: MaskSet | Mapping[str, Tensor] | str | None = None,
+        masks: MaskSet | Mapping[str, Any] | str | None = None,
+        batches: Iterable[Any] | None = None,
+        loss: Loss | None = None,
         state: Mapping[str, Any] | None = None,
         steps: int = 0,
         seed: int = 0,
@@ -120,7 +128,8 @@ class SparseTraining(Watcher):
             on_desync=on_desync,
         )
         refuse_model(model)
-        setup = Setup.of(naming.unwrapped(model), method, asked, masks, state)
+        given = Given(batches, loss, asked.seed, process_group)
+        setup = Setup.of(naming.unwrapped(model), method, asked, masks, state, given)
         if setup.method in _METHODS:
             raise UserError(f"the {type(setup.method).__name__} given is another model's already: make one for each")
         self.model = setup.model

@@ -212,7 +212,7 @@ def test_scripted_models() -> None:
         ({"include": "0.*"}, 'include: is "0.*"; input should be a valid list'),
         ({"include": ["nothing.*"]}, "'nothing.*' matches no weight that can be sparse; there are 0.weight, 2.weight"),
         ({"exclude": ["*"]}, "no weight of the model (Sequential) is to be sparse"),
-        ({"masks": "other"}, "masks is 'other'; give a bool tensor for each layer, 'random' or 'magnitude'"),
+        ({"masks": "other"}, "masks is 'other'; give a bool tensor for each layer, or one of random, magnitude, snip"),
         (
             {"masks": {"0.weight": torch.ones(3)}, "sparsity": None},
             "0.weight is torch.float32 of shape (3,); it must be",

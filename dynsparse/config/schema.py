@@ -18,6 +18,7 @@ from dynsparse.config.sections import (
     TrainSettings,
 )
 from dynsparse.errors import UserError
+from dynsparse.first_masks.settings import IN_CONFIG, Beside, ScoredMasks, contradiction
 from dynsparse.methods import AnyMethod
 from dynsparse.models import AnyModel
 from pipelines.common.paths import PathText
@@ -134,21 +135,33 @@ class RunConfig(Settings):
 
     @model_validator(mode="after")
     def _first_masks_fit(self) -> RunConfig:
-        """Raise ValueError for first masks by magnitude where there is nothing to choose, or to choose from."""
-        start, method = self.start, self.method
-        if self.sparsity.initial == "random":
+        """Raise ValueError for first masks that are chosen where there is nothing to choose, or to choose from."""
+        start, method, initial = self.start, self.method, self.sparsity.initial
+        if initial.name == "random":
             return self
         if method.starts != "sparse":
             raise ValueError(
-                f"sparsity.initial is magnitude, and method {method.name} starts without masks: leave it out"
+                f"sparsity.initial is {initial.name}, and method {method.name} starts without masks: leave it out"
             )
         if start.masks_from is not None:
             raise ValueError("sparsity.initial and start.masks_from both say the first masks: give one")
-        if self.model.weights is None and start.weights_from is None:
+        if isinstance(initial, ScoredMasks) and (line := contradiction(initial, self._beside_first_masks, IN_CONFIG)):
+            raise ValueError(line)
+        if initial.name == "magnitude" and self.model.weights is None and start.weights_from is None:
             raise ValueError(
                 "sparsity.initial is magnitude, and fresh weights tell nothing: set model.weights to a trained network"
             )
         return self
+
+    @property
+    def _beside_first_masks(self) -> Beside:
+        sparsity, method = self.sparsity, self.method
+        return Beside(
+            sparsity.allocation,
+            sparsity.structure,
+            method.first_sparsity(sparsity.shares),
+            density_changes=getattr(method, "density", None) is not None,
+        )
 
     @property
     def run_name(self) -> str:

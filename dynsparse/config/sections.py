@@ -11,6 +11,7 @@ from pydantic import Field, ValidationInfo, field_validator, model_validator
 from dynsparse.config.by_epoch import MOST_IN_A_BATCH, GlobalBatch, ImageSize, at, phases_of
 from dynsparse.config.recipe import EmaSettings, TeacherSettings
 from dynsparse.distributed.allreduce import Gradients
+from dynsparse.first_masks.settings import FirstMasks, RandomMasks
 from dynsparse.masks.granularity import Granularity, Kind
 from dynsparse.masks.splitting import MOST_PARTS
 from dynsparse.masks.structure import Structure
@@ -37,8 +38,8 @@ class SparsitySettings(Settings):
     """Fraction of the weights of each sparse linear layer that are 0. null: linear layers stay dense."""
     allocation: Literal["uniform", "erk"] = "uniform"
     """uniform: each layer as above. erk: the same total, with small layers denser (Evci et al. 2020)."""
-    initial: Literal["random", "magnitude"] = "random"
-    """First masks. random: drawn. magnitude: the largest of the weights to begin with, in each layer."""
+    initial: FirstMasks = RandomMasks(name="random")
+    """First masks: a name, or settings with one."""
     granularity: Granularity = 4
     """Unit of a convolution: 4 an element, 3 a kernel row, 2 a kernel slice, 1 a filter."""
     structure: Structure = "free"

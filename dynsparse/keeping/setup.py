@@ -11,7 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from dynsparse.errors import UserError
+from dynsparse.first_masks.settings import NAMES, Beside
 from dynsparse.keeping.asked import KINDS, Asked, settings_of
+from dynsparse.keeping.first import Given, by_score
 from dynsparse.keeping.steps import watcher_of
 from dynsparse.masks import LayerSpec, MaskSet, sparse_layers
 from dynsparse.masks.allocation import allocated
@@ -51,9 +53,15 @@ class Setup:
         asked: Asked,
         masks: MaskSet | Mapping[str, Tensor] | str | None,
         state: Mapping[str, Any] | None,
+        given: Given,
     ) -> Setup:
         """Decide, and change nothing. UserError for what cannot work."""
         settings = method if isinstance(method, Method) else settings_of(method)
+        scores = by_score(masks)
+        if scores is None or state is None:
+            given.require_for(scores)
+        if scores is not None:
+            masks = scores.name
         if isinstance(masks, MaskSet):
             return cls._with_masks(model, settings, masks, asked)
         sparsity = _sparsity(asked, masks, state)
@@ -66,6 +74,9 @@ class Setup:
         first = sparsity if isinstance(settings, Method) or sparsity is None else settings.first_sparsity(sparsity)
         active = _active(specs, first if starts == "sparse" else None, asked, masks, weights)
         _require_unwatched([weights[spec.parameter] for spec in specs])
+        if scores is not None and state is None and specs:
+            beside = Beside(asked.allocation, asked.structure, first or {}, _changes_density(settings))
+            active = given.units(scores, model, specs, _counts(active), beside)
         if masks is None and state is None:
             _require_no_trained_zeros(weights, specs, active)
         return cls(
@@ -100,6 +111,15 @@ class Setup:
         return self.built or MaskSet(self.model, self.specs, self.active, seed=seed, apply=False)
 
 
+def _changes_density(settings: MethodSettings | Method) -> bool:
+    own = settings if isinstance(settings, MethodSettings) else getattr(settings, "settings", None)
+    return getattr(own, "density", None) is not None
+
+
+def _counts(active: Mapping[str, int | Tensor]) -> dict[str, int]:
+    return {name: one if isinstance(one, int) else one.numel() for name, one in active.items()}
+
+
 def _name(settings: MethodSettings | Method) -> str:
     return type(settings).__name__ if isinstance(settings, Method) else settings.name
 
@@ -109,8 +129,7 @@ def _built(
 ) -> Method:
     """The method, once it has accepted the layers and the length of the run."""
     method = settings if isinstance(settings, Method) else settings.build()
-    counts = {name: one if isinstance(one, int) else one.numel() for name, one in active.items()}
-    require_method(method, _name(settings), specs, counts)
+    require_method(method, _name(settings), specs, _counts(active))
     if method.counts_epochs and asked.steps_per_epoch is None:
         raise UserError(
             f"method {_name(settings)} has settings in epochs: give the length of an epoch with steps_per_epoch= "
@@ -133,8 +152,8 @@ def _sparsity(
 def _require_start(starts: str, asked: Asked, masks: object) -> None:
     if starts == "tied":
         raise UserError("method tied replaces parameters: call dynsparse.masks.tying.tie before making the optimizer")
-    if starts == "dense" and isinstance(masks, str) and masks == "magnitude":
-        raise UserError("masks is 'magnitude', and this method starts without masks: leave masks= out")
+    if starts == "dense" and isinstance(masks, str) and masks != "random":
+        raise UserError(f"masks is '{masks}', and this method starts without masks: leave masks= out")
     if starts == "dense" and asked.allocation != "uniform":
         raise UserError(
             f"allocation is '{asked.allocation}', and this method starts from a dense network and shares out by a "
@@ -188,8 +207,8 @@ def _active(
     """Active units of each layer at the start: as masks say, or as many as the allocation gives it."""
     if isinstance(masks, Mapping):
         return {spec.name: _units(spec, _mask_of(spec, masks)) for spec in specs}
-    if masks not in (None, "random", "magnitude"):
-        raise UserError(f"masks is {masks!r}; give a bool tensor for each layer, 'random' or 'magnitude'")
+    if masks is not None and masks not in NAMES:
+        raise UserError(f"masks is {masks!r}; give a bool tensor for each layer, or one of {', '.join(NAMES)}")
     counts = allocated(asked.allocation, specs, sparsity or {"conv": 0.0, "fc": 0.0})
     return largest_units(specs, counts, weights) if masks == "magnitude" and sparsity else dict(counts)
 

@@ -26,9 +26,17 @@ def largest_units(
     """
     costs = [_costs(spec, weights[spec.parameter][spec.rows]) for spec in specs]
     wanted = [count if isinstance(count := counts[spec.name], int) else count.numel() for spec in specs]
-    cuts = cuts_smallest(costs, wanted)
-    taken = zip(specs, costs, cuts, strict=True)
-    return {spec.name: _taken(spec, cost, cut) for spec, cost, cut in taken}
+    taken = cheapest_units(specs, costs, wanted)
+    return {spec.name: units for spec, units in zip(specs, taken, strict=True)}
+
+
+def cheapest_units(specs: Sequence[LayerSpec], costs: Sequence[Tensor], counts: Sequence[int]) -> list[Tensor]:
+    """Return the `counts[i]` units of least cost, float [units], in each layer: int64, rising.
+
+    As many in each group of a layer's structure. Of equal ones those of lower index are taken.
+    """
+    cuts = cuts_smallest(costs, counts)
+    return [_taken(spec, cost, cut) for spec, cost, cut in zip(specs, costs, cuts, strict=True)]
 
 
 def _taken(spec: LayerSpec, costs: Tensor, cut: Cut) -> Tensor:

@@ -13,6 +13,7 @@ from dynsparse.runtime import Worker
 from dynsparse.training.callbacks import Callback
 from dynsparse.training.checkpoint import CheckpointFolder
 from dynsparse.training.criterion import Criterion
+from dynsparse.training.first_masks import scored
 from dynsparse.training.network import Network, build_network
 from dynsparse.training.network_input import network_input
 from dynsparse.training.sources import NOTHING, Sources, read_sources
@@ -25,14 +26,14 @@ from pipelines.order import Share
 def build(config: RunConfig, worker: Worker, *, fresh: bool = False) -> tuple[Network, Data]:
     """Build a rank's network and data; all ranks must call it together.
 
-    One process a machine fetches the data before any reads them. Only a fresh run looks at `config.start`: a resumed
-    one has weights and masks of its own. Raises UserError where ranks see different data.
+    One process a machine fetches the data before any reads them. Only a fresh run looks at `config.start`, and chooses
+    masks: a resumed one has weights and masks of its own. Raises UserError where ranks see different data.
     """
     sync.together(lambda: pipelines.fetch(config.data) if worker.local_rank == 0 else None)
     sources = sync.from_rank_0(lambda: read_sources(config)) if fresh else NOTHING
     network, data = sync.together(lambda: build_parts(config, worker, sources))
     require_same_data(data)
-    return network, data
+    return (scored(config, network, data, worker) if fresh else network), data
 
 
 def build_criterion(config: RunConfig, data: Data, worker: Worker) -> Criterion:
@@ -68,8 +69,9 @@ def build_trainer(
     observers: Sequence[Callback] = (),
     checkpoints: CheckpointFolder | None = None,
 ) -> Trainer:
-    """Build a rank's trainer, without a word to the other ranks: for tests, benchmarks and scripts."""
+    """Build a rank's trainer, without a word to the other ranks but on masks by score: for tests and scripts."""
     network, data = build_parts(config, worker, sources)
+    network = scored(config, network, data, worker)
     criterion = _criterion(config, data, worker, read_source(config))
     return Trainer(config, network, data, worker, criterion=criterion, observers=observers, checkpoints=checkpoints)
 

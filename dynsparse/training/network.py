@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from dynsparse.config.schema import RunConfig
 from dynsparse.errors import UserError
+from dynsparse.first_masks import ScoredMasks
 from dynsparse.flops import Costs
 from dynsparse.masks import LayerSpec, MaskSet, SparseLayer, sparse_layers
 from dynsparse.masks.allocation import allocated
@@ -150,7 +151,7 @@ def build_network(config: RunConfig, device: torch.device, sources: Sources = NO
     }
     masks = MaskSet(model, specs, active, seed=config.seed)
     freeze(model, config.train.freeze)
-    if sources.weights is not None:
+    if sources.weights is not None and not isinstance(config.sparsity.initial, ScoredMasks):
         drawn = {spec.parameter for spec in specs if isinstance(n := active[spec.name], int) and n < spec.units}
         warn_of_random_masks(sorted(drawn), model, config.train.freeze)
     shape = config.data.image_shape
@@ -198,9 +199,10 @@ def _first_units(
 ) -> Mapping[str, int | Tensor]:
     """Active units of each layer: those of largest magnitude where asked for, else as many at random.
 
-    Without weights, as where a checkpoint is loaded next, they are drawn whatever was asked for.
+    Without weights, as where a checkpoint is loaded next, they are drawn whatever was asked for. Those by score are
+    chosen later, with data: see `first_masks.scored`.
     """
-    if config.sparsity.initial == "magnitude" and sources.weights is not None:
+    if config.sparsity.initial.name == "magnitude" and sources.weights is not None:
         return largest_units(specs, counts, dict(model.named_parameters()))
     return dict(counts)
 

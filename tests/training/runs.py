@@ -24,6 +24,7 @@ from dynsparse.runtime import Worker
 from dynsparse.training.building import data_request
 from dynsparse.training.callbacks import Callback
 from dynsparse.training.checkpoint import CheckpointFolder
+from dynsparse.training.first_masks import scored
 from dynsparse.training.network import build_network
 from dynsparse.training.trainer import Trainer
 from tests import forks
@@ -63,7 +64,7 @@ def trainer(
     worker = worker or Worker()
     request = replace(data_request(settings, worker), device_id=None)
     data = pipelines.build(settings.data, request)
-    network = build_network(settings, torch.device("cpu"))
+    network = scored(settings, build_network(settings, torch.device("cpu")), data, worker)
     return Trainer(settings, network, data, worker, observers=observers or [], checkpoints=checkpoints, **options)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from dynsparse.cli.actions.base import Action, Rule, network_rules
+from dynsparse.first_masks import ScoredMasks
 from dynsparse.flops import multiples, whole_steps
 from dynsparse.methods import Method
 from dynsparse.methods.clock import Schedule
@@ -43,6 +44,9 @@ class DryRun(Action):
         method = build_method(self.config, [layer.spec for layer in network.masks])
         method.prepare(network.masks)
         notes = [f"note: {line}; the table is of a start without it" for line in missing]
+        initial = self.config.sparsity.initial
+        if isinstance(initial, ScoredMasks) and initial.scope == "global":
+            notes.append(f"note: sparsity.initial: {initial.name} shares the weights out when training begins, not yet")
         train = self.config.train
         optimizer = train.optimizer.build(parameter_groups(network.model, train.parameters), lr=1.0)
         lines = [*self._flops(network, method), *described(optimizer), *notes]

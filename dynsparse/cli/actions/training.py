@@ -22,6 +22,7 @@ from dynsparse.training.building import data_request
 from dynsparse.training.callbacks import require_trackers
 from dynsparse.training.checkpoint import how_chosen
 from dynsparse.training.compatibility import require_same_evaluation
+from dynsparse.training.first_masks import require_batches
 from dynsparse.training.memory_snapshot import require_memory_history
 from dynsparse.training.preflight import (
     idle_warning,
@@ -119,7 +120,9 @@ def _require_data(config: RunConfig, worker: Worker, saved: Mapping[str, Any] | 
     """Raise UserError for data that cannot be trained on, or other than a checkpoint's; warn if no weight will move."""
     data = position_in(config, worker)
     require_warmup(config, data.epochs)
-    if saved is not None:
+    if saved is None:
+        require_batches(config, data.epochs)
+    else:
         data.load_state_dict(saved["data"])
         if "evaluated_on" in saved and not getattr(config.data, "download", False):
             with closing(pipelines.build(config.data, data_request(config, worker))) as whole:
