@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import yaml
 from pydantic import Field, model_validator
 
+from dynsparse.config.own_method import with_own_method
 from dynsparse.config.sections import (
     CheckpointSettings,
     DistributedSettings,
@@ -186,5 +187,5 @@ class RunConfig(Settings):
 
 def json_schema() -> str:
     """Return the JSON Schema of the config, for editors."""
-    schema = RunConfig.model_json_schema()
+    schema = with_own_method(RunConfig.model_json_schema())
     return json.dumps({"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}, indent=2) + "\n"

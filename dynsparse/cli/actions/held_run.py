@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from dynsparse import torchrun
+from dynsparse.config.own_file import told
 from dynsparse.config.schema import RunConfig
 from dynsparse.distributed import sync
 from dynsparse.runtime import Worker
@@ -50,7 +51,8 @@ class HeldRun:
             return
         if point is not None:  # Before a network is built as large as its config says.
             sync.from_rank_0(lambda: require_model_of(self.config, point.state))
-        trainer = self._trainer(point)
+        with told(self.config.method):
+            trainer = self._trainer(point)
         self._on_disk(lambda: self._take(point))
         if self.worker.is_main:
             torchrun.note_taken()
