@@ -99,6 +99,11 @@ class RunConfig(Settings):
             raise ValueError(
                 f"start.masks_from and method.density both say the first density of method {self.method.name}: give one"
             )
+        if self.start.masks_from is not None and getattr(self.method, "exploration", None) is not None:
+            raise ValueError(
+                "method.exploration chooses the period by the sparsity, which start.masks_from leaves to its masks: "
+                "give method.period, or the sparsity in place of masks"
+            )
         return self
 
     @model_validator(mode="after")

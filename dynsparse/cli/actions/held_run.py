@@ -12,7 +12,7 @@ from dynsparse.config.own_file import told
 from dynsparse.config.schema import RunConfig
 from dynsparse.distributed import sync
 from dynsparse.runtime import Worker
-from dynsparse.training.banner import banner_lines
+from dynsparse.training.banner import banner_lines, exploration_lines
 from dynsparse.training.building import build, build_criterion
 from dynsparse.training.callbacks import standard_observers
 from dynsparse.training.ending import early_end
@@ -57,7 +57,8 @@ class HeldRun:
         if self.worker.is_main:
             torchrun.note_taken()
             lines = banner_lines(trainer.config, trainer.network, trainer.data, self.worker)
-            print("\n".join(lines), flush=True)
+            explores = exploration_lines(trainer.sparse.method, trainer.config.method.name)
+            print("\n".join([*lines, *explores]), flush=True)
         with closing(trainer.data), self._recorded(trainer):
             trainer.fit()
 
