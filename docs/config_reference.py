@@ -62,6 +62,8 @@ def settings(path: str, definition: Schema, definitions: Schema) -> Iterator[str
     name = keys.pop("name", {}).get("const")
     if name:
         yield f"### `{path}.name: {name}`\n"
+    elif definition.get("additionalProperties") is True:
+        yield f"### `{path}.path: FILE`\n"
     elif "." in path:
         yield f"### `{path}`\n"
     if text := definition.get("description"):

@@ -84,7 +84,7 @@ def kind_of(value: Any) -> str:
 
 
 _HOMES = {
-    "method": "; yours goes in dynsparse/methods/, or to SparseTraining as an object",
+    "method": "; yours goes in a file (method.path), or to SparseTraining as an object",
     "model": "; yours goes in dynsparse/models/",
 }
 

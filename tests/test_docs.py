@@ -30,12 +30,12 @@ def test_the_method_of_the_guide_works(monkeypatch: pytest.MonkeyPatch) -> None:
     """The file that docs/adding-a-method.md shows is a method that keeps the contract."""
     page = (ROOT / "docs/adding-a-method.md").read_text()
     source = re.findall(r"```python\n(.*?)```", page, re.DOTALL)[0]
-    module: Any = types.ModuleType("by_gradient")
-    monkeypatch.setitem(sys.modules, "by_gradient", module)
-    exec(compile(source, "by_gradient.py", "exec"), module.__dict__)
-    method = module.ByGradientSettings(name="by_gradient", period={0: 2}).build()
+    module: Any = types.ModuleType("my_rule")
+    monkeypatch.setitem(sys.modules, "my_rule", module)
+    exec(compile(source, "my_rule.py", "exec"), module.__dict__)
+    method = module.MyRuleSettings(period={0: 2}).build()
     monkeypatch.setattr("tests.methods.test_contract.method_named", lambda *_: method)
-    run = Run("by_gradient", granularity=4, sparsity=0.8, optimizer="sgd")
+    run = Run("my_rule", granularity=4, sparsity=0.8, optimizer="sgd")
     for step in range(1, 9):
         run.step(step)
         run.masks.check()
@@ -78,7 +78,7 @@ def test_named_files_exist(page: Path) -> None:
     """Every path in backquotes below one of the packages or folders."""
     folders = "dynsparse|pipelines|launch|configs|tests|benchmarks|docs"
     for name in re.findall(rf"`((?:{folders})/[\w./-]*)`", page.read_text()):
-        if "by_gradient" not in name and "flowers" not in name:
+        if "flowers" not in name:
             assert (ROOT / name).exists(), name
 
 

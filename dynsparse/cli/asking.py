@@ -19,7 +19,7 @@ from dynsparse.cli.actions.training import Training
 from dynsparse.cli.paper.flags import any_given
 from dynsparse.cli.paper.translate import translate
 from dynsparse.cli.resuming import Resume, read_resume
-from dynsparse.config import loading
+from dynsparse.config import loading, own_method
 from dynsparse.config.schema import RunConfig
 from dynsparse.errors import UserError
 from dynsparse.files import open_regular
@@ -62,13 +62,18 @@ def load_config(asked: argparse.Namespace, resume: Resume) -> RunConfig:
     source, sections = _sections(asked, resume)
     if sections is None:
         raise _no_config(asked.overrides)
-    return loading.parse(sections, asked.overrides, source)
+    return loading.parse(sections, asked.overrides, source, run_code=_runs_code(asked))
+
+
+def _runs_code(asked: argparse.Namespace) -> bool:
+    """Whether the file of a method of one's own is run: not to evaluate a checkpoint, which may be a stranger's."""
+    return asked.evaluate is None or asked.config is not None
 
 
 def _translated(asked: argparse.Namespace, resume: Resume) -> RunConfig:
     """Return the config that the paper's flags make, or change, and warn of flags without effect."""
     source, sections = _sections(asked, resume)
-    translation = translate(asked, resume, sections, source)
+    translation = translate(asked, resume, sections, source, run_code=_runs_code(asked))
     for line in translation.warnings:
         log.warning("%s", line)
     return translation.config
@@ -110,7 +115,15 @@ def config_of(path: Path) -> Mapping[str, Any]:
             raise UserError(f"{left}: {error.strerror}; bring it back, or set name=") from None
         return loading.read_mapping(left)
     config: Mapping[str, Any] = read_run(path)["config"]
-    return config
+    return _with_kept_file(config, folder)
+
+
+def _with_kept_file(config: Mapping[str, Any], folder: Path) -> Mapping[str, Any]:
+    """Return a run's config with the copy that its folder keeps of the file of a method of one's own."""
+    method = config["method"]
+    if not own_method.is_own(method):
+        return config
+    return {**config, "method": own_method.beside(method, folder, names.METHOD)}
 
 
 def _with_facts_of_data(config: RunConfig, *, without_data: bool) -> RunConfig:

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import yaml
 from pydantic import Field, model_validator
 
+from dynsparse.config.own_method import with_own_method
 from dynsparse.config.sections import (
     CheckpointSettings,
     DistributedSettings,
@@ -98,6 +99,11 @@ class RunConfig(Settings):
         if self.start.masks_from is not None and getattr(self.method, "density", None) is not None:
             raise ValueError(
                 f"start.masks_from and method.density both say the first density of method {self.method.name}: give one"
+            )
+        if self.start.masks_from is not None and getattr(self.method, "exploration", None) is not None:
+            raise ValueError(
+                "method.exploration chooses the period by the sparsity, which start.masks_from leaves to its masks: "
+                "give method.period, or the sparsity in place of masks"
             )
         return self
 
@@ -199,5 +205,5 @@ class RunConfig(Settings):
 
 def json_schema() -> str:
     """Return the JSON Schema of the config, for editors."""
-    schema = RunConfig.model_json_schema()
+    schema = with_own_method(RunConfig.model_json_schema())
     return json.dumps({"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}, indent=2) + "\n"

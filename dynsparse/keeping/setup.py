@@ -136,6 +136,7 @@ def _built(
             f"(optimizer steps)"
         )
     method.check_length(asked.schedule.clock(asked.total_steps))
+    method.plan(specs, counts, asked.schedule, asked.steps)
     return method
 
 

@@ -24,6 +24,7 @@ from dynsparse.masks.granularity import Kind
 from dynsparse.masks.selection import Cut
 from dynsparse.masks.tying import TiedLayer
 from dynsparse.methods.clock import Clock, Schedule
+from dynsparse.methods.exploration import Forecast
 from pipelines.common.settings import Settings
 
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -126,6 +127,8 @@ class Method:
     every_step = False
     #: Whether `drop_cuts` takes so many of the lowest scores, whatever they are: then they can be drawn softly.
     drops_by_count = True
+    #: Expected share of weights that are ever active, once `plan` was called; None where nobody can tell.
+    forecast: Forecast | None = None
     #: Powers of soft draws; 0: the lowest scores fall, the highest grow. See `masks.soft`.
     soft_drop = soft_growth = 0
 
@@ -145,6 +148,14 @@ class Method:
 
     def check(self, layers: Sequence[LayerSpec], active_units: Mapping[str, int]) -> None:
         """Raise UserError if the settings cannot work on these layers, given each one's active units at the start."""
+
+    def plan(
+        self, layers: Sequence[LayerSpec], active_units: Mapping[str, int], schedule: Schedule, start: int = 0
+    ) -> None:
+        """Learn the length of the run, which begins after the step `start`, before `prepare`.
+
+        Raises UserError for settings that this run cannot meet.
+        """
 
     def prepare(self, masks: MaskSet) -> None:
         """Learn the layers, before the first step."""

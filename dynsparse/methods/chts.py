@@ -90,8 +90,11 @@ class Chts(Dynamic):
         magnitudes = super().drop_scores(layer)
         return magnitudes if self.settings.removal == "magnitude" else relative_importance(layer, magnitudes)
 
+    def moved_share(self, clock: Clock) -> float:
+        return self.settings.fraction
+
     def drop_cuts(self, scores: Sequence[Tensor], clock: Clock) -> Sequence[Cut]:
-        return cuts_fraction(scores, self.settings.fraction)
+        return cuts_fraction(scores, self.moved_share(clock))
 
     def grow_scores(self, layer: SparseLayer) -> Tensor:
         if layer.is_full:  # Nothing can grow, and a dense network has no pattern.

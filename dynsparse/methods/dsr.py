@@ -81,6 +81,10 @@ class Dsr(Dynamic):
                 f"all: take a tenth of that or less"
             )
 
+    def moved_share(self, clock: Clock) -> float:
+        """Share that the threshold aims at."""
+        return self._target(self._active) / self._active
+
     def drop_cuts(self, scores: Sequence[Tensor], clock: Clock) -> Sequence[Cut]:
         return cuts_below(scores, self.threshold)
 

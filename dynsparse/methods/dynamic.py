@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from fractions import Fraction
 from typing import Annotated, Literal
 
+import numpy as np
 import torch
 from pydantic import Field, PrivateAttr, model_validator
 from torch import Tensor
@@ -19,7 +20,8 @@ from dynsparse.masks.joint import joint_counts
 from dynsparse.masks.selection import Cut, cuts_fraction, cuts_smallest
 from dynsparse.masks.structure import fitted
 from dynsparse.methods.base import Aim, Method, MethodSettings
-from dynsparse.methods.clock import Clock
+from dynsparse.methods.clock import Clock, Schedule
+from dynsparse.methods.exploration import Basis, Counts, Forecast, events_of, forecast, longest_period
 from dynsparse.schedules import AnyDensity, Period, StepTable
 from pipelines.common.settings import Count
 
@@ -42,7 +44,19 @@ class DynamicSettings(MethodSettings):
     """Draw what falls by weights of 1 / score^power, without replacement; 0: the lowest scores fall."""
     soft_growth: Power = 0
     """Draw what grows by weights of score^power, without replacement; 0: the highest scores grow."""
+    exploration: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """Fraction of the sparse weights that are to be active at some time (R_s of ITOP). `period` is chosen by a forecast
+    that reaches it: exact on average for growth at random; growth by scores explores less. null: `period` holds."""
     _aim: Aim | None = PrivateAttr(default=None)
+
+    @model_validator(mode="after")
+    def _one_period(self) -> DynamicSettings:
+        usual = type(self).model_fields["period"].default
+        if self.exploration is not None and self.period != usual:
+            raise ValueError(
+                f"exploration is {self.exploration:g}, which chooses the period, and period is given too: leave one out"
+            )
+        return self
 
     def knowing(self, aim: Aim) -> DynamicSettings:
         """Return these settings, knowing the sparsity that the run is to end with."""
@@ -83,6 +97,7 @@ class Dynamic(Method):
         self.settings = settings
         self.soft_drop, self.soft_growth = settings.soft_drop, settings.soft_growth
         self._ends: Sequence[tuple[int, int]] | None = None
+        self._active = 0
 
     def is_due(self, clock: Clock) -> bool:
         """Whether to reallocate after this step: where weights `move`, and where the density changes."""
@@ -157,10 +172,82 @@ class Dynamic(Method):
                 f"epochs: let it end earlier, or reallocate more often (method.period), or train longer"
             )
 
-    def _way(self, layers: Sequence[SparseLayer]) -> Sequence[tuple[int, int]]:
+    def plan(
+        self, layers: Sequence[LayerSpec], active_units: Mapping[str, int], schedule: Schedule, start: int = 0
+    ) -> None:
+        """Choose the period, if it is to reach an `exploration`, and forecast how much the run explores."""
+        chosen = None
+        if self.settings.exploration is not None:
+            chosen = self._period_for(self.settings.exploration, layers, schedule, start)
+            self.settings = self._every(chosen).settings
+        active = [active_units[layer.name] for layer in layers]
+        found = self._forecast(layers, active, schedule, start)
+        if found is not None and any(count < layer.units for count, layer in zip(active, layers, strict=True)):
+            known = self.drops_by_count and not self.trades
+            basis: Basis = "scores" if self._scores_growth else "random" if known else "unsure"
+            self.forecast = Forecast(*found, basis, chosen)
+
+    def _period_for(self, target: float, layers: Sequence[LayerSpec], schedule: Schedule, start: int) -> int:
+        """Return a period with which a run explores so much.
+
+        It goes by the sparsity, not by the masks of now: a resumed run must choose the same.
+        """
+        aim, density = self.settings._aim, self.settings.density
+        if aim is None:
+            raise UserError(
+                "method.exploration chooses the period by the sparsity, which this method does not know: give "
+                "sparsity=, and the method's settings in place of a Method"
+            )
+        first = list(aim.units(layers, None if density is None else density.start).values())
+
+        def reached(period: int) -> float:
+            found = self._every(period)._forecast(layers, first, schedule, start)
+            if found is None:
+                raise UserError(
+                    f"method.exploration is {target:g}, and nobody can tell how much method {self.settings.name} will "
+                    f"explore: leave it out, and say period"
+                )
+            return found[0]
+
+        return longest_period(reached, target, schedule.total_steps)
+
+    def _every(self, period: int) -> Dynamic:
+        """Return the same method with another period."""
+        method = type(self)(self.settings.model_copy(update={"period": StepTable(((0, period),))}))
+        method._active = self._active
+        return method
+
+    def _forecast(
+        self, layers: Sequence[LayerSpec], active: Sequence[int], schedule: Schedule, start: int
+    ) -> tuple[float, int] | None:
+        self._active = sum(active)
+        return forecast(self, layers, active, events_of(self, schedule, start, self._stride))
+
+    @property
+    def _stride(self) -> int:
+        """Number of steps of which all events are multiples."""
+        period: StepTable | None = self.settings.period  # None: some methods have events at the end of epochs then.
+        density = self.settings.density
+        if period is None or (density is not None and density.by_epochs) or type(self).is_due is not Dynamic.is_due:
+            return 1
+        return math.gcd(*(int(steps) for _, steps in period.points))
+
+    def moved_share(self, clock: Clock) -> float | None:
+        """Fraction of its active units that each layer moves in this event. Default: None, nobody can tell beforehand.
+
+        It makes the forecast of what a run explores. An own `drop_cuts` may use it too.
+        """
+        return None
+
+    def grown_units(self, now: Counts, after: Counts, clock: Clock) -> Counts | None:
+        """Units that each layer grows in this event, given those active before and after it; None: unknown."""
+        share = self.moved_share(clock) if self.moves(clock) else 0.0
+        return None if share is None else np.maximum(0, np.rint(share * now) + after - now)
+
+    def _way(self, layers: Sequence[LayerSpec]) -> Sequence[tuple[int, int]]:
         """Active units of each layer at the start and at the end of a run whose density changes."""
         if self._ends is None:
-            aim, schedule, specs = self.settings._aim, self.settings.density, [layer.spec for layer in layers]
+            aim, schedule, specs = self.settings._aim, self.settings.density, layers
             assert aim is not None and schedule is not None
             first, last = aim.units(specs, schedule.start), aim.units(specs)
             self._ends = [(first[spec.name], last[spec.name]) for spec in specs]
@@ -168,12 +255,16 @@ class Dynamic(Method):
 
     def units_after(self, layers: Sequence[SparseLayer], clock: Clock) -> list[int]:
         """Units that each layer is to have after this event: as many as now, or as the density schedule says."""
+        return self.units_at([layer.spec for layer in layers], [layer.active_units for layer in layers], clock)
+
+    def units_at(self, layers: Sequence[LayerSpec], before: Sequence[int], clock: Clock) -> list[int]:
+        """Units that each layer is to have after this event: as many as before, or as the density schedule says."""
         schedule = self.settings.density
         if schedule is None:
-            return [layer.active_units for layer in layers]
+            return list(before)
         share = schedule.share(clock.progress, clock.whole_epochs)
         units = [round(first + (last - first) * share) for first, last in self._way(layers)]
-        return [fitted(layer.spec, count) for layer, count in zip(layers, units, strict=True)]
+        return [fitted(layer, count) for layer, count in zip(layers, units, strict=True)]
 
     def budgets(self, layers: Sequence[SparseLayer], clock: Clock) -> Sequence[int]:
         """Active weights of each layer after this event: as many as now, or as the density schedule says."""

@@ -42,6 +42,9 @@ class Gmp(Scoped):
         """Whether weights move at the same density: never."""
         return False
 
+    def moved_share(self, clock: Clock) -> float:
+        return 0.0
+
     def drop_cuts(self, scores: Sequence[Tensor], clock: Clock) -> Sequence[Cut]:
         """Choose none: the budget says how many of the lowest scores go."""
         return [NO_CUT] * len(scores)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from fractions import Fraction
 from typing import Literal
 
+import numpy as np
 from torch import Tensor
 
 from dynsparse.masks import MaskSet, SparseLayer
@@ -14,6 +15,7 @@ from dynsparse.masks.selection import Cut, cuts_smallest
 from dynsparse.methods.base import LayerChange, SomeShare
 from dynsparse.methods.clock import Clock
 from dynsparse.methods.dynamic import Dynamic, DynamicSettings
+from dynsparse.methods.exploration import Counts
 from dynsparse.schedules import AnyDensity, CubicDensity, Period, StepTable, cosine
 
 
@@ -52,9 +54,15 @@ class Granet(Dynamic):
     def trades(self) -> bool:
         return True
 
+    def moved_share(self, clock: Clock) -> float:
+        return cosine(self.settings.fraction, 0, clock.progress)
+
+    def grown_units(self, now: Counts, after: Counts, clock: Clock) -> Counts:
+        return np.asarray(np.rint(self.moved_share(clock) * after) if self.moves(clock) else 0 * after)
+
     def drop_cuts(self, scores: Sequence[Tensor], clock: Clock) -> Sequence[Cut]:
         pruned = self._pruned(scores, clock)
-        fraction = Fraction(str(cosine(self.settings.fraction, 0, clock.progress)))
+        fraction = Fraction(str(self.moved_share(clock)))
         left = [layer.numel() - count for layer, count in zip(scores, pruned, strict=True)]
         room = [layer.spec.units - layer.active_units for layer in self.masks]
         self._regrown = [min(round(fraction * count), free) for count, free in zip(left, room, strict=True)]

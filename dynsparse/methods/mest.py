@@ -95,6 +95,9 @@ class Mest(Dynamic):
     def _fraction(self, clock: Clock) -> float:
         return self.settings.fraction * (1 - steps_made(self.settings.lower_at, clock.progress))
 
+    def moved_share(self, clock: Clock) -> float | None:
+        return None if self.settings.soft_bound else self._fraction(clock)
+
     @property
     def observes(self) -> bool:
         """Whether whole gradients are recorded: no, only those of active weights, of the very step."""
@@ -116,7 +119,7 @@ class Mest(Dynamic):
     def drop_cuts(self, scores: Sequence[Tensor], clock: Clock) -> Sequence[Cut]:
         if not self.settings.soft_bound:
             return cuts_fraction(scores, self._fraction(clock))
-        final = [last for _, last in self._way(list(self.masks))]
+        final = [last for _, last in self._way([layer.spec for layer in self.masks])]
         counts = [max(0, layer.active_units - last) for layer, last in zip(self.masks, final, strict=True)]
         return cuts_smallest(scores, counts)
 

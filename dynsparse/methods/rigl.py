@@ -50,9 +50,11 @@ class Rigl(Scoped):
     def moves(self, clock: Clock) -> bool:
         return clock.progress < self.settings.until and super().moves(clock)
 
+    def moved_share(self, clock: Clock) -> float:
+        return cosine(self.settings.fraction, 0, clock.progress / self.settings.until)
+
     def drop_cuts(self, scores: Sequence[Tensor], clock: Clock) -> Sequence[Cut]:
-        fraction = cosine(self.settings.fraction, 0, clock.progress / self.settings.until)
-        return self.cuts_of(scores, fraction)
+        return self.cuts_of(scores, self.moved_share(clock))
 
     def grow_scores(self, layer: SparseLayer) -> Tensor:
         assert layer.weight.grad is not None  # Layers without one rest (`grows_by_gradient`).

@@ -45,8 +45,11 @@ class Set(Scoped):
     def trades(self) -> bool:
         return self.settings.scaling or super().trades
 
+    def moved_share(self, clock: Clock) -> float:
+        return self.settings.fraction
+
     def drop_cuts(self, scores: Sequence[Tensor], clock: Clock) -> Sequence[Cut]:
-        return self.cuts_of(scores, self.settings.fraction)
+        return self.cuts_of(scores, self.moved_share(clock))
 
     def shares(self, layers: Sequence[LayerChange]) -> Sequence[float | Fraction]:
         if self.settings.scope == "global":  # Every free place is as likely as every other.

@@ -74,8 +74,11 @@ class SparseMomentum(Dynamic):
     def _longest_period(self, clock: Clock) -> int:
         return clock.steps_per_epoch if self.settings.period is None else super()._longest_period(clock)
 
+    def moved_share(self, clock: Clock) -> float:
+        return cosine(self.settings.fraction, 0, clock.progress)
+
     def drop_cuts(self, scores: Sequence[Tensor], clock: Clock) -> Sequence[Cut]:
-        return cuts_fraction(scores, cosine(self.settings.fraction, 0, clock.progress))
+        return cuts_fraction(scores, self.moved_share(clock))
 
     def shares(self, layers: Sequence[LayerChange]) -> Sequence[float]:
         means = [layer.gather(self.momentum[layer.name]).abs().mean() for layer in self.masks]

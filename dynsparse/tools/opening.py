@@ -109,7 +109,7 @@ def averaged(opened: Opened) -> Opened:
 
 def _config(path: Path, saved: Mapping[str, Any]) -> RunConfig:
     try:
-        return with_layers_of(parse(saved["config"], source="its config"), saved)
+        return with_layers_of(parse(saved["config"], source="its config", run_code=False), saved)
     except UserError as error:
         theirs, ours = saved["versions"].get("dynsparse"), versions()["dynsparse"]
         raise UserError(

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dynsparse.config.schema import RunConfig
 from dynsparse.masks.obstacles import listed
+from dynsparse.methods import Method
+from dynsparse.methods.dynamic import Dynamic
 from dynsparse.runtime import Worker
 from dynsparse.training.network import Network
 from pipelines.base import Data, SplitSize
@@ -37,6 +39,15 @@ def dense_lines(network: Network) -> list[str]:
     if not by_reason:
         return []
     return ["stay dense: " + "; ".join(f"{listed(names)} ({reason})" for reason, names in by_reason.items())]
+
+
+def exploration_lines(method: Method, name: str) -> list[str]:
+    """One line on how much of the sparse weights a run will explore by forecast; none where masks do not move."""
+    if method.forecast is not None:
+        return [str(method.forecast)]
+    if not isinstance(method, Dynamic):
+        return []
+    return [f"no forecast of how much of the sparse weights {name} explores: what an event moves is not known before"]
 
 
 def _said(name: str, size: SplitSize, classes: int) -> str:

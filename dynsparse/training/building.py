@@ -29,11 +29,23 @@ def build(config: RunConfig, worker: Worker, *, fresh: bool = False) -> tuple[Ne
     One process a machine fetches the data before any reads them. Only a fresh run looks at `config.start`, and chooses
     masks: a resumed one has weights and masks of its own. Raises UserError where ranks see different data.
     """
+    _require_same_method(config)
     sync.together(lambda: pipelines.fetch(config.data) if worker.local_rank == 0 else None)
     sources = sync.from_rank_0(lambda: read_sources(config)) if fresh else NOTHING
     network, data = sync.together(lambda: build_parts(config, worker, sources))
     require_same_data(data)
     return (scored(config, network, data, worker) if fresh else network), data
+
+
+def _require_same_method(config: RunConfig) -> None:
+    """Raise UserError where ranks have run other files of a method of one's own; all ranks call it together."""
+    checksums = sync.all_of(getattr(config.method, "checksum", None))
+    differing = [str(rank) for rank, checksum in enumerate(checksums) if checksum != checksums[0]]
+    if differing:
+        raise UserError(
+            f"method.path: worker {', '.join(differing)} has another method file than worker 0; give all machines the "
+            f"same file"
+        )
 
 
 def build_criterion(config: RunConfig, data: Data, worker: Worker) -> Criterion:

@@ -19,6 +19,7 @@ from dynsparse.masks.structure import require_structure
 from dynsparse.masks.tying import TiedLayer
 from dynsparse.methods import Aim, Method, MethodSettings
 from dynsparse.methods.base import require_method
+from dynsparse.methods.clock import Schedule
 from dynsparse.optimizers import parameter_groups
 from dynsparse.runtime import memory
 from dynsparse.seeds import seed_for
@@ -251,6 +252,15 @@ def method_settings(config: RunConfig, specs: Sequence[LayerSpec]) -> MethodSett
     limits = config.model.pruning_limits()
     settings = config.method.with_limits({spec.name: limits[spec.name] for spec in specs if spec.name in limits})
     return settings.knowing(Aim(config.sparsity.shares, config.sparsity.allocation))
+
+
+def method_without_weights(config: RunConfig, schedule: Schedule) -> Method:
+    """Build the config's method for a run of this length, by the shapes of its layers alone."""
+    with torch.device("meta"):
+        specs = layer_specs(config, _model(config))
+        method = build_method(config, specs)
+        method.plan(specs, _active_units(config, specs), schedule)
+    return method
 
 
 def layer_specs(config: RunConfig, model: nn.Module) -> list[LayerSpec]:

@@ -14,7 +14,13 @@ from dynsparse.errors import UserError
 from dynsparse.methods.base import idle_words
 from dynsparse.methods.clock import Schedule
 from dynsparse.training.compatibility import require_same_layers, require_same_settings, require_same_shapes
-from dynsparse.training.network import Network, build_method, build_network, build_without_weights
+from dynsparse.training.network import (
+    Network,
+    build_method,
+    build_network,
+    build_without_weights,
+    method_without_weights,
+)
 from dynsparse.training.older import with_layers_of
 from dynsparse.training.published import asks_for_published
 from dynsparse.training.sizes import require_sizes
@@ -154,7 +160,9 @@ def _build(config: RunConfig, sources: Sources) -> Network:
 def idle_warning(config: RunConfig, lengths: EpochTable, done: int) -> str | None:
     """Warn of a method that will move no weights, as with a period that is longer than the run. None if it will.
 
+    UserError for an `exploration` that the run cannot reach.
+
     `lengths`: of the epochs. `done`: optimizer steps done before.
     """
-    method, epochs = config.method.build(), config.train.epochs
-    return idle_words(method, config.method.name, Schedule(lengths.before(epochs), lengths), done)
+    schedule = Schedule(lengths.before(config.train.epochs), lengths)
+    return idle_words(method_without_weights(config, schedule), config.method.name, schedule, done)

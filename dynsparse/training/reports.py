@@ -187,6 +187,7 @@ class Reporter:
             sparsity=self.network.sparsity,
             model_sparsity=self.network.model_sparsity,
             ever_active=masks.ever_active,
+            ever_active_forecast=None if run.method.forecast is None else run.method.forecast.share,
             dense_flops=self.network.costs.dense if self.network.costs else None,
             inference_flops=self.network.inference_flops,
             inference_flops_of_dense=self.network.inference_flops_of_dense,

@@ -141,7 +141,7 @@ def _other_images(config: RunConfig, source: TeacherSource, epoch: int, why: str
 
 def _config_of(source: TeacherSource, saved: State) -> RunConfig:
     try:
-        return parse(saved["config"], source=f"{source.where}: its config")
+        return parse(saved["config"], source=f"{source.where}: its config", run_code=False)
     except UserError as error:
         raise UserError(f"{error.lines[0]}; written by another version of dynsparse: export it with that") from None
 

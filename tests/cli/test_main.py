@@ -77,7 +77,7 @@ def test_the_papers_flags_are_entered_only_when_one_is_given(
     class EnteredError(Exception):
         pass
 
-    def enter(*_: Any) -> None:
+    def enter(*_: Any, **__: Any) -> None:
         raise EnteredError
 
     monkeypatch.setattr(asking, "translate", enter)

@@ -83,12 +83,12 @@ def dist_train(
     return python(*launcher, script, *arguments, **environment)
 
 
-def python(*words: Any, limit: float = 200, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Run `python WORDS` to its end, forked. Nothing that it starts outlives the call."""
+def python(*words: Any, limit: float = 200, at: Path = ROOT, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run `python WORDS` to its end in the folder `at`, forked. Nothing that it starts outlives the call."""
     words = tuple(map(str, words))
     with TemporaryDirectory() as folder:
         out, err = Path(folder) / "stdout", Path(folder) / "stderr"
-        process = forks.python(words, ROOT, _environment(environment), out, err)
+        process = forks.python(words, at, _environment(environment), out, err)
         process.start()
         try:
             process.join(limit)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import pipelines
 from dynsparse import torchrun
+from dynsparse.config.own_file import told
 from dynsparse.config.schema import RunConfig
 from dynsparse.errors import UserError
 from dynsparse.runtime import Worker
@@ -61,10 +62,15 @@ def require(rules: Sequence[Rule]) -> None:
 def network_rules(config: RunConfig, worker: Worker) -> list[Rule]:
     """Return the rules of whatever builds the network."""
     return [
-        lambda: require_layers(config),
+        lambda: _require_layers(config),
         lambda: require_parameters(config),
         lambda: worker.backend(config.distributed.backend),
     ]
+
+
+def _require_layers(config: RunConfig) -> None:
+    with told(config.method):
+        require_layers(config)
 
 
 def start_rules(config: RunConfig, worker: Worker, resume: str | None) -> list[Rule]:

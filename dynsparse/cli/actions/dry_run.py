@@ -5,12 +5,14 @@ from __future__ import annotations
 import torch
 
 from dynsparse.cli.actions.base import Action, Rule, network_rules
+from dynsparse.errors import UserError
 from dynsparse.first_masks import ScoredMasks
 from dynsparse.flops import multiples, whole_steps
 from dynsparse.methods import Method
 from dynsparse.methods.clock import Schedule
 from dynsparse.optimizers import described, parameter_groups
 from dynsparse.runtime import Worker
+from dynsparse.training.banner import exploration_lines
 from dynsparse.training.network import Network, build_method, build_network
 from dynsparse.training.preflight import require_split, require_usable_sources
 from dynsparse.training.sizes import training_shape
@@ -42,6 +44,10 @@ class DryRun(Action):
         sources = NOTHING if missing else read_sources(self.config)
         network = build_network(self.config, torch.device("cpu"), sources)
         method = build_method(self.config, [layer.spec for layer in network.masks])
+        epochs = self.config.train.epochs
+        steps = max(1, min(NOMINAL_EPOCH, MOST_STEPS // epochs))
+        schedule = Schedule(epochs * steps, steps)
+        explores = self._exploration(network, method, schedule)
         method.prepare(network.masks)
         notes = [f"note: {line}; the table is of a start without it" for line in missing]
         initial = self.config.sparsity.initial
@@ -49,16 +55,26 @@ class DryRun(Action):
             notes.append(f"note: sparsity.initial: {initial.name} shares the weights out when training begins, not yet")
         train = self.config.train
         optimizer = train.optimizer.build(parameter_groups(network.model, train.parameters), lr=1.0)
-        lines = [*self._flops(network, method), *described(optimizer), *notes]
+        lines = [*self._flops(network, method, schedule), *explores, *described(optimizer), *notes]
         print("\n".join([self.config.as_yaml(), network.table(), *lines]), flush=True)
 
-    def _flops(self, network: Network, method: Method) -> list[str]:
+    def _exploration(self, network: Network, method: Method, schedule: Schedule) -> list[str]:
+        """Return the line on how much the method explores, or why it cannot; none where masks do not move."""
+        layers = [layer.spec for layer in network.masks]
+        active = {layer.name: layer.active_units for layer in network.masks}
+        at = f"at {schedule.total_steps // self.config.train.epochs:,} steps an epoch, as the data are not looked at"
+        try:
+            method.plan(layers, active, schedule)
+        except UserError as error:
+            return [f"note: {at}: {error}"]
+        return [f"{line}, {at}" for line in exploration_lines(method, self.config.method.name)]
+
+    def _flops(self, network: Network, method: Method, schedule: Schedule) -> list[str]:
         """Return the line on the FLOPs of inference and training, if they can be counted."""
         if network.costs is None:
             return []
         epochs = self.config.train.epochs
-        steps = max(1, min(NOMINAL_EPOCH, MOST_STEPS // epochs))
-        share = whole_steps(method, Schedule(epochs * steps, steps))
+        share = whole_steps(method, schedule)
         dense, training = 0.0, 0.0
         phases = self.config.train.phases
         for phase, end in zip(phases, [*(later.first for later in phases[1:]), epochs], strict=True):

@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from dynsparse import torchrun
+from dynsparse.config.own_file import told
 from dynsparse.config.schema import RunConfig
 from dynsparse.distributed import sync
 from dynsparse.runtime import Worker
-from dynsparse.training.banner import banner_lines
+from dynsparse.training.banner import banner_lines, exploration_lines
 from dynsparse.training.building import build, build_criterion
 from dynsparse.training.callbacks import standard_observers
 from dynsparse.training.ending import early_end
@@ -50,12 +51,14 @@ class HeldRun:
             return
         if point is not None:  # Before a network is built as large as its config says.
             sync.from_rank_0(lambda: require_model_of(self.config, point.state))
-        trainer = self._trainer(point)
+        with told(self.config.method):
+            trainer = self._trainer(point)
         self._on_disk(lambda: self._take(point))
         if self.worker.is_main:
             torchrun.note_taken()
             lines = banner_lines(trainer.config, trainer.network, trainer.data, self.worker)
-            print("\n".join(lines), flush=True)
+            explores = exploration_lines(trainer.sparse.method, trainer.config.method.name)
+            print("\n".join([*lines, *explores]), flush=True)
         with closing(trainer.data), self._recorded(trainer):
             trainer.fit()
 

@@ -31,12 +31,18 @@ class Translation:
 
 
 def translate(
-    arguments: argparse.Namespace, resume: Resume, base: Mapping[str, Any] | None, source: str
+    arguments: argparse.Namespace,
+    resume: Resume,
+    base: Mapping[str, Any] | None,
+    source: str,
+    *,
+    run_code: bool = True,
 ) -> Translation:
     """Translate a command line. Raises UserError, a line for each mistake.
 
     `base` is the config that `source` holds, in which the flags change keys. None: the flags and their defaults are the
     whole config. `arguments` come from a parser with `add_flags`, `--resume` and `overrides`.
+    `run_code`: see `loading.parse`.
     """
     draft = Draft.read(arguments, base)
     choosing.choose_networks(draft)
@@ -49,12 +55,12 @@ def translate(
     choosing.plan_pruning(draft)
     draft.wrong += [*contradictions(draft), *contradicted_overrides(draft)]
     draft.idle += without_effect(draft)
-    return Translation(_parsed(draft, source), draft.idle)
+    return Translation(_parsed(draft, source, run_code=run_code), draft.idle)
 
 
-def _parsed(draft: Draft, source: str) -> RunConfig:
+def _parsed(draft: Draft, source: str, *, run_code: bool) -> RunConfig:
     try:
-        config = loading.parse(draft.raw, draft.overrides, source, draft.options)
+        config = loading.parse(draft.raw, draft.overrides, source, draft.options, run_code=run_code)
     except UserError as error:
         raise UserError(*draft.wrong, *error.lines) from None
     if draft.wrong:

@@ -174,6 +174,8 @@ class Summary:
     model_sparsity: float
     ever_active: float | None
     """Fraction of the weights of all masked layers that were ever active (ITOP's R_s); null without any."""
+    ever_active_forecast: float | None
+    """Forecast of it for the whole run, made at its start; null where nobody can tell."""
     dense_flops: int | None
     """FLOPs of a forward pass of one image through the dense network, as papers count them; null: not countable."""
     inference_flops: int | None

@@ -63,7 +63,9 @@ def _costs(summary: Summary) -> list[tuple[str, ...]]:
     if summary.training_flops_of_dense is not None:
         found.append(("FLOPs of training, x of dense", f"{summary.training_flops_of_dense:.3f}"))
     if summary.ever_active is not None:
-        found.append(("weights ever active", f"{100 * summary.ever_active:.2f} %"))
+        foreseen = summary.ever_active_forecast
+        words = "" if foreseen is None else f", forecast {100 * foreseen:.2f} %"
+        found.append(("weights ever active", f"{100 * summary.ever_active:.2f} %{words}"))
     return found
 
 

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from dynsparse import files
+from dynsparse.config.own_method import source_of
 from dynsparse.config.schema import RunConfig
 from dynsparse.errors import StorageError, UserError
 from dynsparse.training.checkpoint import CheckpointFolder
@@ -45,8 +46,17 @@ def mark(config: RunConfig, launch: str | None, guard: Callable[[], None]) -> No
         files.write_whole(folder / names.LAUNCH, f"{json.dumps({'id': launch})}\n".encode(), guard)
     else:
         _unlink(folder / names.LAUNCH)
-    files.write_whole(folder / names.CONFIG, (_MARK + config.as_yaml()).encode(), guard)
+    files.write_whole(folder / names.CONFIG, (_MARK + _keeping_method(config, guard).as_yaml()).encode(), guard)
     (folder / names.CHECKPOINTS).mkdir(exist_ok=True)
+
+
+def _keeping_method(config: RunConfig, guard: Callable[[], None]) -> RunConfig:
+    """Copy the file of a method of one's own into the run's folder. Returns the config that names the copy."""
+    source = source_of(config.method)
+    if source is None:
+        return config
+    files.write_whole(config.folder / names.METHOD, source, guard)
+    return config.model_copy(update={"method": config.method.model_copy(update={"path": names.METHOD})})
 
 
 def _unlink(path: Path) -> None:

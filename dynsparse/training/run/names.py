@@ -6,6 +6,8 @@ import re
 from pathlib import Path
 
 CONFIG = "config.yaml"
+METHOD = "method.py"
+"""Copy of the file of a method of one's own."""
 METRICS = "metrics.jsonl"
 HISTORY = "history.jsonl"
 SUMMARY = "summary.json"
@@ -40,7 +42,7 @@ PARTIAL = "*.partial"
 CLAIMS = "lock-*.partial"
 """Locks of dead runs that a start is about to remove."""
 
-WRITTEN_WHOLE = (LAUNCH, CONFIG, METRICS, SUMMARY, INPUT, WANDB_ID, MLFLOW_ID)
+WRITTEN_WHOLE = (LAUNCH, CONFIG, METHOD, METRICS, SUMMARY, INPUT, WANDB_ID, MLFLOW_ID)
 """Files that take their name in one step: a kill may leave a partial file beside each."""
 
 FROM_START = (LOCK, OWNER, f"{OWNER}.{PARTIAL}", CLAIMS, f"{LAUNCH}.{PARTIAL}")
@@ -82,6 +84,7 @@ def step_in(path: Path) -> int | None:
 
 OVERWRITTEN = (
     LAUNCH,
+    METHOD,
     *(f"{name}.{PARTIAL}" for name in WRITTEN_WHOLE),
     *(f"{CHECKPOINTS}/{name}" for name in ("*.pt", STALE, PARTIAL)),
     HISTORY,
