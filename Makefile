@@ -16,7 +16,7 @@ help:
 	@echo "make bench   measure anew what speed is claimed: quarter of an hour on two quiet cores"
 	@echo "make reproduce-digits  every method at four sparsities on the digits: a table and plots in docs/results/"
 	@echo "make docs    build the documentation in site/, links checked"
-	@echo "make schema  write configs/schema.json, from which editors complete, and docs/config.md"
+	@echo "make schema  write configs/schema.json, from which editors complete, and the generated pages of docs/"
 	@echo "make screenshots  pictures of TensorBoard and the report for docs/, after make demo; needs chromium and chromedriver"
 	@echo "make clean   remove .venv and what was built"
 
@@ -58,6 +58,7 @@ schema: $(READY)
 	$(BIN)/python dist_train.py --print-schema > configs/schema.json
 	$(BIN)/python -m docs.config_reference
 	$(BIN)/python -m docs.layer_tables
+	$(BIN)/python -m docs.method_table
 
 docs: $(READY)
 	$(BIN)/mkdocs build --strict

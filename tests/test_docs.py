@@ -15,7 +15,7 @@ import pytest
 
 import pipelines
 from benchmarks import readme
-from docs import config_reference, layer_tables
+from docs import config_reference, layer_tables, method_table
 from dynsparse.config import loading, schema
 from pipelines.base import Request
 from pipelines.common.errors import UserError
@@ -102,6 +102,11 @@ def test_the_tables_of_layers_are_those_of_the_networks() -> None:
         assert f"| `{name}` | {len(table.layers)}: " in guide and f"| {100 * table.model_sparsity:.2f} % |" in guide
     small = [one.weights for one in tables["efficientnet_b0"].dense if "fan-in" in one.reason]
     assert f"{round(sum(small), -3):,} of the 5.3 million" in guide
+
+
+def test_the_table_of_methods_is_that_of_their_runs() -> None:
+    """`make schema` has been run since a method changed."""
+    assert method_table.PAGE.read_text() == method_table.page()
 
 
 def test_the_config_reference_has_every_key() -> None:

@@ -77,10 +77,7 @@ def refusal(*overrides: str) -> str:
         ("method.name=dynamic_sparse", "; did you mean 'dsr'?"),
         (
             "method.name=xyz",
-            (
-                "there are acdc, chts, deepr, dense, dsr, gmp, granet, mest, pruning, rigl, set, sparse_momentum, "
-                "srigl, static, tied; yours goes in"
-            ),
+            f"there are {', '.join(known_names())}; yours goes in",
         ),
     ],
 )
