@@ -78,8 +78,8 @@ def refusal(*overrides: str) -> str:
         (
             "method.name=xyz",
             (
-                "there are acdc, chts, deepr, dense, dsr, gmp, granet, mest, pruning, rigl, set, sparse_momentum, "
-                "srigl, static, tied; yours goes in"
+                "there are acdc, chts, deepr, dense, dsr, gmp, granet, mest, nm, pruning, rigl, set, "
+                "sparse_momentum, srigl, static, tied, topkast; yours goes in"
             ),
         ),
     ],

@@ -12,7 +12,6 @@ from torch import Tensor, nn, optim
 
 from dynsparse.masks import optimizer_state
 from dynsparse.masks.layer import SparseLayer
-from dynsparse.masks.selection import chosen, cuts_smallest
 from dynsparse.optimizers.beside import State
 from dynsparse.seeds import random_bits, seed_for
 
@@ -31,13 +30,18 @@ class LayerReserve:
         self.values = layer.weight.detach().clone()
         """Float of the weight's shape and layout, 0 where active."""
         layer.zero_(self.values, layer.active)
-        self.units = self._largest()
-        """Inactive units that train: int64, rising."""
+        self.units = torch.empty(0, dtype=torch.int64, device=self.values.device)
+        """Inactive units that train: int64, rising. `Reserve` chooses them."""
         self.state: State = {}
         """The optimizer's state of their weights: moments, float [units x unit size], and what it has besides."""
         self.gradient: Tensor | None = None
         """Gradient of their weights, float [units x unit size], until a step uses it."""
         self._moments: dict[str, Tensor] = {}
+
+    @property
+    def count(self) -> int:
+        """Number of inactive units that may train."""
+        return min(self._most, self.layer.spec.units - self.layer.active_units)
 
     def costs(self) -> Tensor:
         """Negated mean magnitude of each unit, active or not: float [units].
@@ -50,6 +54,10 @@ class LayerReserve:
         drawn = random_bits(seed_for("reserve", layer.name), places).to(means.dtype).div_(2.0**63)
         active = layer.gather(layer.weight).abs_().mean(1)
         return torch.where(means == 0, drawn, -means).index_copy_(0, layer.active, -active)
+
+    def inactive_costs(self) -> Tensor:
+        """Return the costs with inf for active units, float [units]. No inactive one has NaN or inf."""
+        return self.costs().nan_to_num_(nan=1).index_fill_(0, self.layer.active, torch.inf)
 
     def note(self, gradient: Tensor, pull: float) -> None:
         """Take the gradient of a step, of the weight's shape, and add `pull` times the values to it."""
@@ -84,25 +92,20 @@ class LayerReserve:
             if key in ours:
                 layer.put_(self._moments[key], self.units, ours[key])
 
-    def close(self, optimizer: optim.Optimizer | None) -> None:
-        """Give what has grown its state in the optimizer, and choose the units that train from now on."""
+    def give(self, optimizer: optim.Optimizer | None) -> None:
+        """Give what has grown its state in the optimizer. `take` follows."""
         layer = self.layer
         for key, moment in optimizer_state.moments(optimizer, layer) if optimizer else ():
             if key in self._moments:
                 layer.scatter_(moment, layer.gather(self._moments[key]))
         layer.zero_(self.values, layer.active)
-        self.units = self._largest()
-        for key, dense in self._moments.items():
-            self.state[key] = layer.at(dense, self.units).view(-1)
-        self._moments = {}
 
-    def _largest(self) -> Tensor:
-        """Inactive units of largest mean magnitude, as many as may train: int64, rising."""
-        layer = self.layer
-        count = min(self._most, layer.spec.units - layer.active_units)
-        costs = self.costs().nan_to_num_(nan=1).index_fill_(0, layer.active, torch.inf)
-        (cut,) = cuts_smallest([costs], [count])
-        return torch.nonzero(chosen(costs, cut)).squeeze(1)
+    def take(self, units: Tensor) -> None:
+        """Let these inactive units train from now on, int64, rising, with the state that they had."""
+        self.units = units
+        for key, dense in self._moments.items():
+            self.state[key] = self.layer.at(dense, units).view(-1)
+        self._moments = {}
 
     def _is_moment(self, value: Any) -> bool:
         size = self.units.numel() * self.layer.spec.unit_size

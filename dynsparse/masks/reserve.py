@@ -8,6 +8,7 @@ the gradient of their places in the network, where they count as 0, and a step o
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from torch import Tensor, optim
 from dynsparse.masks.layer import SparseLayer
 from dynsparse.masks.layer_reserve import LayerReserve, problem_of
 from dynsparse.masks.maskset import MaskSet
+from dynsparse.masks.selection import chosen, cuts_smallest
 from dynsparse.optimizers.beside import Group, State, holders, step_beside
 
 
@@ -25,6 +27,7 @@ class Reserve:
     @torch.no_grad()
     def __init__(self, masks: MaskSet, share: float = 1.0) -> None:
         self.layers = {layer.name: LayerReserve(layer, share) for layer in masks}
+        self._choose()
 
     def costs(self, layer: SparseLayer) -> Tensor:
         """Negated mean magnitude of each unit of a layer, active or not: float [units]. See `LayerReserve.costs`."""
@@ -64,7 +67,18 @@ class Reserve:
         """Exchange optimizer state for what has moved, and choose what trains from now on."""
         found = holders(optimizers)
         for part in self.layers.values():
-            part.close(found.get(id(part.layer.parameter), (None,))[0])
+            part.give(found.get(id(part.layer.parameter), (None,))[0])
+        self._choose()
+
+    def _choose(self) -> None:
+        """Let the largest inactive units of each layer train. Two copies to the host for all layers."""
+        parts = list(self.layers.values())
+        costs, counts = [part.inactive_costs() for part in parts], [part.count for part in parts]
+        flags = [chosen(cost, cut) for cost, cut in zip(costs, cuts_smallest(costs, counts), strict=True)]
+        numbers = torch.nonzero(torch.cat(flags)).squeeze(1).split(counts) if flags else ()
+        starts = accumulate((len(cost) for cost in costs), initial=0)
+        for part, units, start in zip(parts, numbers, starts, strict=False):
+            part.take(units - start)
 
     def state_dict(self) -> dict[str, Any]:
         """State of each layer by name, on the CPU: plain data and tensors."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import importlib
 import pkgutil
+from collections.abc import Sequence
 from itertools import product
 from typing import Any, get_args
 
@@ -114,6 +115,7 @@ class Run:
         optimizer: str,
         worker: Worker | None = None,
         structure: str | None = None,
+        exclude: Sequence[str] = (),
         **options: Any,
     ) -> None:
         torch.manual_seed(3)
@@ -127,7 +129,7 @@ class Run:
             nn.Linear(8 * 9, 5),
         )
         structure = structure or structure_of(name)
-        specs = sparse_layers(self.model, granularity=granularity, structure=structure)
+        specs = sparse_layers(self.model, granularity=granularity, structure=structure, exclude=exclude)
         settings = settings_named(name, sparsity, **options) if name in REGISTRY else None
         starts = settings.starts if settings else "sparse"
         first = dict.fromkeys(KINDS, 0.0 if starts == "dense" else sparsity)

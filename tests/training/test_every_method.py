@@ -30,12 +30,14 @@ BUSY: dict[str, dict[str, Any]] = {
     "gmp": {"period": 3},
     "granet": {"period": 3},
     "mest": {"period": 3},
+    "nm": {"period": 3},
     "pruning": {"after_epoch": 0, "every_epochs": 1, "iterations": 2, "target_fc": 0.8},
     "rigl": {"period": 3},
     "set": {"period": 3, "scaling": True},
     "sparse_momentum": {},
     "srigl": {"period": 3, "ablation": 0.5},
     "tied": {"rescale_gradient": True},
+    "topkast": {"period": 3},
 }
 
 
