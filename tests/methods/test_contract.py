@@ -20,6 +20,7 @@ from dynsparse.masks.allocation import allocated
 from dynsparse.masks.granularity import Kind
 from dynsparse.masks.optimizer_state import moments
 from dynsparse.masks.selection import Cut, cuts_smallest
+from dynsparse.masks.structure import n_of_m
 from dynsparse.masks.tying import tie
 from dynsparse.methods import Aim, AnyMethod, Clock, Method, MethodSettings
 from dynsparse.methods.dynamic import DynamicSettings, ScopedSettings
@@ -71,6 +72,13 @@ RESERVED = ("nm", "topkast")
 
 def structure_of(name: str) -> str:
     return STRUCTURES.get(name, "free")
+
+
+def sparsity_section(name: str) -> dict[str, Any]:
+    """Keys of a config's `sparsity` that a method needs: a structure, and the zeros that N:M leaves."""
+    pattern = n_of_m(structure_of(name))
+    shares = {} if pattern is None else dict.fromkeys(KINDS, 1 - pattern[0] / pattern[1])
+    return {"structure": structure_of(name), **shares}
 
 
 KINDS: tuple[Kind, ...] = ("conv", "fc")

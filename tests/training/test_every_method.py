@@ -16,7 +16,7 @@ from dynsparse.training.callbacks import Callback, EpochReport
 from dynsparse.training.callbacks.metrics_file import MetricsFile
 from dynsparse.training.callbacks.tensorboard import TensorBoard
 from dynsparse.training.checkpoint import CheckpointFolder, read
-from tests.methods.test_contract import ONCE, REGISTRY, structure_of
+from tests.methods.test_contract import ONCE, REGISTRY, sparsity_section
 from tests.ranks import run_distributed
 from tests.training import runs
 from tests.training.test_resume import assert_same, state_after
@@ -44,7 +44,7 @@ BUSY: dict[str, dict[str, Any]] = {
 def settings(name: str, **sections: Any) -> RunConfig:
     start = {"weights_from": "unread"} if name == "pruning" else {}
     train = {"penalty": {"l1": 1e-4}, **sections.pop("train", {})}
-    sections["sparsity"] = {"structure": structure_of(name), **sections.pop("sparsity", {})}
+    sections["sparsity"] = {**sparsity_section(name), **sections.pop("sparsity", {})}
     return runs.config(method={"name": name, **BUSY.get(name, {})}, start=start, train=train, **sections)
 
 
