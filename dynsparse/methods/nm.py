@@ -15,8 +15,9 @@ from dynsparse.masks.structure import n_of_m
 from dynsparse.methods.base import Method, SomeShare
 from dynsparse.methods.clock import Clock
 from dynsparse.methods.dynamic import Dynamic, DynamicSettings
-from dynsparse.methods.reserved import Reserved, refuse_draws
+from dynsparse.methods.reserved import Reserved, is_set, refuse_draws
 from dynsparse.schedules import Period, StepTable, cosine
+from pipelines.common.settings import Count
 
 _OF_MAGNITUDE = ("straight_through", "pull")
 _OF_GRADIENT = ("fraction", "until")
@@ -30,6 +31,8 @@ class NmSettings(DynamicSettings):
     """magnitude: the N largest of all M weights are active. gradient: as `rigl` within each group of M."""
     period: Period = StepTable(((0, 100),))
     """Steps between choices of the active weights, by epoch."""
+    stop_epoch: Count = 1000
+    """Choose weights, and train inactive ones, only before this epoch."""
     straight_through: bool = True
     """Inactive weights train too, by the gradients of their places; else they rest. For the criterion magnitude."""
     pull: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 2e-4
@@ -43,9 +46,9 @@ class NmSettings(DynamicSettings):
     def _options_have_an_effect(self) -> NmSettings:
         by_magnitude = self.criterion == "magnitude"
         for name in _OF_GRADIENT if by_magnitude else _OF_MAGNITUDE:
-            if name in self.model_fields_set:
+            if is_set(self, name):
                 raise ValueError(f"{name} has no effect with criterion {self.criterion}: leave it out")
-        if not self.straight_through and "pull" in self.model_fields_set:
+        if not self.straight_through and is_set(self, "pull"):
             raise ValueError("pull has no effect without straight_through, as inactive weights rest: leave it out")
         if self.density is not None:
             raise ValueError("density changes how many weights are active, and N:M keeps it: leave it out")

@@ -16,10 +16,14 @@ from dynsparse.masks.selection import Cut
 from dynsparse.masks.structure import groups_of, ranks_in_groups
 from dynsparse.methods.clock import Clock
 from dynsparse.methods.dynamic import Dynamic, DynamicSettings
+from pipelines.common.settings import Count
 
 
 class ReservedSettings(DynamicSettings):
     """Base of the settings of methods that take the largest of all weights."""
+
+    stop_epoch: Count = 1000
+    """Choose weights, and train those in reserve, only before this epoch."""
 
     @model_validator(mode="after")
     def _weights_have_values(self) -> ReservedSettings:
@@ -27,10 +31,15 @@ class ReservedSettings(DynamicSettings):
         return self
 
 
+def is_set(settings: DynamicSettings, name: str) -> bool:
+    """Whether an option is other than its default. A resolved config names all options, with their defaults."""
+    return bool(getattr(settings, name) != type(settings).model_fields[name].default)
+
+
 def refuse_draws(settings: DynamicSettings) -> None:
     """Raise ValueError for options that choose or begin what grows: here all weights have values, which decide."""
     for name in ("new_weights", "soft_drop", "soft_growth"):
-        if name in settings.model_fields_set:
+        if is_set(settings, name):
             raise ValueError(
                 f"{name} is {getattr(settings, name)}, and has no effect: the largest of all weights are active, with "
                 f"the values that they have in reserve: leave it out"

@@ -10,7 +10,7 @@ from pydantic import Field
 from dynsparse.errors import UserError
 from dynsparse.masks import LayerSpec, SparseLayer
 from dynsparse.methods.base import SomeShare
-from dynsparse.methods.reserved import Reserved, ReservedSettings
+from dynsparse.methods.reserved import Reserved, ReservedSettings, is_set
 from dynsparse.schedules import Period, StepTable
 
 
@@ -23,7 +23,7 @@ class TopkastSettings(ReservedSettings):
     reserve: SomeShare = 0.1
     """Fraction of each layer's weights that train beside the active ones, at most as many as are inactive."""
     exploration_loss: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 1e-4
-    """Coefficient c of the L2 loss, c / density in reserve; that of active weights is the optimizer's weight decay."""
+    """Adds c (1 / density - 1) w to the gradient of a weight w in reserve: the paper's L2 loss, with weight decay c."""
 
     def build(self) -> Topkast:
         return Topkast(self)
@@ -63,7 +63,7 @@ class Topkast(Reserved):
         super().check(layers, active_units)
         active = active_units if self.settings._aim is None else self.settings._aim.units(layers)
         free = [1 - active[layer.name] / layer.units for layer in layers]
-        if free and max(free) < self.settings.reserve - 1e-9 and "reserve" in self.settings.model_fields_set:
+        if free and max(free) < self.settings.reserve - 1e-9 and is_set(self.settings, "reserve"):
             raise UserError(
                 f"method.reserve is {self.settings.reserve:g}, and no layer has more than {max(free):.3g} of its "
                 f"weights inactive: lower it to that"

@@ -179,7 +179,7 @@ def begun(structure: str, density: float, options: dict[str, Any]) -> Run:
     [
         ({"fraction": 0.2}, "fraction has no effect with criterion magnitude: leave it out"),
         ({"until": 0.2}, "until has no effect with criterion magnitude: leave it out"),
-        ({"criterion": "gradient", "pull": 1e-4}, "pull has no effect with criterion gradient: leave it out"),
+        ({"criterion": "gradient", "pull": 1e-3}, "pull has no effect with criterion gradient: leave it out"),
         (
             {"criterion": "gradient", "straight_through": False},
             "straight_through has no effect with criterion gradient: leave it out",
@@ -193,8 +193,8 @@ def begun(structure: str, density: float, options: dict[str, Any]) -> Run:
             "density changes how many weights are active, and N:M keeps it: leave it out",
         ),
         (
-            {"new_weights": "zero"},
-            "new_weights is zero, and has no effect: the largest of all weights are active, with the values that they",
+            {"new_weights": "initial"},
+            "new_weights is initial, and has no effect: the largest of all weights are active, with the values",
         ),
         ({"soft_drop": 1}, "soft_drop is 1, and has no effect"),
         ({"pull": -1.0}, "greater than or equal to 0"),
@@ -209,10 +209,10 @@ def test_settings_without_effect_are_refused(options: dict[str, Any], message: s
 
 def test_a_refusal_says_all_in_one_line() -> None:
     with pytest.raises(ValidationError) as refused:
-        NmSettings(name="nm", new_weights="zero")
+        NmSettings(name="nm", new_weights="initial")
     assert refused.value.errors()[0]["msg"] == (
-        "Value error, new_weights is zero, and has no effect: the largest of all weights are active, with the values "
-        "that they have in reserve: leave it out"
+        "Value error, new_weights is initial, and has no effect: the largest of all weights are active, with the "
+        "values that they have in reserve: leave it out"
     )
 
 

@@ -7,7 +7,9 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 
+from dynsparse.config import loading
 from dynsparse.config.schema import RunConfig
 from dynsparse.distributed import sync
 from dynsparse.errors import UserError
@@ -63,6 +65,13 @@ def test_stopped_and_resumed(name: str) -> None:
     whole, resumed = run_distributed(stopped_and_resumed, 2, settings(name))[0]
     assert_same(resumed, whole)
     assert (whole["progress"]["reallocations"] > 0) == (name not in ("dense", "static", "tied"))
+
+
+@pytest.mark.parametrize("name", sorted(REGISTRY))
+def test_a_resolved_config_is_read_back(name: str) -> None:
+    """A run's folder holds the config with all defaults, which must not count as options that were set."""
+    config = settings(name)
+    assert loading.parse(yaml.safe_load(config.as_yaml())) == config
 
 
 class Epochs(Callback):
