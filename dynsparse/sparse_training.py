@@ -137,7 +137,12 @@ class SparseTraining(Watcher):
         self.steps = steps
         self._asked = asked
         self._method_name = setup.method_name
-        self._optimizers = KnownOptimizers(optimizer, setup.weights, whole_state=on_desync == "repair")
+        self._optimizers = KnownOptimizers(
+            optimizer,
+            setup.weights,
+            whole_state=on_desync == "repair",
+            keeps_reserve=setup.method.keeps_reserve,
+        )
         self.masks = setup.build_masks(asked.seed)
         self.method.prepare(self.masks)
         if state is not None:

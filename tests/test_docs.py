@@ -17,6 +17,7 @@ import pipelines
 from benchmarks import readme
 from docs import config_reference, layer_tables, method_table
 from dynsparse.config import loading, schema
+from dynsparse.config.own_file import known_names
 from pipelines.base import Request
 from pipelines.common.errors import UserError
 from pipelines.order import Share
@@ -104,6 +105,12 @@ def test_the_tables_of_layers_are_those_of_the_networks() -> None:
     assert f"{round(sum(small), -3):,} of the 5.3 million" in guide
 
 
+def test_the_table_of_methods_has_a_row_for_each() -> None:
+    rows = re.findall(r"^\| `(\w+)` \|", method_table.PAGE.read_text(), re.MULTILINE)
+    assert rows == sorted(known_names())
+
+
+@pytest.mark.slow  # It runs all methods: a minute.
 def test_the_table_of_methods_is_that_of_their_runs() -> None:
     """`make schema` has been run since a method changed."""
     assert method_table.PAGE.read_text() == method_table.page()

@@ -11,6 +11,7 @@ import pytest
 from dynsparse import hints
 from dynsparse.config import loading as config
 from dynsparse.config.overrides import merge
+from dynsparse.config.own_file import known_names
 from dynsparse.config.schema import RunConfig
 from dynsparse.errors import UserError
 from dynsparse.training.network import require_layers

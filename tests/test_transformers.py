@@ -16,6 +16,7 @@ from dynsparse.distributed.allreduce import ActiveAllReduce
 from dynsparse.distributed.digest import active_digest, mask_digest, weight_digest
 from dynsparse.errors import UserError
 from dynsparse.masks.optimizer_state import moments
+from dynsparse.masks.structure import n_of_m
 from dynsparse.runtime import Worker
 from tests.methods.test_contract import BUSY, REGISTRY, structure_of
 from tests.models.tiny_vit import SHAPE, attention, vit_tiny
@@ -68,6 +69,8 @@ def method(name: str) -> dict[str, Any]:
 
 def sparse(model: nn.Module, name: str, optimizer: torch.optim.Optimizer, **options: Any) -> SparseTraining:
     usual = {"sparsity": 0.6, "total_steps": 9, "structure": structure_of(name)}
+    if n_of_m(structure_of(name)):  # The ViT's first convolution has three inputs.
+        usual |= {"sparsity": 0.5, "exclude": ["conv_proj.weight"] if hasattr(model, "conv_proj") else []}
     usual |= {"steps_per_epoch": 2} if name in ("pruning", "acdc") else {}
     return SparseTraining(model, optimizer, method(name), **(usual | options))
 

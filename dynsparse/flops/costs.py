@@ -72,9 +72,7 @@ class Costs:
 
 def whole_steps(method: Method, schedule: Schedule) -> float:
     """Fraction of a run's steps in which the method reads gradients of inactive weights too."""
-    if method.observes:
-        return 1.0
-    if not method.grows_by_gradient:
+    if not (method.observes or method.grows_by_gradient):
         return 0.0
     steps = range(1, schedule.total_steps + 1)
     return sum(method.wants_whole_gradients(schedule.clock(step)) for step in steps) / schedule.total_steps

@@ -17,10 +17,13 @@ from dynsparse.masks import MaskSet, SparseLayer, optimizer_state
 class KnownOptimizers:
     """Record of the optimizers that move the sparse weights. It keeps later ones alive no longer than others do."""
 
-    def __init__(self, given: object, weights: Mapping[str, nn.Parameter], *, whole_state: bool) -> None:
+    def __init__(
+        self, given: object, weights: Mapping[str, nn.Parameter], *, whole_state: bool, keeps_reserve: bool = False
+    ) -> None:
         """`given` is an optimizer or a list of them, `weights` the weights that they must hold, by name.
 
-        UserError if they do not hold them, or, with `whole_state`, if a rank has only a part of their state.
+        UserError if they do not hold them. Also, with `whole_state` or a method that `keeps_reserve`, if a rank has
+        only a part of their state, and with the latter if one makes steps along directions of all weights.
         """
         parts = [inner_optimizers(one) for one in (given if isinstance(given, (list, tuple)) else [given])]
         if not parts or not all(parts):
@@ -36,6 +39,10 @@ class KnownOptimizers:
             raise UserError(
                 "on_desync is 'repair', and this optimizer keeps only a part of its state on each rank, which cannot "
                 "be given to the others: take 'abort'"
+            )
+        if keeps_reserve:
+            _require_steps_beside(
+                [one for part in self.given for one in part], partial=any(not wanted <= p for p in inner)
             )
         self._seen: list[ref[optim.Optimizer]] = []
         self._states: WeakKeyDictionary[optim.Optimizer, dict[str, Any]] = WeakKeyDictionary()
@@ -96,6 +103,20 @@ class KnownOptimizers:
         """Mask all optimizer state, as after other masks were loaded."""
         self._states.clear()
         self.mask_new_states(masks)
+
+
+def _require_steps_beside(optimizers: Sequence[optim.Optimizer], *, partial: bool) -> None:
+    """Raise UserError for optimizers whose step cannot be made on weights beside theirs, the same on every rank."""
+    if partial:
+        raise UserError(
+            "the method trains inactive weights too, and this optimizer keeps only a part of its state on each rank, "
+            "which they need: take one that keeps all of it, or another method"
+        )
+    if any(isinstance(one, optim.LBFGS) for one in optimizers):
+        raise UserError(
+            "the method trains inactive weights too, and LBFGS steps along directions of all weights at once: take "
+            "another optimizer, or another method"
+        )
 
 
 def held_by(optimizers: Sequence[optim.Optimizer]) -> set[int]:

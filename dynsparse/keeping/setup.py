@@ -129,7 +129,8 @@ def _built(
 ) -> Method:
     """The method, once it has accepted the layers and the length of the run."""
     method = settings if isinstance(settings, Method) else settings.build()
-    require_method(method, _name(settings), specs, _counts(active))
+    counts = _counts(active)
+    require_method(method, _name(settings), specs, counts)
     if method.counts_epochs and asked.steps_per_epoch is None:
         raise UserError(
             f"method {_name(settings)} has settings in epochs: give the length of an epoch with steps_per_epoch= "

@@ -163,6 +163,10 @@ class SparseLayer:
             return torch.zeros((), dtype=torch.int64, device=self.parameter.device)
         return nonzero(flat_view(self.weight)) - nonzero(self.gather(self.weight))
 
+    def at(self, tensor: Tensor, units: Tensor) -> Tensor:
+        """Copy the entries of a weight-shaped tensor at `units` (int64 [k]): [k, unit size], in logical order."""
+        return flat_view(tensor).index_select(0, self._offsets(units, tensor.stride())).view(-1, self.spec.unit_size)
+
     def put_(self, tensor: Tensor, units: Tensor, values: Tensor) -> None:
         """Write values [k, unit size] to a weight-shaped tensor at `units` (int64 [k]), in place."""
         flat_view(tensor)[self._offsets(units, tensor.stride())] = values.reshape(-1).to(tensor)

@@ -45,18 +45,23 @@ def begin(optimizer: optim.Optimizer, layer: SparseLayer, units: Tensor, gradien
     if units.numel() == 0:
         return
     for key, moment in moments(optimizer, layer):
-        if key == "step_size":  # Rprop's, which only ever multiplies it.
-            value = torch.full((units.numel(), 1), float(_group(optimizer, layer)["lr"]), device=moment.device)
-        elif key in SECOND_MOMENTS:
-            active = layer.gather(moment)
-            value = active.sum() / (active != 0).sum().clamp(min=1)
-            value = value.expand(units.numel(), 1)
-            if gradients is not None:
-                own = gradients.to(moment.dtype).square() * _filled(optimizer, layer, key)
-                value = torch.maximum(value, own[:, None])
-        else:
+        if (value := beginning(optimizer, layer, key, moment)) is None:
             continue
+        value = value.expand(units.numel(), 1)
+        if gradients is not None and key in SECOND_MOMENTS:
+            own = gradients.to(moment.dtype).square() * _filled(optimizer, layer, key)
+            value = torch.maximum(value, own[:, None])
         layer.put_(moment, units, value.expand(units.numel(), layer.spec.unit_size))
+
+
+def beginning(optimizer: optim.Optimizer, layer: SparseLayer, key: str, moment: Tensor) -> Tensor | None:
+    """Return the value, a scalar, with which the moment of this key begins late in a run. None for 0."""
+    if key == "step_size":  # Rprop's, which only ever multiplies it.
+        return torch.tensor(float(_group(optimizer, layer)["lr"]), device=moment.device)
+    if key not in SECOND_MOMENTS:
+        return None
+    active = layer.gather(moment)
+    return active.sum() / (active != 0).sum().clamp(min=1)
 
 
 def _filled(optimizer: optim.Optimizer, layer: SparseLayer, key: str) -> Tensor | float:

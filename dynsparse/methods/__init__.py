@@ -16,6 +16,7 @@ from dynsparse.methods.dsr import DsrSettings
 from dynsparse.methods.gmp import GmpSettings
 from dynsparse.methods.granet import GranetSettings
 from dynsparse.methods.mest import MestSettings
+from dynsparse.methods.nm import NmSettings
 from dynsparse.methods.pruning import PruningSettings
 from dynsparse.methods.rigl import RiglSettings
 from dynsparse.methods.set import SetSettings
@@ -23,6 +24,7 @@ from dynsparse.methods.sparse_momentum import SparseMomentumSettings
 from dynsparse.methods.srigl import SriglSettings
 from dynsparse.methods.static import StaticSettings
 from dynsparse.methods.tied import TiedSettings
+from dynsparse.methods.topkast import TopkastSettings
 
 AnyMethod = Annotated[
     AcdcSettings
@@ -33,13 +35,15 @@ AnyMethod = Annotated[
     | GmpSettings
     | GranetSettings
     | MestSettings
+    | NmSettings
     | PruningSettings
     | RiglSettings
     | SetSettings
     | SparseMomentumSettings
     | SriglSettings
     | StaticSettings
-    | TiedSettings,
+    | TiedSettings
+    | TopkastSettings,
     Field(discriminator="name"),
 ]
 

@@ -21,6 +21,7 @@ from dynsparse.errors import UserError
 from dynsparse.masks import LayerSpec, MaskSet, SparseLayer
 from dynsparse.masks.allocation import allocated
 from dynsparse.masks.granularity import Kind
+from dynsparse.masks.reserve import Reserve
 from dynsparse.masks.selection import Cut
 from dynsparse.masks.tying import TiedLayer
 from dynsparse.methods.clock import Clock, Schedule
@@ -131,6 +132,10 @@ class Method:
     forecast: Forecast | None = None
     #: Powers of soft draws; 0: the lowest scores fall, the highest grow. See `masks.soft`.
     soft_drop = soft_growth = 0
+    #: Whether inactive weights keep values beside the masks: see `reserve`.
+    keeps_reserve = False
+    #: Those values, made by `prepare`. `Reallocator` lets the optimizers move them after each step.
+    reserve: Reserve | None = None
 
     @property
     def trades(self) -> bool:

@@ -94,6 +94,8 @@ class Reallocator:
     def after_step(self, clock: Clock, seen: Seen | None = None) -> ReallocationReport | None:
         """Reallocate if due, after the optimizer's step. `seen` is what `before_step` gave for the same clock."""
         self.method.after_step(self.masks, clock, self.seed)
+        if self.method.reserve is not None:
+            self.method.reserve.step(self.optimizers)
         if not self.is_due(clock):
             return None
         return self(clock, seen if self.method.grows_by_gradient else self._scored_now())
@@ -199,7 +201,13 @@ class Reallocator:
         growth scores, if any. `draws`: the costs that the plan was made with, where they are others.
         """
         applier = Applier(self.masks, self.method, self.optimizers, costs or {}, draws or costs or {})
-        applier.apply(plan, self._drop_scores(Clock(plan.step, 0)) if scores is None else scores)
+        scores = self._drop_scores(Clock(plan.step, 0)) if scores is None else scores
+        if self.method.reserve is None:
+            applier.apply(plan, scores)
+        else:
+            self.method.reserve.open(self.optimizers)
+            applier.apply(plan, scores)
+            self.method.reserve.close(self.optimizers)
 
     @torch.no_grad()
     def verify(self, step: int | None = None) -> list[str]:

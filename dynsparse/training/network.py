@@ -110,6 +110,13 @@ class Network:
         """Fraction of all the model's parameters that are held at 0, or saved by tying."""
         return (self.sparse_layer_weights - self.active_weights) / self.total_parameters
 
+    @torch.no_grad()
+    def unmask(self) -> None:
+        """Give weights outside the masks their first values back, for a method that keeps them: it masks them next."""
+        for layer in self.masks:
+            if (whole := self.initial_weights.get(layer.name)) is not None:
+                layer.weight.copy_(whole)
+
     def table(self) -> str:
         """Text of the table of layers: what is sparse, what is not and why, and what the whole model comes to."""
         layers = [(layer.spec, layer.active_weights) for layer in self.layers]

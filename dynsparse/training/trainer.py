@@ -330,10 +330,13 @@ class Trainer:
     def _sparse_training(self) -> SparseTraining:
         """Keep the network sparse, as any loop does. This one masks gradients itself: see `Engine.backward`."""
         config, epochs = self.config, self.data.train.epochs
+        method = method_settings(config, [layer.spec for layer in self.masks])
+        if method.build().keeps_reserve:
+            self.network.unmask()
         return SparseTraining(
             self.model,
             self.optimizer,
-            method_settings(config, [layer.spec for layer in self.masks]),
+            method,
             masks=self.masks,
             total_steps=epochs.before(config.train.epochs),
             steps_per_epoch=epochs.as_given(),

@@ -17,9 +17,10 @@ from dynsparse.config.schema import RunConfig
 from dynsparse.distributed import sync
 from dynsparse.distributed.allreduce import ActiveAllReduce
 from dynsparse.masks import MaskSet, sparse_layers
+from dynsparse.masks.structure import n_of_m
 from dynsparse.runtime import Worker
 from dynsparse.training import parallel
-from tests.methods.test_contract import REGISTRY, structure_of
+from tests.methods.test_contract import REGISTRY, sparsity_section, structure_of
 from tests.ranks import run_distributed
 from tests.training import runs
 from tests.training.test_every_method import BUSY
@@ -35,7 +36,8 @@ SLOWER = {"dsr": {"period": 20}, "rigl": {"period": 20}, "set": {"period": 20}}
 def settings(method: str, steps: int, gradients: str, **sections: Any) -> RunConfig:
     chosen = {"name": method, **BUSY.get(method, {}), **SLOWER.get(method, {})}
     start = {"weights_from": "unread"} if method == "pruning" else {}
-    sections["sparsity"] = {"structure": structure_of(method), **sections.pop("sparsity", {})}
+    one_input = {"exclude": ["conv1.weight"]} if n_of_m(structure_of(method)) else {}
+    sections["sparsity"] = {**sparsity_section(method), **one_input, **sections.pop("sparsity", {})}
     train = {"epochs": 2, "penalty": {"l1": 1e-4}, **sections.pop("train", {})}
     data = {"samples": steps * 12 // train["epochs"], "test_samples": 16}
     raw = {"model": CNN, "method": chosen, "start": start, "distributed": {"gradients": gradients}, **sections}

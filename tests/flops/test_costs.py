@@ -11,8 +11,10 @@ from dynsparse.flops import Costs, in_words, whole_steps
 from dynsparse.masks import MaskSet, sparse_layers
 from dynsparse.methods.clock import Schedule
 from dynsparse.methods.dsr import DsrSettings
+from dynsparse.methods.nm import NmSettings
 from dynsparse.methods.rigl import RiglSettings
 from dynsparse.methods.sparse_momentum import SparseMomentumSettings
+from dynsparse.methods.topkast import TopkastSettings
 
 
 def network() -> tuple[MaskSet, Costs]:
@@ -42,10 +44,12 @@ def test_rules() -> None:
         (RiglSettings(name="rigl", period=10, until=0.75), 7 / 100),  # Steps 10 to 70; the 75th is none of them.
         (DsrSettings(name="dsr", period=10), 0.0),
         (SparseMomentumSettings(name="sparse_momentum"), 1.0),
+        (TopkastSettings(name="topkast", stop_epoch=3), 3 / 5),  # Of five epochs.
+        (NmSettings(name="nm", straight_through=False), 0.0),
     ],
 )
 def test_steps_with_whole_gradients(method: Any, expected: float) -> None:
-    assert whole_steps(method.build(), Schedule(total_steps=100)) == expected
+    assert whole_steps(method.build(), Schedule(total_steps=100, steps_per_epoch=20)) == expected
 
 
 def test_words() -> None:

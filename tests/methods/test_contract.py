@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import importlib
 import pkgutil
+from collections.abc import Sequence
 from itertools import product
 from typing import Any, get_args
 
@@ -19,9 +20,11 @@ from dynsparse.masks.allocation import allocated
 from dynsparse.masks.granularity import Kind
 from dynsparse.masks.optimizer_state import moments
 from dynsparse.masks.selection import Cut, cuts_smallest
+from dynsparse.masks.structure import n_of_m
 from dynsparse.masks.tying import tie
 from dynsparse.methods import Aim, AnyMethod, Clock, Method, MethodSettings
 from dynsparse.methods.dynamic import DynamicSettings, ScopedSettings
+from dynsparse.methods.reserved import ReservedSettings
 from dynsparse.optimizers import AdamWSettings, SgdSettings
 from dynsparse.reallocation import Reallocator
 from dynsparse.runtime import Worker
@@ -48,21 +51,34 @@ BUSY: dict[str, dict[str, Any]] = {
     "gmp": {"period": 2, "density": {"name": "cubic", "end": 0.5}},
     "granet": {"period": 2, "density": {"name": "cubic", "start": 0.3, "end": 0.5}},
     "mest": {"period": 2},
+    "nm": {"period": 2},
     "pruning": {"after_epoch": 0, "every_epochs": 1, "iterations": 4, "target_conv": 0.6, "target_fc": 0.7},
     "rigl": {"period": 2, "until": 1.0},
     "set": {"period": 2, "fraction": 0.2},
     "sparse_momentum": {"period": 2},
     "srigl": {"period": 2, "until": 1.0},
+    "topkast": {"period": 2},
 }
 
 
-BASES = (MethodSettings, DynamicSettings, ScopedSettings)
-STRUCTURES = {"srigl": "fan_in"}
+BASES = (MethodSettings, DynamicSettings, ScopedSettings, ReservedSettings)
+STRUCTURES = {"nm": "1:2", "srigl": "fan_in"}
 """Methods that need a structure."""
+GRANULARITIES = {"nm": (4,), "srigl": (2, 3, 4)}
+"""Granularities that a method can work with, where not all. A whole filter has no fan-in of its own."""
+RESERVED = ("nm", "topkast")
+"""Methods whose weights have values while they are inactive."""
 
 
 def structure_of(name: str) -> str:
     return STRUCTURES.get(name, "free")
+
+
+def sparsity_section(name: str) -> dict[str, Any]:
+    """Keys of a config's `sparsity` that a method needs: a structure, and the zeros that N:M leaves."""
+    pattern = n_of_m(structure_of(name))
+    shares = {} if pattern is None else dict.fromkeys(KINDS, 1 - pattern[0] / pattern[1])
+    return {"structure": structure_of(name), **shares}
 
 
 KINDS: tuple[Kind, ...] = ("conv", "fc")
@@ -107,6 +123,7 @@ class Run:
         optimizer: str,
         worker: Worker | None = None,
         structure: str | None = None,
+        exclude: Sequence[str] = (),
         **options: Any,
     ) -> None:
         torch.manual_seed(3)
@@ -120,7 +137,7 @@ class Run:
             nn.Linear(8 * 9, 5),
         )
         structure = structure or structure_of(name)
-        specs = sparse_layers(self.model, granularity=granularity, structure=structure)
+        specs = sparse_layers(self.model, granularity=granularity, structure=structure, exclude=exclude)
         settings = settings_named(name, sparsity, **options) if name in REGISTRY else None
         starts = settings.starts if settings else "sparse"
         first = dict.fromkeys(KINDS, 0.0 if starts == "dense" else sparsity)
@@ -129,13 +146,14 @@ class Run:
             for spec in specs:
                 tie(self.model, spec, counts[spec.name], seed=5, rescale_gradient=True)
             specs = []
-        self.masks = MaskSet(self.model, specs, dict(counts), seed=5)
+        self.masks = MaskSet(self.model, specs, dict(counts), seed=5, apply=False)
         if optimizer == "sgd":
             self.optimizer = SgdSettings(weight_decay=1e-2).build(self.model.parameters(), lr=0.1)
         else:
             self.optimizer = AdamWSettings(name="adamw").build(self.model.parameters(), lr=1e-2)
         self.method = method_named(name, sparsity, **options)
         self.method.prepare(self.masks)
+        self.masks.apply_to_weights()
         self.reallocator = Reallocator(self.model, self.masks, self.method, self.optimizer, seed=11)
         self.worker = worker or Worker()
         self.parallel = DistributedDataParallel(self.model) if worker else self.model
@@ -184,7 +202,7 @@ CASES = [
     pytest.param(name, *settings, marks=pytest.mark.slow) if settings[0] % 2 else (name, *settings)
     for name in NAMES
     for settings in SETTINGS
-    if settings[0] > 1 or name not in STRUCTURES  # A whole filter has no fan-in of its own.
+    if settings[0] in GRANULARITIES.get(name, (1, 2, 3, 4))
 ]
 
 
@@ -263,7 +281,7 @@ def test_gradients_outside_the_masks_are_wanted_or_do_not_matter(name: str) -> N
     assert_same(run, twin)
 
 
-@pytest.mark.parametrize("name", sorted(set(BUSY) - {"pruning"}))
+@pytest.mark.parametrize("name", sorted(set(BUSY) - {"pruning", *RESERVED}))
 def test_new_weights_may_begin_as_the_first_did(name: str) -> None:
     """`new_weights: initial`: what grows is not 0, stays in the mask, and resumes."""
     run = Run(name, 4, 0.5, "sgd", new_weights="initial")
@@ -277,7 +295,8 @@ def test_new_weights_may_begin_as_the_first_did(name: str) -> None:
 
 def on_a_rank(worker: Worker, name: str, every: int) -> list[dict[str, Any]]:
     states = []
-    for settings in SETTINGS[::every] if name not in STRUCTURES else SETTINGS[6::every]:
+    possible = [one for one in SETTINGS if one[0] in GRANULARITIES.get(name, (1, 2, 3, 4))]
+    for settings in possible[::every]:
         run = Run(name, *settings, worker=worker)
         for number in range(1, STEPS + 1):
             run.step(number)

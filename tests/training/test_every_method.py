@@ -7,7 +7,9 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 
+from dynsparse.config import loading
 from dynsparse.config.schema import RunConfig
 from dynsparse.distributed import sync
 from dynsparse.errors import UserError
@@ -16,7 +18,7 @@ from dynsparse.training.callbacks import Callback, EpochReport
 from dynsparse.training.callbacks.metrics_file import MetricsFile
 from dynsparse.training.callbacks.tensorboard import TensorBoard
 from dynsparse.training.checkpoint import CheckpointFolder, read
-from tests.methods.test_contract import ONCE, REGISTRY, structure_of
+from tests.methods.test_contract import ONCE, REGISTRY, sparsity_section
 from tests.ranks import run_distributed
 from tests.training import runs
 from tests.training.test_resume import assert_same, state_after
@@ -30,19 +32,21 @@ BUSY: dict[str, dict[str, Any]] = {
     "gmp": {"period": 3},
     "granet": {"period": 3},
     "mest": {"period": 3},
+    "nm": {"period": 3},
     "pruning": {"after_epoch": 0, "every_epochs": 1, "iterations": 2, "target_fc": 0.8},
     "rigl": {"period": 3},
     "set": {"period": 3, "scaling": True},
     "sparse_momentum": {},
     "srigl": {"period": 3, "ablation": 0.5},
     "tied": {"rescale_gradient": True},
+    "topkast": {"period": 3},
 }
 
 
 def settings(name: str, **sections: Any) -> RunConfig:
     start = {"weights_from": "unread"} if name == "pruning" else {}
     train = {"penalty": {"l1": 1e-4}, **sections.pop("train", {})}
-    sections["sparsity"] = {"structure": structure_of(name), **sections.pop("sparsity", {})}
+    sections["sparsity"] = {**sparsity_section(name), **sections.pop("sparsity", {})}
     return runs.config(method={"name": name, **BUSY.get(name, {})}, start=start, train=train, **sections)
 
 
@@ -61,6 +65,13 @@ def test_stopped_and_resumed(name: str) -> None:
     whole, resumed = run_distributed(stopped_and_resumed, 2, settings(name))[0]
     assert_same(resumed, whole)
     assert (whole["progress"]["reallocations"] > 0) == (name not in ("dense", "static", "tied"))
+
+
+@pytest.mark.parametrize("name", sorted(REGISTRY))
+def test_a_resolved_config_is_read_back(name: str) -> None:
+    """A run's folder holds the config with all defaults, which must not count as options that were set."""
+    config = settings(name)
+    assert loading.parse(yaml.safe_load(config.as_yaml())) == config
 
 
 class Epochs(Callback):

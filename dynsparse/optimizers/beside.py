@@ -1,0 +1,40 @@
+"""An optimizer's step on values that stand beside its parameters: the same rule, rates and decay."""
+
+from __future__ import annotations
+
+from collections import OrderedDict, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import nn, optim
+
+Group = Mapping[str, Any]
+State = dict[str, Any]
+
+_OWN = ("step", "grad_scale", "found_inf")
+"""Attributes that others set on one optimizer: a scheduler's wrapper of its step, a GradScaler's factors."""
+
+
+def holders(optimizers: Iterable[optim.Optimizer]) -> dict[int, tuple[optim.Optimizer, Group]]:
+    """Find the optimizer that moves each parameter, by its identity, and the parameter's group.
+
+    Of those that hold others, as wrappers do, the innermost counts; of several, the last.
+    """
+    inner = [one for one in optimizers if not any(isinstance(held, optim.Optimizer) for held in vars(one).values())]
+    return {id(parameter): (one, group) for one in inner for group in one.param_groups for parameter in group["params"]}
+
+
+@torch.no_grad()
+def step_beside(optimizer: optim.Optimizer, values: Sequence[tuple[nn.Parameter, Group, State]]) -> None:
+    """Make the optimizer's step on other values with gradients, in place. Its own parameters and state stay.
+
+    Each comes with the group whose options hold for it, and with its state, which is empty before the first step and is
+    changed in place.
+    """
+    twin = object.__new__(type(optimizer))
+    twin.__dict__.update({key: value for key, value in vars(optimizer).items() if key not in _OWN})
+    twin.param_groups = [{**group, "params": [value]} for value, group, _ in values]
+    twin.state = defaultdict(dict, {value: state for value, _, state in values})
+    twin._optimizer_step_pre_hooks, twin._optimizer_step_post_hooks = OrderedDict(), OrderedDict()
+    twin.step()

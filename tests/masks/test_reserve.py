@@ -1,0 +1,139 @@
+"""Values beside the masks in the trainer and in loops of one's own."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn, optim
+
+from dynsparse import SparseTraining
+from dynsparse.errors import UserError
+from dynsparse.masks import MaskSet, sparse_layers
+from dynsparse.masks.reserve import Reserve
+from tests.training import runs
+from tests.training.test_every_method import settings
+
+
+def layer_of_two_rows() -> tuple[nn.Linear, MaskSet]:
+    model = nn.Linear(3, 2, bias=False)
+    with torch.no_grad():
+        model.weight.copy_(torch.tensor([[1.0, 2, 3], [4, 5, 6]]))
+    return model, MaskSet(model, sparse_layers(model), {"weight": torch.tensor([1, 5])}, apply=False)
+
+
+def test_moments_go_with_the_weights() -> None:
+    """Weight 4 and weight 1 change places: each has the momentum afterwards that it had before.
+
+    The second step of SGD with momentum 1/2, a rate of 0 and gradients of 1 to 6 gives momentum 1.5 to 9.
+    """
+    model, masks = layer_of_two_rows()
+    (layer,) = masks
+    reserve = Reserve(masks, share=0.5)
+    masks.apply_to_weights()
+    optimizer = optim.SGD(model.parameters(), lr=0.0, momentum=0.5)
+    gradient = torch.tensor([[1.0, 2, 3], [4, 5, 6]])
+    for _ in range(2):
+        reserve.note(layer, gradient, 0.0)
+        model.weight.grad = gradient * layer.mask
+        optimizer.step()
+        reserve.step([optimizer])
+    part = reserve.layers["weight"]
+    assert part.units.tolist() == [2, 3, 4]
+    assert part.state["momentum_buffer"].tolist() == [4.5, 6, 7.5]
+    reserve.open([optimizer])
+    masks.set_active(layer, torch.tensor([4, 5]))
+    reserve.close([optimizer])
+    assert optimizer.state[model.weight]["momentum_buffer"][1].tolist() == [0, 7.5, 9]
+    assert part.values.tolist() == [[1, 2, 3], [4, 0, 0]]
+    assert part.units.tolist() == [1, 2, 3]
+    assert part.state["momentum_buffer"].tolist() == [3, 4.5, 6]
+
+
+def test_second_moments_that_come_from_nowhere_begin_with_the_mean_of_active_ones() -> None:
+    """A weight that has neither been active nor trained begins as one that grows does (`optimizer_state.begin`)."""
+    model, masks = layer_of_two_rows()
+    (layer,) = masks
+    reserve = Reserve(masks, share=1 / 6)
+    masks.apply_to_weights()
+    optimizer = optim.Adam(model.parameters(), lr=0.0, betas=(0.9, 0.5))
+    reserve.note(layer, torch.ones(2, 3), 0.0)
+    model.weight.grad = torch.tensor([[0.0, 2, 0], [0, 0, 4]])
+    optimizer.step()
+    reserve.step([optimizer])
+    part = reserve.layers["weight"]
+    assert (part.units.tolist(), part.state["exp_avg_sq"].tolist()) == ([4], [0.5])
+    reserve.open([optimizer])
+    part.values[1, 0] = 9
+    reserve.close([optimizer])
+    assert part.units.tolist() == [3]
+    assert part.state["exp_avg_sq"].tolist() == [(2 + 8) / 2]
+    assert part.state["exp_avg"].tolist() == [0]
+
+
+@pytest.mark.parametrize("name", ["nm", "topkast"])
+def test_a_run_begins_with_the_first_weights_of_the_whole_network(name: str) -> None:
+    """The trainer's network is masked when it is built. Values outside are those that were drawn, not 0."""
+    config = settings(name)
+    drawn = {key: value.detach() for key, value in runs.trainer(settings("dense")).model.named_parameters()}
+    trainer = runs.trainer(config)
+    reserve = trainer.sparse.method.reserve
+    assert reserve is not None
+    for layer in trainer.masks:
+        assert torch.equal(reserve.layers[layer.name].values, drawn[layer.name] * ~layer.mask)
+        assert torch.equal(layer.weight.detach(), drawn[layer.name] * layer.mask)
+
+
+def test_channels_last_blocks_of_rows_and_float64() -> None:
+    """Values lie as the weights do, and the same network in another layout learns the same."""
+    found = []
+    for memory_format in (torch.contiguous_format, torch.channels_last):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Conv2d(4, 6, 3), nn.Flatten(), nn.Linear(24, 5)).double()
+        model.to(memory_format=memory_format)  # type: ignore[call-overload]
+        optimizer = optim.AdamW(model.parameters(), lr=0.01)
+        method = {"name": "topkast", "period": 2, "reserve": 0.3}
+        options: dict[str, Any] = {"sparsity": 0.6, "total_steps": 6, "granularity": 2, "split": {"2.weight": 5}}
+        sparse = SparseTraining(model, optimizer, method, **options)
+        for step in range(6):
+            images = torch.randn(3, 4, 4, 4, generator=torch.Generator().manual_seed(step)).double()
+            model(images).square().mean().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            sparse.check()
+        reserve = sparse.method.reserve
+        assert reserve is not None
+        found.append([*(layer.mask for layer in sparse.masks), *(one.values for one in reserve.layers.values())])
+    for ours, theirs in zip(*found, strict=True):
+        assert ours.shape == theirs.shape
+        torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-12)
+
+
+class Sharded(optim.Optimizer):
+    """Optimizer whose inner one holds a part of the parameters, as ZeroRedundancyOptimizer's does on each rank."""
+
+    def __init__(self, parameters: list[Tensor]) -> None:
+        super().__init__(parameters, {})
+        self.optim = optim.SGD(parameters[:1], lr=0.1)
+
+
+@pytest.mark.parametrize("name", ["nm", "topkast"])
+def test_optimizers_without_a_step_for_weights_beside_theirs_are_refused(name: str) -> None:
+    model = nn.Sequential(nn.Linear(4, 4, bias=False), nn.Linear(4, 4, bias=False))
+    before = [parameter.detach().clone() for parameter in model.parameters()]
+    options: dict[str, Any] = {"sparsity": 0.5, "total_steps": 9, "structure": "2:4" if name == "nm" else "free"}
+    with pytest.raises(UserError) as refused:
+        SparseTraining(model, optim.LBFGS(model.parameters()), name, **options)
+    assert str(refused.value) == (
+        "the method trains inactive weights too, and LBFGS steps along directions of all weights at once: take another "
+        "optimizer, or another method"
+    )
+    with pytest.raises(UserError) as refused:
+        SparseTraining(model, Sharded(list(model.parameters())), name, **options)
+    assert str(refused.value) == (
+        "the method trains inactive weights too, and this optimizer keeps only a part of its state on each rank, which "
+        "they need: take one that keeps all of it, or another method"
+    )
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), before, strict=True))
+    SparseTraining(model, optim.SGD(model.parameters(), lr=0.1), name, **options)
