@@ -176,13 +176,16 @@ class Dynamic(Method):
         self, layers: Sequence[LayerSpec], active_units: Mapping[str, int], schedule: Schedule, start: int = 0
     ) -> None:
         """Choose the period, if it is to reach an `exploration`, and forecast how much the run explores."""
+        if not layers:
+            return
         chosen = None
         if self.settings.exploration is not None:
             chosen = self._period_for(self.settings.exploration, layers, schedule, start)
             self.settings = self._every(chosen).settings
         active = [active_units[layer.name] for layer in layers]
-        found = self._forecast(layers, active, schedule, start)
-        if found is not None and any(count < layer.units for count, layer in zip(active, layers, strict=True)):
+        if all(count == layer.units for count, layer in zip(active, layers, strict=True)):
+            return  # Every weight is active from the start.
+        if (found := self._forecast(layers, active, schedule, start)) is not None:
             known = self.drops_by_count and not self.trades
             basis: Basis = "scores" if self._scores_growth else "random" if known else "unsure"
             self.forecast = Forecast(*found, basis, chosen)

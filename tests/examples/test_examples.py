@@ -52,8 +52,8 @@ def require(output: str, fraction: float, accuracy: float) -> None:
     assert float(reached) >= accuracy
 
 
-SLOW = ("hugging_face_trainer", "lightning_trainer", "timm_model")
-"""Examples of other people's trainers and networks, which tests/loops and tests/models try too."""
+SLOW = ("hugging_face_trainer", "lightning_trainer", "own_method", "timm_model")
+"""Examples of what tests/loops, tests/models and tests/test_own_method.py try too."""
 
 
 @pytest.mark.parametrize(

@@ -208,7 +208,8 @@ def test_after_a_fault_the_workers_are_started_anew(tmp_path: Path) -> None:
     assert not [line for line in said.splitlines() if not line.startswith(ours)]
 
 
-@pytest.mark.parametrize("victim", ["torchrun", pytest.param("the launcher", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("victim", ["torchrun", "the launcher"])
 def test_workers_do_not_train_on_without_who_started_them(tmp_path: Path, victim: str) -> None:
     """Killed, it can stop nobody any more: they save where they are, and a later start goes on from there.
 

@@ -167,7 +167,7 @@ def test_dry_run_lists_what_stays_dense(tmp_path: Path, capsys: pytest.CaptureFi
         "heads.head.weight 10x32 320 classification head",
     ):
         assert line in lines
-    assert any(line.startswith("asked for 90 % zeros: the 10 sparse layers have 90.0") for line in lines[-3:])
+    assert any(line.startswith("asked for 90 % zeros: the 10 sparse layers have 90.0") for line in lines)
 
 
 def test_a_start_says_what_stays_dense_and_the_summary_keeps_it(run: RunConfig) -> None:
