@@ -38,7 +38,13 @@ def pytest_collection_finish() -> None:
         forks.serve()
 
 
+LONG = ("launch", "examples", "fuzz", "distributed", "benchmarks", "training")
+"""Folders with the longest tests, which come first: else one of them runs alone at the end."""
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    ranks = {f"tests/{name}/": rank for rank, name in enumerate(LONG)}
+    items.sort(key=lambda item: min(ranks.get(item.nodeid[: len(key)], len(LONG)) for key in ranks))
     if torch.cuda.is_available():
         return
     for item in items:

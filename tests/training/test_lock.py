@@ -230,7 +230,7 @@ def test_silent_locks_are_taken_over_whatever_they_hold(folder: Path, mine: RunL
 def test_of_many_that_find_a_dead_holder_one_takes_over(folder: Path) -> None:
     """All try at the same moment, again and again."""
     dead = of_another_machine(**MINE, process=NOBODYS)
-    for _ in range(15):
+    for _ in range(8):
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "lock.json").write_bytes(dead)
         locks, took, refused = [RunLock(folder) for _ in range(4)], [], []
