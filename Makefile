@@ -38,6 +38,9 @@ demo-images: $(READY) data/sample_images
 data/sample_images: | $(READY)
 	$(BIN)/python -m pipelines sample_images $@
 
+# The tests start hundreds of processes: each would compile all sources anew where the environment forbids to keep that.
+test soak: export PYTHONDONTWRITEBYTECODE =
+
 test: $(READY)
 	$(BIN)/python -m pytest
 

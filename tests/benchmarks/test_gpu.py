@@ -102,6 +102,7 @@ for name in ("amp", "memory", "dali"):
 """
 
 
+@pytest.mark.slow
 def test_what_fails_is_seen() -> None:
     """A part that raises, one that does not end, and one whose library is missing: what each found is kept."""
     done = subprocess.run([sys.executable, "-c", ALONE], cwd=ROOT, capture_output=True, text=True, check=True)

@@ -211,6 +211,7 @@ print(peak() - before)
 """
 
 
+@pytest.mark.slow
 def test_what_hostile_documents_take() -> None:
     """All of them, and the largest that are none. In a child that is killed after a minute of computing."""
     done = subprocess.run(

@@ -13,6 +13,7 @@ FOLDER = Path(__file__).parents[2] / "examples"
 NOTEBOOK = FOLDER / "train_and_draw.ipynb"
 
 
+@pytest.mark.slow  # tests/examples/test_examples.py trains the same loop in plain_loop.
 def test_the_notebook_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     monkeypatch.setenv("PYTHONPATH", str(FOLDER.parent))

@@ -164,7 +164,9 @@ def test_what_the_jobs_mean(paper: dict[str, Experiments]) -> None:
     )
 
 
-@pytest.mark.parametrize(("name", "number"), [("wrnet", 36), ("wrnet", 81), ("resnet", 5)])
+@pytest.mark.parametrize(
+    ("name", "number"), [("wrnet", 36), pytest.param("wrnet", 81, marks=pytest.mark.slow), ("resnet", 5)]
+)
 def test_a_dry_run_as_a_process(paper: dict[str, Experiments], name: str, number: int, tmp_path: Path) -> None:
     listed = Experiments(str(LISTS[name]), paper[name].jobs, Options(overrides=(f"runs={tmp_path}",), dry_run=True))
     result = runs.dist_train(*listed.arguments(listed.jobs[number]))

@@ -68,9 +68,9 @@ def test_the_forecast_of_a_run_worked_by_hand() -> None:
 @pytest.mark.parametrize(
     ("method", "steps", "within"),
     [
-        ({"name": "set", "period": 2, "fraction": 0.1}, 600, 0.02),
+        pytest.param({"name": "set", "period": 2, "fraction": 0.1}, 600, 0.02, marks=pytest.mark.slow),
         ({"name": "set", "period": 10, "fraction": 0.1, "density": {"name": "cubic", "start": 0.8}}, 400, 0.02),
-        ({"name": "mest", "period": 3, "fraction": 0.2}, 600, 0.02),
+        pytest.param({"name": "mest", "period": 3, "fraction": 0.2}, 600, 0.02, marks=pytest.mark.slow),
         ({"name": "dsr", "period": 4, "scaling": False}, 600, 0.1),
     ],
 )

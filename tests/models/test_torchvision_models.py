@@ -74,10 +74,10 @@ def test_one_sparse_training_step(name: str, size: int) -> None:
         ("densenet121", 32, 119),
         ("googlenet", 224, 56),
         ("inception_v3", 299, 93),
-        ("regnet_y_128gf", 224, 138),
-        ("vit_h_14", 224, 32 * 6),
+        pytest.param("regnet_y_128gf", 224, 138, marks=pytest.mark.slow),
+        pytest.param("vit_h_14", 224, 32 * 6, marks=pytest.mark.slow),
         ("swin_t", 64, 75),
-        ("maxvit_t", 224, 180),
+        pytest.param("maxvit_t", 224, 180, marks=pytest.mark.slow),
     ],
 )
 def test_layers_without_weights_and_without_warnings(name: str, size: int, sparse: int) -> None:

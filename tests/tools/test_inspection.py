@@ -352,6 +352,7 @@ def inspect_in_a_process(path: Path) -> tuple[int, str, str]:
     return done.returncode, done.stdout, done.stderr
 
 
+@pytest.mark.slow  # test_the_command_line has the rest in this process.
 def test_as_a_command(tmp_path: Path) -> None:
     """Exit code and streams as a shell has them, without a traceback."""
     assert_one_line(inspect_in_a_process(tmp_path / "no.pt"), "no.pt: does not exist")

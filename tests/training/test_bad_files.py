@@ -62,7 +62,9 @@ def bad_file(folder: Path, settings: RunConfig, place: int) -> Path:
     return file
 
 
-@pytest.mark.parametrize("place", [0, 30, 43], ids=["first batch", "rank 1's", "rank 0's"])
+@pytest.mark.parametrize(
+    "place", [pytest.param(0, marks=pytest.mark.slow), 30, 43], ids=["first batch", "rank 1's", "rank 0's"]
+)
 def test_all_ranks_stop_at_one_ranks_bad_file_and_can_go_on(folder: Path, tmp_path: Path, place: int) -> None:
     """Batches of 12, of which rank 1 has the latter 6. Skipped later, the run is as if it had always skipped."""
     stop, skip = configured(folder), configured(folder, on_bad_file="skip")

@@ -227,6 +227,7 @@ def test_silent_locks_are_taken_over_whatever_they_hold(folder: Path, mine: RunL
     assert names_in(folder) == ["lock.json", "owner.json"]
 
 
+@pytest.mark.slow
 def test_of_many_that_find_a_dead_holder_one_takes_over(folder: Path) -> None:
     """All try at the same moment, again and again."""
     dead = of_another_machine(**MINE, process=NOBODYS)

@@ -87,7 +87,10 @@ BAD: dict[str, bytes] = {
 }
 
 
-@pytest.mark.parametrize("bad", BAD)
+QUICK = ("no JSON", "no step", "deep", "20 MB of NUL")
+
+
+@pytest.mark.parametrize("bad", [bad if bad in QUICK else pytest.param(bad, marks=pytest.mark.slow) for bad in BAD])
 def test_bad_lines_are_set_aside(
     real: tuple[Path, RunReport], tmp_path: Path, bad: str, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -221,6 +221,7 @@ def test_resumed_with_all_parts_of_a_recipe(folder: Path, stop: int, workers: in
     assert_same(run_distributed(state_after, workers, asked, half, None)[0], whole)
 
 
+@pytest.mark.slow  # test_resumed_with_all_parts_of_a_recipe changes their number, too.
 def test_all_parts_of_a_recipe_on_any_number_of_workers(folder: Path) -> None:
     asked = settings(folder, **copy.deepcopy(MODERN))
     alone = losses(Worker(), asked)

@@ -61,6 +61,7 @@ def test_training_goes_on_without_its_output(tmp_path: Path) -> None:
     assert runs.summary(tmp_path / "a")["status"] == "done"
 
 
+@pytest.mark.slow
 def test_nobody_to_tell_is_no_error(tmp_path: Path) -> None:
     """Files that are opened later do not get the number of a closed stream: what is printed would go to them."""
     code, _ = shell("2>&- >&- <&-", *training(tmp_path))
@@ -69,6 +70,7 @@ def test_nobody_to_tell_is_no_error(tmp_path: Path) -> None:
     assert all(line["kind"] for line in runs.metrics(tmp_path / "a"))
 
 
+@pytest.mark.slow
 def test_a_terminal_that_is_gone(tmp_path: Path) -> None:
     """Close the terminal, as after a lost connection: nohup or a handler has kept the run alive."""
     near, far = os.openpty()
@@ -88,7 +90,9 @@ TOOL = ("-m", "dynsparse", "report", "--help")
 @pytest.mark.parametrize(
     ("command", "redirected", "code", "said"),
     [
-        (DRY_RUN, ">/dev/full", 2, f"error: the output cannot be written ({FULL})\n"),
+        pytest.param(
+            DRY_RUN, ">/dev/full", 2, f"error: the output cannot be written ({FULL})\n", marks=pytest.mark.slow
+        ),
         (TOOL, ">/dev/full", 2, f"error: the output cannot be written ({FULL})\n"),
         (TOOL, ">&-", 2, f"error: the output cannot be written ({CLOSED})\n"),
         (TOOL, "| true", 0, ""),

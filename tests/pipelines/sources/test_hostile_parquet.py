@@ -86,7 +86,7 @@ print(peak())
 """
 
 
-@pytest.mark.parametrize("alphabet", [256, 4])
+@pytest.mark.parametrize("alphabet", [pytest.param(256, marks=pytest.mark.slow), 4])
 def test_a_dictionary_that_stands_for_terabytes_takes_little_memory(tmp_path: Path, alphabet: int) -> None:
     """300,000 rows of one image of 4 MB. Of four letters, it has too many elements of snappy for a place."""
     content = np.random.default_rng(0).integers(0, alphabet, 4 << 20, dtype=np.uint8).tobytes()
