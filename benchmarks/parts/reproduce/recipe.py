@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
@@ -29,6 +30,8 @@ class Part(NamedTuple):
 
     title: str
     settings: Config
+    at: Mapping[float, Config] = {}
+    """More settings, by sparsity."""
 
 
 @dataclass(frozen=True)

@@ -37,6 +37,19 @@ def _lr(name: str, **options: object) -> Config:
     return _train(lr={"name": name, "peak": 0.1, "warmup_epochs": 1, **options})
 
 
+BASE_OF_PARTS: Config = {
+    "model": {"name": "timm/resnet18", "options": {"channels": [32, 64, 128, 256], "zero_init_last": False}},
+    "data": _SMALL,
+    "train": {
+        "precision": "bf16",
+        "channels_last": True,
+        "epochs": 10,
+        "global_batch_size": 64,
+        "optimizer": {"name": "sgd", "momentum": 0.9, "nesterov": True, "weight_decay": 5e-4},
+        "lr": _COSINE,
+    },
+}
+
 PARTS = Recipe(
     title="Parts of a recipe",
     about=(
@@ -44,18 +57,7 @@ PARTS = Recipe(
         "pixels. A ResNet-18 of half the width at 64 pixels, 10 epochs, batch 64, a cosine from 0.1, bf16; sparse "
         "by RigL with ERK densities. Each row is the first one and one part more."
     ),
-    base={
-        "model": {"name": "timm/resnet18", "options": {"channels": [32, 64, 128, 256], "zero_init_last": False}},
-        "data": _SMALL,
-        "train": {
-            "precision": "bf16",
-            "channels_last": True,
-            "epochs": 10,
-            "global_batch_size": 64,
-            "optimizer": {"name": "sgd", "momentum": 0.9, "nesterov": True, "weight_decay": 5e-4},
-            "lr": _COSINE,
-        },
-    },
+    base=BASE_OF_PARTS,
     kind="conv",
     seeds={},
     sparsities=(0.0, 0.9),

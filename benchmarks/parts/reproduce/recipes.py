@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.parts.reproduce.recipe import Config, Recipe, merged
+from benchmarks.parts.reproduce.recipe_methods import METHODS_MNIST
 from benchmarks.parts.reproduce.recipe_parts import NETWORKS, PARTS
 
 
@@ -211,6 +212,7 @@ RECIPES = {
     ),
     "parts": PARTS,
     "networks": NETWORKS,
+    "methods": METHODS_MNIST,
     "imagenette_128": _imagenette(
         "Imagenette at 128 pixels, on a GPU",
         "ResNet-18, 12 epochs, batch 64, a cosine from 0.1, in bf16, compiled.",
@@ -272,5 +274,7 @@ def settings_of(method: str, recipe: Recipe, sparsity: float, dense_run: Path) -
 
 def _part(recipe: Recipe, name: str, sparsity: float, dense_run: Path) -> Config:
     """Return what a part adds, and what makes the network sparse. A teacher is the dense network of the same seed."""
-    found = merged(recipe.sparse if sparsity else {"method": {"name": "dense"}}, recipe.parts[name].settings)
+    part = recipe.parts[name]
+    found = merged(recipe.sparse if sparsity else {"method": {"name": "dense"}}, part.settings)
+    found = merged(found, part.at.get(sparsity, {}))
     return merged(found, {"train": {"teacher": {"source": str(dense_run)}}}) if name == "teacher" else found
