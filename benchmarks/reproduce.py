@@ -34,8 +34,8 @@ from benchmarks.parts.reproduce.jobs import Job, Table, jobs, key, settings
 from benchmarks.parts.reproduce.published import LEAST_SPREAD, PUBLISHED, REASONS
 from benchmarks.parts.reproduce.recipe import Recipe
 from benchmarks.parts.reproduce.recipes import RECIPES
+from benchmarks.parts.reproduce.rows import costs, sparsities_of
 from benchmarks.parts.reproduce.rows import rows as rows_of_parts
-from benchmarks.parts.reproduce.rows import sparsities_of
 from benchmarks.parts.reproduce.running import run_all
 from benchmarks.parts.reproduce.table import Runs, is_done, run_of
 from dynsparse.errors import UserError
@@ -167,7 +167,7 @@ def write(data: str, folder: Path, kept_in: Path | None) -> list[Path]:
         return []
     folder.mkdir(parents=True, exist_ok=True)
     if (recipe := RECIPES[data]).parts:
-        return [_parts_page(content, recipe, folder / f"{data}.md")]
+        return _parts_page(content, recipe, folder / f"{data}.md")
     page, accuracy, layers = (folder / f"{data}{end}" for end in (".md", "_accuracy.svg", "_layers.svg"))
     content["beside"] = beside(content, kept_in)
     moves = any("densities" in run for run in content["runs"] if run["method"] == "dsr")
@@ -180,13 +180,16 @@ def write(data: str, folder: Path, kept_in: Path | None) -> list[Path]:
     return [page, accuracy, *([layers] if moves else [])]
 
 
-def _parts_page(content: Result, recipe: Recipe, page: Path) -> Path:
-    """Write the page of a table whose rows are no methods."""
+def _parts_page(content: Result, recipe: Recipe, page: Path) -> list[Path]:
+    """Write the page of a table whose rows are parts or settings of methods. Returns the files."""
     rows = rows_of_parts(content["runs"], recipe.titles)
-    page.write_text(
-        filled(recipe.page, content, facts(content), table=rows, sparsities=sparsities_of(content["runs"])) + "\n"
-    )
-    return page
+    tables = costs(content["runs"], recipe.titles) if recipe.costs else []
+    more = {"table": rows, "tables": tables, "sparsities": sparsities_of(content["runs"])}
+    page.write_text(filled(recipe.page, content, facts(content), **more) + "\n")
+    if not tables:
+        return [page]
+    plots.costs(tables, plot := page.with_name(f"{content['data']}_costs.svg"))
+    return [page, plot]
 
 
 def facts(content: Result) -> Result:
@@ -196,6 +199,7 @@ def facts(content: Result) -> Result:
     return {
         "title": recipe.title,
         "about": recipe.about,
+        "told": recipe.told,
         "wanted": len(jobs(list(recipe.seeds), recipe.sparsities, None, recipe.seeds)),
         "seeds": " to ".join(map(str, dict.fromkeys((counts[0], counts[-1])))),
         "hours": sum(run["seconds"] for run in runs) / 3600,

@@ -287,6 +287,32 @@ def test_pages_of_parts_are_made_of_their_json_alone(data: str, tmp_path: Path) 
     assert first.split(" | ")[1] == "50.00"
 
 
+def test_costs_are_beside_the_accuracy_and_the_best_row_is_first(tmp_path: Path) -> None:
+    recipe, runs = RECIPES["methods"], Runs("methods")
+    table = Table("methods", tmp_path)
+    about = {"commit": "abc", "processor": "a processor", "versions": {"torch": "2.13"}, "peak_memory": 3 << 20}
+    for number, job in enumerate(jobs(list(recipe.seeds), recipe.sparsities, 2, recipe.seeds)):
+        plain, flops = settings(table.config(job)), {"inference": 0.25, "training": 0.5}
+        run = {**made(job.method, job.seed, 50.0 + number / 10), "sparsity": job.sparsity, "settings": key(plain)}
+        runs.add(
+            {**run, **about, "seconds": 8 if job.method == "dense" else 20, "flops": flops, "active_weights": 1234},
+            plain,
+        )
+    write_table(runs.content(list(recipe.titles)), tmp_path / "reproduce_methods.json")
+    page, plot = write("methods", tmp_path, tmp_path)
+    assert plot.name == "methods_costs.svg"
+    assert f"({plot.name})" in page.read_text()
+    lines = page.read_text().splitlines()
+    assert [line for line in lines if line.startswith("## ")][:3] == ["## 95 %", "## 98 %", "## 99 %"]
+    rows = [line.split(" | ") for line in lines if line.startswith("| ")][1:]
+    assert len([row for row in rows if row[0] == "| dense"]) == len(recipe.sparsities), "beside each"
+    first = rows[1]  # After the line of dashes.
+    assert first[0] == f"| {list(recipe.titles.values())[-1]}", "the last of the list got the highest figure"
+    assert first[2:] == ["2", "0.500", "0.250", "1,234", "2.50", "3 |"]
+    figures = [float(row[1].split(" ")[0]) for row in rows[1 : 1 + len(recipe.parts)]]
+    assert figures == sorted(figures, reverse=True)
+
+
 def test_a_teacher_is_the_dense_network_of_its_seed(tmp_path: Path) -> None:
     table, job = Table("parts", tmp_path), Job("teacher", 0.9, 1)
     assert job.needs == Job("base", 0.0, 1)

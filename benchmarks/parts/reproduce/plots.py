@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
+from collections.abc import Sequence
 from pathlib import Path
 
 from matplotlib.axes import Axes
@@ -25,6 +26,37 @@ def accuracy(content: Result, path: Path) -> None:
     panels[0].legend(fontsize="small")
     panels[0].set(ylabel="test accuracy, %", title=f"{content['data']}: all methods")
     panels[1].set(ylim=(means[len(means) // 3] - 1, means[-1] + 1), title="the same, upper part")
+    save(figure, path)
+
+
+def costs(tables: Sequence[Result], path: Path) -> None:
+    """Draw accuracy against FLOPs of training, a panel a sparsity; the lowest, far from the others, are cut off."""
+    figure, panels = plt.subplots(len(tables), 1, figsize=(11, 6 * len(tables)), squeeze=False, layout="constrained")
+    colours = plt.get_cmap("tab20").colors  # type: ignore[attr-defined]
+    names = sorted({row["title"] for table in tables for row in table["rows"]})
+    for axes, table in zip(panels[:, 0], tables, strict=True):
+        for row in table["rows"]:
+            i = names.index(row["title"])
+            axes.errorbar(
+                row["training"],
+                row["mean"],
+                yerr=row["sd"],
+                marker=MARKERS[i % len(MARKERS)],
+                color=colours[2 * i % 20 + (2 * i // 20) % 2],
+                capsize=3,
+                linestyle="none",
+                label=row["title"],
+            )
+        means = sorted(row["mean"] for row in table["rows"])
+        axes.set(
+            xscale="log",
+            xlabel="FLOPs of training, x of dense",
+            ylabel="test accuracy, %",
+            ylim=(means[len(means) // 4] - 1, means[-1] + 0.5),
+            title=f"{100 * table['sparsity']:g} % sparse",
+        )
+        axes.grid(alpha=0.3)
+        axes.legend(fontsize="small", loc="center left", bbox_to_anchor=(1.0, 0.5))
     save(figure, path)
 
 

@@ -69,6 +69,10 @@ class Recipe:
     """Settings that make each of the parts sparse."""
     page: str = "reproduce"
     """Template of the page."""
+    costs: bool = False
+    """Whether the page has what each of the parts takes: FLOPs, seconds, memory."""
+    told: str = ""
+    """What the table tells, for its page."""
 
     @property
     def titles(self) -> dict[str, str]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from benchmarks.parts.reproduce.recipe import Config, Part, Recipe
-from benchmarks.parts.reproduce.recipe_parts import BASE_OF_PARTS
 
 ERK = {"allocation": "erk"}
 """For all methods whose layers keep their densities: with a uniform one the last layer of an MLP starves."""
@@ -30,7 +29,7 @@ def _methods(sparsities: tuple[float, ...], period: int, epochs: int) -> dict[st
     stop = epochs * 3 // 4
     phase = max(1, epochs // 10)
     phases = {"warmup_epochs": phase, "sparse_epochs": phase, "dense_epochs": phase, "last_sparse_epoch": stop}
-    by_step = {"period": period, "stop_epoch": stop}
+    by_step: Config = {"period": period, "stop_epoch": stop}
     return {
         "dense": Part("dense", {}),
         "static": Part("static, uniform", _method("static")),
@@ -101,6 +100,7 @@ METHODS_MNIST = Recipe(
     seeds={},
     sparsities=MNIST_SPARSITIES,
     page="reproduce-methods",
+    costs=True,
     parts=_methods(MNIST_SPARSITIES, period=100, epochs=MNIST_EPOCHS),
 )
 METHODS_MNIST.seeds.update(dict.fromkeys(METHODS_MNIST.parts, 3))

@@ -10,6 +10,7 @@ from benchmarks.parts.reproduce.table import described
 
 BASE = "base"
 """Part that the others are compared with, where there is one."""
+DENSE = "dense"
 
 
 def rows(runs: Sequence[Result], titles: Mapping[str, str]) -> list[Result]:
@@ -22,6 +23,37 @@ def rows(runs: Sequence[Result], titles: Mapping[str, str]) -> list[Result]:
         if any(row):
             found.append({"title": title, "cells": [cell and {**cell, **_difference(runs, cell)} for cell in row]})
     return found
+
+
+def costs(runs: Sequence[Result], titles: Mapping[str, str]) -> list[Result]:
+    """Return a table a sparsity: rows of accuracy and of what it took, the best first. The dense network is in each.
+
+    FLOPs are multiples of the dense network's. Seconds and memory are medians over the seeds; seconds are multiples of
+    the dense network's, too.
+    """
+    rows = [{**row, **_costs(runs, row)} for row in described(runs)]
+    dense = next((row["seconds"] for row in rows if row["method"] == DENSE), None)
+    for row in rows:
+        row |= {"title": titles[row["method"]], "of_dense": dense and row["seconds"] / dense}
+    return [
+        {
+            "sparsity": sparsity,
+            "rows": sorted((row for row in rows if row["sparsity"] in (sparsity, 0)), key=lambda row: -row["mean"]),
+        }
+        for sparsity in sparsities_of(runs)
+        if sparsity > 0
+    ]
+
+
+def _costs(runs: Sequence[Result], row: Result) -> Result:
+    members = [run for run in runs if (run["method"], run["sparsity"]) == (row["method"], row["sparsity"])]
+    return {
+        "inference": statistics.mean(run["flops"]["inference"] for run in members),
+        "training": statistics.mean(run["flops"]["training"] for run in members),
+        "seconds": statistics.median(run["seconds"] for run in members),
+        "memory": statistics.median(run["peak_memory"] / 2**20 for run in members),
+        "weights": statistics.median(run["active_weights"] for run in members),
+    }
 
 
 def sparsities_of(runs: Sequence[Result]) -> list[float]:
