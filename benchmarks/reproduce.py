@@ -201,7 +201,8 @@ def facts(content: Result) -> Result:
         "about": recipe.about,
         "told": recipe.told,
         "wanted": len(jobs(list(recipe.seeds), recipe.sparsities, None, recipe.seeds)),
-        "seeds": " to ".join(map(str, dict.fromkeys((counts[0], counts[-1])))),
+        "seeds": " to ".join(map(str, dict.fromkeys((counts[0], counts[-1]))))
+        + (" seed" if counts == [1] else " seeds"),
         "hours": sum(run["seconds"] for run in runs) / 3600,
         "median_seconds": statistics.median(run["seconds"] for run in runs),
         "commits": ", ".join(sorted({str(run["commit"]) for run in runs})),

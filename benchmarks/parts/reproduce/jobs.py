@@ -61,8 +61,8 @@ class Table:
         """Return the config of a job. Raises UserError for overrides that do not fit."""
         recipe = RECIPES[self.data]
         needed = self.folder(job.needs) if job.needs else Path()
-        raw = merged(recipe.base, settings_of(job.method, recipe, job.sparsity, needed))
-        raw = merged(raw, {"sparsity": recipe.sparsity(job.sparsity), "log": {"tensorboard": False}})
+        raw = merged(recipe.base, {"sparsity": recipe.sparsity(job.sparsity), "log": {"tensorboard": False}})
+        raw = merged(raw, settings_of(job.method, recipe, job.sparsity, needed))
         if self.epochs is not None:
             raw = merged(raw, shortened(raw, self.epochs))
         raw |= {"seed": job.seed, "runs": str(self.work), "name": job.name}

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from benchmarks.parts.reproduce.recipe import Config, Part, Recipe
+from benchmarks.parts.reproduce.recipe import Config, Part, Recipe, merged
+from benchmarks.parts.reproduce.recipe_parts import BASE_OF_PARTS
 
 ERK = {"allocation": "erk"}
 """For all methods whose layers keep their densities: with a uniform one the last layer of an MLP starves."""
@@ -104,3 +105,34 @@ METHODS_MNIST = Recipe(
     parts=_methods(MNIST_SPARSITIES, period=100, epochs=MNIST_EPOCHS),
 )
 METHODS_MNIST.seeds.update(dict.fromkeys(METHODS_MNIST.parts, 3))
+
+
+IMAGES_SPARSITIES, IMAGES_EPOCHS = (0.9, 0.95), 10
+BEST = ("dense", "static_erk", "set_erk", "rigl_erk", "dsr", "gmp_global", "granet")
+"""Rows of the table of photographs."""
+N_OF_M = Part(
+    "N:M by SR-STE, 1:8 (87.5 %) and 1:16 (93.75 %)",
+    {},
+    {
+        0.9: _method("nm", {"conv": 0.875, "structure": "1:8"}, period=1, stop_epoch=8),
+        0.95: _method("nm", {"conv": 0.9375, "structure": "1:16"}, period=1, stop_epoch=8),
+    },
+)
+_IMAGES = _methods(IMAGES_SPARSITIES, period=50, epochs=IMAGES_EPOCHS)
+METHODS_IMAGES = Recipe(
+    title="The methods side by side, on photographs",
+    about=(
+        "Imagenette, ten classes of ImageNet, made small before by `python -m benchmarks.shrink`: a shorter side of 80 "
+        f"pixels. A ResNet-18 of half the width at 64 pixels, {IMAGES_EPOCHS} epochs, batch 64, a cosine from 0.1, "
+        "bf16; the first convolution is dense; an event each 50 steps for three quarters of the run, unless the method "
+        "has it otherwise. The rows are those that did best on MNIST, the static network, and N:M, which does not fit "
+        "there, at the sparsities that it can have."
+    ),
+    base=merged(BASE_OF_PARTS, {"sparsity": {"exclude": ["conv1.*"]}}),
+    kind="conv",
+    seeds=dict.fromkeys((*BEST, "nm"), 2),
+    sparsities=IMAGES_SPARSITIES,
+    page="reproduce-methods",
+    costs=True,
+    parts={**{name: _IMAGES[name] for name in BEST}, "nm": N_OF_M},
+)

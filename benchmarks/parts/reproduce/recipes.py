@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.parts.reproduce.recipe import Config, Recipe, merged
-from benchmarks.parts.reproduce.recipe_methods import METHODS_MNIST
+from benchmarks.parts.reproduce.recipe_methods import METHODS_IMAGES, METHODS_MNIST
 from benchmarks.parts.reproduce.recipe_parts import NETWORKS, PARTS
 
 
@@ -213,6 +213,7 @@ RECIPES = {
     "parts": PARTS,
     "networks": NETWORKS,
     "methods": METHODS_MNIST,
+    "methods_images": METHODS_IMAGES,
     "imagenette_128": _imagenette(
         "Imagenette at 128 pixels, on a GPU",
         "ResNet-18, 12 epochs, batch 64, a cosine from 0.1, in bf16, compiled.",
