@@ -97,7 +97,7 @@ PARTS = Recipe(
         "modern": Part("smoothing, TrivialAugment, erasing, mixup, cutmix, no decay, average", _MODERN),
     },
 )
-PARTS.seeds.update({name: 5 if name == "base" else 2 for name in PARTS.parts})
+PARTS.seeds.update({name: 5 if name == "base" else 1 for name in PARTS.parts})
 
 NETWORKS = Recipe(
     title="A small transformer and a small ConvNeXt",
