@@ -72,7 +72,7 @@ class Recipe:
     costs: bool = False
     """Whether the page has what each of the parts takes: FLOPs, seconds, memory."""
     told: str = ""
-    """What the table tells, for its page."""
+    """Sentences for the page: what the table tells."""
 
     @property
     def titles(self) -> dict[str, str]:

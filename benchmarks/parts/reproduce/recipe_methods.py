@@ -6,7 +6,7 @@ from benchmarks.parts.reproduce.recipe import Config, Part, Recipe, merged
 from benchmarks.parts.reproduce.recipe_parts import BASE_OF_PARTS
 
 ERK = {"allocation": "erk"}
-"""For all methods whose layers keep their densities: with a uniform one the last layer of an MLP starves."""
+"""Densities of all methods whose layers keep theirs: with uniform ones the last layer of an MLP starves."""
 
 
 def _method(name: str, sparsity: Config | None = None, **options: object) -> Config:

@@ -63,6 +63,14 @@ PARTS = Recipe(
     sparsities=(0.0, 0.9),
     sparse=_RIGL,
     page="reproduce-parts",
+    told=(
+        "In ten epochs everything that makes the images harder costs accuracy, dense and sparse alike: the automatic "
+        "augmentations, mixup, cutmix, repeats, and most of all their sum. Softer targets pay at once, and more at 90 % "
+        "than dense: a teacher and label smoothing. The rate has to fall: a constant one costs the sparse network most. "
+        "AdamW and LAMB are behind SGD at 90 %, with settings that were not tuned. Smaller images at first, clipping, "
+        "the average of the weights, dropout and a linear rate make no difference that these seeds could tell, or "
+        "hardly one."
+    ),
     parts={
         "base": Part("the recipe", {}),
         "label_smoothing": Part("label smoothing, 0.1", _train(label_smoothing=0.1)),
@@ -97,7 +105,7 @@ PARTS = Recipe(
         "modern": Part("smoothing, TrivialAugment, erasing, mixup, cutmix, no decay, average", _MODERN),
     },
 )
-PARTS.seeds.update({name: 5 if name == "base" else 1 for name in PARTS.parts})
+PARTS.seeds.update({name: 3 if name == "base" else 1 for name in PARTS.parts})
 
 NETWORKS = Recipe(
     title="A small transformer and a small ConvNeXt",
@@ -120,7 +128,7 @@ NETWORKS = Recipe(
         },
     },
     kind="all",
-    seeds={"vit": 3, "convnext": 3},
+    seeds={"vit": 2, "convnext": 2},
     sparsities=(0.0, 0.8),
     sparse={"method": {"name": "rigl", "period": 50, "until": 0.8}, "sparsity": {"allocation": "erk"}},
     page="reproduce-networks",
