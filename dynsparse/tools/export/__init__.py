@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from dynsparse.errors import UserError
-from dynsparse.tools.export.network import ExportedNetwork, source_of, take_network
+from dynsparse.tools.export.network import ExportedNetwork, made_compact, source_of, take_network
 from pipelines.common.command_line import Parser
 from pipelines.common.paths import argument
 from pipelines.common.text import nearest, one_line
@@ -29,6 +29,7 @@ FORMATS = {
     "safetensors": ("safetensors_file", "the same tensors, and where they come from"),
     "onnx": ("onnx_file", "graph for ONNX Runtime and others, BatchNorm multiplied in, any batch size"),
     "csr": ("csr", "sparse layers as CSR matrices, the rest dense"),
+    "compact": ("compact_file", "program that torch alone loads, without the channels that do nothing"),
 }
 
 
@@ -49,6 +50,9 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--format", required=True, metavar="|".join(FORMATS), help="see below")
     parser.add_argument("--out", metavar="FILE", type=argument, help="default: the run's name, in this folder")
     parser.add_argument("--ema", action="store_true", help="the average of the weights (train.ema), not the weights")
+    parser.add_argument(
+        "--compact", action="store_true", help="take out the channels that do nothing, in other formats too"
+    )
     parser.add_argument("--overwrite", action="store_true", help="replace FILE")
     parsed = parser.parse_args(arguments)
     if parsed.format not in FORMATS:
@@ -56,6 +60,8 @@ def main(arguments: list[str]) -> None:
     format_ = import_module(f"{__name__}.{FORMATS[parsed.format][0]}")
     source = source_of(parsed.checkpoint)
     network = take_network(source, ema=parsed.ema)
+    if parsed.compact or parsed.format == "compact":
+        network = made_compact(network, parsed.format)
     path = Path(parsed.out or f"{network.facts['run']}{format_.SUFFIX}")
     contents = {path: format_.encode}
     if hasattr(format_, "beside"):
@@ -102,6 +108,7 @@ def _report(network: ExportedNetwork, source: Path, paths: Sequence[Path], name:
         ("network", f"{facts['model']} by {facts['method']}, of {network.chosen}{top1}"),
         ("input", _input(json.loads(facts["input"]))),
         ("sparsity", f"{_percent(facts['sparsity'])} of its sparse layers, {_percent(facts['model_sparsity'])} of all"),
+        *([("compact", facts["compact"])] if "compact" in facts else []),
         ("format", f"{name}: {FORMATS[name][1]}{tied}"),
         ("file", f"{paths[0]}, {size:,} bytes" + "".join(f"; {other}: classes and input" for other in paths[1:])),
         ("dense", f"{dense:,} bytes for all values: the file is {size / dense:.3f} of it"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from torch.nn.utils import parametrize
 
 from dynsparse.errors import UserError
 from dynsparse.masks.rows import by_parameter, whole_mask
+from dynsparse.shrinking import compact
 from dynsparse.tools.opening import Opened, averaged, looking_up, open_checkpoint
 from dynsparse.training.checkpoint import how_chosen, result_of
 
@@ -85,6 +86,24 @@ def take_network(path: Path, *, ema: bool = False) -> ExportedNetwork:
         facts,
         how_chosen(opened.path, opened.saved) + ("; the average of its weights" if ema else ""),
     )
+
+
+def made_compact(network: ExportedNetwork, file_format: str) -> ExportedNetwork:
+    """Return the network without the channels that do nothing. Its state_dict has smaller tensors, maybe more biases.
+
+    Raises UserError for the format csr, and for a network of which nothing can be taken out.
+    """
+    if file_format == "csr":
+        raise UserError("--compact: the format csr keeps every channel; use compact, onnx, safetensors or torch")
+    before = network.dense_bytes
+    found = compact(network.model, network.image_shape)
+    network.model.requires_grad_(False)
+    alone = "".join(f"; {layer} is left alone, for {reason}" for layer, reason in found.left_alone.items())
+    share = network.dense_bytes / before
+    said = f"{len(found.layers)} layers are smaller, {share:.3f} of the bytes; outputs differ by {found.difference:.0e}"
+    shapes = json.dumps({name: after for name, (_, after) in found.layers.items()})
+    facts = {**network.facts, "compact": f"{said}{alone}", "shapes": shapes}
+    return replace(network, masks={}, facts=facts)
 
 
 def _facts(opened: Opened) -> dict[str, str]:

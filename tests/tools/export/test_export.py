@@ -177,7 +177,7 @@ def test_a_full_disk_leaves_what_was_there(
 def test_bad_input(run: RunConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     best = run.folder / "checkpoints" / "best.pt"
     assert_one_line(call(capsys, "export", best, "--format", "onx"), "unknown format 'onx'; did you mean 'onnx'?")
-    assert_one_line(call(capsys, "export", best, "--format", "zip"), "there are csr, onnx, safetensors, torch")
+    assert_one_line(call(capsys, "export", best, "--format", "zip"), "there are compact, csr, onnx, safetensors, torch")
     assert_one_line(call(capsys, "export", "no.pt", "--format", "torch"), "checkpoint no.pt: does not exist")
     assert_one_line(call(capsys, "export", tmp_path, "--format", "torch"), "does not exist")
     Path("cut.pt").write_bytes(best.read_bytes()[:3000])

@@ -1,0 +1,86 @@
+"""Make a network smaller without a change of what it computes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from dynsparse.errors import UserError
+from dynsparse.shrinking.dead import Dead, dead_channels
+from dynsparse.shrinking.groups import LAYERS, OUTPUTS, Graph, Group
+
+TOLERANCE = 1e-4
+"""Largest difference of an output that sums in another order may make, as a fraction of the largest output."""
+
+
+@dataclass(frozen=True)
+class Compacted:
+    """Report of what was taken out of a network."""
+
+    layers: Mapping[str, tuple[tuple[int, ...], tuple[int, ...]]]
+    """Shape of each weight that has changed, before and after."""
+    left_alone: Mapping[str, str]
+    """Groups of channels that nothing was taken out of, each by a layer of it, with the reason."""
+    difference: float
+    """Largest difference between the outputs before and after, on random images."""
+
+
+def compact(model: nn.Module, image_shape: tuple[int, int, int]) -> Compacted:
+    """Take out every channel that no image has a use for, in place. The model has to be in evaluation mode.
+
+    Weights and biases become other parameters; a layer may get a bias. Raises UserError for a network that
+    torch-pruning cannot follow, and where its outputs would change.
+    """
+    images = torch.randn(2, *image_shape, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        before = model(images)
+    shapes = _shapes(model)
+    frozen = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
+    while _pass(model, images):
+        pass
+    with torch.no_grad():
+        difference = float((model(images) - before).abs().max())
+    if not difference <= TOLERANCE * max(1.0, float(before.abs().max())):
+        raise UserError(f"the compact network differs by {difference:.2e} in an output: it cannot be made compact")
+    obstacles = {group.root: group.obstacle for group in Graph(model, images) if group.obstacle not in ("", OUTPUTS)}
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name not in frozen)
+    changed = {name: (shapes[name], now) for name, now in _shapes(model).items() if now != shapes[name]}
+    return Compacted(changed, obstacles, difference)
+
+
+def _pass(model: nn.Module, images: Tensor) -> bool:
+    """Take out what is dead now; what was read by it alone may be dead then. Returns whether there was any."""
+    graph = Graph(model, images)
+    groups = [group for group in graph if not group.obstacle]
+    found = dead_channels(groups, model, images)
+    for dead in found:
+        for module, values in dead.biases:
+            _add_bias(module, values)
+    removed = _remove(graph, groups, found)
+    return removed > 0
+
+
+def _remove(graph: Graph, groups: Sequence[Group], found: Sequence[Dead]) -> int:
+    for group, dead in zip(groups, found, strict=True):
+        if dead.channels:
+            graph.remove(group, dead.channels)
+    return sum(len(dead.channels) for dead in found)
+
+
+def _add_bias(module: nn.Module, values: Tensor) -> None:
+    if not bool(values.any()):
+        return
+    bias = module.bias
+    module.bias = nn.Parameter(values if bias is None else bias.detach() + values, requires_grad=False)  # type: ignore[operator]
+
+
+def _shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
+    return {
+        f"{name}.weight": tuple(module.weight.shape)
+        for name, module in model.named_modules()
+        if isinstance(module, LAYERS)
+    }
