@@ -111,6 +111,11 @@ class LayerReserve:
         size = self.units.numel() * self.layer.spec.unit_size
         return isinstance(value, Tensor) and value.shape == (size,) and value.is_floating_point()
 
+    def tensors(self) -> list[Tensor]:
+        """All that must be the same on every rank, on the device: the values, and the state by its keys."""
+        state = [value for _, value in sorted(self.state.items()) if isinstance(value, Tensor)]
+        return [self.values, *(value.to(self.values.device) for value in state)]
+
     def state_dict(self) -> dict[str, Any]:
         """Copy values, units and state to the CPU."""
         state = {key: value.cpu().clone() if isinstance(value, Tensor) else value for key, value in self.state.items()}
