@@ -136,8 +136,8 @@ def _built(
             f"method {_name(settings)} has settings in epochs: give the length of an epoch with steps_per_epoch= "
             f"(optimizer steps)"
         )
-    method.check_length(asked.schedule.clock(asked.total_steps))
     method.plan(specs, counts, asked.schedule, asked.steps)
+    method.check_length(asked.schedule.clock(asked.total_steps))  # With the period that was chosen.
     return method
 
 
