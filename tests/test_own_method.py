@@ -149,6 +149,25 @@ REFUSED = {
     "syntax": ("x = 1\ndef f(:\n", {}, "rule.py, line 2: invalid syntax; mend the file"),
     "import": ("x = 1\n\ny = z\n", {}, "rule.py, line 3: NameError: name 'z' is not defined; mend the file"),
     "exit": ("import sys\nsys.exit(3)\n", {}, "rule.py, line 2: SystemExit: 3; mend the file"),
+    "validation": (
+        RULE + "x = MyRuleSettings(fraction=7)\n",
+        {},
+        "rule.py, line 38: ValidationError: fraction: Input should be less than or equal to 1; mend the file",
+    ),
+    "base exception": ("raise GeneratorExit('x')\n", {}, "rule.py, line 1: GeneratorExit: x; mend the file"),
+    "bytes": (
+        b"x = '\xe9'\n",
+        {},
+        (
+            "rule.py, line 1: (unicode error) 'utf-8' codec can't decode byte 0xe9 in position 0: unexpected end of "
+            "data; mend the file"
+        ),
+    ),
+    "number": (
+        RULE.replace('"my_rule"', "3"),
+        {},
+        "rule.py: MyRuleSettings has no name; give it one, name: Literal['rule']",
+    ),
     "nothing": (
         "from dynsparse.methods.set import SetSettings\n",
         {},
@@ -187,7 +206,7 @@ def test_a_file_of_no_use_is_refused_in_one_line(folder: Path, case: str) -> Non
     """The config's other mistakes are told beside it."""
     content, more, message = REFUSED[case]
     if content is not None:
-        (folder / "rule.py").write_text(content)
+        (folder / "rule.py").write_bytes(content if isinstance(content, bytes) else content.encode())
     path = written(folder, "a", {"path": "nowhere.py" if content is None else "rule.py", **more})
     with pytest.raises(UserError) as refused:
         loading.load(path, ["seed=-1"])
@@ -257,6 +276,36 @@ def test_an_exception_in_the_file_is_told_before_anything_starts(
     error = capsys.readouterr().err
     assert message in error and error.count("\n") == 1 and error.startswith("error: "), error
     assert not (folder / "runs").exists()
+
+
+@pytest.mark.parametrize("flag", ["--check", "--dry-run"])
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        (
+            "    def drop_cuts",
+            "    def moved_share(self, clock):\n        return 1 / 0\n\n    def drop_cuts",
+            ", line 33: ZeroDivisionError: division by zero; mend the file",
+        ),
+        (
+            "    def drop_cuts",
+            "    def is_due(self, clock):\n        return 1 / 0\n\n    def drop_cuts",
+            ", line 33: ZeroDivisionError: division by zero; mend the file",
+        ),
+        (
+            "    def build(",
+            "    period: int = 3\n\n    def build(",
+            ": AttributeError: 'int' object has no attribute 'points'; mend the file",
+        ),
+    ],
+)
+def test_an_exception_in_a_forecast_is_told(
+    folder: Path, capsys: pytest.CaptureFixture[str], flag: str, old: str, new: str, message: str
+) -> None:
+    (folder / "my_rule.py").write_text(RULE.replace(old, new))
+    method = {"path": "my_rule.py"} if "period" in new else {"path": "my_rule.py", "period": 3}
+    assert train.main(["--config", str(written(folder, "a", method)), flag]) == 2
+    assert capsys.readouterr().err == f"error: {folder}/my_rule.py{message}\n"
 
 
 def test_editors_take_any_option_of_a_file_and_none_of_a_built_in_method() -> None:

@@ -132,9 +132,10 @@ def _chosen(classes: Sequence[type[MethodSettings]], name: str | None, path: str
 
 
 def _names(settings: type[MethodSettings]) -> tuple[str, ...]:
-    """Return the names that a class of settings takes; none where it leaves the name open."""
+    """Return the names that a class of settings takes; none where it leaves the name open, or where it is no text."""
     annotation = settings.model_fields["name"].annotation
-    return get_args(annotation) if get_origin(annotation) is Literal else ()
+    names = get_args(annotation) if get_origin(annotation) is Literal else ()
+    return names if all(isinstance(name, str) for name in names) else ()
 
 
 def completed(section: Mapping[str, Any], settings: type[OwnMethod]) -> dict[str, Any]:
@@ -146,23 +147,37 @@ def completed(section: Mapping[str, Any], settings: type[OwnMethod]) -> dict[str
 def told(method: object) -> Iterator[None]:
     """Turn an exception from a file of one's own into a UserError of one line. Nothing for built-in methods.
 
+    A ValidationError is the file's own only if the file raised it: else it is of what the config says.
     `method`: settings, or the path of the file; None for nothing.
     """
     path = method if isinstance(method, str) else getattr(method, "path", None)
     try:
         yield
-    except (UserError, ValidationError):
+    except (UserError, KeyboardInterrupt):
         raise
-    except (Exception, SystemExit) as error:
-        if path is None:
+    except BaseException as error:
+        if path is None or (isinstance(error, ValidationError) and not _lines_of(path, error)):
             raise
         raise UserError(_in_a_line(path, error)) from error
+
+
+def _lines_of(path: str, error: BaseException) -> list[int | None]:
+    """Return the lines of the file that an exception came through."""
+    return [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == path]
 
 
 def _in_a_line(path: str, error: BaseException) -> str:
     """Say what went wrong in a file, and in which line of it."""
     if isinstance(error, SyntaxError) and error.filename == path:
         return f"{path}, line {error.lineno}: {error.msg}; mend the file"
-    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == path]
+    lines = _lines_of(path, error)
     where = f"{path}, line {lines[-1]}" if lines else path
-    return f"{where}: {type(error).__name__}: {cut(one_line(error), 200)}; mend the file"
+    return f"{where}: {type(error).__name__}: {cut(one_line(_words_of(error)), 200)}; mend the file"
+
+
+def _words_of(error: BaseException) -> object:
+    """Return what to say of an exception: of pydantic's, the first of its errors."""
+    if not isinstance(error, ValidationError):
+        return error
+    first = error.errors()[0]
+    return f"{'.'.join(map(str, first['loc']))}: {first['msg']}"

@@ -19,7 +19,7 @@ from dynsparse.config.sections import (
     TrainSettings,
 )
 from dynsparse.errors import UserError
-from dynsparse.first_masks.settings import IN_CONFIG, Beside, ScoredMasks, contradiction
+from dynsparse.first_masks.settings import IN_CONFIG, Beside, RandomMasks, contradiction
 from dynsparse.methods import AnyMethod
 from dynsparse.models import AnyModel
 from pipelines.common.paths import PathText
@@ -143,7 +143,7 @@ class RunConfig(Settings):
     def _first_masks_fit(self) -> RunConfig:
         """Raise ValueError for first masks that are chosen where there is nothing to choose, or to choose from."""
         start, method, initial = self.start, self.method, self.sparsity.initial
-        if initial.name == "random":
+        if isinstance(initial, RandomMasks):
             return self
         if method.starts != "sparse":
             raise ValueError(
@@ -151,7 +151,7 @@ class RunConfig(Settings):
             )
         if start.masks_from is not None:
             raise ValueError("sparsity.initial and start.masks_from both say the first masks: give one")
-        if isinstance(initial, ScoredMasks) and (line := contradiction(initial, self._beside_first_masks, IN_CONFIG)):
+        if line := contradiction(initial, self._beside_first_masks, IN_CONFIG):
             raise ValueError(line)
         if initial.name == "magnitude" and self.model.weights is None and start.weights_from is None:
             raise ValueError(

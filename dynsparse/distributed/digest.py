@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from dynsparse.masks import MaskSet
 from dynsparse.masks.naming import named_parameters
+from dynsparse.masks.reserve import Reserve
 from dynsparse.masks.rows import by_parameter, kept_values
 from dynsparse.masks.tensors import bits_of
 from dynsparse.seeds import random_bits, seed_for
@@ -101,6 +102,14 @@ def weight_rows(model: nn.Module, masks: MaskSet) -> Tensor:
     rows = hashes(torch.cat(words), [part.numel() for part in words])
     zero = torch.zeros_like(rows[0])
     return rows + torch.stack([zero if one is None else one for one in stray])
+
+
+def reserve_rows(reserve: Reserve | None) -> Tensor:
+    """Checksums of the values beside the masks and of their optimizer state: int64 [layers of the reserve]."""
+    parts = [] if reserve is None else [part.tensors() for part in reserve.layers.values()]
+    words = [torch.cat([bits_of(one.contiguous().view(-1)).to(torch.int64) for one in part]) for part in parts]
+    rows = [hashes(one, [one.numel()]) for one in words]
+    return torch.cat(rows) if rows else torch.empty(0, dtype=torch.int64)
 
 
 def active_digest(masks: MaskSet) -> int:

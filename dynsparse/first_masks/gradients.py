@@ -110,7 +110,20 @@ class Derivatives:
                     f"logits: wrap the model's outputs, or take snip or synflow"
                 )
             outputs = outputs / self.temperature
-        return self.loss(outputs, example.targets) * example.weight
+        loss = self.loss(outputs, example.targets)
+        self._require_number(loss)
+        return loss * example.weight
+
+    def _require_number(self, loss: object) -> None:
+        """Raise UserError for what has no gradient: no number, several ones, or one that follows from no weight."""
+        if not isinstance(loss, Tensor) or loss.numel() != 1:
+            what = f"a tensor of shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
+            raise UserError(f"{self.key}: the loss is {what}; it must be a tensor of one number, the batch's mean")
+        if not loss.requires_grad:
+            raise UserError(
+                f"{self.key}: the loss follows from no weight, as if it had been detached: let the loss be of the "
+                f"model's outputs"
+            )
 
 
 def applied(model: nn.Module, inputs: Any) -> Any:

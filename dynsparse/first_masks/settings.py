@@ -124,12 +124,12 @@ IN_CONFIG = Words("sparsity.initial", "sparsity.", "set sparsity.initial='{name:
 IN_A_CALL = Words("masks", "", "set masks={'name': '%s', 'scope': 'layer'}")
 
 
-def contradiction(first: ScoredMasks, beside: Beside, words: Words) -> str | None:
-    """Return in one line what contradicts masks by score; None if nothing does."""
+def contradiction(first: MagnitudeMasks | ScoredMasks, beside: Beside, words: Words) -> str | None:
+    """Return in one line what contradicts masks that are chosen; None if nothing does."""
     said, by_layer = f"{words.key} is {first.name}", words.by_layer % first.name
     if not any(beside.first_sparsity.values()):
         return f"{said}, and the method begins with all weights, so that none are chosen: leave it out"
-    if first.scope == "layer":
+    if isinstance(first, MagnitudeMasks) or first.scope == "layer":
         return None
     said = f"{said} with the scope global"
     if beside.allocation != "uniform":

@@ -68,6 +68,8 @@ class Given:
                 f"masks is {first.name}: give batches=, pairs of inputs and targets, and loss=, which makes a number "
                 f"of outputs and targets"
             )
+        elif not callable(self.loss):
+            raise UserError(f"loss= is {type(self.loss).__name__}; give a function of the model's outputs and targets")
 
     def units(
         self,
@@ -93,8 +95,8 @@ class Given:
         ).units()
 
     def _pairs(self) -> list[tuple[Any, Any]]:
-        pairs = list(self.batches or ())
-        if not pairs or not all(isinstance(one, Sequence) and len(one) == 2 for one in pairs):
+        pairs = list(self.batches) if isinstance(self.batches, Iterable) else []
+        if not pairs or not all(isinstance(one, (tuple, list)) and len(one) == 2 for one in pairs):
             raise UserError("batches= has none, or one that is no pair of inputs and targets: give [(inputs, targets)]")
         return [(inputs, targets) for inputs, targets in pairs]
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn, optim
 from dynsparse.errors import UserError
 from dynsparse.keeping.steps import inner_optimizers
 from dynsparse.masks import MaskSet, SparseLayer, optimizer_state
+from dynsparse.optimizers.beside import holders, steps_alone
 
 
 class KnownOptimizers:
@@ -42,7 +43,7 @@ class KnownOptimizers:
             )
         if keeps_reserve:
             _require_steps_beside(
-                [one for part in self.given for one in part], partial=any(not wanted <= p for p in inner)
+                [one for part in self.given for one in part], weights, partial=any(not wanted <= p for p in inner)
             )
         self._seen: list[ref[optim.Optimizer]] = []
         self._states: WeakKeyDictionary[optim.Optimizer, dict[str, Any]] = WeakKeyDictionary()
@@ -105,7 +106,9 @@ class KnownOptimizers:
         self.mask_new_states(masks)
 
 
-def _require_steps_beside(optimizers: Sequence[optim.Optimizer], *, partial: bool) -> None:
+def _require_steps_beside(
+    optimizers: Sequence[optim.Optimizer], weights: Mapping[str, nn.Parameter], *, partial: bool
+) -> None:
     """Raise UserError for optimizers whose step cannot be made on weights beside theirs, the same on every rank."""
     if partial:
         raise UserError(
@@ -117,6 +120,15 @@ def _require_steps_beside(optimizers: Sequence[optim.Optimizer], *, partial: boo
             "the method trains inactive weights too, and LBFGS steps along directions of all weights at once: take "
             "another optimizer, or another method"
         )
+    found = holders(optimizers)
+    for name, weight in weights.items():
+        optimizer, group = found[id(weight)]
+        if not steps_alone(optimizer, group, weight):
+            raise UserError(
+                f"the method trains inactive weights too, apart from their layer, and {type(optimizer).__name__} has "
+                f"no step for parts of {name}: take an optimizer that moves each weight alone, such as SGD or AdamW, "
+                f"or another method"
+            )
 
 
 def held_by(optimizers: Sequence[optim.Optimizer]) -> set[int]:

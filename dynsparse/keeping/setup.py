@@ -74,7 +74,7 @@ class Setup:
         first = sparsity if isinstance(settings, Method) or sparsity is None else settings.first_sparsity(sparsity)
         active = _active(specs, first if starts == "sparse" else None, asked, masks, weights)
         _require_unwatched([weights[spec.parameter] for spec in specs])
-        if scores is not None and state is None and specs:
+        if scores is not None and state is None:
             beside = Beside(asked.allocation, asked.structure, first or {}, _changes_density(settings))
             active = given.units(scores, model, specs, _counts(active), beside)
         if masks is None and state is None:
@@ -136,8 +136,8 @@ def _built(
             f"method {_name(settings)} has settings in epochs: give the length of an epoch with steps_per_epoch= "
             f"(optimizer steps)"
         )
-    method.check_length(asked.schedule.clock(asked.total_steps))
     method.plan(specs, counts, asked.schedule, asked.steps)
+    method.check_length(asked.schedule.clock(asked.total_steps))  # With the period that was chosen.
     return method
 
 

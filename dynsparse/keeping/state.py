@@ -52,9 +52,10 @@ def restore(
         )
     try:
         masks.load_state_dict(state["masks"])
+        method.check_state(state["method"]["state"], {one.name: (one.spec.shape, one.active_weights) for one in masks})
         method.load_state_dict(state["method"]["state"])
         steps = int(state["steps"])
-    except (AssertionError, AttributeError, IndexError, KeyError, RuntimeError, TypeError) as error:
+    except (AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
         raise UserError(
             f"the state is damaged, or of another version of this method ({type(error).__name__}: {error})"
         ) from error

@@ -111,13 +111,22 @@ class LayerReserve:
         size = self.units.numel() * self.layer.spec.unit_size
         return isinstance(value, Tensor) and value.shape == (size,) and value.is_floating_point()
 
+    def tensors(self) -> list[Tensor]:
+        """All that must be the same on every rank, on the device: the values, and the state by its keys."""
+        state = [value for _, value in sorted(self.state.items()) if isinstance(value, Tensor)]
+        return [self.values, *(value.to(self.values.device) for value in state)]
+
     def state_dict(self) -> dict[str, Any]:
         """Copy values, units and state to the CPU."""
         state = {key: value.cpu().clone() if isinstance(value, Tensor) else value for key, value in self.state.items()}
         return {"values": self.values.cpu().clone(), "units": self.units.cpu().clone(), "state": state}
 
     def load_state_dict(self, saved: Mapping[str, Any]) -> None:
-        """Take over what `state_dict` gave. Scalars of the state stay on the CPU until a step needs them elsewhere."""
+        """Take over what `state_dict` gave. Scalars of the state stay on the CPU until a step needs them elsewhere.
+
+        ValueError if it is of another mask or optimizer.
+        """
+        self._require_of_this_mask(saved["units"], saved["state"])
         device = self.values.device
         self.values.copy_(saved["values"])
         self.units = saved["units"].to(device)
@@ -126,6 +135,14 @@ class LayerReserve:
             for key, value in saved["state"].items()
         }
         self.gradient = None
+
+    def _require_of_this_mask(self, units: Tensor, state: Mapping[str, Any]) -> None:
+        name, size = self.layer.name, units.numel() * self.layer.spec.unit_size
+        if bool(torch.isin(units.to(self.layer.device), self.layer.active).any()):
+            raise ValueError(f"reserve.{name}.units are active")
+        for key, value in state.items():
+            if isinstance(value, Tensor) and value.dim() and value.shape != (size,):
+                raise ValueError(f"reserve.{name}.state.{key} has not one number for each weight that trains")
 
 
 def problem_of(saved: Mapping[str, Any], shape: list[int], units: int) -> str | None:

@@ -162,15 +162,19 @@ class Dynamic(Method):
 
     def check_length(self, end: Clock) -> None:
         """Raise UserError if the run ends before the density has its final value."""
-        schedule = self.settings.density
-        if schedule is None:
-            return
-        last = end.progress if schedule.by_epochs else _progress_at(end, end.step % self._period(end))
-        if not schedule.is_final(last, end.epoch):
+        if self._ends_early(end):
             raise UserError(
                 f"method.density has not its final value when the run ends, after {end.step:,} steps, {end.epochs} "
                 f"epochs: let it end earlier, or reallocate more often (method.period), or train longer"
             )
+
+    def _ends_early(self, end: Clock) -> bool:
+        """Whether the last event of a run comes before the density has its final value."""
+        schedule = self.settings.density
+        if schedule is None:
+            return False
+        last = end.progress if schedule.by_epochs else _progress_at(end, end.step % self._period(end))
+        return not schedule.is_final(last, end.epoch)
 
     def plan(
         self, layers: Sequence[LayerSpec], active_units: Mapping[str, int], schedule: Schedule, start: int = 0
@@ -202,6 +206,9 @@ class Dynamic(Method):
                 "sparsity=, and the method's settings in place of a Method"
             )
         first = list(aim.units(layers, None if density is None else density.start).values())
+        _require_more(target, layers, first)
+        end = schedule.clock(schedule.total_steps)
+        self._every(1).check_length(end)
 
         def reached(period: int) -> float:
             found = self._every(period)._forecast(layers, first, schedule, start)
@@ -212,7 +219,10 @@ class Dynamic(Method):
                 )
             return found[0]
 
-        return longest_period(reached, target, schedule.total_steps)
+        period = longest_period(reached, target, schedule.total_steps)
+        while self._every(period)._ends_early(end):
+            period -= 1  # At 1 the last event is in the last step.
+        return period
 
     def _every(self, period: int) -> Dynamic:
         """Return the same method with another period."""
@@ -333,3 +343,14 @@ def _progress_at(clock: Clock, back: int) -> float:
     if back > clock.epoch_steps:
         return 0.0
     return (clock.epoch + (clock.epoch_steps - back) / clock.steps_per_epoch) / clock.epochs
+
+
+def _require_more(target: float, layers: Sequence[LayerSpec], active: Sequence[int]) -> None:
+    """Raise UserError for an exploration that the run begins with: the period would be as long as the run."""
+    begun = sum(count * layer.unit_size for count, layer in zip(active, layers, strict=True))
+    share = begun / sum(layer.weights for layer in layers)
+    if share >= target:
+        raise UserError(
+            f"method.exploration is {target:g}, and the run begins with {share:.3g} of the sparse weights active, so "
+            f"that no period follows from it: {'' if share == 1 else 'ask for more, or '}leave it out, and say period"
+        )

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import nn, optim
+from torch import Tensor, nn, optim
 
 Group = Mapping[str, Any]
 State = dict[str, Any]
@@ -38,3 +38,29 @@ def step_beside(optimizer: optim.Optimizer, values: Sequence[tuple[nn.Parameter,
     twin.state = defaultdict(dict, {value: state for value, _, state in values})
     twin._optimizer_step_pre_hooks, twin._optimizer_step_post_hooks = OrderedDict(), OrderedDict()
     twin.step()
+
+
+def steps_alone(optimizer: optim.Optimizer, group: Group, like: Tensor) -> bool:
+    """Whether a step moves a weight the same way, whatever the shape of the tensor that it lies in.
+
+    It is tried on a matrix and on its entries as one dimension, of dtype and device of `like`. Muon fails on the
+    latter. Adafactor keeps one second moment for each row and column of the former.
+    """
+    values = torch.tensor([[1.0, 2.0], [3.0, -4.0]], dtype=like.dtype, device=like.device)
+    with torch.random.fork_rng([like.device] if like.is_cuda else []):
+        try:
+            matrix, entries = (_tried(optimizer, group, one.clone()) for one in (values, values.view(-1)))
+        except Exception:  # noqa: BLE001 - whatever it is, the step cannot be made
+            return False
+    return torch.equal(matrix.view(-1), entries)
+
+
+def _tried(optimizer: optim.Optimizer, group: Group, values: Tensor) -> Tensor:
+    """Values after a step with a rate that is not 0, whose gradient they are themselves."""
+    torch.manual_seed(0)
+    rate = group.get("lr")
+    moving = {"lr": torch.ones_like(rate) if isinstance(rate, Tensor) else 1.0} if rate is not None else {}
+    parameter = nn.Parameter(values.clone())
+    parameter.grad = values
+    step_beside(optimizer, [(parameter, {**group, **moving}, {})])
+    return parameter.detach()

@@ -115,6 +115,8 @@ class Reallocator:
         """Reallocate once. Linear in the active weights; traffic of 48 bytes a layer and a digest."""
         began = time.monotonic()
         repaired = self.verify(clock.step)
+        if repaired and seen and not self.method.grows_by_gradient:
+            seen = self._scored_now()  # What it was scored by may have been repaired.
         costs = seen.growth_costs if seen else {}
         resting = self._resting(clock, costs)
         exclude_active(costs, self.masks)
@@ -211,16 +213,19 @@ class Reallocator:
 
     @torch.no_grad()
     def verify(self, step: int | None = None) -> list[str]:
-        """Prove that all ranks hold the same masks and weights, to the bit.
+        """Prove that all ranks hold the same masks and weights, those in reserve too, to the bit.
 
         On a mismatch `abort` raises DesyncError on every rank, naming the layers; `repair` gives all ranks rank 0's
         state and returns the names.
         """
         names = [f"{layer.name} (mask)" for layer in self.masks]
         names += digest.shared_parameters(self.model)
+        reserve = self.method.reserve
+        names += [f"{name} (reserve)" for name in (reserve.layers if reserve else ())]
 
         def rows() -> Tensor:
-            return torch.cat((digest.mask_rows(self.masks), digest.weight_rows(self.model, self.masks)))
+            weights = digest.weight_rows(self.model, self.masks)
+            return torch.cat((digest.mask_rows(self.masks), weights, digest.reserve_rows(reserve)))
 
         return self._agree(names, rows, step)
 

@@ -284,6 +284,11 @@ def layer_specs(config: RunConfig, model: nn.Module) -> list[LayerSpec]:
         structure=sparsity.structure,
     )
     require_structure(specs, dict(sparsity.shares))
+    if not specs and (initial := sparsity.initial.name) != "random":
+        raise UserError(
+            f"sparsity.initial is {initial}, and {config.model.name} has no layer that is to be sparse: leave it out, "
+            f"or make layers sparse (sparsity.conv, fc, include, exclude)"
+        )
     if sparsity.granularity != 4 and not any(spec.kind == "conv" for spec in specs):
         raise UserError(
             f"sparsity.granularity is {sparsity.granularity}; {config.model.name} has no sparse convolution here, and "

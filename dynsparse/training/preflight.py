@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from dynsparse.config.own_file import told
 from dynsparse.config.schema import RunConfig
 from dynsparse.errors import UserError
 from dynsparse.methods.base import idle_words
@@ -165,4 +166,5 @@ def idle_warning(config: RunConfig, lengths: EpochTable, done: int) -> str | Non
     `lengths`: of the epochs. `done`: optimizer steps done before.
     """
     schedule = Schedule(lengths.before(config.train.epochs), lengths)
-    return idle_words(method_without_weights(config, schedule), config.method.name, schedule, done)
+    with told(config.method):
+        return idle_words(method_without_weights(config, schedule), config.method.name, schedule, done)

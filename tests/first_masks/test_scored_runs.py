@@ -16,6 +16,7 @@ from dynsparse.errors import UserError
 from dynsparse.first_masks.settings import SnipMasks
 from dynsparse.runtime import Worker
 from dynsparse.training.building import build_trainer
+from dynsparse.training.network import build_network, require_layers
 from dynsparse.training.sources import read_sources
 from tests.ranks import run_distributed
 from tests.training import runs
@@ -181,6 +182,17 @@ def test_a_config_may_say_the_name_alone() -> None:
             "sparsity.initial is snip, and the method begins with all weights, so that none are chosen: leave it out",
         ),
         (
+            {
+                "sparsity": {"initial": "magnitude"},
+                "start": {"weights_from": "a"},
+                "method": {"name": "rigl", "density": {"name": "cubic", "start": 0}},
+            },
+            (
+                "sparsity.initial is magnitude, and the method begins with all weights, so that none are chosen: leave "
+                "it out"
+            ),
+        ),
+        (
             {"sparsity": {"initial": "synflow"}, "method": {"name": "tied"}},
             "sparsity.initial is synflow, and method tied starts without masks: leave it out",
         ),
@@ -197,6 +209,22 @@ def test_contradictions_are_refused(sections: dict[str, Any], words: str) -> Non
         runs.config(**sections)
     assert words in str(caught.value)
     assert len(caught.value.lines) == 1
+
+
+@pytest.mark.parametrize("initial", [SNIP, GRASP, SYNFLOW, {"name": "magnitude"}], ids=str)
+@pytest.mark.parametrize("sparsity", [{"exclude": ["*"]}, {"fc": 0.0}], ids=str)
+def test_masks_are_chosen_for_no_layer(tmp_path: Path, initial: dict[str, Any], sparsity: dict[str, Any]) -> None:
+    config = static(initial, sparsity, start={"weights_from": str(tmp_path)}, runs=str(tmp_path), name="none")
+    words = (
+        f"sparsity.initial is {initial['name']}, and mnist_mlp has no layer that is to be sparse: leave it out, or "
+        f"make layers sparse (sparsity.conv, fc, include, exclude)"
+    )
+    with pytest.raises(UserError) as refused:
+        require_layers(config)
+    assert str(refused.value) == words
+    with pytest.raises(UserError) as refused:
+        build_network(config, torch.device("cpu"))
+    assert str(refused.value) == words
 
 
 def test_more_batches_than_an_epoch_has_are_refused(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
@@ -12,6 +13,9 @@ from dynsparse import SparseTraining
 from dynsparse.errors import UserError
 from dynsparse.masks import MaskSet, sparse_layers
 from dynsparse.masks.reserve import Reserve
+from dynsparse.optimizers.beside import steps_alone
+from tests import small_mlp
+from tests.small_mlp import mlp
 from tests.training import runs
 from tests.training.test_every_method import settings
 
@@ -135,5 +139,86 @@ def test_optimizers_without_a_step_for_weights_beside_theirs_are_refused(name: s
         "the method trains inactive weights too, and this optimizer keeps only a part of its state on each rank, which "
         "they need: take one that keeps all of it, or another method"
     )
+    for whole in (optim.Muon, optim.Adafactor):
+        with pytest.raises(UserError) as refused:
+            SparseTraining(model, whole(model.parameters()), name, **options)
+        assert str(refused.value) == (
+            f"the method trains inactive weights too, apart from their layer, and {whole.__name__} has no step for "
+            f"parts of 0.weight: take an optimizer that moves each weight alone, such as SGD or AdamW, or another "
+            f"method"
+        )
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), before, strict=True))
     SparseTraining(model, optim.SGD(model.parameters(), lr=0.1), name, **options)
+
+
+ALONE: dict[str, Any] = {
+    **{
+        name: {}
+        for name in (
+            "SGD",
+            "Adadelta",
+            "Adagrad",
+            "Adam",
+            "AdamW",
+            "Adamax",
+            "ASGD",
+            "NAdam",
+            "RAdam",
+            "RMSprop",
+            "Rprop",
+        )
+    },
+    "SGD nesterov": {"momentum": 0.9, "nesterov": True, "maximize": True, "lr": 0.0},
+    "AdamW fused": {"fused": True, "amsgrad": True, "lr": 0.0},
+    "Adam tensor": {"lr": torch.tensor(0.0), "foreach": False},
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("name", ALONE)
+def test_optimizers_that_move_each_weight_alone_are_taken(name: str, dtype: torch.dtype) -> None:
+    """A trial leaves the random numbers, the optimizer's state and its options alone."""
+    weight, numbers = nn.Parameter(torch.ones(2, 3, dtype=dtype)), torch.get_rng_state()
+    made: optim.Optimizer = getattr(optim, name.split()[0])([weight], **ALONE[name])
+    before = copy.deepcopy(made.state_dict())
+    assert steps_alone(made, made.param_groups[0], weight)
+    assert torch.equal(numbers, torch.get_rng_state()) and torch.equal(weight, torch.ones(2, 3, dtype=dtype))
+    assert str(made.state_dict()) == str(before)
+
+
+DAMAGED: dict[str, tuple[str, Any, str]] = {
+    "a number for all values": ("values", torch.ones(1), "values is not of its layer's shape"),
+    "active units": ("units", torch.arange(947), "units are active"),
+    "units of no layer": ("units", torch.tensor([9000]), "units are not rising numbers of the layer's units"),
+    "fewer units than moments": ("units", None, "state.momentum_buffer has not one number for each weight that trains"),
+    "a moment of another size": (
+        "state",
+        {"momentum_buffer": torch.ones(3)},
+        "state.momentum_buffer has not one number for each weight that trains",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", DAMAGED)
+def test_a_damaged_state_is_refused_in_a_loop_of_ones_own(case: str) -> None:
+    """All is then as it was, and training goes on as if nothing had been loaded."""
+    key, value, message = DAMAGED[case]
+    models = mlp(), mlp()
+    optimizers = [optim.SGD(model.parameters(), lr=0.1, momentum=0.9) for model in models]
+    both = [
+        SparseTraining(model, one, {"name": "topkast", "period": 2}, sparsity=0.9, total_steps=9)
+        for model, one in zip(models, optimizers, strict=True)
+    ]
+    for seed in range(9):
+        for model, one in zip(models, optimizers, strict=True):
+            small_mlp.step(model, one, seed=seed)
+        if seed == 4:
+            state = copy.deepcopy(both[0].state_dict())
+            reserve = state["method"]["state"]["reserve"]["0.weight"]
+            reserve[key] = reserve[key][:5] if value is None else value
+            with pytest.raises(UserError) as refused:
+                both[0].load_state_dict(state)
+            assert str(refused.value) == (
+                f"the state is damaged, or of another version of this method (ValueError: reserve.0.weight.{message})"
+            )
+    assert all(torch.equal(a, b) for a, b in zip(*(model.parameters() for model in models), strict=True))

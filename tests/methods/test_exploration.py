@@ -103,6 +103,17 @@ def test_a_period_is_chosen_that_explores_as_much() -> None:
     assert trained(sparse) == pytest.approx(foreseen.share, rel=0.02)
 
 
+@pytest.mark.parametrize(("end", "period"), [(0.98, 33), (0.995, 30)])
+def test_the_density_has_its_final_value_with_the_period_chosen(end: float, period: int) -> None:
+    """The last event of a period of 33 is in step 297 of 300: late enough for 0.98 of the run, too early for 0.995."""
+    density = {"name": "cubic", "start": 0.5, "end": end}
+    sparse = training({"name": "set", "fraction": 0.5, "exploration": 0.8, "density": density}, 300)
+    foreseen = sparse.method.forecast
+    assert foreseen is not None and foreseen.period == period and 0.8 <= foreseen.share < 0.84
+    trained(sparse)
+    assert sparse.masks.sparsity == pytest.approx(0.9, abs=1e-3)
+
+
 def test_the_search_halves_and_bisects() -> None:
     asked: list[int] = []
 
@@ -146,6 +157,24 @@ def test_the_search_halves_and_bisects() -> None:
             ),
         ),
         ({"name": "static", "exploration": 0.5}, "SparseTraining: method.exploration: unknown key"),
+        (
+            {"name": "set", "exploration": 0.05},
+            (
+                "method.exploration is 0.05, and the run begins with 0.1 of the sparse weights active, so that no "
+                "period follows from it: ask for more, or leave it out, and say period"
+            ),
+        ),
+        (
+            {"name": "gmp", "exploration": 0.9},
+            (
+                "method.exploration is 0.9, and the run begins with 1 of the sparse weights active, so that no period "
+                "follows from it: leave it out, and say period"
+            ),
+        ),
+        (
+            {"name": "granet", "exploration": 0.3},
+            "method.exploration is 0.3, and the run begins with 0.5 of the sparse weights active, so that no period",
+        ),
     ],
 )
 def test_what_cannot_be_explored_is_refused(method: Any, message: str) -> None:

@@ -10,16 +10,19 @@ from pydantic import ValidationError
 from torch import nn
 
 from dynsparse import SparseTraining
-from dynsparse.errors import UserError
+from dynsparse.errors import DesyncError, UserError
 from dynsparse.masks import LayerSpec, MaskSet, sparse_layers
 from dynsparse.methods import Aim, Clock
 from dynsparse.methods.base import require_method
 from dynsparse.methods.topkast import TopkastSettings
-from dynsparse.reallocation import Reallocator
+from dynsparse.reallocation import OnDesync, Reallocator
+from dynsparse.runtime import Worker
+from tests import small_mlp
 from tests.methods.dense_twin import OPTIMIZERS, DenseTwin, largest, loss_of
 from tests.methods.hand import set_gradient, values
 from tests.methods.stepping import assert_ranks_agree
 from tests.methods.test_contract import STEPS, Run, assert_same, assert_zero_outside
+from tests.ranks import run_distributed
 
 WEIGHTS = [0.9, 0.5, -0.4, 0.3, 0.2, -0.1, 0.05, 0.01, 0.6, 0.02]
 ACTIVE = [0, 1]
@@ -176,6 +179,46 @@ def test_resumes_at_every_step(granularity: int, structure: str) -> None:
         for number in range(done + 1, STEPS + 1):
             resumed.step(number)
         assert_same(run, resumed)
+
+
+def altered(worker: Worker, on_desync: OnDesync, part: str) -> tuple[list[list[str]], list[int], float]:
+    """Seven steps of equal batches. Rank 1 has another reserve after the second."""
+    model, repaired = small_mlp.mlp(), list[list[str]]()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    sparse = SparseTraining(
+        model,
+        optimizer,
+        {"name": "topkast", "period": 3},
+        sparsity=0.9,
+        total_steps=9,
+        on_desync=on_desync,
+        on_reallocation=lambda report: repaired.append(list(report.repaired)),
+    )
+    for seed in range(7):
+        small_mlp.step(model, optimizer, seed=seed)
+        if seed == 1 and worker.rank == 1:
+            reserve = sparse.method.reserve
+            assert reserve is not None
+            layer = reserve.layers["0.weight"]
+            (layer.values if part == "values" else layer.state["momentum_buffer"]).mul_(50)
+    values = sum(float(parameter.detach().double().abs().sum()) for parameter in model.parameters())
+    return repaired, [layer.active_units for layer in sparse.masks], values
+
+
+def told(worker: Worker, part: str) -> str:
+    with pytest.raises(DesyncError) as caught:
+        altered(worker, "abort", part)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("part", ["values", "state"])
+def test_a_reserve_that_differs_between_ranks_is_told_and_repaired(part: str) -> None:
+    """It is given rank 0's before it decides on anything: the network is that of ranks that never differed."""
+    _, *alone = altered(Worker(), "abort", part)
+    first, second = run_distributed(altered, 2, "repair", part)
+    assert first == second == ([["0.weight (reserve)"], []], *alone)
+    for message in run_distributed(told, 2, part):
+        assert message.startswith("ranks differ at step 3 in 0.weight (reserve); masks and weights must be equal")
 
 
 def test_three_ranks_agree() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from dynsparse.cli.actions.base import Action, Rule, network_rules
+from dynsparse.config.own_file import told
 from dynsparse.errors import UserError
 from dynsparse.first_masks import ScoredMasks
 from dynsparse.flops import multiples, whole_steps
@@ -40,6 +41,12 @@ class DryRun(Action):
         """Print config and layers on rank 0, as the method begins with them."""
         if not worker.is_main:
             return
+        with told(self.config.method):
+            lines = self._lines()
+        print("\n".join(lines), flush=True)
+
+    def _lines(self) -> list[str]:
+        """Return all lines to print."""
         missing = missing_sources(self.config)
         sources = NOTHING if missing else read_sources(self.config)
         network = build_network(self.config, torch.device("cpu"), sources)
@@ -56,7 +63,7 @@ class DryRun(Action):
         train = self.config.train
         optimizer = train.optimizer.build(parameter_groups(network.model, train.parameters), lr=1.0)
         lines = [*self._flops(network, method, schedule), *explores, *described(optimizer), *notes]
-        print("\n".join([self.config.as_yaml(), network.table(), *lines]), flush=True)
+        return [self.config.as_yaml(), network.table(), *lines]
 
     def _exploration(self, network: Network, method: Method, schedule: Schedule) -> list[str]:
         """Return the line on how much the method explores, or why it cannot; none where masks do not move."""
