@@ -130,7 +130,7 @@ def damaged(name: str, size: int) -> nn.Module:
     ],
 )
 def test_networks_of_torchvision_compute_the_same(name: str, size: int, least: float) -> None:
-    """Also for images that it was not made compact with; at least this share of the parameters goes."""
+    """Images are others than those it was made compact with. At least this share of the parameters goes."""
     model = damaged(name, size)
     before, images = copy.deepcopy(model), torch.randn(3, 3, size, size)
     found = compact(model, (3, size, size))

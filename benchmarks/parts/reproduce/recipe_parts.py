@@ -65,11 +65,11 @@ PARTS = Recipe(
     page="reproduce-parts",
     told=(
         "In ten epochs everything that makes the images harder costs accuracy, dense and sparse alike: the automatic "
-        "augmentations, mixup, cutmix, repeats, and most of all their sum. Softer targets pay at once, and more at 90 % "
-        "than dense: a teacher and label smoothing. The rate has to fall: a constant one costs the sparse network most. "
-        "AdamW and LAMB are behind SGD at 90 %, with settings that were not tuned. Smaller images at first, clipping, "
-        "the average of the weights, dropout and a linear rate make no difference that these seeds could tell, or "
-        "hardly one."
+        "augmentations, mixup, cutmix, repeats, and most of all their sum. Softer targets pay at once, and more at "
+        "90 % than dense: a teacher and label smoothing. The rate has to fall: a constant one costs the sparse "
+        "network most. AdamW and LAMB are behind SGD at 90 %, with settings that were not tuned. Smaller images at "
+        "first, clipping, the average of the weights, dropout and a linear rate make no difference that these seeds "
+        "could tell, or hardly one."
     ),
     parts={
         "base": Part("the recipe", {}),
