@@ -34,7 +34,7 @@ def compact(model: nn.Module, image_shape: tuple[int, int, int]) -> Compacted:
     Weights and biases become other parameters; a layer may get a bias. Raises UserError for a network that
     torch-pruning cannot follow, and where its outputs would change.
     """
-    images = torch.randn(2, *image_shape, generator=torch.Generator().manual_seed(0))
+    images = torch.randn(2, *image_shape, generator=torch.Generator().manual_seed(0)).to(next(model.parameters()))
     with torch.no_grad():
         before = model(images)
     shapes = _shapes(model)
@@ -42,14 +42,22 @@ def compact(model: nn.Module, image_shape: tuple[int, int, int]) -> Compacted:
     while _pass(model, images):
         pass
     with torch.no_grad():
-        difference = float((model(images) - before).abs().max())
-    if not difference <= TOLERANCE * max(1.0, float(before.abs().max())):
-        raise UserError(f"the compact network differs by {difference:.2e} in an output: it cannot be made compact")
+        difference = _difference(before, model(images))
     obstacles = {group.root: group.obstacle for group in Graph(model, images) if group.obstacle not in ("", OUTPUTS)}
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name not in frozen)
     changed = {name: (shapes[name], now) for name, now in _shapes(model).items() if now != shapes[name]}
     return Compacted(changed, obstacles, difference)
+
+
+def _difference(before: Tensor, after: Tensor) -> float:
+    """Return the largest difference. Raises UserError where it is more than rounding."""
+    if before.shape != after.shape:
+        raise UserError(f"the compact network has other outputs ({tuple(after.shape[1:])}): it cannot be made compact")
+    difference = float((after - before).abs().max())
+    if not difference <= TOLERANCE * max(1.0, float(before.abs().max())):
+        raise UserError(f"the compact network differs by {difference:.2e} in an output: it cannot be made compact")
+    return difference
 
 
 def _pass(model: nn.Module, images: Tensor) -> bool:

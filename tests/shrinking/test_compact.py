@@ -97,6 +97,25 @@ def test_norms_over_channels_are_left_alone_and_named() -> None:
     assert found.left_alone == {"1": "2 (LayerNorm) may mix channels"}
 
 
+class Normalised(nn.Module):
+    """A network that divides its channels by their sum, without a module for it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(2, 4), nn.Linear(4, 2)
+
+    def forward(self, images: Tensor) -> Tensor:
+        hidden = self.first(images.flatten(1)).abs()
+        return self.second(hidden / hidden.sum(1, keepdim=True))  # type: ignore[no-any-return]
+
+
+def test_a_network_that_would_compute_something_else_is_refused() -> None:
+    model = Normalised().eval()
+    model.second.weight.data[:, 1] = 0
+    with pytest.raises(UserError, match=r"^the compact network differs by .* in an output: it cannot be made compact$"):
+        compact(model, (2, 1, 1))
+
+
 def damaged(name: str, size: int) -> nn.Module:
     """A network of torchvision, norms at random values, a third of the rows and columns of each weight zeros."""
     import_torchvision()
