@@ -108,9 +108,10 @@ METHODS_MNIST = Recipe(
         "what one threshold is worth at 99 %. Of those that are sparse from the first step on, CHTs, MEST, RigL "
         "and SET with ERK densities are alike at 95 % and 98 %. At 99 % growth by topology or at random (CHTs, "
         "MEST, SET) stays ahead of growth by gradient: RigL falls below a static network there, which is not as "
-        "published. BatchNorm divides the outputs of a neuron without weights by next to nothing, so that their "
-        "gradients are huge, and growth by gradient follows them; [RigL's rules](rigl_rules.md) has what was "
-        "tried. SRigL, which ablates such neurons, does not fall."
+        "published. With ERK densities it ends with 237 of 300 neurons of the first layer and 51 of 100 of the "
+        "second without a weight (seed 0), SET with 4 and 1: what grows by gradient gathers in few neurons. Why "
+        "is not known for ERK densities; for uniform ones [RigL's rules](rigl_rules.md) says it. SRigL, whose "
+        "neurons have equal numbers of weights or none, does not fall."
     ),
     parts=_methods(MNIST_SPARSITIES, period=100, epochs=MNIST_EPOCHS),
 )
