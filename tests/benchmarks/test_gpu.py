@@ -121,6 +121,7 @@ def test_what_fails_is_seen() -> None:
     assert not gpu.all_is_well({"parts": {"memory": endless}}), "what must be so and is not is a fault by itself"
 
 
+@pytest.mark.slow
 def test_a_table_on_real_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """WRN at its narrowest, for an epoch, as it is for a GPU: in bf16, from images that are resident."""
     for part, count in (("train", 32), ("test", 8)):

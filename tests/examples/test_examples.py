@@ -69,6 +69,7 @@ def test_two_workers() -> None:
     require(run(*torchrun, EXAMPLES / "ddp_amp.py"), 0.05, 80)
 
 
+@pytest.mark.slow
 def test_images_in_folders(tmp_path: Path) -> None:
     output = run(EXAMPLES / "own_data_set.py", folder=tmp_path)
     (summary,) = tmp_path.glob("runs/*/summary.json")

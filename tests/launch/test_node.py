@@ -99,6 +99,7 @@ def test_a_port_in_use(port: int) -> None:
     assert_one_line(result, f"port {port} of {socket.gethostname()}, the head, cannot be had (Address already in use)")
 
 
+@pytest.mark.slow  # test_local.py has the launchers' common check.
 def test_bad_input_is_said_before_anything_is_started(tmp_path: Path) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

@@ -66,7 +66,7 @@ def test_views_made_beforehand_are_those_of_torch(
     [
         pytest.param((6_000, 2_900), 2, 2_000_000_000, marks=pytest.mark.slow),
         pytest.param((16_000, 3_700), 16, 4_000_000_000, marks=pytest.mark.slow),  # A second to decode each.
-        ((1, 900), 16, 4_000_000_000),
+        pytest.param((1, 900), 16, 4_000_000_000, marks=pytest.mark.slow),
         pytest.param((900, 1), 16, 4_000_000_000, marks=pytest.mark.slow),
     ],
 )
