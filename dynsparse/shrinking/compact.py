@@ -31,21 +31,24 @@ class Compacted:
 def compact(model: nn.Module, image_shape: tuple[int, int, int]) -> Compacted:
     """Take out every channel that no image has a use for, in place. The model has to be in evaluation mode.
 
-    Weights and biases become other parameters; a layer may get a bias. Raises UserError for a network that
-    torch-pruning cannot follow, and where its outputs would change.
+    `image_shape`: channels, height, width. Weights and biases become other parameters; a layer may get a bias. Raises
+    UserError for a network that torch-pruning cannot follow, which stays as it was, and for one whose outputs have
+    changed, which is then of no use.
     """
     images = torch.randn(2, *image_shape, generator=torch.Generator().manual_seed(0)).to(next(model.parameters()))
     with torch.no_grad():
         before = model(images)
     shapes = _shapes(model)
     frozen = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
-    while _pass(model, images):
-        pass
+    try:
+        while _pass(model, images):
+            pass
+        obstacles = {one.root: one.obstacle for one in Graph(model, images) if one.obstacle not in ("", OUTPUTS)}
+    finally:
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(name not in frozen)
     with torch.no_grad():
         difference = _difference(before, model(images))
-    obstacles = {group.root: group.obstacle for group in Graph(model, images) if group.obstacle not in ("", OUTPUTS)}
-    for name, parameter in model.named_parameters():
-        parameter.requires_grad_(name not in frozen)
     changed = {name: (shapes[name], now) for name, now in _shapes(model).items() if now != shapes[name]}
     return Compacted(changed, obstacles, difference)
 
@@ -55,7 +58,7 @@ def _difference(before: Tensor, after: Tensor) -> float:
     if before.shape != after.shape:
         raise UserError(f"the compact network has other outputs ({tuple(after.shape[1:])}): it cannot be made compact")
     difference = float((after - before).abs().max())
-    if not difference <= TOLERANCE * max(1.0, float(before.abs().max())):
+    if not difference <= TOLERANCE * float(before.abs().max()):
         raise UserError(f"the compact network differs by {difference:.2e} in an output: it cannot be made compact")
     return difference
 

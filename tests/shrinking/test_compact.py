@@ -112,6 +112,8 @@ class Normalised(nn.Module):
 def test_a_network_that_would_compute_something_else_is_refused() -> None:
     model = Normalised().eval()
     model.second.weight.data[:, 1] = 0
+    model.second.weight.data *= 1e-3  # Small outputs, too.
+    model.second.bias.data.zero_()
     with pytest.raises(UserError, match=r"^the compact network differs by .* in an output: it cannot be made compact$"):
         compact(model, (2, 1, 1))
 
@@ -163,8 +165,12 @@ def test_networks_of_torchvision_compute_the_same(name: str, size: int, least: f
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "size"), [("swin_t", 64), ("shufflenet_v2_x0_5", 64)])
 def test_networks_that_cannot_be_followed(name: str, size: int) -> None:
+    model = damaged(name, size).requires_grad_(False)
+    before = copy.deepcopy(model.state_dict())
     with pytest.raises(UserError, match=r"^torch-pruning cannot follow the network \(.*\); it cannot be made compact$"):
-        compact(damaged(name, size), (3, size, size))
+        compact(model, (3, size, size))
+    assert not any(parameter.requires_grad for parameter in model.parameters())
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
 
 
 def test_without_the_library(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -91,7 +91,8 @@ def take_network(path: Path, *, ema: bool = False) -> ExportedNetwork:
 def made_compact(network: ExportedNetwork, file_format: str) -> ExportedNetwork:
     """Return the network without the channels that do nothing. Its state_dict has smaller tensors, maybe more biases.
 
-    Raises UserError for the format csr, and for a network of which nothing can be taken out.
+    Raises UserError for the format csr, and for a network that cannot be made compact. One without such channels stays
+    as it is.
     """
     if file_format == "csr":
         raise UserError("--compact: the format csr keeps every channel; use compact, onnx, safetensors or torch")
