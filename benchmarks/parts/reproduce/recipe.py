@@ -70,7 +70,7 @@ class Recipe:
     page: str = "reproduce"
     """Template of the page."""
     costs: bool = False
-    """Whether the page has what each of the parts takes: FLOPs, seconds, memory."""
+    """Whether the page has what each of the parts takes: FLOPs, weights, memory."""
     told: str = ""
     """Sentences for the page: what the table tells."""
 

@@ -10,7 +10,6 @@ from benchmarks.parts.reproduce.table import described
 
 BASE = "base"
 """Part that the others are compared with, where there is one."""
-DENSE = "dense"
 
 
 def rows(runs: Sequence[Result], titles: Mapping[str, str]) -> list[Result]:
@@ -28,13 +27,9 @@ def rows(runs: Sequence[Result], titles: Mapping[str, str]) -> list[Result]:
 def costs(runs: Sequence[Result], titles: Mapping[str, str]) -> list[Result]:
     """Return a table a sparsity: rows of accuracy and of what it took, the best first. The dense network is in each.
 
-    FLOPs are multiples of the dense network's. Seconds and memory are medians over the seeds; seconds are multiples of
-    the dense network's, too.
+    FLOPs are multiples of the dense network's, means over the seeds. Memory, in MiB, and weights are medians.
     """
-    rows = [{**row, **_costs(runs, row)} for row in described(runs)]
-    dense = next((row["seconds"] for row in rows if row["method"] == DENSE), None)
-    for row in rows:
-        row |= {"title": titles[row["method"]], "of_dense": dense and row["seconds"] / dense}
+    rows = [{**row, **_costs(runs, row), "title": titles[row["method"]]} for row in described(runs)]
     return [
         {
             "sparsity": sparsity,
@@ -50,7 +45,6 @@ def _costs(runs: Sequence[Result], row: Result) -> Result:
     return {
         "inference": statistics.mean(run["flops"]["inference"] for run in members),
         "training": statistics.mean(run["flops"]["training"] for run in members),
-        "seconds": statistics.median(run["seconds"] for run in members),
         "memory": statistics.median(run["peak_memory"] / 2**20 for run in members),
         "weights": statistics.median(run["active_weights"] for run in members),
     }
