@@ -19,6 +19,7 @@ for _name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"):
 MODULES = (
     "dynsparse.cli.main",
     "dynsparse.cli.train",
+    "dynsparse.training.callbacks.tensorboard",
     "dynsparse.tools.export.csr",
     "dynsparse.tools.export.safetensors_file",
     "dynsparse.tools.export.torch_file",
@@ -37,10 +38,15 @@ MODULES = (
     "pipelines.tools.scan_parquet",
     "matplotlib.figure",
     "matplotlib.style",
+    "nvidia.dali._debug_mode",
     "nvidia.dali.fn",
     "tensorboard.summary",
     "scipy.io",
+    "sklearn.datasets.data",
+    "sklearn.model_selection",
     "torch._dynamo",
+    "torch.profiler._cupti_monitor",
+    "torch.utils.serialization.config",
     "torch.utils.tensorboard",
 )
 
