@@ -167,7 +167,7 @@ def write(data: str, folder: Path, kept_in: Path | None) -> list[Path]:
         return []
     folder.mkdir(parents=True, exist_ok=True)
     if (recipe := RECIPES[data]).parts:
-        return _parts_page(content, recipe, folder / f"{data}.md")
+        return _parts_page(content, recipe, folder / f"{data}.md", kept_in)
     page, accuracy, layers = (folder / f"{data}{end}" for end in (".md", "_accuracy.svg", "_layers.svg"))
     content["beside"] = beside(content, kept_in)
     moves = any("densities" in run for run in content["runs"] if run["method"] == "dsr")
@@ -180,16 +180,23 @@ def write(data: str, folder: Path, kept_in: Path | None) -> list[Path]:
     return [page, accuracy, *([layers] if moves else [])]
 
 
-def _parts_page(content: Result, recipe: Recipe, page: Path) -> list[Path]:
+def _parts_page(content: Result, recipe: Recipe, page: Path, kept_in: Path | None) -> list[Path]:
     """Write the page of a table whose rows are parts or settings of methods. Returns the files."""
     rows = rows_of_parts(content["runs"], recipe.titles)
     tables = costs(content["runs"], recipe.titles) if recipe.costs else []
     more = {"table": rows, "tables": tables, "sparsities": sparsities_of(content["runs"])}
+    more["seconds"] = _seconds(recipe, kept_in)
     page.write_text(filled(recipe.page, content, facts(content), **more) + "\n")
     if not tables:
         return [page]
     plots.costs(tables, plot := page.with_name(f"{content['data']}_costs.svg"))
     return [page, plot]
+
+
+def _seconds(recipe: Recipe, kept_in: Path | None) -> dict[str, float]:
+    """Return the time that all steps of a run take by each of the parts, of the dense ones; {} where not measured."""
+    measured = bool(recipe.seconds) and record.path_of(recipe.seconds, kept_in).exists()
+    return record.kept(recipe.seconds, kept_in)["whole_run_to_dense"] if measured else {}
 
 
 def facts(content: Result) -> Result:

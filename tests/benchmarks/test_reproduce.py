@@ -312,6 +312,12 @@ def test_costs_are_beside_the_accuracy_and_the_best_row_is_first(tmp_path: Path)
     figures = [float(row[1].split(" ")[0]) for row in rows[1 : 1 + len(recipe.parts)]]
     assert figures == sorted(figures, reverse=True)
 
+    seconds = {"whole_run_to_dense": dict.fromkeys(recipe.parts, 1.25)}
+    (tmp_path / "method_seconds.json").write_text(json.dumps(seconds))
+    write("methods", tmp_path, tmp_path)
+    rows = [line.split(" | ") for line in page.read_text().splitlines() if line.startswith("| ")]
+    assert [row[-1] for row in rows[:3]] == ["time |", "--- |", "1.25 |"]
+
 
 def test_a_teacher_is_the_dense_network_of_its_seed(tmp_path: Path) -> None:
     table, job = Table("parts", tmp_path), Job("teacher", 0.9, 1)

@@ -71,6 +71,8 @@ class Recipe:
     """Template of the page."""
     costs: bool = False
     """Whether the page has what each of the parts takes: FLOPs, weights, memory."""
+    seconds: str = ""
+    """JSON with the seconds of each of the parts, side by side, which the page shows too."""
     told: str = ""
     """Sentences for the page: what the table tells."""
 

@@ -25,7 +25,7 @@ def _softened(sparsities: tuple[float, ...]) -> dict[float, Config]:
     }
 
 
-def _methods(sparsities: tuple[float, ...], period: int, epochs: int) -> dict[str, Part]:
+def rows(sparsities: tuple[float, ...], period: int, epochs: int) -> dict[str, Part]:
     """Return the rows, for a run of so many epochs with an event each `period` steps."""
     stop = epochs * 3 // 4
     phase = max(1, epochs // 10)
@@ -102,6 +102,7 @@ METHODS_MNIST = Recipe(
     sparsities=MNIST_SPARSITIES,
     page="reproduce-methods",
     costs=True,
+    seconds="method_seconds",
     told=(
         "This is of one seed in most rows: rows a few tenths apart are not told from each other. GraNet, AC/DC "
         "and GMP by one threshold, which begin dense or half dense, come first at every sparsity, for three to "
@@ -113,7 +114,7 @@ METHODS_MNIST = Recipe(
         "weight (seed 0), SET with 4 and 1. The reason is not known; [RigL's rules](rigl_rules.md) has that for "
         "uniform densities. SRigL, whose neurons have equal numbers of weights or none, does not fall."
     ),
-    parts=_methods(MNIST_SPARSITIES, period=100, epochs=MNIST_EPOCHS),
+    parts=rows(MNIST_SPARSITIES, period=100, epochs=MNIST_EPOCHS),
 )
 METHODS_MNIST.seeds.update(dict.fromkeys(METHODS_MNIST.parts, 3))
 
@@ -143,7 +144,7 @@ N_OF_M = Part(
         0.95: _method("nm", {"conv": 0.9375, "structure": "1:16"}, period=1, stop_epoch=8),
     },
 )
-_IMAGES = _methods(IMAGES_SPARSITIES, period=50, epochs=IMAGES_EPOCHS)
+_IMAGES = rows(IMAGES_SPARSITIES, period=50, epochs=IMAGES_EPOCHS)
 METHODS_IMAGES = Recipe(
     title="The methods side by side, on photographs",
     about=(
