@@ -63,7 +63,7 @@ def made_up_batch(images: int, size: int, classes: int, device: torch.device) ->
 def settled(config: RunConfig, network: Network, data: Data, worker: Worker | None = None, **options: Any) -> Trainer:
     """Return a trainer at its first step, as `fit` gets there."""
     trainer = Trainer(config, network, data, worker or Worker(), **options)
-    trainer._settle()
+    trainer.settle()
     network.initial_weights = {}
     return trainer
 

@@ -13,6 +13,7 @@ from dynsparse import torchrun
 from dynsparse.cli.actions.base import Action
 from dynsparse.cli.actions.dry_run import DryRun
 from dynsparse.cli.actions.evaluation import Evaluation
+from dynsparse.cli.actions.one_of_many import OneOfMany
 from dynsparse.cli.actions.preview import Preview
 from dynsparse.cli.actions.rehearsal import Rehearsal
 from dynsparse.cli.actions.training import Training
@@ -45,12 +46,14 @@ def _action(asked: argparse.Namespace, config: RunConfig, resume: str | None) ->
         return DryRun(config)
     if asked.preview:
         return Preview(config, asked.preview, resume)
+    if asked.rehearse:
+        return OneOfMany(config, *asked.rehearse)
     return Training(config, resume, asked.overwrite)
 
 
 def load_config(asked: argparse.Namespace, resume: Resume) -> RunConfig:
     """Load the config from --config, else from the checkpoint to resume or evaluate, else from the paper's flags."""
-    for option in ("--overwrite", "--evaluate"):
+    for option in ("--overwrite", "--evaluate", "--rehearse"):
         if resume.go_on is not None and getattr(asked, option[2:]):
             raise UserError(f"argument {option}: not allowed with argument --resume; see {asked.program} --help")
     if asked.confusion is not None and asked.evaluate is None:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import re
 from collections.abc import Sequence
 
 from dynsparse.cli import help_pages
 from dynsparse.cli.paper.flags import add_flags
 from pipelines.common.command_line import Parser, at_least_1
 from pipelines.common.paths import argument
+
+MOST_WORKERS = 4096
+"""Workers of which one can be rehearsed."""
 
 
 def parse(words: Sequence[str], program: str) -> argparse.Namespace:
@@ -17,6 +21,17 @@ def parse(words: Sequence[str], program: str) -> argparse.Namespace:
     `program` is how the user has called it, such as "dynsparse train".
     """
     return _parser(program).parse_intermixed_args(list(words))
+
+
+def _one_of_many(text: str) -> tuple[int, int]:
+    """Return rank and number of workers, as a type for argparse."""
+    rank, _, world_size = text.rpartition("/")
+    numbers = (rank or "0", world_size)
+    if not all(re.fullmatch(r"[0-9]{1,4}", number) for number in numbers) or not 0 <= int(rank or 0) < int(world_size):
+        raise argparse.ArgumentTypeError(f"is '{text}'; it must be WORLD or RANK/WORLD, such as 1024 or 3/1024")
+    if not 2 <= int(world_size) <= MOST_WORKERS:
+        raise argparse.ArgumentTypeError(f"is '{text}'; WORLD must be 2 to {MOST_WORKERS:,}")
+    return int(numbers[0]), int(numbers[1])
 
 
 def _parser(program: str) -> argparse.ArgumentParser:
@@ -54,6 +69,12 @@ def _parser(program: str) -> argparse.ArgumentParser:
         metavar="N",
         type=at_least_1,
         help="write a picture of N training samples with their labels, and end",
+    )
+    one.add_argument(
+        "--rehearse",
+        metavar="[RANK/]WORLD",
+        type=_one_of_many,
+        help="go through the first steps as one of WORLD workers, alone: print what it holds, gets and sends, and end",
     )
     help_pages.add_schema_option(one)
     parser.add_argument(

@@ -187,6 +187,13 @@ class SparseLayer:
             self._positions[strides] = self._offsets(self.active, strides)
         return self._positions[strides]
 
+    @property
+    def held_bytes(self) -> int:
+        """Bytes of all that is kept to know the mask: its index, its places in memory, its flags."""
+        kept = [self._active, self._inactive, *self._positions.values()]
+        distinct = {id(one): one.numel() * one.element_size() for one in kept if one is not None}
+        return sum(distinct.values())
+
     def _offsets(self, units: Tensor, strides: Sequence[int]) -> Tensor:
         """Places of all weights of `units` (int64 [k]) in memory with these strides: int64 [k x unit size].
 

@@ -141,13 +141,47 @@ class Trainer:
         evaluator = Evaluator(self.engine, self.ema, self.data, self.stop_requested)
         return evaluator.evaluate(tally)
 
+    def settle(self) -> None:
+        """Settle the engine, with everything as before after it (`Engine.settle`)."""
+        kept = self.run.of_this_rank()
+        coming = range(self.progress.step + 1, self.progress.step + 11)
+        self.engine.settle(
+            epoch=self.progress.epoch if self.resumed else self.config.train.start_epoch,
+            gradients_before=self.run.gradients_before,
+            always_whole=all(self.sparse.wants_whole_gradients_in(step) for step in coming),
+        )
+        self.progress.gradients = self.engine.parallel.gradients
+        self.run.load_of_this_rank(kept)
+
+    def steps(self) -> Iterator[Sequence[Batch]]:
+        """Micro-batches of each remaining step. Saves after a step where that is due.
+
+        One exchange of flags a step (`sync.any_of`) ends the epoch on every rank, or stops all before the step:
+        where a rank's data fail, the others have theirs already.
+        """
+        steps = self.data.train.epoch()
+        while True:
+            micro_batches, failure = _next(steps)
+            stop, failed, time_to_save = sync.any_of(
+                self.stop_requested(), failure is not None, self.saving.timer.is_due()
+            )
+            if failed:
+                raise RunError(*sync.all_said(failure))
+            if stop:
+                raise StopRequested
+            if micro_batches is None:
+                return
+            yield micro_batches
+            if self.saving.is_due(by_clock=time_to_save):
+                self.saving.save()
+
     # Parts of a run.
 
     def _start(self) -> None:
         """Get ready for the first step. UserError leaves nothing behind that a run could be resumed from."""
         require_samples_for_norm(self.model, self.config, self.worker.world_size)
         self.reporter.session_begins()
-        self._settle()
+        self.settle()
         if not self.resumed:
             self._begin()
         self.saving.start(resumed=self.resumed)
@@ -169,7 +203,7 @@ class Trainer:
         """Make the remaining steps of the epoch."""
         self.reporter.epoch_begins()
         global_batch = self.config.train.batch_at(self.progress.epoch)
-        for micro_batches in self._steps():
+        for micro_batches in self.steps():
             self._show(micro_batches)
             loss = self.train_step(micro_batches)
             self.reporter.step_done(global_batch, self.engine.parallel.take_bytes_sent())
@@ -177,28 +211,6 @@ class Trainer:
                 self.observers.on_step(self.reporter.step_report(loss))
                 self.saving.retry()
         self.reporter.epoch_trained()
-
-    def _steps(self) -> Iterator[Sequence[Batch]]:
-        """Micro-batches of each remaining step. Saves after a step where that is due.
-
-        One exchange of flags a step (`sync.any_of`) ends the epoch on every rank, or stops all before the step:
-        where a rank's data fail, the others have theirs already.
-        """
-        steps = self.data.train.epoch()
-        while True:
-            micro_batches, failure = _next(steps)
-            stop, failed, time_to_save = sync.any_of(
-                self.stop_requested(), failure is not None, self.saving.timer.is_due()
-            )
-            if failed:
-                raise RunError(*sync.all_said(failure))
-            if stop:
-                raise StopRequested
-            if micro_batches is None:
-                return
-            yield micro_batches
-            if self.saving.is_due(by_clock=time_to_save):
-                self.saving.save()
 
     def _finish_epoch(self) -> None:
         """Verify, evaluate, report, save."""
@@ -256,18 +268,6 @@ class Trainer:
         first = self.config.train.start_epoch
         self.progress.epoch, self.progress.step = first, self.data.train.epochs.before(first)
         self.data.train.seek(first, 0)
-
-    def _settle(self) -> None:
-        """Settle the engine, with everything as before after it (`Engine.settle`)."""
-        kept = self.run.of_this_rank()
-        coming = range(self.progress.step + 1, self.progress.step + 11)
-        self.engine.settle(
-            epoch=self.progress.epoch if self.resumed else self.config.train.start_epoch,
-            gradients_before=self.run.gradients_before,
-            always_whole=all(self.sparse.wants_whole_gradients_in(step) for step in coming),
-        )
-        self.progress.gradients = self.engine.parallel.gradients
-        self.run.load_of_this_rank(kept)
 
     def _show(self, micro_batches: Sequence[Batch]) -> None:
         """Give the observers a look at the first batch of a run."""
