@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import socket
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -20,6 +21,8 @@ from torch.distributed import FileStore, PrefixStore, Store, TCPStore  # type: i
 from dynsparse.errors import UserError
 
 Backend = Literal["auto", "nccl", "gloo"]
+VISIBLE = "CUDA_VISIBLE_DEVICES"
+"""Variable that says which GPUs of a machine a process sees."""
 
 
 @dataclass(frozen=True)
@@ -52,11 +55,14 @@ class Worker:
         return self.rank == 0
 
     def backend(self, asked: Backend) -> Literal["nccl", "gloo"]:
-        """Return the backend for gradients: NCCL or gloo. Raises UserError if there are fewer GPUs than workers."""
+        """Return the backend for gradients: NCCL or gloo. Raises UserError if there are fewer GPUs than workers.
+
+        One GPU may be all that this worker sees, as with `srun --gpus-per-task=1`: see `require_own_gpus`.
+        """
         gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
         if asked == "gloo" or (asked == "auto" and gpus == 0):
             return "gloo"
-        if gpus < self.local_world_size:
+        if gpus < self.local_world_size and not (gpus == 1 and VISIBLE in os.environ):
             raise UserError(
                 f"{self.local_world_size} workers on a machine with {gpus} GPUs; each needs its own: "
                 f"start {max(1, gpus)}, or set distributed.backend=gloo to train on the CPU"
@@ -66,7 +72,7 @@ class Worker:
     def device(self, asked: Backend) -> torch.device:
         """Return the worker's GPU with NCCL, else the CPU."""
         if self.backend(asked) == "nccl":
-            return torch.device("cuda", self.local_rank)
+            return torch.device("cuda", self.local_rank if torch.cuda.device_count() > 1 else 0)
         return torch.device("cpu")
 
 
@@ -90,8 +96,28 @@ def process_group(worker: Worker, backend: Backend, timeout: timedelta) -> Itera
         rank=worker.rank,
         world_size=worker.world_size,
     )
+    if device.type == "cuda":
+        require_own_gpus(device)
     yield
     dist.destroy_process_group()
+
+
+def require_own_gpus(device: torch.device) -> None:
+    """Raise UserError on all workers where two of them have the same GPU. All workers call it.
+
+    Where each worker sees one GPU alone, all of them call theirs number 0: only its own identifier tells them apart. A
+    part of a GPU (MIG) has one of its own.
+    """
+    mine = (str(torch.cuda.get_device_properties(device).uuid), socket.gethostname())
+    found = [mine] * dist.get_world_size()
+    dist.all_gather_object(found, mine)
+    owners: dict[str, int] = {}
+    for rank, (gpu, host) in enumerate(found):
+        if (owner := owners.setdefault(gpu, rank)) != rank:
+            raise UserError(
+                f"workers {owner} and {rank} have the same GPU of {host} ({gpu}); each needs its own: give each worker "
+                f"another {VISIBLE}, start fewer, or set distributed.backend=gloo to train on the CPU"
+            )
 
 
 def _meet(worker: Worker, timeout: timedelta) -> Store | None:

@@ -1,17 +1,22 @@
 from __future__ import annotations
 
+import socket
 import subprocess
 import sys
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from pathlib import Path
+from types import SimpleNamespace
+from unittest.mock import patch
 
 import pytest
 import torch
 from torch.distributed import FileStore, Store, TCPStore
 
 from dynsparse.errors import UserError
-from dynsparse.runtime import Worker, _meet, lost_peer
+from dynsparse.runtime import Worker, _meet, lost_peer, require_own_gpus
+from tests.ranks import run_distributed
 from tests.training.runs import ROOT
 
 
@@ -51,8 +56,38 @@ def test_backend(gpus: int, workers: int, asked: str, expected: str, monkeypatch
 def test_more_workers_than_gpus_is_refused(gpus: int, asked: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: gpus > 0)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     with pytest.raises(UserError, match=rf"2 workers on a machine with {gpus} GPUs; each needs its own: start 1, or"):
         Worker(0, 2, 0, 2).backend(asked)  # type: ignore[arg-type]
+
+
+def test_each_worker_may_see_one_gpu_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As `srun --gpus-per-task=1` has it: the GPU of each is its number 0."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3")
+    worker = Worker(3, 4, 3, 4, under_torchrun=True)
+    assert worker.backend("auto") == worker.backend("nccl") == "nccl"
+    assert worker.device("auto") == torch.device("cuda:0")
+
+
+def gpus_seen(worker: Worker, gpus: Sequence[str]) -> str:
+    with patch("torch.cuda.get_device_properties", lambda device: SimpleNamespace(uuid=gpus[worker.rank])):
+        try:
+            require_own_gpus(torch.device("cuda:0"))
+        except UserError as error:
+            return str(error)
+    return ""
+
+
+def test_workers_with_the_same_gpu_are_refused_on_all_of_them() -> None:
+    assert run_distributed(gpus_seen, 3, ["a", "b", "c"]) == ["", "", ""]
+    refusals = run_distributed(gpus_seen, 3, ["a", "b", "a"])
+    assert len(set(refusals)) == 1
+    assert refusals[0] == (
+        f"workers 0 and 2 have the same GPU of {socket.gethostname()} (a); each needs its own: give each worker "
+        "another CUDA_VISIBLE_DEVICES, start fewer, or set distributed.backend=gloo to train on the CPU"
+    )
 
 
 def test_a_reader_that_has_seen_enough_is_no_error() -> None:
