@@ -62,7 +62,7 @@ def test_more_workers_than_gpus_is_refused(gpus: int, asked: str, monkeypatch: p
 
 
 def test_each_worker_may_see_one_gpu_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As `srun --gpus-per-task=1` has it: the GPU of each is its number 0."""
+    """Stand for a worker of `srun --gpus-per-task=1`, to which its GPU is number 0."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3")
