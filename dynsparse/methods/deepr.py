@@ -16,7 +16,7 @@ from dynsparse.masks.selection import Cut, cuts_below
 from dynsparse.methods.clock import Clock
 from dynsparse.methods.dynamic import Dynamic, DynamicSettings
 from dynsparse.schedules import NotNegative, Period, StepTable
-from dynsparse.seeds import random_bits, seed_for
+from dynsparse.seeds import random_bits, random_normal, seed_for
 
 
 class DeepRSettings(DynamicSettings):
@@ -41,8 +41,9 @@ class DeepR(Dynamic):
     its weights have crossed from the sign that they were born with. As many units grow in the same layer, at 0 and with
     random signs.
 
-    Departures: eta is a setting of its own, not the learning rate, as in the paper's code. After `stop_epoch` weights
-    may change sign, and there is no more noise.
+    Departures: eta is a setting of its own, not the learning rate, as in the paper's code. Noise is the sum of twelve
+    uniform numbers, nearly normal and the same on every device (`random_normal`). After `stop_epoch` weights may change
+    sign, and there is no more noise.
     """
 
     settings: DeepRSettings
@@ -65,8 +66,7 @@ class DeepR(Dynamic):
             if not layer.weight.requires_grad:  # Frozen after the start: it stays as it is.
                 continue
             values = layer.gather(layer.weight)
-            generator = torch.Generator(values.device).manual_seed(seed_for(seed, "noise", clock.step, layer.name))
-            noise = torch.randn(values.shape, generator=generator, device=values.device)
+            noise = random_normal(seed_for(seed, "noise", clock.step, layer.name), _weights(layer, layer.active))
             layer.scatter_(layer.weight, values.add_(noise, alpha=std))
 
     def born_negative(self, layer: SparseLayer) -> Tensor:
