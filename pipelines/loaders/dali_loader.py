@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 from nvidia.dali import Pipeline, fn, pipeline_def, types
+from nvidia.dali import __cuda_version__ as BUILT_FOR  # noqa: N812
 
 from pipelines.base import Batch
 from pipelines.images.encoded import Bytes, most_bytes
@@ -22,6 +23,7 @@ from pipelines.images.headers import Header, checked
 from pipelines.images.reference import decoded
 from pipelines.loaders import dali_views
 from pipelines.loaders.base import BadSamples, Feed, Loader, Stream, no_memory
+from pipelines.loaders.dali_gpu import require_served
 from pipelines.loaders.dali_images import given, is_large, size_of
 from pipelines.loaders.dali_probe import Probe, to_torch
 from pipelines.loaders.dali_views import Normaliser, made, on_gpu
@@ -44,6 +46,10 @@ class DaliLoader(Loader):
     """Names of good samples that DALI cannot decode."""
     large: Lock = field(default_factory=Lock, compare=False)
     """Lock that is held while a large image is made: there is memory for one."""
+
+    def __post_init__(self) -> None:
+        if self.device_id is not None:
+            require_served(self.device_id, BUILT_FOR)
 
     def feed(self, recipe: Recipe, stream: Stream, batch: int) -> Feed:
         return DaliFeed(self, recipe, stream, batch)
