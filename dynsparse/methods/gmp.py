@@ -32,7 +32,7 @@ class Gmp(Scoped):
     The sparsity follows s_t = s_f + (s_i - s_f) (1 - (t - t_0) / (n dt))^3 (eq. 1). At each prune the smallest
     |weights| go, in each layer or by one threshold over all of them.
 
-    Departures: masks are final, where the original may let a pruned weight return, for it keeps updating it. With
+    In the original, too, a pruned weight gets no update. Departures: its value is lost here, and it never returns. With
     `alternating` as the density, what grows begins at 0.
     """
 

@@ -38,7 +38,12 @@ class Rigl(Scoped):
     weights counts with their mean. With `sparsity.allocation: erk` it is the paper's RigL-ERK.
     With the scope `global` one threshold over all layers says what falls, and one what grows.
 
-    Departure: a unit that is dropped in an event does not grow in the same event.
+    Departures: a unit that is dropped in an event does not grow in the same event. The step with an event is made as
+    well; in the paper the event takes its place. Uniform densities concern all sparse layers; the paper keeps the first
+    layer dense then: exclude it.
+
+    At 99 % neurons behind a norm may take all growth, as their gradients are divided by a standard deviation near 0
+    (docs/results/rigl_neurons.md).
     """
 
     settings: RiglSettings

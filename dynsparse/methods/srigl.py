@@ -39,9 +39,12 @@ class Srigl(Rigl):
     its weights go to the others: k' = weights / neurons left. The K smallest go, and each neuron grows its largest
     |gradients| until it has k'. The last layer keeps its neurons, as in the authors' code.
 
+    The default of 0.3 is that of the authors' command for ImageNet; Vision Transformers need a higher one.
+
     Departures: k' is rounded down, so that a layer may lose less than a weight a neuron with each ablation. A neuron
-    that is out stays out. What is dropped in an event does not grow in it; so fewer than K move where a neuron has
-    little room.
+    that is out stays out; in the authors' code its gradients may bring it back. There the K largest gradients are of
+    all weights, active ones included. What is dropped in an event does not grow in it; so fewer than K move where a
+    neuron has little room.
     """
 
     settings: SriglSettings
