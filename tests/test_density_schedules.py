@@ -51,7 +51,7 @@ def test_phases_are_those_of_the_authors_on_imagenet() -> None:
 
 @given(lengths=st.lists(st.integers(1, 6), min_size=3, max_size=3), last=st.integers(1, 40))
 def test_the_epoch_before_the_last_sparse_phase_is_dense(lengths: list[int], last: int) -> None:
-    warmup, sparse, dense = lengths
+    warmup, sparse, dense = min(lengths[0], last), *lengths[1:]
     course = AlternatingDensity(
         name="alternating", warmup_epochs=warmup, sparse_epochs=sparse, dense_epochs=dense, last_sparse_epoch=last
     )
@@ -96,6 +96,10 @@ def test_a_gradual_course_goes_one_way_from_0_to_1(kind: Any, ends: list[float],
         ({"name": "cubic", "begin": 0.8, "end": 0.8}, "begin is 0.8 and end is 0.8; the density changes in between"),
         ({"name": "cubic", "start": 1.0}, "less than 1"),
         ({"name": "alternating", "sparse_epochs": 0}, "greater than or equal to 1"),
+        (
+            {"name": "alternating", "last_sparse_epoch": 9},
+            "warmup_epochs is 10 and last_sparse_epoch is 9: the network would be sparse before its dense warm-up",
+        ),
         ({"name": "steps", "at": []}, "at least 1 item"),
         ({"name": "steps", "at": [0.5, 0.5]}, r"\[0.5, 0.5\] does not rise; give fractions of the run"),
         ({"name": "steps", "at": [0.0, 0.5]}, "greater than 0"),

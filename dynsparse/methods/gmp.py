@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
+from pydantic import model_validator
 from torch import Tensor
 
+from dynsparse.errors import UserError
+from dynsparse.masks import LayerSpec
 from dynsparse.masks.selection import NO_CUT, Cut
 from dynsparse.methods.clock import Clock
-from dynsparse.methods.dynamic import Scoped, ScopedSettings
+from dynsparse.methods.dynamic import Scoped, ScopedSettings, is_set
 from dynsparse.schedules import AnyDensity, CubicDensity, Period, StepTable
 
 
@@ -21,6 +24,20 @@ class GmpSettings(ScopedSettings):
     """Steps between prunes, by epoch."""
     density: AnyDensity = CubicDensity(name="cubic")
     """Course of the density from the first step to the config's `sparsity`."""
+
+    @model_validator(mode="after")
+    def _options_have_an_effect(self) -> GmpSettings:
+        if is_set(self, "stop_epoch"):
+            raise ValueError(
+                f"stop_epoch is {self.stop_epoch}, and has no effect: no weights are exchanged, and density says when "
+                f"pruning ends: leave it out"
+            )
+        if self.density.by_epochs and is_set(self, "period"):
+            raise ValueError(
+                f"period has no effect with density {self.density.name}, which changes at the end of epochs: leave it "
+                f"out"
+            )
+        return self
 
     def build(self) -> Gmp:
         return Gmp(self)
@@ -37,6 +54,15 @@ class Gmp(Scoped):
     """
 
     settings: GmpSettings
+
+    def check(self, layers: Sequence[LayerSpec], active_units: Mapping[str, int]) -> None:
+        super().check(layers, active_units)
+        grows = self.settings.density.by_epochs or any(last > first for first, last in self._way(layers))
+        if is_set(self.settings, "new_weights") and not grows:
+            raise UserError(
+                f"method.new_weights is {self.settings.new_weights}, and no weight grows, as the density only falls: "
+                f"leave it out"
+            )
 
     def moves(self, clock: Clock) -> bool:
         """Whether weights move at the same density: never."""

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from dynsparse.masks import SparseLayer
 from dynsparse.masks.selection import Cut
-from dynsparse.methods.base import Share, SomeShare
+from dynsparse.methods.base import SomeShare
 from dynsparse.methods.clock import Clock
 from dynsparse.methods.dynamic import Scoped, ScopedSettings
 from dynsparse.schedules import Period, StepTable, cosine
@@ -23,7 +23,7 @@ class RiglSettings(ScopedSettings):
     """Steps between reallocations, by epoch."""
     fraction: SomeShare = 0.3
     """Fraction of each layer's active units to move at the start. It falls to 0 along a cosine."""
-    until: Share = 0.75
+    until: SomeShare = 0.75
     """Fraction of training in which weights move."""
 
     def build(self) -> Rigl:

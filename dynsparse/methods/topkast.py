@@ -10,7 +10,8 @@ from pydantic import Field
 from dynsparse.errors import UserError
 from dynsparse.masks import LayerSpec, SparseLayer
 from dynsparse.methods.base import SomeShare
-from dynsparse.methods.reserved import Reserved, ReservedSettings, is_set
+from dynsparse.methods.dynamic import is_set
+from dynsparse.methods.reserved import Reserved, ReservedSettings
 from dynsparse.schedules import Period, StepTable
 
 

@@ -154,6 +154,15 @@ class AlternatingDensity(DensitySchedule):
     last_sparse_epoch: Count = 85
     """Epoch, counted from 0, from which on the network stays sparse."""
 
+    @model_validator(mode="after")
+    def _warms_up_before_the_end(self) -> AlternatingDensity:
+        if self.warmup_epochs > self.last_sparse_epoch:
+            raise ValueError(
+                f"warmup_epochs is {self.warmup_epochs} and last_sparse_epoch is {self.last_sparse_epoch}: the network "
+                f"would be sparse before its dense warm-up ends: lower warmup_epochs, or raise last_sparse_epoch"
+            )
+        return self
+
     @property
     def by_epochs(self) -> bool:
         """Return True."""
