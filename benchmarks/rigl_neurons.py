@@ -40,11 +40,12 @@ MOST = 5
 TOLD = (
     "With the division undone in the scores for growth, and nowhere else, RigL is no worse than SET. Few neurons "
     "still take most of the growth, for gradients by magnitude do choose; but none of them is empty, and what "
-    "they have is used. A neuron of which no weight of the next layer takes anything has no gradient at all, so "
-    "that it never grows again. RigL's paper uses that. On MNIST, without BatchNorm, it starts with 99 % "
-    "and 89 % zeros in the first two layers and a dense last one, and keeps 100 of 300 and 69 of 100 neurons "
-    "(appendix B, Table 2). SRigL's authors find the same above 90 %, and hold it for useful. What is lost here "
-    "is lost to the norm, at a sparsity where a neuron of the first layer has six inputs on average. Remedies: "
+    "they have is used. Without BatchNorm more neurons end empty, and little is lost by that: a neuron of which "
+    "no weight of the next layer takes anything has no gradient at all, and never grows again, while the others "
+    "share its weights. RigL's paper uses that. On MNIST, without BatchNorm, it starts with 99 % and 89 % zeros "
+    "in the first two layers and a dense last one, and keeps 100 of 300 and 69 of 100 neurons (appendix B, Table "
+    "2). SRigL's authors find the same above 90 %, and hold it for useful. What is lost here is lost to the "
+    "norm, at a sparsity where a neuron of the first layer has six inputs on average. Remedies: "
     "`sparsity.structure: fan_in`, as in SRigL, where each neuron grows as many; SET or MEST, which grow at "
     "random; or the scores of this script in a method of your own."
 )
