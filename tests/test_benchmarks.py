@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -11,7 +12,7 @@ from typing import Any
 import pytest
 
 from benchmarks import __main__ as every
-from benchmarks import allreduce, fine_tuning, hostile_configs, hostile_shards, passes, rigl_rules, soak
+from benchmarks import allreduce, fine_tuning, hostile_configs, hostile_shards, passes, rigl_neurons, rigl_rules, soak
 from benchmarks.harness import record
 from tests.hosts import why_not
 from tests.pipelines.pictures import picture
@@ -55,6 +56,7 @@ def test_every_benchmark_is_run_or_looked_at() -> None:
         "parquet_reading",
         "pixel_operations",
         "reproduce",
+        "rigl_neurons",
         "rigl_rules",
         "soak",
         *attacks,
@@ -182,3 +184,22 @@ def test_rigl_rules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for [found] in content["runs"].values():
         assert 0 <= found["accuracy"] <= 100
         assert sum(found["weights_of_classes"]) == 2, "1 % of 200"
+
+
+def test_rigl_neurons(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two ways on the digits; the second run keeps the first one's figures."""
+    monkeypatch.setattr(rigl_neurons, "WAYS", {name: _soon(way) for name, way in rigl_neurons.WAYS.items()})
+    run(rigl_neurons, monkeypatch, "--tiny", "--output", str(tmp_path), "--only", "rigl", "undone")
+    run(rigl_neurons, monkeypatch, "--tiny", "--output", str(tmp_path), "--only", "static")
+    ways = json.loads((tmp_path / "rigl_neurons.json").read_text())["ways"]
+    assert list(ways) == ["rigl", "undone", "static"] and not ways["static"]["events"]
+    assert ways["rigl"]["events"][0]["layers"][0]["grown"]
+    for event in ways["rigl"]["events"] + ways["undone"]["events"]:
+        assert all(0 <= layer["part_of_most"] <= 1 >= layer["part_of_empty"] for layer in event["layers"])
+        assert all((layer["grown"] > 0) == (layer["neurons_that_grew"] > 0) for layer in event["layers"])
+
+
+def _soon(way: rigl_neurons.Way) -> rigl_neurons.Way:
+    """Return a way with an event every two steps, as the digits have few."""
+    moves = way.method["name"] != "static"
+    return dataclasses.replace(way, method={**way.method, "period": 2} if moves else way.method)

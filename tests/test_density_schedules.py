@@ -31,10 +31,34 @@ def test_the_sigmoid_is_half_way_in_the_middle() -> None:
 def test_phases_in_turn() -> None:
     """The example of the docstring."""
     course = AlternatingDensity(
-        name="alternating", warmup_epochs=1, dense_epochs=1, sparse_epochs=2, last_sparse_epoch=7
+        name="alternating", warmup_epochs=1, dense_epochs=1, sparse_epochs=2, last_sparse_epoch=8
     )
-    assert [course.share(0.0, epoch) for epoch in range(10)] == [0, 1, 1, 0, 1, 1, 0, 1, 1, 1]
-    assert [course.is_final(0.0, epoch) for epoch in (6, 7, 9)] == [False, True, True]
+    assert [course.share(0.0, epoch) for epoch in range(10)] == [0, 1, 1, 0, 1, 1, 0, 0, 1, 1]
+    assert [course.is_final(0.0, epoch) for epoch in (7, 8, 9)] == [False, True, True]
+
+
+def test_phases_are_those_of_the_authors_on_imagenet() -> None:
+    """They prune at epochs 10, 20, ... 70 and 85, and restore all weights at 15, 25, ... 65 and 75.
+
+    So epochs 75 to 84 are dense, ten in place of five. The figures are those of their configs for ResNet-50.
+    """
+    pruned, restored = [*range(10, 71, 10), 85], [*range(15, 66, 10), 75]
+    course = AlternatingDensity(name="alternating")
+    sparse = [course.share(0.0, epoch) for epoch in range(100)]
+    assert [epoch for epoch in range(1, 100) if sparse[epoch] > sparse[epoch - 1]] == pruned
+    assert [epoch for epoch in range(1, 100) if sparse[epoch] < sparse[epoch - 1]] == restored
+
+
+@given(lengths=st.lists(st.integers(1, 6), min_size=3, max_size=3), last=st.integers(1, 40))
+def test_the_epoch_before_the_last_sparse_phase_is_dense(lengths: list[int], last: int) -> None:
+    warmup, sparse, dense = min(lengths[0], last), *lengths[1:]
+    course = AlternatingDensity(
+        name="alternating", warmup_epochs=warmup, sparse_epochs=sparse, dense_epochs=dense, last_sparse_epoch=last
+    )
+    shares = [course.share(0.0, epoch) for epoch in range(50)]
+    assert shares[last - 1] == 0 and set(shares[last:]) == {1}
+    lasting = "".join(str(int(one)) for one in shares[:last]).split("0")
+    assert {len(phase) for phase in lasting} <= {0, sparse}, "no phase is cut short"
 
 
 def test_steps_at_fractions_of_the_run() -> None:
@@ -72,6 +96,10 @@ def test_a_gradual_course_goes_one_way_from_0_to_1(kind: Any, ends: list[float],
         ({"name": "cubic", "begin": 0.8, "end": 0.8}, "begin is 0.8 and end is 0.8; the density changes in between"),
         ({"name": "cubic", "start": 1.0}, "less than 1"),
         ({"name": "alternating", "sparse_epochs": 0}, "greater than or equal to 1"),
+        (
+            {"name": "alternating", "last_sparse_epoch": 9},
+            "warmup_epochs is 10 and last_sparse_epoch is 9: the network would be sparse before its dense warm-up",
+        ),
         ({"name": "steps", "at": []}, "at least 1 item"),
         ({"name": "steps", "at": [0.5, 0.5]}, r"\[0.5, 0.5\] does not rise; give fractions of the run"),
         ({"name": "steps", "at": [0.0, 0.5]}, "greater than 0"),

@@ -57,15 +57,16 @@ class Chts(Dynamic):
     of the layer's bipartite network (`topology.ch2_l3n`). No gradient is read. CHTss: the density falls along a
     sigmoid, `density: {name: sigmoid, start: 0.5}`.
 
-    The equations themselves could not be read: they are taken from the authors' code. The paper's text lets delta end
-    at 0.75; its appendix and the code have 0.9.
+    The equations themselves could not be read: they are taken from the authors' code. The paper's text and the code for
+    machine translation let delta end at 0.75, which is `final_soft_drop: 3`. The paper's appendix has 0.9.
 
     Departures: scores for growth come from the links before the removal, and what falls in an event does not grow in
     it. The draw is of the links that fall, by 1 / score; the original draws those that stay. Under a density schedule
     both removals are one; the original first prunes by relative importance, then removes: set `removal`. First masks
     are not a bipartite receptive field, but as `sparsity.initial` says. Links to neurons that have none on their other
     side stay (no percolation). Heads of attention, and groups of a convolution, count as one layer. Whole filters have
-    no paths and grow at random. The fraction is constant, as for the paper's MLPs and Transformers.
+    no paths and grow at random. The fraction is constant; the authors' script for machine translation lets
+    it fall along a cosine.
 
     An event takes 4 bytes a weight, 12 with a soft draw, and 9 more a weight of the layer at work. The time is that of
     products in float64: outputs x inputs x (outputs + inputs) multiplications, twice.

@@ -71,6 +71,11 @@ class DynamicSettings(MethodSettings):
         return {kind: self.density.start if value else value for kind, value in sparsity.items()}
 
 
+def is_set(settings: DynamicSettings, name: str) -> bool:
+    """Whether an option is other than its default. A resolved config names all options, with their defaults."""
+    return bool(getattr(settings, name) != type(settings).model_fields[name].default)
+
+
 class ScopedSettings(DynamicSettings):
     """Settings of a rule that works in each layer, or by one threshold over all of them."""
 

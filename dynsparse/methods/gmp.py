@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
+from pydantic import model_validator
 from torch import Tensor
 
+from dynsparse.errors import UserError
+from dynsparse.masks import LayerSpec
 from dynsparse.masks.selection import NO_CUT, Cut
 from dynsparse.methods.clock import Clock
-from dynsparse.methods.dynamic import Scoped, ScopedSettings
+from dynsparse.methods.dynamic import Scoped, ScopedSettings, is_set
 from dynsparse.schedules import AnyDensity, CubicDensity, Period, StepTable
 
 
@@ -22,6 +25,20 @@ class GmpSettings(ScopedSettings):
     density: AnyDensity = CubicDensity(name="cubic")
     """Course of the density from the first step to the config's `sparsity`."""
 
+    @model_validator(mode="after")
+    def _options_have_an_effect(self) -> GmpSettings:
+        if is_set(self, "stop_epoch"):
+            raise ValueError(
+                f"stop_epoch is {self.stop_epoch}, and has no effect: no weights are exchanged, and density says when "
+                f"pruning ends: leave it out"
+            )
+        if self.density.by_epochs and is_set(self, "period"):
+            raise ValueError(
+                f"period has no effect with density {self.density.name}, which changes at the end of epochs: leave it "
+                f"out"
+            )
+        return self
+
     def build(self) -> Gmp:
         return Gmp(self)
 
@@ -32,11 +49,20 @@ class Gmp(Scoped):
     The sparsity follows s_t = s_f + (s_i - s_f) (1 - (t - t_0) / (n dt))^3 (eq. 1). At each prune the smallest
     |weights| go, in each layer or by one threshold over all of them.
 
-    Departures: masks are final, where the original may let a pruned weight return, for it keeps updating it. With
+    In the original, too, a pruned weight gets no update. Departures: its value is lost here, and it never returns. With
     `alternating` as the density, what grows begins at 0.
     """
 
     settings: GmpSettings
+
+    def check(self, layers: Sequence[LayerSpec], active_units: Mapping[str, int]) -> None:
+        super().check(layers, active_units)
+        grows = self.settings.density.by_epochs or any(last > first for first, last in self._way(layers))
+        if is_set(self.settings, "new_weights") and not grows:
+            raise UserError(
+                f"method.new_weights is {self.settings.new_weights}, and no weight grows, as the density only falls: "
+                f"leave it out"
+            )
 
     def moves(self, clock: Clock) -> bool:
         """Whether weights move at the same density: never."""

@@ -14,8 +14,8 @@ from dynsparse.masks.selection import Cut, cuts_fraction
 from dynsparse.masks.structure import n_of_m
 from dynsparse.methods.base import Method, SomeShare
 from dynsparse.methods.clock import Clock
-from dynsparse.methods.dynamic import Dynamic, DynamicSettings
-from dynsparse.methods.reserved import Reserved, is_set, refuse_draws
+from dynsparse.methods.dynamic import Dynamic, DynamicSettings, is_set
+from dynsparse.methods.reserved import Reserved, refuse_draws
 from dynsparse.schedules import Period, StepTable, cosine
 from pipelines.common.settings import Count
 

@@ -15,7 +15,7 @@ from dynsparse.masks.reserve import Reserve, check_saved
 from dynsparse.masks.selection import Cut
 from dynsparse.masks.structure import groups_of, ranks_in_groups
 from dynsparse.methods.clock import Clock
-from dynsparse.methods.dynamic import Dynamic, DynamicSettings
+from dynsparse.methods.dynamic import Dynamic, DynamicSettings, is_set
 from pipelines.common.settings import Count
 
 
@@ -29,11 +29,6 @@ class ReservedSettings(DynamicSettings):
     def _weights_have_values(self) -> ReservedSettings:
         refuse_draws(self)
         return self
-
-
-def is_set(settings: DynamicSettings, name: str) -> bool:
-    """Whether an option is other than its default. A resolved config names all options, with their defaults."""
-    return bool(getattr(settings, name) != type(settings).model_fields[name].default)
 
 
 def refuse_draws(settings: DynamicSettings) -> None:

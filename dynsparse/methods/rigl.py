@@ -9,7 +9,7 @@ from torch import Tensor
 
 from dynsparse.masks import SparseLayer
 from dynsparse.masks.selection import Cut
-from dynsparse.methods.base import Share, SomeShare
+from dynsparse.methods.base import SomeShare
 from dynsparse.methods.clock import Clock
 from dynsparse.methods.dynamic import Scoped, ScopedSettings
 from dynsparse.schedules import Period, StepTable, cosine
@@ -23,7 +23,7 @@ class RiglSettings(ScopedSettings):
     """Steps between reallocations, by epoch."""
     fraction: SomeShare = 0.3
     """Fraction of each layer's active units to move at the start. It falls to 0 along a cosine."""
-    until: Share = 0.75
+    until: SomeShare = 0.75
     """Fraction of training in which weights move."""
 
     def build(self) -> Rigl:
@@ -38,7 +38,12 @@ class Rigl(Scoped):
     weights counts with their mean. With `sparsity.allocation: erk` it is the paper's RigL-ERK.
     With the scope `global` one threshold over all layers says what falls, and one what grows.
 
-    Departure: a unit that is dropped in an event does not grow in the same event.
+    Departures: a unit that is dropped in an event does not grow in the same event. The step with an event is made as
+    well; in the paper the event takes its place. Uniform densities concern all sparse layers; the paper keeps the first
+    layer dense then: exclude it.
+
+    At 99 % neurons behind a norm may take all growth, as their gradients are divided by a standard deviation near 0
+    (docs/results/rigl_neurons.md).
     """
 
     settings: RiglSettings

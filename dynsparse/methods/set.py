@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from fractions import Fraction
 from typing import Literal
 
+from pydantic import model_validator
 from torch import Tensor
 
 from dynsparse.masks.selection import Cut
@@ -22,6 +23,15 @@ class SetSettings(ScopedSettings):
     """Fraction of each layer's active units to move (paper's `--rewire-fraction`)."""
     scaling: bool = False
     """Layers that keep more weights get more. If false, each layer gets back as many as it lost."""
+
+    @model_validator(mode="after")
+    def _scaling_has_an_effect(self) -> SetSettings:
+        if self.scaling and self.scope == "global":
+            raise ValueError(
+                "scaling has no effect with scope global, where every free place is as likely to grow: leave it out, "
+                "or set scope to layer"
+            )
+        return self
 
     def build(self) -> Set:
         return Set(self)

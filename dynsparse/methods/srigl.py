@@ -7,7 +7,7 @@ from fnmatch import fnmatch
 from typing import Annotated, Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from dynsparse.errors import UserError
@@ -16,6 +16,7 @@ from dynsparse.masks.selection import chosen, cuts_smallest
 from dynsparse.masks.structure import FAN_IN, groups_of
 from dynsparse.methods.base import Share
 from dynsparse.methods.rigl import Rigl, RiglSettings
+from pipelines.common.text import alike, cut
 
 
 class SriglSettings(RiglSettings):
@@ -26,6 +27,12 @@ class SriglSettings(RiglSettings):
     """Fraction of its fan-in that a neuron needs as salient weights; with fewer it is taken out. 0: none is."""
     keep_neurons: Annotated[list[Annotated[str, Field(max_length=1000)]], Field(max_length=1000)] | None = None
     """Shell patterns of layers that keep all their neurons; null: the last layer, whose neurons are the classes."""
+
+    @model_validator(mode="after")
+    def _some_neurons_go(self) -> SriglSettings:
+        if not self.ablation and self.keep_neurons is not None:
+            raise ValueError("keep_neurons has no effect with ablation 0, which takes no neuron out: leave it out")
+        return self
 
     def build(self) -> Srigl:
         return Srigl(self)
@@ -39,9 +46,12 @@ class Srigl(Rigl):
     its weights go to the others: k' = weights / neurons left. The K smallest go, and each neuron grows its largest
     |gradients| until it has k'. The last layer keeps its neurons, as in the authors' code.
 
+    The default of 0.3 is that of the authors' command for ImageNet; Vision Transformers need a higher one.
+
     Departures: k' is rounded down, so that a layer may lose less than a weight a neuron with each ablation. A neuron
-    that is out stays out. What is dropped in an event does not grow in it; so fewer than K move where a neuron has
-    little room.
+    that is out stays out; in the authors' code its gradients may bring it back. There the K largest gradients are of
+    all weights, active ones included. What is dropped in an event does not grow in it; so fewer than K move where a
+    neuron has little room.
     """
 
     settings: SriglSettings
@@ -53,6 +63,10 @@ class Srigl(Rigl):
                 f"method srigl keeps the fan-in constant, and sparsity.structure is {free[0].structure}: set it to "
                 f"fan_in"
             )
+        known = [layer.name for layer in layers]
+        for pattern in self.settings.keep_neurons or []:
+            if not any(fnmatch(name, pattern) for name in known):
+                raise UserError(f"method.keep_neurons: '{cut(pattern)}' matches no sparse layer{alike(pattern, known)}")
 
     @property
     def _kept(self) -> Sequence[str]:

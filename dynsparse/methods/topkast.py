@@ -10,7 +10,8 @@ from pydantic import Field
 from dynsparse.errors import UserError
 from dynsparse.masks import LayerSpec, SparseLayer
 from dynsparse.methods.base import SomeShare
-from dynsparse.methods.reserved import Reserved, ReservedSettings, is_set
+from dynsparse.methods.dynamic import is_set
+from dynsparse.methods.reserved import Reserved, ReservedSettings
 from dynsparse.schedules import Period, StepTable
 
 
@@ -44,8 +45,9 @@ class Topkast(Reserved):
     Departures: the optimizer's own weight decay takes the place of the loss on A. First masks are as
     `sparsity.initial` says, at random by default. They are not the largest initial weights. The gradients of the
     reserve are not clipped. After `stop_epoch` both sets stay, and the reserve no longer trains. Units of several
-    weights count with their mean. The paper's coefficient and period could not be read: authors of other
-    implementations report the sets of every step, and of every 100th with the same accuracy.
+    weights count with their mean. The paper's coefficient and period could not be read. The authors of
+    another implementation report that it chooses the sets anew in every step, that every 100th is as accurate, and that
+    it trains by SGD without momentum. Their own coefficient is 1e-4, the default here.
 
     It reads whole gradients in every step before `stop_epoch`: `distributed.gradients: active` saves nothing until
     then. Memory: 4 bytes a weight for the values, and as much for the copy of the gradient in a step. Each weight of

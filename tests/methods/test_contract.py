@@ -44,7 +44,7 @@ ONCE = {**IN_TURN, "last_sparse_epoch": 1}
 """Sparse from the second epoch on: a course that fits into the shortest runs of the tests."""
 #: Settings under which a method has something to do in the eight steps of a test: four events, or one a step.
 BUSY: dict[str, dict[str, Any]] = {
-    "acdc": {"period": 2, "density": ONCE},
+    "acdc": {"density": ONCE},
     "chts": {"period": 2},
     "deepr": {"eta": 1.0, "temperature": 1e-4},
     "dsr": {"period": 2, "initial_threshold": 0.05, "target_moves": 20},

@@ -55,15 +55,22 @@ def test_gmp_on_the_way() -> None:
 
 
 def test_acdc_in_turn() -> None:
-    """Epochs 0 and 2 are dense, 1 and 3 sparse, and all from 4 on. Before epoch 1 the six smallest of ten go."""
-    density = {"name": "alternating", "warmup_epochs": 1, "sparse_epochs": 1, "dense_epochs": 1, "last_sparse_epoch": 4}
+    """Epochs 0, 2 and 4 are dense, 1 and 3 sparse, and all from 5 on. Before epoch 1 the six smallest of ten go."""
+    density = {"name": "alternating", "warmup_epochs": 1, "sparse_epochs": 1, "dense_epochs": 1, "last_sparse_epoch": 5}
     settings = AcdcSettings(name="acdc", density=density)
     first, second = (Clock(10 * epoch + 10, epoch, steps_per_epoch=10, epochs=10) for epoch in (0, 1))
     assert reallocated(settings, 0.6, first) == {"0.weight": [1, 4], "1.weight": [3, 4]}
     assert reallocated(settings, 0.6, second, first) == {name: [0, 1, 2, 3, 4] for name in WEIGHTS}
     method = settings.knowing(Aim({"conv": 0.6, "fc": 0.6})).build()
     due = [step for step in range(1, 101) if method.is_due(Clock(step, (step - 1) // 10, 10, 10))]
-    assert due == [10, 20, 30]
+    assert due == [10, 20, 30, 40, 50]
+
+
+def test_granet_ends_its_pruning_as_its_authors_on_cifar() -> None:
+    """110 of 160 epochs, from half dense, with half of what is left exchanged first."""
+    settings = GranetSettings(name="granet")
+    assert (settings.density.start, settings.fraction) == (0.5, 0.5)
+    assert [settings.density.is_final(epoch / 160, epoch) for epoch in (109, 110)] == [False, True]
 
 
 def test_granet_prunes_all_layers_by_one_threshold_and_regrows_in_each() -> None:

@@ -111,8 +111,11 @@ METHODS_MNIST = Recipe(
         "ERK densities lie within 0.3 points at 95 % and 98 %. At 99 % CHTs, MEST and SET with ERK densities stay "
         "within 0.4 points, and RigL falls below a static network, which its paper does not show. With ERK "
         "densities RigL ends with 237 of 300 neurons of the first layer and 51 of 100 of the second without a "
-        "weight (seed 0), SET with 4 and 1. The reason is not known; [RigL's rules](rigl_rules.md) has that for "
-        "uniform densities. SRigL, whose neurons have equal numbers of weights or none, does not fall."
+        "weight (seed 0), SET with 4 and 1. The reason is BatchNorm: gradients are divided by a neuron's standard "
+        "deviation, so that neurons with next to no input take all the growth ([where RigL grows](rigl_neurons.md)). "
+        "With uniform densities classes lose their weights, too ([RigL's rules](rigl_rules.md)). SRigL, whose neurons "
+        "have equal numbers of weights or none, does not fall. AC/DC's rows were made when its last sparse phase "
+        "began an epoch earlier."
     ),
     parts=rows(MNIST_SPARSITIES, period=100, epochs=MNIST_EPOCHS),
 )
