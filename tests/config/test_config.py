@@ -300,7 +300,7 @@ CASES: list[tuple[list[str], list[str]]] = [
     ),
     (["method={}"], ["command line: method: lacks 'name'"]),
     (["method={name: set, fraction: 1.5}"], ["method.fraction: is 1.5; input should be less than or equal to 1"]),
-    (["method={name: rigl, until: -0.1}"], ["method.until: is -0.1; input should be greater than or equal to 0"]),
+    (["method={name: rigl, until: -0.1}"], ["method.until: is -0.1; input should be greater than 0"]),
     (["method={name: deepr, temperature: {}}"], ["method.temperature: a step table is empty; give at least the value"]),
     (["method={name: deepr, temperature: -1}"], ["method.temperature: -1 at epoch 0 is negative; it must be at least"]),
     (["method={name: dsr, period: {5: 1, 0: 2}}"], ["method.period: a step table starts at epoch 5; its first entry"]),
