@@ -96,6 +96,10 @@ class MethodSettings(Settings):
         """Fraction of zeros at the first step, given the config's `sparsity`, by kind of layer."""
         return sparsity
 
+    def pattern(self, structure: str) -> str:
+        """Pattern that the masks are to have, given the config's `sparsity.structure`. ValueError if it cannot be."""
+        return structure
+
     @property
     def starts(self) -> Literal["sparse", "dense", "tied"]:
         """Kind of network to start from. Only a sparse one has the config's `sparsity` from the start."""

@@ -13,7 +13,7 @@ from dynsparse.masks.allocation import share_out
 from dynsparse.masks.joint import joint_counts
 from dynsparse.masks.regrouping import Wish
 from dynsparse.masks.selection import NO_CUT, Cut, cuts_smallest
-from dynsparse.masks.structure import FREE
+from dynsparse.masks.structure import FREE, blocks_of
 from dynsparse.methods import Clock, Method
 from dynsparse.reallocation.plan import LayerPlan, Plan, change_of
 from dynsparse.reallocation.structured import structured_plans
@@ -138,7 +138,8 @@ def _own_moves(layer: SparseLayer, cut: Cut, budget: int) -> tuple[int, int]:
     A position that is dropped in this event may not grow in it. A layer with too few free positions moves less.
     """
     units = budget // layer.spec.unit_size
-    least, most = layer.active_units - units, min(layer.active_units - 1, layer.spec.units - units)
+    last = 0 if blocks_of(layer.spec) is not None else 1  # All of a transposable mask may move: as many grow at once.
+    least, most = layer.active_units - units, min(layer.active_units - last, layer.spec.units - units)
     dropped = max(0, least, min(cut.count, most))
     return dropped, units - layer.active_units + dropped
 
