@@ -64,7 +64,7 @@ def moves(wishes: Sequence[Wish], targets: Sequence[Tensor]) -> list[tuple[Tenso
 
 @dataclass(frozen=True)
 class _Falls:
-    """What a layer may drop: the scores of its groups, float [groups x size], and the bounds of their number."""
+    """Choice of a layer that drops: the scores of its groups, float [groups x size], and the bounds of the number."""
 
     wanted: Tensor
     """-inf where the group has to lose the unit, inf where it must keep it, or has none."""

@@ -39,7 +39,7 @@ class NmSettings(DynamicSettings):
     pull: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 2e-4
     """Factor of an inactive weight that is added to its gradient (lambda_W); 0 is plain STE."""
     transposable: bool = False
-    """Of each M outputs N are active too, for each input, so that the backward pass has the pattern as well."""
+    """Keep N of each M outputs active too, for each input: the pattern of the backward pass."""
     fraction: SomeShare = 0.3
     """Fraction of each layer's active weights to move at the start, falling to 0. For the criterion gradient."""
     until: SomeShare = 0.75

@@ -57,7 +57,7 @@ IDS = [f"{one.structure} {one.shape} {one.mask_dims} {one.outputs_first}" for on
 
 
 def move(there: SparseLayer, scores: Tensor, costs: Tensor | None, targets: Tensor, dropped: int) -> list[list[Any]]:
-    """What one layer drops, by active unit, and the numbers of the units that it grows."""
+    """Flags of the active units that one layer drops, and the numbers of the units that it grows."""
     ((gone, grown),) = moves([Wish(there, scores, costs, units=0, dropped=dropped, seed=0)], [targets])
     return [gone.tolist(), torch.nonzero(grown).squeeze(1).tolist()]
 
@@ -119,7 +119,7 @@ def test_a_move_worked_by_hand() -> None:
 
 
 def test_layers_move_together_as_each_by_itself() -> None:
-    """Of other sizes, structures and types of scores: the cuts of one do not reach another."""
+    """Sizes, structures and types of scores differ: the cuts of one layer do not reach another."""
     random = torch.Generator().manual_seed(0)
     wishes, targets = [], []
     for number, one in enumerate(CASES):

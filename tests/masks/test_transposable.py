@@ -28,7 +28,7 @@ SPECS = [
 
 
 def all_patterns(n: int, m: int) -> Tensor:
-    """By brute force over the choices of each row."""
+    """List them by brute force over the choices of each row."""
     rows = [[float(i in chosen) for i in range(m)] for chosen in combinations(range(m), n)]
     found = [block for block in product(rows, repeat=m) if all(sum(column) == n for column in zip(*block, strict=True))]
     return torch.tensor(found, dtype=torch.float64).view(-1, m * m)

@@ -153,7 +153,7 @@ class Run:
         self.active_gradients = False
 
     def network(self) -> nn.Module:
-        """Of 2 x 6 x 6 images."""
+        """Build a network for 2 x 6 x 6 images."""
         return nn.Sequential(
             nn.Conv2d(2, 6, 3, padding=1, bias=False),
             nn.BatchNorm2d(6),

@@ -250,7 +250,7 @@ class WideRun(Run):
     """A run of a network with 12 and 24 channels, whose first convolution has two inputs and stays out."""
 
     def network(self) -> nn.Module:
-        """Of 2 x 6 x 6 images."""
+        """Build a network for 2 x 6 x 6 images."""
         return nn.Sequential(
             nn.Conv2d(2, 12, 3, padding=1),
             nn.ReLU(),
