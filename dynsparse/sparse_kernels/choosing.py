@@ -43,7 +43,7 @@ def choose(model: nn.Module, inputs: Tensor, operand: type[Operand], timer: Time
     open_ = {name: layer for name, layer in named.items() if name not in found.dense}
     for name, seen in _inputs_of(model, open_, inputs).items():
         try:
-            slow, fast = _times(open_[name], seen, operand, timer, training=training)
+            slow, fast = seconds_of(open_[name], seen, operand, timer, training=training)
         except (RuntimeError, NotImplementedError) as error:  # A kernel that does not take this shape.
             found.dense[name] = str(error).partition("\n")[0]
             continue
@@ -87,8 +87,10 @@ def _keeper(seen: dict[str, Tensor], name: str) -> Callable[[nn.Module, tuple[Te
     return keep
 
 
-def _times(layer: Layer, seen: Tensor, operand: type[Operand], timer: Timer, *, training: bool) -> tuple[float, float]:
-    """Seconds of a layer dense, and by the operand."""
+def seconds_of(
+    layer: Layer, seen: Tensor, operand: type[Operand], timer: Timer, *, training: bool
+) -> tuple[float, float]:
+    """Seconds of a layer on an input, dense and by the operand: forward, and backward too in `training`."""
     ours: nn.Module = copy.deepcopy(layer)
     if training:
         adopt(ours, operand)  # type: ignore[arg-type]
