@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from statistics import median
 
@@ -107,12 +107,20 @@ def _step(layer: nn.Module, seen: Tensor) -> None:
     torch.autograd.grad(out, [given, *layer.parameters()], torch.ones_like(out), allow_unused=True)
 
 
-def _install(model: nn.Module, name: str, operand: type[Operand], *, training: bool) -> None:
-    layer = model.get_submodule(name)
-    assert isinstance(layer, Layer)
-    if training:
+def adopt_layers(model: nn.Module, names: Iterable[str], operand: type[Operand]) -> None:
+    """Let these layers train by the operand, in place."""
+    for name in names:
+        layer = model.get_submodule(name)
+        assert isinstance(layer, Layer)
         adopt(layer, operand)
+
+
+def _install(model: nn.Module, name: str, operand: type[Operand], *, training: bool) -> None:
+    if training:
+        adopt_layers(model, [name], operand)
     else:
+        layer = model.get_submodule(name)
+        assert isinstance(layer, Layer)
         model.set_submodule(name, compressed(layer, operand))
 
 
