@@ -24,7 +24,7 @@ class Chosen:
     """Layers of a model by their names."""
 
     sparse: dict[str, tuple[float, float]] = field(default_factory=dict)
-    """Those that run by 2:4 kernels now, with their seconds dense and sparse."""
+    """Layers that run by 2:4 kernels now, with their seconds dense and sparse."""
     dense: dict[str, str] = field(default_factory=dict)
     """Linear layers and convolutions that stay as they were, with the reason."""
 

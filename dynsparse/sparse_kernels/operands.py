@@ -49,7 +49,7 @@ class OnGpu:
 
 
 class Reference:
-    """The same compressed data in CUTLASS's layout, expanded for each product. On any device."""
+    """Operand of the same compressed data, in CUTLASS's layout, expanded for each product. On any device."""
 
     def __init__(self, weight: Tensor, *, both: bool) -> None:
         self.packed = _by_cutlass(weight.contiguous(), both)

@@ -1,4 +1,4 @@
-"""Which layers have 2:4 weights along their inputs, as sparse tensor cores and TensorRT take them."""
+"""Layers that have 2:4 weights along their inputs, as sparse tensor cores and TensorRT take them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class TwoOfFour:
     """Layers by the name of their weight."""
 
     layers: Sequence[str]
-    """Those with at most 2 of each 4 consecutive inputs, for each output and kernel position."""
+    """Layers with at most 2 of each 4 consecutive inputs, for each output and kernel position."""
     others: Mapping[str, str]
     """The other linear layers and convolutions, with what is in the way."""
 

@@ -61,7 +61,7 @@ def test_parts(tmp_path: Path) -> None:
 
 
 def test_2_of_4_layers_are_timed_and_compared() -> None:
-    """In this process, on whatever device there is."""
+    """Run the part in this process, on whatever device there is."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     found = Found()
     semi_structured(Bench(device, tiny=True, ends=time.monotonic() + 60), found)

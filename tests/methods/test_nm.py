@@ -163,7 +163,7 @@ def one_block(active: list[int], **options: Any) -> Reallocator:
 
 @pytest.mark.parametrize("active", [[0, 2, 5, 7], [1, 2, 4, 7], [0, 3, 5, 6], [1, 3, 4, 6]], ids=str)
 def test_transposable_blocks_have_one_a_row_and_a_column(active: list[int]) -> None:
-    """Of each block of 2 x 2 the diagonal with the larger sum, whichever is active: also where all of it moves.
+    """Each block of 2 x 2 keeps the diagonal with the larger sum, whichever is active: also where all of it moves.
 
     weights   .5 .4 | .1 .9     .5 + .1 < .4 + .3
               .3 .1 | .2 .8     .1 + .8 < .9 + .2; each row by itself would keep .9 and .8

@@ -78,7 +78,7 @@ def test_nothing_is_lost_by_compressing(dtype: torch.dtype) -> None:
 
 
 def test_a_weight_of_one_direction_loses_values_in_the_other() -> None:
-    """So the pattern is looked at before: the conversion itself does not complain."""
+    """The conversion itself does not complain: so the pattern is looked at before."""
     weight = two_of_four(64, 128, both=False).half()
     assert is_two_of_four(weight) and not is_two_of_four(weight, 0)
     packed = Reference(weight, both=True).packed
