@@ -41,6 +41,7 @@ from benchmarks.parts.gpu.machine import environment
 from benchmarks.parts.gpu.precision import amp, memory, recompiles
 from benchmarks.parts.gpu.reallocation import reallocation
 from benchmarks.parts.gpu.resuming import checkpoints
+from benchmarks.parts.gpu.sparse_kernels import semi_structured
 from benchmarks.parts.gpu.training import training_steps
 
 NAME = "gpu"
@@ -54,7 +55,8 @@ PARTS: Mapping[str, tuple[Part, int]] = {
     "checkpoint": (checkpoints, 30),
     "recompiles": (recompiles, 40),
     "dali": (dali, 30),
-    "steps": (training_steps, 160),
+    "semi_structured": (semi_structured, 20),
+    "steps": (training_steps, 140),
 }
 """Parts with the seconds that each may take, its start included. The last has also what the others leave of all."""
 SECONDS = 480

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from dynsparse.masks.usual import usually_dense
     from dynsparse.methods import Method
     from dynsparse.reallocation import ReallocationReport
+    from dynsparse.sparse_kernels import semi_structured
     from dynsparse.sparse_training import SparseTraining
 
 _HOMES = {
@@ -22,6 +23,7 @@ _HOMES = {
     "ReallocationReport": "dynsparse.reallocation",
     "SparseTraining": "dynsparse.sparse_training",
     "UserError": "dynsparse.errors",
+    "semi_structured": "dynsparse.sparse_kernels",
     "usually_dense": "dynsparse.masks.usual",
 }
 """The public names, by the modules that hold them. They need torch, numpy and pydantic alone."""
@@ -34,6 +36,7 @@ __all__ = [
     "SparseTraining",
     "UserError",
     "__version__",
+    "semi_structured",
     "usually_dense",
 ]
 

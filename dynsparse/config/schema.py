@@ -95,6 +95,29 @@ class RunConfig(Settings):
         return self
 
     @model_validator(mode="after")
+    def _semi_structured_fits(self) -> RunConfig:
+        """Raise ValueError where no layer can train by 2:4 kernels, or the choice by the clock is not wanted."""
+        train, pattern = self.train, self.method.pattern(self.sparsity.structure)
+        if not train.semi_structured:
+            return self
+        if pattern != "2:4 transposable":
+            raise ValueError(
+                f"train.semi_structured is on, and the masks are {pattern}: set method.name to nm, method.transposable "
+                f"to true and sparsity.structure to 2:4"
+            )
+        if train.precision == "fp32":
+            raise ValueError(
+                "train.semi_structured is on and train.precision is fp32: its kernels take 16 bits; set bf16 or fp16"
+            )
+        for name, why in (
+            ("compile", "replaces the layers' kernels"),
+            ("deterministic", "forbids a choice by the clock"),
+        ):
+            if getattr(train, name):
+                raise ValueError(f"train.semi_structured and train.{name} are on, which {why}: leave one of them off")
+        return self
+
+    @model_validator(mode="after")
     def _density_fits(self) -> RunConfig:
         if self.start.masks_from is not None and getattr(self.method, "density", None) is not None:
             raise ValueError(

@@ -154,6 +154,9 @@ class TrainSettings(Settings):
     """Memory format of convolution weights and images; faster on GPUs with bf16."""
     compile: bool = False
     """torch.compile the model."""
+    semi_structured: bool = False
+    """Multiply by 2:4 weights with a GPU's sparse tensor cores, in linear layers and 1x1 convolutions, forward and for
+    the gradients of their inputs, where the start of the run measures that it is faster. For transposable `nm`."""
     freeze: Patterns = []
     """Shell patterns of parameter names to keep as they are (`layer1.*`). A frozen sparse layer keeps its mask."""
     max_bad_steps: AtLeast1 = 10

@@ -67,6 +67,8 @@ class Setup:
         sparsity = _sparsity(asked, masks, state)
         starts = "sparse" if isinstance(settings, Method) else settings.starts
         _require_start(starts, asked, masks)
+        if not isinstance(settings, Method):
+            asked = asked.model_copy(update={"structure": settings.pattern(asked.structure)})
         if not isinstance(settings, Method) and sparsity is not None:
             settings = settings.aiming_at(sparsity).knowing(Aim(sparsity, asked.allocation))
         specs = _layers(model, asked, masks, sparsity if starts == "sparse" else None)

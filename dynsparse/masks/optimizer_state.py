@@ -57,7 +57,8 @@ def begin(optimizer: optim.Optimizer, layer: SparseLayer, units: Tensor, gradien
 def beginning(optimizer: optim.Optimizer, layer: SparseLayer, key: str, moment: Tensor) -> Tensor | None:
     """Return the value, a scalar, with which the moment of this key begins late in a run. None for 0."""
     if key == "step_size":  # Rprop's, which only ever multiplies it.
-        return torch.tensor(float(_group(optimizer, layer)["lr"]), device=moment.device)
+        rate: Tensor | float = _group(optimizer, layer)["lr"]
+        return torch.zeros((), device=moment.device) + rate  # Copies nothing to the device.
     if key not in SECOND_MOMENTS:
         return None
     active = layer.gather(moment)
@@ -65,11 +66,14 @@ def beginning(optimizer: optim.Optimizer, layer: SparseLayer, key: str, moment: 
 
 
 def _filled(optimizer: optim.Optimizer, layer: SparseLayer, key: str) -> Tensor | float:
-    """Fraction of a constant that the running mean of squares has reached: 1 - b2^step, 1 without correction."""
+    """Fraction of a constant that the running mean of squares has reached: 1 - b2^step, 1 without correction.
+
+    A scalar, where the optimizer has its step: the device takes one of the CPU without a copy.
+    """
     step, betas = optimizer.state[layer.parameter].get("step"), _group(optimizer, layer).get("betas")
     if key == "square_avg" or step is None or betas is None:
         return 1.0
-    return 1 - float(betas[1]) ** torch.as_tensor(step, dtype=torch.float32).to(layer.device)
+    return 1 - float(betas[1]) ** torch.as_tensor(step, dtype=torch.float32)
 
 
 def _group(optimizer: optim.Optimizer, layer: SparseLayer) -> dict[str, Any]:

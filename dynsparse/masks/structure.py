@@ -1,7 +1,8 @@
 """Patterns that a mask must have: as many active units in each of equal groups, whatever rule moves them.
 
 `free` has none. `fan_in`: each output has as many inputs as every other (constant fan-in). `N:M`: of M consecutive
-inputs N are active, for each output and kernel position.
+inputs N are active, for each output and kernel position. `N:M transposable`: of M consecutive outputs as well, for each
+input (`transposable`); a method asks for it.
 """
 
 from __future__ import annotations
@@ -17,10 +18,12 @@ from torch import Tensor
 
 from dynsparse.errors import UserError
 from dynsparse.masks.granularity import LayerSpec
+from dynsparse.masks.transposable import Blocks, best_patterns
 from dynsparse.seeds import random_bits
 
 FREE = "free"
 FAN_IN = "fan_in"
+TRANSPOSABLE = " transposable"
 _N_OF_M = re.compile(r"([1-9]\d?):([1-9]\d?)")
 
 
@@ -39,8 +42,17 @@ Structure = Annotated[str, Field(max_length=10), AfterValidator(_known)]
 
 def n_of_m(pattern: str) -> tuple[int, int] | None:
     """Return N and M of an N:M pattern; None for others."""
-    found = _N_OF_M.fullmatch(pattern)
+    found = _N_OF_M.fullmatch(pattern.removesuffix(TRANSPOSABLE))
     return None if found is None else (int(found[1]), int(found[2]))
+
+
+def blocks_of(spec: LayerSpec) -> Blocks | None:
+    """Return the blocks of a layer whose mask is transposable; None for others."""
+    found = n_of_m(spec.structure)
+    if found is None or not spec.structure.endswith(TRANSPOSABLE):
+        return None
+    outputs = 0 if spec.outputs_first else 1
+    return Blocks(spec.shape[: spec.mask_dims], outputs, 1 - outputs, found[1])
 
 
 @dataclass(frozen=True)
@@ -113,8 +125,12 @@ def _obstacle(spec: LayerSpec) -> str | None:
         return None
     if spec.unit_size > 1:
         return f"has units of {spec.unit_size} weights, where N:M is of single ones (sparsity.granularity 4)"
-    inputs = spec.shape[1 if spec.outputs_first else 0]
-    return f"has {inputs} inputs, which {found[1]} does not divide" if inputs % found[1] else None
+    outputs, inputs = spec.shape[:2] if spec.outputs_first else spec.shape[1::-1]
+    if inputs % found[1]:
+        return f"has {inputs} inputs, which {found[1]} does not divide"
+    if spec.structure.endswith(TRANSPOSABLE) and outputs % found[1]:
+        return f"has {outputs} outputs, which {found[1]} does not divide"
+    return None
 
 
 def fitted(spec: LayerSpec, units: int) -> int:
@@ -131,11 +147,26 @@ def drawn(spec: LayerSpec, units: int, seed: int) -> Tensor:
 
 
 def lowest(spec: LayerSpec, costs: Tensor, units: int) -> Tensor:
-    """Return the units of least cost, [units], as many in each group: int64, rising."""
+    """Return the units of least cost, [units], as many in each group: int64, rising.
+
+    Of a transposable mask those of the least sum in each block: see `best_patterns`.
+    """
     groups = groups_of(spec)
     assert groups is not None and units % groups.count == 0, (spec, units)
+    if blocks_of(spec) is not None:
+        return torch.nonzero(largest_pattern(spec, -costs)).squeeze(1)
     flags = in_groups(groups.of(costs), torch.full((groups.count,), units // groups.count, device=costs.device))
     return torch.nonzero(groups.units(flags)).squeeze(1)
+
+
+def largest_pattern(spec: LayerSpec, values: Tensor, now: Tensor | None = None) -> Tensor:
+    """Mark the units that a transposable mask keeps of these values, [units], by their sums: bool [units].
+
+    `now`, bool [units], marks patterns that stay where none has a larger sum.
+    """
+    blocks, found = blocks_of(spec), n_of_m(spec.structure)
+    assert blocks is not None and found is not None, spec
+    return blocks.units(best_patterns(blocks.of(values), *found, None if now is None else blocks.of(now)))
 
 
 def in_groups(costs: Tensor, counts: Tensor) -> Tensor:

@@ -21,6 +21,7 @@ from dynsparse.errors import UserError
 from dynsparse.masks import LayerSpec, MaskSet, SparseLayer
 from dynsparse.masks.allocation import allocated
 from dynsparse.masks.granularity import Kind
+from dynsparse.masks.regrouping import Wish
 from dynsparse.masks.reserve import Reserve
 from dynsparse.masks.selection import Cut
 from dynsparse.masks.tying import TiedLayer
@@ -94,6 +95,10 @@ class MethodSettings(Settings):
     def first_sparsity(self, sparsity: Mapping[Kind, float]) -> Mapping[Kind, float]:
         """Fraction of zeros at the first step, given the config's `sparsity`, by kind of layer."""
         return sparsity
+
+    def pattern(self, structure: str) -> str:
+        """Pattern that the masks are to have, given the config's `sparsity.structure`. ValueError if it cannot be."""
+        return structure
 
     @property
     def starts(self) -> Literal["sparse", "dense", "tied"]:
@@ -262,16 +267,13 @@ class Method:
         """
         return [Fraction(layer.dropped * layer.unit_size) for layer in layers]
 
-    def group_targets(
-        self, layer: SparseLayer, scores: Tensor, costs: Tensor | None, units: int, dropped: int
-    ) -> Tensor | None:
-        """Active units of each group of a structured layer after this event: int64 [groups].
+    def group_targets(self, wishes: Sequence[Wish]) -> Sequence[Tensor | None]:
+        """Active units of each group after this event, int64 [groups], for each of these structured layers.
 
-        The layer is to drop so many units and then to have about so many. `scores` are its drop scores, `costs` its
-        negated growth scores, inf where active.
-        Called on every rank with the same arguments. Default: None, all groups as many.
+        Called on every rank with the same arguments, for several layers at once: a copy to the host serves them all.
+        Default: None for each, all its groups as many.
         """
-        return None
+        return [None] * len(wishes)
 
     def grow_scores(self, layer: SparseLayer) -> Tensor | None:
         """Scores for growth, float [units]: the highest free units grow. Default: None, uniformly at random.

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Literal
 
+import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
 from dynsparse.errors import UserError
 from dynsparse.masks import LayerSpec, SparseLayer
 from dynsparse.masks.selection import Cut, cuts_fraction
-from dynsparse.masks.structure import n_of_m
+from dynsparse.masks.structure import TRANSPOSABLE, blocks_of, largest_pattern, n_of_m
 from dynsparse.methods.base import Method, SomeShare
 from dynsparse.methods.clock import Clock
 from dynsparse.methods.dynamic import Dynamic, DynamicSettings, is_set
@@ -19,7 +20,7 @@ from dynsparse.methods.reserved import Reserved, refuse_draws
 from dynsparse.schedules import Period, StepTable, cosine
 from pipelines.common.settings import Count
 
-_OF_MAGNITUDE = ("straight_through", "pull")
+_OF_MAGNITUDE = ("straight_through", "pull", "transposable")
 _OF_GRADIENT = ("fraction", "until")
 
 
@@ -37,6 +38,8 @@ class NmSettings(DynamicSettings):
     """Inactive weights train too, by the gradients of their places; else they rest. For the criterion magnitude."""
     pull: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 2e-4
     """Factor of an inactive weight that is added to its gradient (lambda_W); 0 is plain STE."""
+    transposable: bool = False
+    """Keep N of each M outputs active too, for each input: the pattern of the backward pass."""
     fraction: SomeShare = 0.3
     """Fraction of each layer's active weights to move at the start, falling to 0. For the criterion gradient."""
     until: SomeShare = 0.75
@@ -56,6 +59,11 @@ class NmSettings(DynamicSettings):
             refuse_draws(self)
         return self
 
+    def pattern(self, structure: str) -> str:
+        """Pattern of the masks: transposable where the option says so."""
+        is_n_of_m = n_of_m(structure) is not None
+        return f"{structure}{TRANSPOSABLE}" if self.transposable and is_n_of_m else structure
+
     def build(self) -> Method:
         return SrSte(self) if self.criterion == "magnitude" else NmByGradient(self)
 
@@ -71,6 +79,11 @@ class _Nm(Dynamic):
             raise UserError(
                 f"method nm keeps N of each M weights, and sparsity.structure is {free[0].structure}: set it to N:M, "
                 f"such as 2:4"
+            )
+        if self.settings.transposable and (rows := [layer for layer in layers if blocks_of(layer) is None]):
+            raise UserError(
+                f"method.transposable is true, and the masks of {rows[0].name} are {rows[0].structure} along inputs "
+                f"alone: give the method by its name and options, and no MaskSet"
             )
 
 
@@ -89,6 +102,10 @@ class SrSte(_Nm, Reserved):
     With `straight_through` it reads whole gradients in every step before `stop_epoch`: `distributed.gradients: active`
     saves nothing until then. Memory is that of a dense network and more: 4 bytes a weight for the values, as much for
     the copy of the gradient in a step, and the optimizer's state of all weights. Checkpoints hold all of it.
+
+    `transposable`: each block of M outputs by M inputs has N a row and a column (Hubara et al., NeurIPS 2021). The
+    active weights are the pattern of largest sum of |w|: up to M = 4 exactly, above by a greedy choice with a bound
+    (`masks.transposable`). A block keeps its pattern where none is found with a larger sum.
     """
 
     @property
@@ -97,6 +114,21 @@ class SrSte(_Nm, Reserved):
 
     def pull(self, layer: SparseLayer) -> float:
         return self.settings.pull
+
+    def drop_scores(self, layer: SparseLayer) -> Tensor:
+        if not self.settings.transposable:
+            return super().drop_scores(layer)
+        stays = self._largest(layer).index_select(0, layer.active)
+        return torch.where(stays, 0.0, -float(layer.spec.units)).double()  # Below any rank: it falls.
+
+    def grow_scores(self, layer: SparseLayer) -> Tensor:
+        return self._largest(layer).float() if self.settings.transposable else super().grow_scores(layer)
+
+    def _largest(self, layer: SparseLayer) -> Tensor:
+        """Mark the units that are active after the event: bool [units]."""
+        assert self.reserve is not None
+        magnitudes = -self.reserve.costs(layer).clamp(max=0)
+        return largest_pattern(layer.spec, magnitudes, ~layer.inactive.view(-1))
 
 
 class NmByGradient(_Nm):

@@ -12,8 +12,9 @@ from torch import Tensor
 
 from dynsparse.errors import UserError
 from dynsparse.masks import LayerSpec, SparseLayer
-from dynsparse.masks.selection import chosen, cuts_smallest
-from dynsparse.masks.structure import FAN_IN, groups_of
+from dynsparse.masks.regrouping import Wish
+from dynsparse.masks.selection import Cut, chosen, cuts_smallest
+from dynsparse.masks.structure import FAN_IN
 from dynsparse.methods.base import Share
 from dynsparse.methods.rigl import Rigl, RiglSettings
 from pipelines.common.text import alike, cut
@@ -74,29 +75,49 @@ class Srigl(Rigl):
         given = self.settings.keep_neurons
         return [self.masks.layers[-1].name] if given is None else given
 
-    def group_targets(
-        self, layer: SparseLayer, scores: Tensor, costs: Tensor | None, units: int, dropped: int
-    ) -> Tensor | None:
-        groups = groups_of(layer.spec)
-        assert groups is not None and costs is not None
-        if not self.settings.ablation or any(fnmatch(layer.name, pattern) for pattern in self._kept):
-            return None
-        active = torch.zeros(layer.spec.units, dtype=torch.bool, device=scores.device).index_fill_(
-            0, layer.active, True
-        )
-        there = groups.of(active).sum(1)
-        is_out = (there == 0)[:, None].expand(-1, groups.size)
-        open_costs = costs.masked_fill(groups.units(is_out.contiguous()), torch.inf)
-        salient = groups.of(self._salient(layer, active, scores, open_costs, dropped)).sum(1)
+    def group_targets(self, wishes: Sequence[Wish]) -> Sequence[Tensor | None]:
+        thinned = [wish for wish in wishes if self._loses_neurons(wish.layer)]
+        names = [wish.layer.name for wish in thinned]
+        salient = dict(zip(names, _salient(thinned), strict=True))
+        return [self._fan_in(wish, salient[wish.layer.name]) if wish.layer.name in salient else None for wish in wishes]
+
+    def _loses_neurons(self, layer: SparseLayer) -> bool:
+        return self.settings.ablation > 0 and not any(fnmatch(layer.name, pattern) for pattern in self._kept)
+
+    def _fan_in(self, wish: Wish, salient: Tensor) -> Tensor:
+        """Fan-in of each neuron, given the salient units of each: int64 [neurons], 0 for those that are out."""
+        there = wish.groups.of(wish.active).sum(1)
         needed = (self.settings.ablation * there).clamp(min=1)
         stays = (there > 0) & (salient >= needed)
-        if not bool(stays.any()):  # Each layer keeps a neuron.
-            stays = torch.arange(groups.count, device=stays.device) == salient.masked_fill(there == 0, -1).argmax()
-        fan_in = max(1, min(groups.size, units // int(stays.sum())))
+        best = torch.arange(len(stays), device=stays.device) == salient.masked_fill(there == 0, -1).argmax()
+        stays = torch.where(stays.any(), stays, best)  # Each layer keeps a neuron.
+        fan_in = (wish.units // stays.sum()).clamp(1, wish.groups.size)
         return torch.where(stays, fan_in, 0)
 
-    def _salient(self, layer: SparseLayer, active: Tensor, scores: Tensor, costs: Tensor, moved: int) -> Tensor:
-        """Mark the active units but the `moved` smallest, and the `moved` largest gradients: bool [units]."""
-        lowest, largest = cuts_smallest([scores, costs], [moved, min(moved, int(costs.isfinite().sum()))])
-        kept = active.index_put((layer.active[chosen(scores, lowest)],), torch.tensor(False, device=active.device))
-        return kept | chosen(costs, largest)
+
+def _salient(wishes: Sequence[Wish]) -> list[Tensor]:
+    """Count each neuron's active units but the smallest that are to move, and its largest gradients: int64 [neurons].
+
+    As many gradients as units that are to move, among those of neurons that are not out.
+    """
+    costs = [_open_costs(wish) for wish in wishes]
+    free = torch.stack([one.isfinite().count_nonzero() for one in costs]).tolist() if costs else []
+    moved = [wish.dropped for wish in wishes]
+    largest = [min(*pair) for pair in zip(moved, free, strict=True)]
+    cuts = cuts_smallest([*(wish.scores for wish in wishes), *costs], [*moved, *largest])
+    falls, grows = cuts[: len(wishes)], cuts[len(wishes) :]
+    return [_salient_of(*one) for one in zip(wishes, costs, falls, grows, strict=True)]
+
+
+def _salient_of(wish: Wish, costs: Tensor, falls: Cut, grows: Cut) -> Tensor:
+    gone = chosen(wish.scores, falls)
+    kept = wish.active.index_copy(0, wish.layer.active, ~gone)
+    return wish.groups.of(kept | chosen(costs, grows)).sum(1)
+
+
+def _open_costs(wish: Wish) -> Tensor:
+    """Growth costs, float [units], inf where active and in neurons that are out."""
+    groups = wish.groups
+    assert wish.costs is not None
+    is_out = (groups.of(wish.active).sum(1) == 0)[:, None].expand(-1, groups.size)
+    return wish.costs.masked_fill(groups.units(is_out.contiguous()), torch.inf)

@@ -11,11 +11,12 @@ from torch import Tensor, optim
 from dynsparse.errors import UserError
 from dynsparse.masks import MaskSet, SparseLayer, optimizer_state
 from dynsparse.masks.block import Block, Moved
+from dynsparse.masks.regrouping import Wish
 from dynsparse.masks.selection import NO_CUT, Cut, chosen
 from dynsparse.masks.structure import FREE
 from dynsparse.methods import Method
 from dynsparse.reallocation.plan import LayerPlan, Plan
-from dynsparse.reallocation.structured import structured_move
+from dynsparse.reallocation.structured import structured_moves
 from dynsparse.seeds import seed_for
 
 
@@ -53,30 +54,40 @@ class Applier:
     def _move(self, block: Block, decided: Sequence[tuple[Tensor, LayerPlan]], seed: int) -> Moved:
         """Carry out the part of one block, given each layer's drop scores and decision."""
         layers = [(layer, *of_layer) for layer, of_layer in zip(block.layers, decided, strict=True)]
-        structured = {
-            layer.name: self._structured(layer, scores, plan, seed_for(seed, layer.name))
-            for layer, scores, plan in layers
-            if layer.spec.structure != FREE and plan.drop != NO_CUT  # A layer that rests has none.
-        }
+        structured = self._structured(layers, seed)
         gone = [
             structured[layer.name][0] if layer.name in structured else chosen(scores, plan.drop)
             for layer, scores, plan in layers
         ]
-        grown = {name: units for name, (_, units) in structured.items()}
+        grown = {name: flags for name, (_, flags) in structured.items()}
         at_random = [0 if layer.name in {**self.draws, **grown} else plan.grow.count for layer, _, plan in layers]
         seeds = [seed_for(seed, layer.name) for layer in block.layers]
         scored = self._scored([(layer, plan.grow) for layer, _, plan in layers], grown)
         return block.move(torch.cat(gone), at_random, seeds, scored)
 
-    def _structured(self, layer: SparseLayer, scores: Tensor, plan: LayerPlan, seed: int) -> tuple[Tensor, Tensor]:
-        """Find what a layer with a structure drops, bool [active units], and grows, int64: as rank 0 did."""
-        costs, units, drop = self.draws.get(layer.name), int(plan.grow.threshold), int(plan.drop.threshold)
-        return structured_move(self.method, layer, scores, costs, units, drop, seed)
+    def _structured(
+        self, layers: Sequence[tuple[SparseLayer, Tensor, LayerPlan]], seed: int
+    ) -> dict[str, tuple[Tensor, Tensor]]:
+        """Find what layers with a structure drop, bool [active units], and grow, bool [units]: as rank 0 did."""
+        wishes = [
+            Wish(
+                layer,
+                scores,
+                self.draws.get(layer.name),
+                units=int(plan.grow.threshold),
+                dropped=int(plan.drop.threshold),
+                seed=seed_for(seed, layer.name),
+            )
+            for layer, scores, plan in layers
+            if layer.spec.structure != FREE and plan.drop != NO_CUT  # A layer that rests has none.
+        ]
+        names = [wish.layer.name for wish in wishes]
+        return dict(zip(names, structured_moves(self.method, wishes), strict=True))
 
     def _scored(self, layers: Sequence[tuple[SparseLayer, Cut]], given: Mapping[str, Tensor]) -> Tensor | None:
         """Units that grow by score, int64, rising, numbered through the layers of a block. None: all grow at random.
 
-        `given` has those of layers with a structure.
+        `given` marks those of layers with a structure, bool [units].
         """
         if not self.draws and not given:
             return None
@@ -85,10 +96,11 @@ class Applier:
 
     def _grown(self, layer: SparseLayer, cut: Cut, given: Tensor | None) -> Tensor:
         """Mark the units of a layer that grow other than at random: bool [units]."""
-        if given is None and layer.name in self.draws:
+        if given is not None:
+            return given
+        if layer.name in self.draws:
             return chosen(self.draws[layer.name], cut)
-        flags = torch.zeros(layer.spec.units, dtype=torch.bool, device=layer.device)
-        return flags if given is None else flags.index_fill_(0, given, True)
+        return torch.zeros(layer.spec.units, dtype=torch.bool, device=layer.device)
 
     def _begin_weights(self, plan: Plan, grown: Sequence[Tensor]) -> None:
         """Give the units that have grown in each layer (int64) their first values, unless these are 0."""

@@ -11,11 +11,12 @@ from torch import Tensor
 from dynsparse.masks import MaskSet, SparseLayer
 from dynsparse.masks.allocation import share_out
 from dynsparse.masks.joint import joint_counts
+from dynsparse.masks.regrouping import Wish
 from dynsparse.masks.selection import NO_CUT, Cut, cuts_smallest
-from dynsparse.masks.structure import FREE
+from dynsparse.masks.structure import FREE, blocks_of
 from dynsparse.methods import Clock, Method
 from dynsparse.reallocation.plan import LayerPlan, Plan, change_of
-from dynsparse.reallocation.structured import structured_move
+from dynsparse.reallocation.structured import structured_plans
 from dynsparse.seeds import seed_for
 
 
@@ -61,25 +62,23 @@ class Planner:
         grows: Sequence[int],
     ) -> Plan:
         """Plan for layers of which some have a structure: these drop and grow as their groups can."""
-        decided, budget = [], 0
-        for layer, score, drop, grow in zip(self.masks, scores, drops, grows, strict=True):
-            one = self._structured_layer(layer, score, costs.get(layer.name), seed_for(seed, layer.name), drop, grow)
-            decided.append(one)
-            budget += (layer.active_units - one.drop.count + one.grow.count) * layer.spec.unit_size
-        return Plan(clock.step, seed, budget, tuple(decided))
-
-    def _structured_layer(
-        self, layer: SparseLayer, scores: Tensor, costs: Tensor | None, seed: int, drop: int, grow: int
-    ) -> LayerPlan:
-        if layer.spec.structure == FREE or layer.name in self.resting:
-            (falls,) = _with_counts([scores], [NO_CUT], [drop])
-            (grows,) = _growth_cuts([layer], [grow], {} if costs is None else {layer.name: costs})
-            return LayerPlan(falls, grows)
-        units = layer.active_units - drop + grow
-        gone, grown = structured_move(self.method, layer, scores, costs, units, drop, seed)
-        return LayerPlan(
-            Cut(float(drop), ties=0, count=int(gone.count_nonzero())), Cut(float(units), ties=0, count=grown.numel())
+        asked = list(zip(self.masks, scores, drops, grows, strict=True))
+        bound = [layer.spec.structure != FREE and layer.name not in self.resting for layer in self.masks]
+        wishes = [
+            Wish(
+                layer, score, costs.get(layer.name), layer.active_units - drop + grow, drop, seed_for(seed, layer.name)
+            )
+            for (layer, score, drop, grow), one in zip(asked, bound, strict=True)
+            if one
+        ]
+        with_groups = iter(structured_plans(self.method, wishes))
+        without = iter(_free_plans([one for one, is_bound in zip(asked, bound, strict=True) if not is_bound], costs))
+        decided = [next(with_groups if one else without) for one in bound]
+        budget = sum(
+            (layer.active_units - one.drop.count + one.grow.count) * layer.spec.unit_size
+            for layer, one in zip(self.masks, decided, strict=True)
         )
+        return Plan(clock.step, seed, budget, tuple(decided))
 
     def _traded_drops(self, scores: Sequence[Tensor], cuts: Sequence[Cut], budget: int) -> Sequence[int]:
         """Units to drop in each layer where layers trade: never a layer's last, nor more than can grow elsewhere.
@@ -119,6 +118,15 @@ class Planner:
         return share_out(max(0, budget - kept), self.method.shares(changes), capacity=room, unit_size=sizes)
 
 
+def _free_plans(asked: Sequence[tuple[SparseLayer, Tensor, int, int]], costs: Mapping[str, Tensor]) -> list[LayerPlan]:
+    """Plan for layers without a structure, or at rest, given their drop scores, and units to drop and to grow."""
+    falls = _with_counts(
+        [scores for _, scores, _, _ in asked], [NO_CUT] * len(asked), [drop for _, _, drop, _ in asked]
+    )
+    grown = _growth_cuts([layer for layer, _, _, _ in asked], [grow for _, _, _, grow in asked], costs)
+    return [LayerPlan(drop, grow) for drop, grow in zip(falls, grown, strict=True)]
+
+
 def _no_scores(layer: SparseLayer) -> Tensor:
     """Return the scores of a layer that rests: none."""
     return torch.empty(0, device=layer.device)
@@ -130,7 +138,8 @@ def _own_moves(layer: SparseLayer, cut: Cut, budget: int) -> tuple[int, int]:
     A position that is dropped in this event may not grow in it. A layer with too few free positions moves less.
     """
     units = budget // layer.spec.unit_size
-    least, most = layer.active_units - units, min(layer.active_units - 1, layer.spec.units - units)
+    last = 0 if blocks_of(layer.spec) is not None else 1  # All of a transposable mask may move: as many grow at once.
+    least, most = layer.active_units - units, min(layer.active_units - last, layer.spec.units - units)
     dropped = max(0, least, min(cut.count, most))
     return dropped, units - layer.active_units + dropped
 

@@ -1,26 +1,42 @@
-"""Moves of a layer with a structure: decided on rank 0, found again on every rank.
+"""Moves of layers with a structure: decided on rank 0, found again on every rank.
 
-Each layer by itself, with a few copies to the host, where free layers of a block share them.
+They take a fixed number of copies to the host, whatever the number of layers.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
-from dynsparse.masks import SparseLayer
-from dynsparse.masks.regrouping import move
-from dynsparse.masks.structure import fitted, groups_of
+from dynsparse.masks.regrouping import Wish, moves
+from dynsparse.masks.selection import Cut
+from dynsparse.masks.structure import fitted
 from dynsparse.methods import Method
+from dynsparse.reallocation.plan import LayerPlan
 
 
-def structured_move(
-    method: Method, layer: SparseLayer, scores: Tensor, costs: Tensor | None, units: int, dropped: int, seed: int
-) -> tuple[Tensor, Tensor]:
-    """Choose what a layer with a structure drops and grows: see `structure.move`. The layer comes to about `units`."""
-    groups = groups_of(layer.spec)
-    assert groups is not None
-    targets = method.group_targets(layer, scores, costs, units, dropped)
-    if targets is None:
-        targets = torch.full((groups.count,), fitted(layer.spec, units) // groups.count, device=scores.device)
-    return move(layer, scores, costs, targets, dropped, seed)
+def structured_moves(method: Method, wishes: Sequence[Wish]) -> list[tuple[Tensor, Tensor]]:
+    """Choose what layers with a structure drop, bool [active units], and grow, bool [units]: see `regrouping.moves`."""
+    targets = [
+        _as_many(wish) if own is None else own for wish, own in zip(wishes, method.group_targets(wishes), strict=True)
+    ]
+    return moves(wishes, targets)
+
+
+def structured_plans(method: Method, wishes: Sequence[Wish]) -> list[LayerPlan]:
+    """Plan for layers with a structure: what they wish, and how many units that moves."""
+    found = structured_moves(method, wishes)
+    counts = [torch.stack((gone.count_nonzero(), grown.count_nonzero())) for gone, grown in found]
+    pairs = torch.stack(counts).tolist() if counts else []
+    return [
+        LayerPlan(Cut(float(wish.dropped), 0, dropped), Cut(float(wish.units), 0, grown))
+        for wish, (dropped, grown) in zip(wishes, pairs, strict=True)
+    ]
+
+
+def _as_many(wish: Wish) -> Tensor:
+    """Give all groups as many: int64 [groups]."""
+    each = fitted(wish.layer.spec, wish.units) // wish.groups.count
+    return torch.full((wish.groups.count,), each, device=wish.scores.device)

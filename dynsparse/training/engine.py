@@ -18,6 +18,7 @@ from dynsparse.training.freezing import fixed_norms
 from dynsparse.training.network import Network
 from dynsparse.training.parallel import Parallel
 from dynsparse.training.precision import Precision
+from dynsparse.training.semi_structured import adopt_faster, require_gpu
 from dynsparse.training.sizes import compiled, training_shape
 from pipelines.base import Batch, dominant
 from pipelines.order import Share
@@ -35,6 +36,8 @@ class Engine:
         self.model = network.model
         self.optimizer = optimizer
         self.device = next(self.model.parameters()).device
+        if config.train.semi_structured:
+            require_gpu(self.device)
         self.forward = compiled(self.model, config) if config.train.compile else self.model
         self.parallel = Parallel(self.forward, network.masks, config.distributed.gradients, self.device)
         self.precision = Precision(config.train.precision, self.device)
@@ -67,9 +70,7 @@ class Engine:
 
         DDP takes the mean over the ranks. So each part is weighed by its samples: they need not be equally many.
         """
-        train = self.config.train
-        if train.channels_last:
-            images = images.contiguous(memory_format=torch.channels_last)
+        images = self._laid_out(images)
         with self.precision.autocast():
             logits, taught = self.parallel(images), self.criterion.taught(images)
         loss = self.criterion(logits.float(), labels, taught)
@@ -79,6 +80,10 @@ class Engine:
         self.sums[1] += hits(logits.detach(), dominant(labels), 1)
         self.sums[2] += len(labels)
         return loss_sum
+
+    def _laid_out(self, images: Tensor) -> Tensor:
+        last = self.config.train.channels_last
+        return images.contiguous(memory_format=torch.channels_last) if last else images
 
     def gradients_are_finite(self) -> bool:
         """Give the gradients their true size. Returns whether none is NaN or inf: the same on every rank."""
@@ -114,6 +119,8 @@ class Engine:
             check_layouts(self.model.parameters())
             self.optimizer.zero_grad()
 
+        if train.semi_structured:
+            adopt_faster(self.model, self._laid_out(images), self.precision.autocast())
         throw_away(1)
         self.parallel.choose(
             lambda: throw_away(train.micro_batches), before=gradients_before, always_whole=always_whole

@@ -281,7 +281,7 @@ def layer_specs(config: RunConfig, model: nn.Module) -> list[LayerSpec]:
         granularity=sparsity.granularity,
         kinds=kinds_of(config),
         split=split_of(config),
-        structure=sparsity.structure,
+        structure=config.method.pattern(sparsity.structure),
     )
     require_structure(specs, dict(sparsity.shares))
     if not specs and (initial := sparsity.initial.name) != "random":

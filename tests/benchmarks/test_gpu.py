@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,8 @@ import pytest
 import torch
 
 from benchmarks import gpu
-from benchmarks.parts.gpu.bench import MOVING
+from benchmarks.parts.gpu.bench import MOVING, Bench, Found
+from benchmarks.parts.gpu.sparse_kernels import semi_structured
 from tests.pipelines.pictures import picture
 
 ROOT = Path(__file__).parents[2]
@@ -56,6 +58,18 @@ def test_parts(tmp_path: Path) -> None:
     assert amp["bf16"]["skipped_steps"] == 0 < amp["fp16, 2^60"]["skipped_steps"]
     assert parts["checkpoint"]["figures"]["cuDNN deterministic"] == {"two_runs_agree": True, "resumed_agrees": True}
     assert len(parts["memory"]["figures"]) >= 1
+
+
+def test_2_of_4_layers_are_timed_and_compared() -> None:
+    """Run the part in this process, on whatever device there is."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    found = Found()
+    semi_structured(Bench(device, tiny=True, ends=time.monotonic() + 60), found)
+    assert [row.holds for row in found.rows if row.must] == [True, True]
+    assert len(found.figures) == 2
+    for figures in found.figures.values():
+        assert set(figures) == {"inference", "training"}
+        assert all(set(seconds) == {"dense", "2:4"} and min(seconds.values()) > 0 for seconds in figures.values())
 
 
 @pytest.mark.slow

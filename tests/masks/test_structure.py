@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from dynsparse.errors import UserError
 from dynsparse.masks import LayerSpec, MaskSet, SparseLayer
 from dynsparse.masks.allocation import allocated
-from dynsparse.masks.regrouping import move
+from dynsparse.masks.regrouping import Wish, moves
 from dynsparse.masks.structure import Structure, drawn, fitted, groups_of, lowest, require_structure
 
 LINEAR, CONV, SLICES = ((3, 8), 2), ((4, 8, 3, 3), 4), ((4, 8, 3, 3), 2)
@@ -54,6 +54,12 @@ CASES = [
     spec((8, 4, 3, 3), 4, "2:4", outputs_first=False),
 ]
 IDS = [f"{one.structure} {one.shape} {one.mask_dims} {one.outputs_first}" for one in CASES]
+
+
+def move(there: SparseLayer, scores: Tensor, costs: Tensor | None, targets: Tensor, dropped: int) -> list[list[Any]]:
+    """Flags of the active units that one layer drops, and the numbers of the units that it grows."""
+    ((gone, grown),) = moves([Wish(there, scores, costs, units=0, dropped=dropped, seed=0)], [targets])
+    return [gone.tolist(), torch.nonzero(grown).squeeze(1).tolist()]
 
 
 @pytest.mark.parametrize("one", CASES, ids=IDS)
@@ -106,12 +112,30 @@ def test_a_move_worked_by_hand() -> None:
     one = spec((1, 4), 2, "2:4")
     there = layer(one, torch.tensor([0, 1]))
     costs = torch.tensor([torch.inf, torch.inf, 9.0, 7.0])
-    gone, grown = move(there, torch.tensor([5.0, 3.0]), costs, torch.tensor([2]), 1, seed=0)
-    assert (gone.tolist(), grown.tolist()) == ([False, True], [3])
-    gone, grown = move(there, torch.tensor([5.0, 3.0]), costs, torch.tensor([1]), 0, seed=0)
-    assert (gone.tolist(), grown.tolist()) == ([False, True], []), "the group is to have one"
-    gone, grown = move(there, torch.tensor([5.0, 3.0]), costs, torch.tensor([3]), 0, seed=0)
-    assert (gone.tolist(), grown.tolist()) == ([False, False], [3]), "the group is to have three"
+    scores = torch.tensor([5.0, 3.0])
+    assert move(there, scores, costs, torch.tensor([2]), 1) == [[False, True], [3]]
+    assert move(there, scores, costs, torch.tensor([1]), 0) == [[False, True], []], "the group is to have one"
+    assert move(there, scores, costs, torch.tensor([3]), 0) == [[False, False], [3]], "the group is to have three"
+
+
+def test_layers_move_together_as_each_by_itself() -> None:
+    """Sizes, structures and types of scores differ: the cuts of one layer do not reach another."""
+    random = torch.Generator().manual_seed(0)
+    wishes, targets = [], []
+    for number, one in enumerate(CASES):
+        groups = groups_of(one)
+        assert groups is not None
+        units = groups.count * (groups.size // 2)
+        there = layer(one, drawn(one, units, number))
+        scores = torch.rand(units, generator=random, dtype=torch.float64 if number % 2 else torch.float32)
+        costs = torch.rand(one.units, generator=random).index_fill_(0, there.active, torch.inf)
+        wishes.append(Wish(there, scores, costs if number % 3 else None, units, 3 * number, number))
+        targets.append(torch.full((groups.count,), groups.size // 2))
+    together = moves(wishes, targets)
+    for wish, target, (gone, grown) in zip(wishes, targets, together, strict=True):
+        ((alone, came),) = moves([wish], [target])
+        assert torch.equal(gone, alone) and torch.equal(grown, came)
+        assert int(gone.sum()) == int(grown.sum()) == wish.dropped
 
 
 @settings(max_examples=150, deadline=None)
@@ -132,7 +156,8 @@ def test_groups_come_to_their_targets(case: LayerSpec, by_score: bool, dropped: 
     there = layer(case, active)
     scores = torch.randint(0, 5, (active.numel(),), generator=random).float()
     costs = torch.rand(case.units, generator=random).index_fill_(0, active, torch.inf) if by_score else None
-    gone, grown = move(there, scores, costs, then, dropped, seed)
+    ((gone, flags),) = moves([Wish(there, scores, costs, 0, dropped, seed)], [then])
+    grown = torch.nonzero(flags).squeeze(1)
     kept = active[~gone]
     after = torch.cat((kept, grown))
     assert torch.equal(counts_of(groups.of, case, after), then)

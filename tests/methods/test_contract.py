@@ -127,15 +127,7 @@ class Run:
         **options: Any,
     ) -> None:
         torch.manual_seed(3)
-        self.model = nn.Sequential(
-            nn.Conv2d(2, 6, 3, padding=1, bias=False),
-            nn.BatchNorm2d(6),
-            nn.ReLU(),
-            nn.Conv2d(6, 8, 3, stride=2, padding=1),
-            nn.ReLU(),
-            nn.Flatten(),
-            nn.Linear(8 * 9, 5),
-        )
+        self.model = self.network()
         structure = structure or structure_of(name)
         specs = sparse_layers(self.model, granularity=granularity, structure=structure, exclude=exclude)
         settings = settings_named(name, sparsity, **options) if name in REGISTRY else None
@@ -159,6 +151,18 @@ class Run:
         self.parallel = DistributedDataParallel(self.model) if worker else self.model
         self.events = self.moved = 0
         self.active_gradients = False
+
+    def network(self) -> nn.Module:
+        """Build a network for 2 x 6 x 6 images."""
+        return nn.Sequential(
+            nn.Conv2d(2, 6, 3, padding=1, bias=False),
+            nn.BatchNorm2d(6),
+            nn.ReLU(),
+            nn.Conv2d(6, 8, 3, stride=2, padding=1),
+            nn.ReLU(),
+            nn.Flatten(),
+            nn.Linear(8 * 9, 5),
+        )
 
     def step(self, number: int) -> None:
         generator = torch.Generator().manual_seed(number * 100 + self.worker.rank)

@@ -18,9 +18,12 @@ from dynsparse.methods import Clock
 from dynsparse.methods.base import require_method
 from dynsparse.methods.nm import NmSettings
 from dynsparse.reallocation import Reallocator
+from dynsparse.runtime import Worker
+from tests.masks.test_transposable import all_patterns
 from tests.methods.dense_twin import OPTIMIZERS, DenseTwin, loss_of
 from tests.methods.hand import set_gradient, values
 from tests.methods.test_contract import STEPS, Run, assert_same, assert_zero_outside
+from tests.ranks import run_distributed
 
 WEIGHTS = [0.5, 0.1, 0.4, 0.3, -0.2, 0.6, 0.7, 0.1]
 
@@ -144,6 +147,139 @@ def test_is_the_dense_program_of_sr_ste(optimizer: str, period: int) -> None:
     assert moved > 5
 
 
+def one_block(active: list[int], **options: Any) -> Reallocator:
+    """Two blocks of 1:2, a linear layer of 2 x 4, with SGD at a rate of 1."""
+    model = nn.Linear(4, 2, bias=False)
+    with torch.no_grad():
+        model.weight.copy_(torch.tensor([[0.5, 0.4, 0.1, 0.9], [0.3, 0.1, 0.2, 0.8]]))
+    settings = NmSettings(name="nm", period=1, transposable=True, **options)
+    specs = sparse_layers(model, structure=settings.pattern("1:2"))
+    masks = MaskSet(model, specs, {"weight": torch.tensor(active)}, apply=False)
+    method = settings.build()
+    method.prepare(masks)
+    masks.apply_to_weights()
+    return Reallocator(model, masks, method, torch.optim.SGD(model.parameters(), lr=1.0))
+
+
+@pytest.mark.parametrize("active", [[0, 2, 5, 7], [1, 2, 4, 7], [0, 3, 5, 6], [1, 3, 4, 6]], ids=str)
+def test_transposable_blocks_have_one_a_row_and_a_column(active: list[int]) -> None:
+    """Each block of 2 x 2 keeps the diagonal with the larger sum, whichever is active: also where all of it moves.
+
+    weights   .5 .4 | .1 .9     .5 + .1 < .4 + .3
+              .3 .1 | .2 .8     .1 + .8 < .9 + .2; each row by itself would keep .9 and .8
+    """
+    reallocator = one_block(active, pull=0.0)
+    step(reallocator, clock(1), [0.0] * 8)
+    assert reallocator.masks.layers[0].active.tolist() == [1, 3, 4, 6]
+    assert values(reallocator.masks.layers[0]) == [0, 0.4, 0, 0.9, 0.3, 0, 0.2, 0]
+    assert [round(value, 2) for value in reserve_of(reallocator)] == [0.5, 0, 0.1, 0, 0, 0.1, 0, 0.8]
+
+
+def test_a_transposable_block_of_equal_sums_stays() -> None:
+    reallocator = one_block([0, 2, 5, 7], straight_through=False)
+    reallocator.method.reserve.layers["weight"].values.zero_()  # type: ignore[union-attr]
+    with torch.no_grad():
+        reallocator.masks.layers[0].weight.zero_()
+    step(reallocator, clock(1), [0.0] * 8)
+    assert reallocator.masks.layers[0].active.tolist() == [0, 2, 5, 7]
+
+
+def two_of_four_both_ways(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Masks of the best pattern of each 4 x 4, by brute force, and of all."""
+    tiles = weight.abs().unfold(0, 4, 4).unfold(1, 4, 4)
+    best = all_patterns(2, 4)[(tiles.reshape(-1, 16) @ all_patterns(2, 4).T).argmax(1)] > 0
+    mask = best.view(*tiles.shape).transpose(1, 2).reshape(weight.shape)
+    return mask, torch.ones_like(mask)
+
+
+@pytest.mark.parametrize("optimizer", sorted(OPTIMIZERS))
+def test_is_the_dense_program_of_transposable_sr_ste(optimizer: str) -> None:
+    torch.manual_seed(1)
+    model = nn.Linear(8, 8, bias=False).double()
+    first = model.weight.detach().clone()
+    options = {"name": "nm", "period": 2, "pull": 0.01, "transposable": True}
+    ours = OPTIMIZERS[optimizer](list(model.parameters()))
+    sparse = SparseTraining(model, ours, options, sparsity=0.5, structure="2:4", total_steps=20)
+    (layer,) = sparse.masks
+    twin = DenseTwin(first, layer.mask, OPTIMIZERS[optimizer], two_of_four_both_ways, pull=0.01)
+    moved = 0
+    for number in range(1, 21):
+        before = layer.mask
+        loss_of(model.weight, number).backward()
+        ours.step()
+        ours.zero_grad()
+        twin.step(number, chooses=number % 2 == 0)
+        moved += int((layer.mask & ~before).sum())
+        assert torch.equal(layer.mask, twin.mask), number
+        assert sparse.method.reserve is not None
+        whole = model.weight.detach() + sparse.method.reserve.layers["weight"].values
+        torch.testing.assert_close(whole, twin.weight.detach(), rtol=1e-12, atol=1e-12)
+    assert moved > 5
+
+
+@pytest.mark.parametrize("options", [{}, {"straight_through": False}], ids=str)
+@pytest.mark.parametrize("structure", ["1:2", "2:3", "2:4", "2:6"])
+def test_masks_are_transposable_at_every_step_and_resume_at_each(structure: str, options: dict[str, Any]) -> None:
+    """The greedy choice makes those of 2:6."""
+    n, m = map(int, structure.split(":"))
+    run = transposable(structure, n / m, options)
+    assert_transposable(run, n, m)
+    saved = []
+    for number in range(1, STEPS + 1):
+        run.step(number)
+        run.masks.check()
+        assert_zero_outside(run)
+        assert_transposable(run, n, m)
+        saved.append(run.save())
+    assert run.moved > 0 or "straight_through" in options
+    for done, state in list(enumerate(saved, start=1))[:: 1 if structure == "1:2" else 3]:
+        resumed = transposable(structure, n / m, options)
+        resumed.load(state)
+        for number in range(done + 1, STEPS + 1):
+            resumed.step(number)
+        assert_same(run, resumed)
+
+
+def assert_transposable(run: Run, n: int, m: int) -> None:
+    for layer in run.masks:
+        inputs, outputs = (layer.mask.movedim((0, 1), order).flatten(0, -2) for order in ((-2, -1), (-1, -2)))
+        assert (inputs.view(-1, m).sum(1) == n).all() and (outputs.reshape(-1, m).sum(1) == n).all()
+
+
+class WideRun(Run):
+    """A run of a network with 12 and 24 channels, whose first convolution has two inputs and stays out."""
+
+    def network(self) -> nn.Module:
+        """Build a network for 2 x 6 x 6 images."""
+        return nn.Sequential(
+            nn.Conv2d(2, 12, 3, padding=1),
+            nn.ReLU(),
+            nn.Conv2d(12, 24, 3, stride=2, padding=1),
+            nn.ReLU(),
+            nn.Flatten(),
+            nn.Linear(24 * 9, 12),
+        )
+
+
+def transposable(structure: str, density: float, options: dict[str, Any], worker: Worker | None = None) -> Run:
+    pattern = NmSettings(name="nm", transposable=True).pattern(structure)
+    more = {**options, "transposable": True}
+    return WideRun("nm", 4, 1 - density, "adamw", worker, pattern, exclude=["0.weight"], **more)
+
+
+def test_ranks_agree_on_transposable_masks() -> None:
+    ours, theirs = run_distributed(on_a_rank, 2)
+    assert ours == theirs
+
+
+def on_a_rank(worker: Worker) -> list[list[int]]:
+    run = transposable("2:4", 0.5, {}, worker)
+    for number in range(1, STEPS + 1):
+        run.step(number)
+    assert run.moved > 0
+    return [layer.active.tolist() for layer in run.masks]
+
+
 @pytest.mark.parametrize("options", [{}, {"straight_through": False}, {"criterion": "gradient", "until": 1.0}])
 @pytest.mark.parametrize("structure", ["1:2", "2:3"])
 def test_each_group_has_n_of_m_at_every_step_and_resumes_at_each(structure: str, options: dict[str, Any]) -> None:
@@ -183,6 +319,10 @@ def begun(structure: str, density: float, options: dict[str, Any]) -> Run:
         (
             {"criterion": "gradient", "straight_through": False},
             "straight_through has no effect with criterion gradient: leave it out",
+        ),
+        (
+            {"criterion": "gradient", "transposable": True},
+            "transposable has no effect with criterion gradient: leave it out",
         ),
         (
             {"straight_through": False, "pull": 1e-4},
@@ -226,6 +366,28 @@ def test_needs_its_structure_and_its_sparsity() -> None:
     model = nn.Linear(8, 4)
     with pytest.raises(UserError, match=r"sparsity.fc is 0.6, and sparsity.structure 2:4 makes it 0.5: set it to that"):
         SparseTraining(model, torch.optim.SGD(model.parameters()), "nm", sparsity=0.6, structure="2:4", total_steps=1)
+
+
+def test_transposable_needs_masks_of_its_own() -> None:
+    model = nn.Linear(8, 4)
+    layer = sparse_layers(model, structure="2:4")
+    with pytest.raises(UserError) as refused:
+        require_method(NmSettings(name="nm", transposable=True).build(), "nm", layer, {"weight": 16})
+    assert str(refused.value) == (
+        "method.transposable is true, and the masks of weight are 2:4 along inputs alone: give the method by its name "
+        "and options, and no MaskSet"
+    )
+    options = {"name": "nm", "transposable": True}
+    optimizer = torch.optim.SGD(model.parameters())
+    with pytest.raises(UserError, match=r"sparsity\.structure is free: set it to N:M, such as 2:4"):
+        SparseTraining(model, optimizer, options, sparsity=0.5, total_steps=1)
+    narrow = nn.Linear(8, 5)
+    other = torch.optim.SGD(narrow.parameters())
+    with pytest.raises(UserError, match="has 5 outputs, which 4 does not divide"):
+        SparseTraining(narrow, other, options, sparsity=0.5, structure="2:4", total_steps=1)
+    with pytest.raises(UserError, match="structure: ") as refused:
+        SparseTraining(model, optimizer, "nm", sparsity=0.5, structure="2:4 transposable", total_steps=1)
+    assert "\n" not in str(refused.value)
 
 
 def test_a_damaged_state_is_told_by_its_key() -> None:

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from dynsparse.errors import UserError
-from dynsparse.tools.export.network import ExportedNetwork, made_compact, source_of, take_network
+from dynsparse.tools.export.network import ExportedNetwork, made_compact, source_of, take_network, with_two_of_four
 from pipelines.common.command_line import Parser
 from pipelines.common.paths import argument
 from pipelines.common.text import nearest, one_line
@@ -62,6 +62,7 @@ def main(arguments: list[str]) -> None:
     network = take_network(source, ema=parsed.ema)
     if parsed.compact or parsed.format == "compact":
         network = made_compact(network, parsed.format)
+    network = with_two_of_four(network)
     path = Path(parsed.out or f"{network.facts['run']}{format_.SUFFIX}")
     contents = {path: format_.encode}
     if hasattr(format_, "beside"):
@@ -109,6 +110,7 @@ def _report(network: ExportedNetwork, source: Path, paths: Sequence[Path], name:
         ("input", _input(json.loads(facts["input"]))),
         ("sparsity", f"{_percent(facts['sparsity'])} of its sparse layers, {_percent(facts['model_sparsity'])} of all"),
         *([("compact", facts["compact"])] if "compact" in facts else []),
+        *([("2:4", _two_of_four(json.loads(facts["two_of_four"])))] if "two_of_four" in facts else []),
         ("format", f"{name}: {FORMATS[name][1]}{tied}"),
         ("file", f"{paths[0]}, {size:,} bytes" + "".join(f"; {other}: classes and input" for other in paths[1:])),
         ("dense", f"{dense:,} bytes for all values: the file is {size / dense:.3f} of it"),
@@ -130,6 +132,12 @@ def _input(facts: Mapping[str, Any]) -> str:
         mean, std = (" ".join(f"{value:.6g}" for value in facts[key]) for key in ("mean", "std"))
         parts.append(f"(grey level - {mean}) / {std}")
     return "; ".join(parts)
+
+
+def _two_of_four(facts: Mapping[str, Any]) -> str:
+    """Return which layers a GPU's sparse tensor cores can take, and which not, in a line."""
+    others = [f"{name} ({why})" for name, why in facts["others"].items()]
+    return f"{', '.join(facts['layers'])}; not {', '.join(others)}" if others else ", ".join(facts["layers"])
 
 
 def _percent(share: str) -> str:

@@ -16,6 +16,7 @@ from torch.nn.utils import parametrize
 from dynsparse.errors import UserError
 from dynsparse.masks.rows import by_parameter, whole_mask
 from dynsparse.shrinking import compact
+from dynsparse.sparse_kernels import found_patterns
 from dynsparse.tools.opening import Opened, averaged, looking_up, open_checkpoint
 from dynsparse.training.checkpoint import how_chosen, result_of
 
@@ -105,6 +106,18 @@ def made_compact(network: ExportedNetwork, file_format: str) -> ExportedNetwork:
     shapes = json.dumps({name: after for name, (_, after) in found.layers.items()})
     facts = {**network.facts, "compact": f"{said}{alone}", "shapes": shapes}
     return replace(network, masks={}, facts=facts)
+
+
+def with_two_of_four(network: ExportedNetwork) -> ExportedNetwork:
+    """Return the network with the layers of 2:4 weights among its facts, as JSON, if it has any.
+
+    `layers`: weights with at most 2 of each 4 inputs; `others`: the other layers, with what is in the way.
+    """
+    found = found_patterns(network.model)
+    if not found.layers:
+        return network
+    told = json.dumps({"layers": list(found.layers), "others": dict(found.others)})
+    return replace(network, facts={**network.facts, "two_of_four": told})
 
 
 def _facts(opened: Opened) -> dict[str, str]:

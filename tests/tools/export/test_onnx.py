@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +68,51 @@ def test_same_outputs(
     facts = {entry.key: entry.value for entry in graph.metadata_props}
     assert facts["weight_digest"] == network.facts["weight_digest"]
     assert facts["tied"] == str(name.startswith("tied")).lower()
+
+
+def sums_over(graph: onnx.GraphProto) -> dict[str, np.ndarray[Any, Any]]:
+    """Weights of convolutions and matrix products by name, the dimension that is summed first."""
+    values = {entry.name: onnx.numpy_helper.to_array(entry) for entry in graph.initializer}
+    found = {}
+    for node in graph.node:
+        if node.op_type not in ("Conv", "Gemm", "MatMul"):
+            continue
+        transposed = {entry.name: entry.i for entry in node.attribute}.get("transB", 0)
+        axis = 1 if node.op_type == "Conv" or transposed else 0
+        found[node.input[1]] = np.moveaxis(values[node.input[1]], axis, 0)
+    return found
+
+
+def test_layers_of_2_of_4_are_told_and_are_so_in_the_graph(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """BatchNorm is multiplied in, matrices may be transposed: 2 of 4 stay along the summed dimension."""
+    settings = train(
+        tmp_path,
+        "run",
+        model={"name": "small_cnn"},
+        data={"shape": [3, 8, 8]},
+        method={"name": "nm", "period": 2},
+        sparsity={"conv": 0.5, "fc": 0.5, "structure": "2:4", "exclude": ["conv1.weight"]},
+        train={"epochs": 1},
+    )
+    out = tmp_path / "a.onnx"
+    code, said, err = call(capsys, "export", settings.folder, "--format", "onnx", "--out", out)
+    assert (code, err) == (0, "")
+    model = onnx.load(out)
+    told = json.loads({entry.key: entry.value for entry in model.metadata_props}["two_of_four"])
+    assert told["layers"] and set(told["others"]) == {"conv1.weight"}
+    assert f"2:4           {', '.join(told['layers'])}; not conv1.weight (3 inputs, which 4 does not divide)" in said
+    weights = sums_over(model.graph)
+    assert set(told["layers"]) <= set(weights)
+    for name, weight in weights.items():
+        fits = len(weight) % 4 == 0 and (np.add.reduceat(weight != 0, range(0, len(weight), 4), axis=0) <= 2).all()
+        assert fits == (name in told["layers"]), name
+
+
+def test_a_network_without_2_of_4_says_nothing_of_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    settings = train(tmp_path, "run")
+    code, said, _ = call(capsys, "export", settings.folder, "--format", "torch", "--out", tmp_path / "a")
+    assert code == 0 and "2:4" not in said
+    assert "two_of_four" not in json.loads((tmp_path / "a.json").read_text())
 
 
 def test_more_than_a_file_holds(
