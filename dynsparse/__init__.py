@@ -9,6 +9,7 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from dynsparse.errors import DesyncError, UserError
+    from dynsparse.inference import speed_up
     from dynsparse.masks import MaskSet
     from dynsparse.masks.usual import usually_dense
     from dynsparse.methods import Method
@@ -22,6 +23,7 @@ _HOMES = {
     "ReallocationReport": "dynsparse.reallocation",
     "SparseTraining": "dynsparse.sparse_training",
     "UserError": "dynsparse.errors",
+    "speed_up": "dynsparse.inference",
     "usually_dense": "dynsparse.masks.usual",
 }
 """The public names, by the modules that hold them. They need torch, numpy and pydantic alone."""
@@ -34,6 +36,7 @@ __all__ = [
     "SparseTraining",
     "UserError",
     "__version__",
+    "speed_up",
     "usually_dense",
 ]
 
