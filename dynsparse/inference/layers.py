@@ -23,7 +23,7 @@ MOST_DENSITY = 0.3
 
 @dataclass
 class Layers:
-    """What was found of the layers of a network."""
+    """Figures of the layers of a network, and those to replace."""
 
     rows: list[LayerRow] = field(default_factory=list)
     sparse: dict[str, nn.Module] = field(default_factory=dict)

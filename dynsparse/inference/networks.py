@@ -28,7 +28,7 @@ class Network:
     name: str
     module: nn.Module | None = None
     layers: Layers | None = None
-    """What was found of its layers."""
+    """Figures of its layers."""
     note: str = ""
 
 

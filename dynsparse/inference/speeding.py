@@ -33,7 +33,7 @@ class SpedUp(nn.Module):
         super().__init__()
         self.network = network
         self.table = table
-        """What was timed, what was chosen and what it brought; `print(it)` shows it."""
+        """Figures: what was timed, what was chosen and what it brought. `print(it)` shows them."""
         self.eval()
 
     @torch.no_grad()

@@ -93,7 +93,7 @@ def test_csr_files(mlp: nn.Module, capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_networks_of_torchvision(capsys: pytest.CaptureFixture[str]) -> None:
-    """With --classes and --image-size as they are; half precision becomes float32."""
+    """Options say classes and image size; half precision becomes float32."""
     import_torchvision()
     import torchvision
 
