@@ -18,6 +18,7 @@ from tests.inference.small import cnn, mlp
 IMAGES = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("through", ["onnxruntime", "openvino"])
 def test_dense_and_compact_networks(through: str) -> None:
     """Both give the dense network's outputs at any batch size, of images in any memory order."""
