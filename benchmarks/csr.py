@@ -26,7 +26,8 @@ from benchmarks.harness.page import filled
 from benchmarks.harness.record import Result
 from benchmarks.harness.rounds import Act, compared, in_rounds
 from benchmarks.harness.script import page_parser, run
-from dynsparse.tools.export.csr import RUN_BELOW, RUN_FROM, SparseLinear, to_csr
+from dynsparse.inference.csr_layers import SparseLinear, to_csr
+from dynsparse.tools.export.csr import RUN_BELOW, RUN_FROM
 
 DENSE, OURS = "dense", "CSR"
 OTHERS_AT = 0.95

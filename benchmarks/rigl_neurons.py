@@ -1,4 +1,4 @@
-"""Neurons at which RigL grows at 99 %, ERK densities: MNIST, 784-300-100-10, by neuron, with changes of its rule one by one.
+"""Neurons at which RigL grows at 99 %, ERK densities: MNIST, 784-300-100-10, with changes of its rule one by one.
 
 python -m benchmarks.rigl_neurons data.path=DIR       (some minutes of a core: one seed)
 python -m benchmarks.rigl_neurons --only set static   (these ways; figures of the others stay)

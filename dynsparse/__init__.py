@@ -9,6 +9,7 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from dynsparse.errors import DesyncError, UserError
+    from dynsparse.inference import speed_up
     from dynsparse.masks import MaskSet
     from dynsparse.masks.usual import usually_dense
     from dynsparse.methods import Method
@@ -24,6 +25,7 @@ _HOMES = {
     "SparseTraining": "dynsparse.sparse_training",
     "UserError": "dynsparse.errors",
     "semi_structured": "dynsparse.sparse_kernels",
+    "speed_up": "dynsparse.inference",
     "usually_dense": "dynsparse.masks.usual",
 }
 """The public names, by the modules that hold them. They need torch, numpy and pydantic alone."""
@@ -37,6 +39,7 @@ __all__ = [
     "UserError",
     "__version__",
     "semi_structured",
+    "speed_up",
     "usually_dense",
 ]
 

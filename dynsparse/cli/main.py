@@ -25,6 +25,7 @@ PROGRAM = Program(
         "inspect": ("dynsparse.tools.inspection", "CKPT: check a checkpoint, and print its table of layers"),
         "predict": ("dynsparse.tools.prediction", "RUN IMAGE...: the most probable classes of images"),
         "export": ("dynsparse.tools.export", "CKPT --format torch|safetensors|onnx|csr: take the network away"),
+        "speed-up": ("dynsparse.tools.speeding", "CKPT --batch N [N ...]: the fastest way to run it on this machine"),
         "experiments": (
             "dynsparse.cli.experiments.command",
             "LIST [N ...]: run jobs of a list of experiments in turn",
@@ -41,6 +42,7 @@ EXTRAS = {
     "report": ("report", ("jinja2", "matplotlib", "yaml")),
     "inspect": ("export", ("yaml",)),
     "export": ("export", ("yaml",)),
+    "speed-up": ("export", ("yaml",)),
 }
 """The extra that each verb needs, and packages that come with it."""
 

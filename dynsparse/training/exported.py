@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor
@@ -36,8 +36,15 @@ def is_safetensors(path: Path) -> bool:
     return len(head) == 9 and head[8:] == b"{" and int.from_bytes(head[:8], "little") <= _LONGEST_HEADER
 
 
-def read_weights(path: Path) -> dict[str, Tensor]:
-    """Read the state_dict in a file of any of the formats that hold one. UserError for anything else."""
+_INSIDE = ("state_dict", "model_state_dict", "model")
+"""Keys under which training programs of others keep the state_dict, beside what training needs."""
+
+
+def read_weights(path: Path, *, nested: bool = False) -> dict[str, Tensor]:
+    """Read the state_dict in a file of any of the formats that hold one. UserError for anything else.
+
+    With `nested` it may stand under one of the usual keys of a checkpoint of other programs.
+    """
     try:
         if is_safetensors(path):
             return _safetensors(path)
@@ -48,9 +55,15 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         raise UserError(f"{path}: cannot be read ({error.strerror}); give an exported file") from None
     except (DamagedError, ValueError) as error:
         raise UserError(f"{path}: no file of weights, or damaged ({error}); {_REMEDY}") from None
-    if not isinstance(content, dict) or not content or not all(isinstance(value, Tensor) for value in content.values()):
+    inside = [content.get(key) for key in _INSIDE] if nested and isinstance(content, dict) else []
+    found = next((one for one in [content, *inside] if _is_state_dict(one)), None)
+    if found is None:
         raise UserError(f"{path}: holds other things than weights; {_REMEDY}")
-    return content
+    return dict(found)
+
+
+def _is_state_dict(content: Any) -> TypeGuard[dict[str, Tensor]]:
+    return isinstance(content, dict) and bool(content) and all(isinstance(one, Tensor) for one in content.values())
 
 
 def _safetensors(path: Path) -> dict[str, Tensor]:

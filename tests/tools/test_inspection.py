@@ -18,8 +18,8 @@ import pytest
 import torch
 
 from dynsparse.config.schema import RunConfig
+from dynsparse.inference.csr_layers import to_csr
 from dynsparse.masks.bits import pack_bits
-from dynsparse.tools.export.csr import to_csr
 from dynsparse.tools.inspection import bytes_by_part
 from dynsparse.training.checkpoint import read
 from dynsparse.training.exported import CSR_FORMAT

@@ -19,7 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from dynsparse.errors import UserError
-from dynsparse.tools.export.network import ExportedNetwork, made_compact, source_of, take_network, with_two_of_four
+from dynsparse.tools.export.network import ExportedNetwork, made_compact, with_two_of_four
+from dynsparse.tools.export.source import add_source, taken
 from pipelines.common.command_line import Parser
 from pipelines.common.paths import argument
 from pipelines.common.text import nearest, one_line
@@ -41,15 +42,9 @@ def main(arguments: list[str]) -> None:
         epilog="\n".join(f"  {name:12} {text}" for name, (_, text) in FORMATS.items()),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument(
-        "checkpoint",
-        metavar="CKPT",
-        type=argument,
-        help="a checkpoint, or a run's folder: its best, if any is yet, or its latest",
-    )
+    add_source(parser)
     parser.add_argument("--format", required=True, metavar="|".join(FORMATS), help="see below")
     parser.add_argument("--out", metavar="FILE", type=argument, help="default: the run's name, in this folder")
-    parser.add_argument("--ema", action="store_true", help="the average of the weights (train.ema), not the weights")
     parser.add_argument(
         "--compact", action="store_true", help="take out the channels that do nothing, in other formats too"
     )
@@ -58,8 +53,7 @@ def main(arguments: list[str]) -> None:
     if parsed.format not in FORMATS:
         raise UserError(f"--format: unknown format '{parsed.format}'{nearest(parsed.format, FORMATS)}")
     format_ = import_module(f"{__name__}.{FORMATS[parsed.format][0]}")
-    source = source_of(parsed.checkpoint)
-    network = take_network(source, ema=parsed.ema)
+    network, source = taken(parsed)
     if parsed.compact or parsed.format == "compact":
         network = made_compact(network, parsed.format)
     network = with_two_of_four(network)
@@ -103,10 +97,11 @@ def write(path: Path, content: bytes) -> None:
 
 def _report(network: ExportedNetwork, source: Path, paths: Sequence[Path], name: str, loading: str) -> str:
     facts, dense, size = network.facts, network.dense_bytes, paths[0].stat().st_size
+    method = f" by {facts['method']}" if facts["method"] else ""
     top1 = f"; {facts['test_top1']} % on the test data" if facts["test_top1"] else ""
     tied = "; its tied weights have a value each now" if facts["tied"] == "true" else ""
     rows = [
-        ("network", f"{facts['model']} by {facts['method']}, of {network.chosen}{top1}"),
+        ("network", f"{facts['model']}{method}, of {network.chosen}{top1}"),
         ("input", _input(json.loads(facts["input"]))),
         ("sparsity", f"{_percent(facts['sparsity'])} of its sparse layers, {_percent(facts['model_sparsity'])} of all"),
         *([("compact", facts["compact"])] if "compact" in facts else []),
@@ -114,7 +109,7 @@ def _report(network: ExportedNetwork, source: Path, paths: Sequence[Path], name:
         ("format", f"{name}: {FORMATS[name][1]}{tied}"),
         ("file", f"{paths[0]}, {size:,} bytes" + "".join(f"; {other}: classes and input" for other in paths[1:])),
         ("dense", f"{dense:,} bytes for all values: the file is {size / dense:.3f} of it"),
-        ("checkpoint", f"{source.stat().st_size:,} bytes, with what training needs beside"),
+        ("checkpoint", f"{source.stat().st_size:,} bytes{', with what training needs beside' if method else ''}"),
         ("load it with", loading),
     ]
     width = max(len(title) for title, _ in rows)

@@ -9,7 +9,6 @@
 from __future__ import annotations
 
 import io
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from pydantic import TypeAdapter
 from torch import Tensor, nn
 
 from dynsparse.errors import UserError
+from dynsparse.inference.csr_layers import SparseLinear, csr_parts
 from dynsparse.models import AnyModel, ModelSettings
 from dynsparse.tools.export.network import ExportedNetwork
 from dynsparse.training.checkpoint.limits import DamagedError
@@ -60,45 +60,6 @@ def encode(network: ExportedNetwork) -> bytes:
     file = io.BytesIO()
     torch.save(content, file)
     return file.getvalue()
-
-
-def csr_parts(weight: Tensor, mask: Tensor) -> list[Tensor]:
-    """Return row starts and columns (int32) and values of [rows, columns] as CSR: an entry wherever `mask` is True.
-
-    [[0, 5], [0, 0], [7, 8]] gives starts 0, 1, 1, 3, columns 1, 0, 1 and values 5, 7, 8.
-
-    MKL multiplies int32 indices as they are; int64 ones torch would convert at each call.
-    """
-    starts = torch.zeros(len(mask) + 1, dtype=torch.int32)
-    starts[1:] = mask.sum(1).cumsum(0)
-    return [starts, mask.nonzero()[:, 1].to(torch.int32), weight[mask]]
-
-
-def to_csr(weight: Tensor, mask: Tensor) -> Tensor:
-    """Return the matrix of `csr_parts` in torch's format."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # It says that torch's CSR is in beta.
-        starts, columns, values = csr_parts(weight, mask)
-        return torch.sparse_csr_tensor(starts, columns, values, weight.shape, check_invariants=True)
-
-
-class SparseLinear(nn.Module):
-    """nn.Linear whose weight [out, in] is a CSR matrix; float32 [..., in] to [..., out]. For inference on the CPU."""
-
-    weight: Tensor
-    bias: Tensor | None
-
-    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
-        super().__init__()
-        self.register_buffer("weight", weight)
-        self.register_buffer("bias", bias)
-
-    @torch.no_grad()
-    def forward(self, x: Tensor) -> Tensor:
-        """Multiply with the matrix on the left: x times its transpose, as in nn.Linear, takes several times as long."""
-        rows = x.reshape(-1, x.shape[-1])
-        y = torch.mv(self.weight, rows[0])[None] if len(rows) == 1 else (self.weight @ rows.T).T
-        return (y if self.bias is None else y + self.bias).view(*x.shape[:-1], -1)
 
 
 def load(path: str | Path, *, run_sparse: bool = True) -> nn.Module:

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import warnings
 from typing import Any
 
 import torch
 
 from dynsparse.errors import UserError
+from dynsparse.inference.onnx_graph import onnx_graph
 from dynsparse.tools.export.network import ExportedNetwork, libraries
 
 SUFFIX = ".onnx"
 LOADING = 'onnxruntime.InferenceSession("{path}").run(None, {{"images": images}})[0]'
 
-OPSET = 18
-"""Version that torch's exporter writes without conversion; ONNX Runtime 1.14 (2023) and later read it."""
 _MOST_BYTES = 2**31 - 2**24
 """A protobuf message ends at 2 GiB; the graph takes some of it."""
 
@@ -36,22 +34,8 @@ def encode(network: ExportedNetwork) -> bytes:
 
 
 def _translate(network: ExportedNetwork) -> Any:
-    images = torch.zeros(2, *network.image_shape)  # Given one image, torch would take the batch size for a constant.
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # They are torch's own: what it calls has been renamed elsewhere in torch.
-        try:
-            program = torch.onnx.export(
-                network.model,
-                (images,),
-                input_names=["images"],
-                output_names=["logits"],
-                opset_version=OPSET,
-                dynamo=True,
-                dynamic_shapes=({0: "batch"},),
-                verbose=False,
-            )
-        except torch.onnx.OnnxExporterError as error:
-            reason = str(error).strip().splitlines()[0]
-            raise UserError(f"--format onnx: torch cannot translate {network.facts['model']} ({reason})") from error
-    assert program is not None
-    return program.model_proto
+    try:
+        return onnx_graph(network.model, torch.zeros(1, *network.image_shape))
+    except torch.onnx.OnnxExporterError as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(f"--format onnx: torch cannot translate {network.facts['model']} ({reason})") from error

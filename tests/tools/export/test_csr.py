@@ -11,6 +11,7 @@ from torch import nn
 
 from dynsparse.config.schema import RunConfig
 from dynsparse.errors import UserError
+from dynsparse.inference.csr_layers import SparseLinear, to_csr
 from dynsparse.tools.export import csr
 from dynsparse.tools.export.network import take_network
 from tests.tools.trained import assert_one_line, call, images_for, network_of, train
@@ -59,7 +60,7 @@ def test_the_file_opens_without_us(run: RunConfig, exported: Path) -> None:
 def test_loaded_it_gives_the_same_outputs(mode: Any, run: RunConfig, exported: Path) -> None:
     model, ours = csr.load(exported), network_of(best(run), run)
     layers = dict(model.named_children())
-    assert isinstance(layers["fc1"], csr.SparseLinear)
+    assert isinstance(layers["fc1"], SparseLinear)
     assert type(layers["fc2"]) is nn.Linear and type(layers["fc3"]) is nn.Linear
     assert not model.training
     for batch in (1, 5):
@@ -135,7 +136,7 @@ def test_rows_of_any_number_of_dimensions() -> None:
     mask = torch.rand(6, 9, generator=generator) < 0.3
     mask[2] = False
     weight, bias = torch.randn(6, 9, generator=generator) * mask, torch.randn(6, generator=generator)
-    layer = csr.SparseLinear(csr.to_csr(weight, mask), bias)
+    layer = SparseLinear(to_csr(weight, mask), bias)
     for shape in ((9,), (1, 9), (4, 9), (2, 3, 9)):
         x = torch.randn(shape, generator=generator)
         torch.testing.assert_close(layer(x), nn.functional.linear(x, weight, bias))

@@ -1,0 +1,139 @@
+"""speed_up beside the dense network, over the families of torchvision, on the CPU.
+
+    python -m benchmarks.speed_up                                  (hours on 2 cores; a quiet machine)
+    python -m benchmarks.speed_up --networks resnet50 vit_b_16     (some of them)
+    python -m benchmarks.speed_up --page                           (the page anew, from the JSON)
+
+Each network at batch 1 and 32 with zeros of two kinds: random ERK masks at 90 %, and 40 % of the inner channels dead.
+What `speed_up` returns is timed once more beside the dense network, in turns.
+"""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn, optim
+
+from benchmarks.harness.page import filled
+from benchmarks.harness.record import Result
+from benchmarks.harness.rounds import compared, in_rounds
+from benchmarks.harness.script import page_parser, run
+from dynsparse import SparseTraining, speed_up, usually_dense
+from dynsparse.errors import UserError
+from dynsparse.inference.engines import ENGINES, TORCH
+from dynsparse.shrinking.groups import Graph
+from pipelines.common.command_line import at_least_1
+from pipelines.common.torchvision_ops import import_torchvision
+
+SPARSITY, DEAD = 0.9, 0.4
+KINDS = {"masks": "random masks, 90 %", "channels": "40 % of inner channels dead"}
+DENSE, OURS = "dense", "sped up"
+NETWORKS = (
+    *("resnet18", "resnet50", "wide_resnet50_2", "resnext50_32x4d", "regnet_y_400mf", "vgg16", "vgg16_bn"),
+    *("mobilenet_v2", "mobilenet_v3_large", "mnasnet1_0", "efficientnet_b0", "efficientnet_v2_s", "shufflenet_v2_x1_0"),
+    *("densenet121", "squeezenet1_1", "googlenet", "inception_v3", "convnext_tiny", "vit_b_16", "swin_t"),
+)
+
+
+class Amount(NamedTuple):
+    """The amount that is measured."""
+
+    networks: Sequence[str]
+    batches: Sequence[int] = (1, 32)
+    size: int = 224
+    """Height and width of the images; Inception v3 has its own."""
+    rounds: int = 9
+
+
+def main() -> None:
+    parser = page_parser(__doc__, rounds=Amount(NETWORKS).rounds)
+    parser.add_argument("--networks", metavar="NAME", nargs="+", choices=NETWORKS, default=NETWORKS, help="(all)")
+    parser.add_argument("--batch", metavar="N", nargs="+", type=at_least_1, default=(1, 32), help="(1 32)")
+    parser.add_argument("--through", choices=(TORCH, *ENGINES), default=TORCH, help="(%(default)s)")
+    run("speed_up", parser, measure, page)
+
+
+def measure(asked: Namespace) -> Result:
+    amount = Amount(asked.networks, asked.batch, rounds=asked.rounds)
+    if asked.tiny:
+        amount = Amount(("mobilenet_v3_small",), (1, 2), 32, 3)
+    return {"through": asked.through, "cases": list(by_case(amount, asked.through))}
+
+
+def by_case(amount: Amount, through: str) -> Iterator[Result]:
+    for name in amount.networks:
+        size = 299 if name == "inception_v3" else amount.size
+        for kind in KINDS:
+            for batch in amount.batches:
+                yield {"network": name, "kind": kind, "batch": batch, **one(name, kind, batch, size, amount, through)}
+
+
+def one(name: str, kind: str, batch: int, size: int, amount: Amount, through: str) -> Result:
+    """Speed up one network, and time what comes of it. A network that cannot have such zeros has no figures."""
+    images = torch.randn(batch, 3, size, size, generator=torch.Generator().manual_seed(0))
+    try:
+        model = masked(name) if kind == "masks" else with_dead_channels(name, size)
+        found = speed_up(model, images, through=through, rounds=amount.rounds)
+    except UserError as error:
+        return {"refused": error.lines[0]}
+    with torch.no_grad():
+        times = in_rounds({DENSE: lambda: model(images), OURS: lambda: found(images)}, amount.rounds)
+    table = found.table
+    layers: dict[str, int] = {}
+    for row in table.layers:
+        layers[row.chosen] = layers.get(row.chosen, 0) + 1
+    told = {"chosen": table.chosen, "promised": table.ratio.median, "difference": table.difference, "layers": layers}
+    return {**told, "notes": {row.name: row.note for row in table.networks if row.note}, **compared(times, DENSE)}
+
+
+def network(name: str) -> nn.Module:
+    import_torchvision()
+    from torchvision.models import get_model
+
+    torch.manual_seed(0)
+    more: Mapping[str, Any] = (
+        {"aux_logits": False, "init_weights": True} if name in ("googlenet", "inception_v3") else {}
+    )
+    model: nn.Module = get_model(name, weights=None, **more)
+    return model.eval()
+
+
+def masked(name: str) -> nn.Module:
+    """Return the network with random ERK masks, as sparse training begins with."""
+    model = network(name)
+    unused = optim.SGD(model.parameters(), lr=0.1)
+    excluded = list(usually_dense(model))
+    SparseTraining(model, unused, "static", sparsity=SPARSITY, allocation="erk", exclude=excluded, total_steps=1)
+    plain = network(name)
+    plain.load_state_dict(model.state_dict())
+    return plain
+
+
+def with_dead_channels(name: str, size: int) -> nn.Module:
+    """Return the network with channels that nobody reads: the same ones in all layers that share them."""
+    model = network(name)
+    generator = torch.Generator().manual_seed(0)
+    groups = [group for group in Graph(model, torch.randn(2, 3, size, size)) if not group.obstacle]
+    for group in groups:
+        dead = torch.rand(group.size, generator=generator) < DEAD
+        for side in group.readers:
+            silence(side.module.get_parameter("weight"), side.places[dead[side.channels]])
+    return model.requires_grad_(False)
+
+
+@torch.no_grad()
+def silence(weight: Tensor, columns: Tensor) -> None:
+    weight[:, columns] = 0
+
+
+def page(content: Result) -> str:
+    measured = [case for case in content["cases"] if "chosen" in case]
+    ratios = [case["ratio_to_dense"][OURS]["median"] for case in measured]
+    return filled("speed_up", content, {"KINDS": KINDS, "OURS": OURS}, measured=measured, ratios=ratios)
+
+
+if __name__ == "__main__":
+    main()
