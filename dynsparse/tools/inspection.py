@@ -70,7 +70,7 @@ def describe(opened: Opened) -> dict[str, Any]:
         "model_sparsity": network.model_sparsity,
         "tied": bool(network.tied),
         "ever_active": network.masks.ever_active,
-        "dense_flops": network.costs and network.costs.dense,
+        "dense_flops": network.costs and network.costs.reference,
         "inference_flops": network.inference_flops,
         "inference_flops_of_dense": network.inference_flops_of_dense,
         "training_flops_of_dense": training_flops_of_dense(progress),

@@ -7,7 +7,14 @@ from pathlib import Path
 from torch.utils.tensorboard import SummaryWriter
 
 from dynsparse.reallocation import ReallocationReport
-from dynsparse.training.callbacks.base import EpochReport, LogWriter, RunReport, SamplesReport, StepReport
+from dynsparse.training.callbacks.base import (
+    EpochReport,
+    LogWriter,
+    RunReport,
+    SamplesReport,
+    ShrinkReport,
+    StepReport,
+)
 from dynsparse.training.callbacks.event_file import EventFile
 from dynsparse.training.callbacks.scalars import Scalars, Values
 
@@ -18,6 +25,7 @@ LAYOUT = {
         "active weights of each layer": ["Multiline", [r"^active/layers/.*"]],
         "positions ever active": ["Multiline", [r"^exploration/.*"]],
         "outputs without weights": ["Multiline", [r"^dead_outputs/.*"]],
+        "outputs after each shrink": ["Multiline", [r"^channels/outputs/.*"]],
         "all weights: sparsity, ever active": ["Multiline", [r"^sparsity/(sparse_layers|model|ever_active)$"]],
     },
     "How it learns": {
@@ -90,6 +98,9 @@ class TensorBoard(LogWriter):
 
     def on_reallocation(self, report: ReallocationReport) -> None:
         self._add(self._scalars.of_reallocation(report), report.step)
+
+    def on_shrink(self, report: ShrinkReport) -> None:
+        self._add(self._scalars.of_shrink(report), report.step)
 
     def on_epoch(self, report: EpochReport) -> None:
         self._add(self._scalars.of_epoch(report), report.step)
