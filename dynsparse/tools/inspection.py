@@ -66,6 +66,8 @@ def describe(opened: Opened) -> dict[str, Any]:
         "active_weights": network.active_weights,
         "sparse_layer_weights": network.sparse_layer_weights,
         "total_parameters": network.total_parameters,
+        "parameters": network.parameters,
+        "shrunk": network.shrunk_line,
         "sparsity": network.sparsity,
         "model_sparsity": network.model_sparsity,
         "tied": bool(network.tied),
@@ -162,6 +164,7 @@ def text(found: Mapping[str, Any]) -> str:
         ("FLOPs", _costs(found)),
         ("ever active", _share(found["ever_active"])),
         ("size", _sizes(found["bytes"])),
+        *([("shrunk", found["shrunk"])] if found["shrunk"] else []),
         ("digests", f"masks {found['mask_digest']}, weights {found['weight_digest']}"),
     ]
     width = max(len(name) for name, _ in facts)

@@ -260,7 +260,8 @@ class Trainer:
         else:
             self.network.shrinkages = self.run.shrinkages = (*self.run.shrinkages, found.shrinkage)
         report = ShrinkReport(epoch, self.progress.step, before, size_of(self.network), self.network.costs)
-        log.info("%s", report)
+        for line in str(report).splitlines():
+            log.info("%s", line)
         if self.worker.is_main:
             self.observers.on_shrink(report)
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,9 +9,7 @@ import torch
 from torch import Tensor
 
 from dynsparse.config.schema import RunConfig
-from dynsparse.errors import UserError
 from dynsparse.runtime import Worker
-from dynsparse.training.checkpoint import CheckpointFolder
 from dynsparse.training.trainer import Trainer
 from tests.ranks import run_distributed
 from tests.training import runs

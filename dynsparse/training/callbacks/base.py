@@ -111,8 +111,12 @@ class ShrinkReport:
 
     def __str__(self) -> str:
         if self.before == self.after:
-            return f"shrink before epoch {self.epoch}: every channel is of use, the network keeps its size"
-        return f"shrink before epoch {self.epoch}\n{compared(self.before, self.after)}"
+            return f"{self._head}: every channel is of use, the network keeps its size"
+        return f"{self._head}\n{compared(self.before, self.after)}"
+
+    @property
+    def _head(self) -> str:
+        return f"shrink (train.shrink.at {self.epoch}), after {self.step:,} steps"
 
 
 @dataclass(frozen=True)
