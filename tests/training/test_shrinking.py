@@ -317,15 +317,15 @@ def test_a_shrink_that_finds_nothing_is_noted() -> None:
         (
             {"sparsity": {"structure": "fan_in"}},
             (
-                "config: train.shrink does not go with sparsity.structure fan_in, whose pattern breaks as inputs go: set "
-                "the structure to free, or leave train.shrink out"
+                "config: train.shrink does not go with sparsity.structure fan_in, whose pattern breaks as inputs go: "
+                "set the structure to free, or leave train.shrink out"
             ),
         ),
         (
             {"train": {"optimizer": {"name": "torch/Adafactor"}}},
             (
-                "config: train.shrink does not go with train.optimizer torch/Adafactor, whose state mixes channels: take "
-                "another optimizer, or leave train.shrink out"
+                "config: train.shrink does not go with train.optimizer torch/Adafactor, whose state mixes channels: "
+                "take another optimizer, or leave train.shrink out"
             ),
         ),
         (
