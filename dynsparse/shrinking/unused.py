@@ -27,7 +27,7 @@ class Unused:
     modules: Mapping[str, Kept]
     """Modules that change, by name, and what each keeps."""
     biases: Sequence[Mapping[str, Tensor]]
-    """For each of the networks, the biases that take numbers: all values of each, by the module's name."""
+    """Biases that take numbers, in each of the networks: all values of each, by the module's name."""
 
 
 def unused_channels(

@@ -65,7 +65,7 @@ class Network:
     start: Start | None = None
     """The network as it was at the start; None if it is that still."""
     shrinkages: tuple[Shrinkage, ...] = ()
-    """What has been taken out of it, in order."""
+    """Records of the channels that it has lost, in order."""
 
     _costs: dict[tuple[int, int, int], Costs | None] = field(default_factory=dict, init=False, repr=False)
 

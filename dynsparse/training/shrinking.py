@@ -26,7 +26,7 @@ _SO = "leave train.shrink out"
 
 @dataclass(frozen=True)
 class Found:
-    """What a shrink takes out: plain data, the same on every rank."""
+    """Channels that a shrink takes out: plain data, the same on every rank."""
 
     shrinkage: Shrinkage
     biases: Sequence[Mapping[str, Tensor]]

@@ -60,7 +60,7 @@ class RunState:
     teacher: str | None = None
     """Digest of the run's teacher, if it has one."""
     shrinkages: tuple[Shrinkage, ...] = ()
-    """What the network has lost, in order (`train.shrink`)."""
+    """Records of the channels that the network has lost, in order (`train.shrink`)."""
     gradients_before: str | None = None
     """`Progress.gradients` of the checkpoint that this run resumes from with as many workers."""
 

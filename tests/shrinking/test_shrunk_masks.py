@@ -43,7 +43,7 @@ def test_what_went_grows_in_its_layer() -> None:
 
 
 def test_what_has_no_room_in_its_layer_grows_in_others() -> None:
-    """Of 9 active weights 3 go and the layer is full with 6. The other one takes them, at the one free place it has."""
+    """Three of 9 active weights go, and the layer is full with 6. The other one takes one, at its only free place."""
     model = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 2))
     masks = masks_of(model, {"0.weight": torch.arange(9), "1.weight": at(0, 2, 3)})
     LOST.apply(model)

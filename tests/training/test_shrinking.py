@@ -331,20 +331,20 @@ def test_a_shrink_that_finds_nothing_is_noted() -> None:
         (
             {"train": {"shrink": {"at": [0]}}},
             (
-                "train: shrink.at names epoch 0, and the run begins with epoch 0 and has 3: a shrink comes between two "
-                "of them, take one above 0 and below 3"
+                "config: train: shrink.at names epoch 0, and the run begins with epoch 0 and has 3: a shrink comes "
+                "between two of them, take one above 0 and below 3"
             ),
         ),
         (
             {"train": {"shrink": {"at": [1, 3]}}},
             (
-                "train: shrink.at names epoch 3, and the run begins with epoch 0 and has 3: a shrink comes between two "
-                "of them, take one above 0 and below 3"
+                "config: train: shrink.at names epoch 3, and the run begins with epoch 0 and has 3: a shrink comes "
+                "between two of them, take one above 0 and below 3"
             ),
         ),
         (
             {"train": {"shrink": {"at": [2, 1]}}},
-            "train.shrink.at is [2, 1]; name each epoch once, in rising order",
+            "config: train.shrink.at: is [2, 1]; name each epoch once, in rising order",
         ),
     ],
 )
@@ -383,7 +383,7 @@ def test_networks_that_cannot_shrink(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UserError) as caught:
         require_shrinkable(runs.config(model={"name": "mnist_mlp", "hidden": []}, **SHRINKS))
     assert str(caught.value) == (
-        "train.shrink: no channel of mnist_mlp can go (they are the network's outputs); leave train.shrink out"
+        "train.shrink: no channel of mnist_mlp can go (fc1: they are the network's outputs); leave train.shrink out"
     )
     monkeypatch.setitem(sys.modules, "torch_pruning", None)
     with pytest.raises(UserError) as caught:
