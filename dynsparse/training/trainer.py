@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -250,7 +251,7 @@ class Trainer:
 
     def _shrink(self, epoch: int) -> None:
         """Shrink before an epoch: all that holds parameters follows, or is made anew. Every rank does the same."""
-        before = size_of(self.network)
+        before, began = size_of(self.network), time.monotonic()
         found = self._find_unused(epoch)
         take_biases([self.model, *([] if self.ema is None else [self.ema.model])], found)
         if found.shrinkage.modules:
@@ -259,7 +260,8 @@ class Trainer:
             self._verify()
         else:
             self.network.shrinkages = self.run.shrinkages = (*self.run.shrinkages, found.shrinkage)
-        report = ShrinkReport(epoch, self.progress.step, before, size_of(self.network), self.network.costs)
+        after, seconds = size_of(self.network), time.monotonic() - began
+        report = ShrinkReport(epoch, self.progress.step, before, after, self.network.costs, seconds)
         for line in str(report).splitlines():
             log.info("%s", line)
         if self.worker.is_main:

@@ -402,3 +402,14 @@ def test_a_network_that_cannot_be_followed() -> None:
 
 
 SHRINKS: dict[str, Any] = {"method": {"name": "static"}, "train": {"epochs": 3, "shrink": {"at": [1]}}}
+
+
+@pytest.mark.slow
+def test_compiled_anew_for_the_smaller_network() -> None:
+    """A resume in the epoch after the shrink compiles for that network alone, and comes to the same bits."""
+    settings, alone = config("rigl", train={"epochs": 2, "compile": True}), Worker()
+    whole = state_after(alone, settings, None, None)
+    half = state_after(alone, settings, None, 11)
+    half["progress"]["seconds"] = 0.0
+    torch._dynamo.reset()
+    assert_same(state_after(alone, settings, half, None), whole)

@@ -108,6 +108,8 @@ class ShrinkReport:
     after: Size
     costs: Costs | None
     """FLOPs of the smaller network on one image; None where they cannot be counted."""
+    seconds: float
+    """Time from the search to the first step that can follow, on rank 0."""
 
     def __str__(self) -> str:
         if self.before == self.after:
@@ -116,7 +118,7 @@ class ShrinkReport:
 
     @property
     def _head(self) -> str:
-        return f"shrink (train.shrink.at {self.epoch}), after {self.step:,} steps"
+        return f"shrink (train.shrink.at {self.epoch}), after {self.step:,} steps, in {self.seconds:.2f} s"
 
 
 @dataclass(frozen=True)

@@ -118,6 +118,7 @@ def shrink_record(report: ShrinkReport) -> dict[str, Any]:
         "channels": {
             name: {"inputs": now[0], "outputs": now[1]} | _before(before.layers[name]) for name, now in changed.items()
         },
+        "timing": {"seconds": report.seconds},
     }
 
 

@@ -90,6 +90,7 @@ def _check_shrink(line: Record) -> None:
         whole_number(line[key])
     for key in ("dense_flops", "dense_flops_before"):
         number(line.get(key))
+    number(line.get("timing", {}).get("seconds"))
     for layer in line["channels"].values():
         for key in ("inputs", "outputs", "inputs_before", "outputs_before"):
             whole_number(layer[key])
