@@ -379,6 +379,14 @@ def test_methods_that_cannot_shrink(method: dict[str, Any], reason: str) -> None
     assert str(caught.value) == f"train.shrink does not go with method {name}, which {reason}: leave train.shrink out"
 
 
+@pytest.mark.parametrize("words", [[], ["--dry-run"], ["--check"]])
+def test_refused_before_anything_starts(tmp_path: Path, capsys: pytest.CaptureFixture[str], words: list[str]) -> None:
+    settings = runs.config(model=CNN, method={"name": "deepr"}, train={"epochs": 2, "shrink": {"at": [1]}})
+    assert main(["train", "--config", str(runs.write_config(tmp_path, settings)), f"runs={tmp_path}/runs", *words]) == 2
+    assert "error: train.shrink does not go with method deepr, which keeps state" in capsys.readouterr().err
+    assert not (tmp_path / "runs").exists()
+
+
 def test_networks_that_cannot_shrink(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UserError) as caught:
         require_shrinkable(runs.config(model={"name": "mnist_mlp", "hidden": []}, **SHRINKS))

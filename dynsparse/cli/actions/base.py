@@ -74,7 +74,8 @@ def _require_layers(config: RunConfig) -> None:
         require_layers(config)
 
 
-def _require_shrinkable(config: RunConfig) -> None:
+def require_shrinks(config: RunConfig) -> None:
+    """Raise UserError for a network or a method that cannot lose the channels that the config asks it to."""
     with told(config.method):
         require_shrinkable(config)
 
@@ -84,7 +85,7 @@ def start_rules(config: RunConfig, worker: Worker, resume: str | None) -> list[R
     rules = [
         *network_rules(config, worker),
         lambda: require_split(config, worker.world_size),
-        lambda: _require_shrinkable(config),
+        lambda: require_shrinks(config),
         lambda: pipelines.check(config.data),
         lambda: require_there(config),
     ]
