@@ -404,7 +404,7 @@ def test_networks_that_cannot_shrink(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.slow
 def test_a_network_that_cannot_be_followed() -> None:
     data = {"name": "synthetic", "shape": [3, 64, 64], "samples": 20, "test_samples": 10, "threads": 1}
-    model = {"name": "torchvision/swin_t"}
+    model = {"name": "torchvision/shufflenet_v2_x0_5"}
     with pytest.raises(UserError, match=r"^train\.shrink: torch-pruning cannot follow the network \(.*\); leave train"):
         require_shrinkable(runs.config(model=model, data=data, **SHRINKS))
 

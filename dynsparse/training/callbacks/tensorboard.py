@@ -25,7 +25,6 @@ LAYOUT = {
         "active weights of each layer": ["Multiline", [r"^active/layers/.*"]],
         "positions ever active": ["Multiline", [r"^exploration/.*"]],
         "outputs without weights": ["Multiline", [r"^dead_outputs/.*"]],
-        "outputs after each shrink": ["Multiline", [r"^channels/outputs/.*"]],
         "all weights: sparsity, ever active": ["Multiline", [r"^sparsity/(sparse_layers|model|ever_active)$"]],
     },
     "How it learns": {
