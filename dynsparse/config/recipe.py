@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from pipelines.common.paths import PathText
-from pipelines.common.settings import AtLeast1, Settings
+from pipelines.common.settings import AtLeast1, Count, Settings
 
 BestBy = Literal["model", "ema"]
 
@@ -26,6 +26,20 @@ class EmaSettings(Settings):
     best_by: BestBy = "model"
     """Network whose accuracy chooses the best epoch: the model, or its average. It is also the run's network where
     another run takes it (`model.weights`, `train.teacher`), and in predictions and confusion matrices."""
+
+
+class ShrinkSettings(Settings):
+    """Shrinks: channels of no use go while the network trains, which becomes physically smaller; null: none."""
+
+    at: Annotated[list[Count], Field(min_length=1, max_length=1000)]
+    """Epochs, counted from 0, before which channels go that nobody reads, or that carry nothing."""
+
+    @field_validator("at")
+    @classmethod
+    def _rises(cls, at: list[int]) -> list[int]:
+        if at != sorted(set(at)):
+            raise ValueError(f"is {at}; name each epoch once, in rising order")
+        return at
 
 
 class TeacherSettings(Settings):

@@ -148,6 +148,30 @@ class RunConfig(Settings):
         return self
 
     @model_validator(mode="after")
+    def _shrink_fits(self) -> RunConfig:
+        """Raise ValueError for a network that has no masks of its own, or masks with a pattern, and is to shrink."""
+        method, optimizer = self.method, self.train.optimizer.name
+        if self.train.shrink is None:
+            return self
+        if method.starts == "tied":
+            raise ValueError(
+                f"train.shrink does not go with method {method.name}, whose weights are tied: leave it out"
+            )
+        if method.name == "dense":
+            raise ValueError("train.shrink does not go with method dense, which uses every channel: leave it out")
+        if self.sparsity.structure != "free":
+            raise ValueError(
+                f"train.shrink does not go with sparsity.structure {self.sparsity.structure}, whose pattern breaks as "
+                f"inputs go: set the structure to free, or leave train.shrink out"
+            )
+        if optimizer == "torch/Adafactor":
+            raise ValueError(
+                "train.shrink does not go with train.optimizer torch/Adafactor, whose state mixes channels: take "
+                "another optimizer, or leave train.shrink out"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _trained_weights_fit(self) -> RunConfig:
         """Raise ValueError for weights to start from that contradict each other, or the method."""
         if self.model.weights is not None and self.start.weights_from is not None:

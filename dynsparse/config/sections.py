@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from dynsparse.config.by_epoch import MOST_IN_A_BATCH, GlobalBatch, ImageSize, at, phases_of
-from dynsparse.config.recipe import EmaSettings, TeacherSettings
+from dynsparse.config.recipe import EmaSettings, ShrinkSettings, TeacherSettings
 from dynsparse.distributed.allreduce import Gradients
 from dynsparse.first_masks.settings import FirstMasks, RandomMasks
 from dynsparse.masks.granularity import Granularity, Kind
@@ -148,6 +148,8 @@ class TrainSettings(Settings):
     """A network to learn from beside the labels; null: none."""
     ema: EmaSettings | None = None
     """An average of the weights beside the model; null: none."""
+    shrink: ShrinkSettings | None = None
+    """Epochs before which the network loses the channels that are of no use; null: it keeps its size."""
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     """bf16, fp16: forward pass under autocast; fp16 also scales the loss. Weights and optimizer stay float32."""
     channels_last: bool = False
@@ -211,6 +213,13 @@ class TrainSettings(Settings):
                 f"ema.start_epoch is {ema.start_epoch:g}, and the run has {self.epochs} epochs: the average would stay "
                 f"a copy of the weights; set it below that, or leave ema out"
             )
+        for epoch in self.shrink.at if self.shrink is not None else ():
+            if not self.start_epoch < epoch < self.epochs:
+                raise ValueError(
+                    f"shrink.at names epoch {epoch}, and the run begins with epoch {self.start_epoch} and has "
+                    f"{self.epochs}: a shrink comes between two of them, take one above {self.start_epoch} and below "
+                    f"{self.epochs}"
+                )
         if until is not None and until <= self.start_epoch:
             raise ValueError(
                 f"mixing.until_epoch is {until}, and start_epoch {self.start_epoch}: nothing would be mixed; set it "

@@ -38,6 +38,8 @@ class Costs:
     """f_D."""
     layers: Mapping[str, tuple[int, int]]
     """FLOPs of each sparse layer if it were dense, and its weights."""
+    at_start: int = 0
+    """f_D of the dense network before it lost channels (`train.shrink`); 0 if it has all of them."""
 
     @staticmethod
     def of(model: nn.Module, layers: Iterable[_Layer], image_shape: tuple[int, int, int]) -> Costs | None:
@@ -54,6 +56,11 @@ class Costs:
             flops, weights = counted.by_parameter.get(name, 0), layer.spec.weights
             found[layer.name] = (flops * weights // parameters[name].numel() if flops else 0, weights)
         return Costs(counted.total, found)
+
+    @property
+    def reference(self) -> int:
+        """FLOPs of the dense network that multiples are of: that of the start."""
+        return self.at_start or self.dense
 
     def layer(self, name: str, active: int) -> int:
         """FLOPs of a sparse layer with so many active weights."""

@@ -20,6 +20,6 @@ def in_words(flops: float | None) -> str:
 def multiples(costs: Costs, inference: int, training: float) -> str:
     """Return a line on inference, given its FLOPs, and on training, given its multiple of dense training."""
     return (
-        f"FLOPs of an image: {in_words(inference)}, {inference / costs.dense:.3f} of the dense network's "
-        f"{in_words(costs.dense)}; of training at these densities: {training:.3f} of dense"
+        f"FLOPs of an image: {in_words(inference)}, {inference / costs.reference:.3f} of the dense network's "
+        f"{in_words(costs.reference)}; of training at these densities: {training:.3f} of dense"
     )

@@ -143,6 +143,14 @@ class Method:
     reserve: Reserve | None = None
 
     @property
+    def shrink_obstacle(self) -> str:
+        """Words for why the method cannot go on with a network that has lost channels (`train.shrink`); empty: it can.
+
+        Default: it can if it has no state of its own. One whose state has nothing of the layers' shapes says so here.
+        """
+        return "" if type(self).state_dict is Method.state_dict else "keeps state of the layers' shapes"
+
+    @property
     def trades(self) -> bool:
         """Whether layers exchange weights. Default: no, each keeps its number of active weights."""
         return False

@@ -69,6 +69,11 @@ class Dsr(Dynamic):
         self.threshold = settings.initial_threshold
 
     @property
+    def shrink_obstacle(self) -> str:
+        found = super().shrink_obstacle
+        return found if self.settings.density is not None or self.settings.exploration is not None else ""
+
+    @property
     def trades(self) -> bool:
         return self.settings.scaling
 

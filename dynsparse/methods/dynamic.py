@@ -104,6 +104,15 @@ class Dynamic(Method):
         self._ends: Sequence[tuple[int, int]] | None = None
         self._active = 0
 
+    @property
+    def shrink_obstacle(self) -> str:
+        """Words for why the method cannot go on with a network that has lost channels; empty: it can."""
+        if self.settings.density is not None:
+            return "takes each layer's budget from its size (method.density)"
+        if self.settings.exploration is not None:
+            return "takes its period from the layers' sizes (method.exploration)"
+        return super().shrink_obstacle
+
     def is_due(self, clock: Clock) -> bool:
         """Whether to reallocate after this step: where weights `move`, and where the density changes."""
         return self.moves(clock) or self._density_changes(clock)

@@ -97,6 +97,10 @@ class Pruning(Method):
     def __init__(self, settings: PruningSettings) -> None:
         self.settings = settings
 
+    @property
+    def shrink_obstacle(self) -> str:
+        return "takes each layer's budget from its size"
+
     def check(self, layers: Sequence[LayerSpec], active_units: Mapping[str, int]) -> None:
         self._learn(layers)
 

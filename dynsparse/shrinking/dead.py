@@ -32,7 +32,7 @@ def dead_channels(groups: Sequence[Group], model: nn.Module, images: Tensor) -> 
     any others.
     """
     modules = {side.module for group in groups for side in group.readers}
-    inputs = _inputs(model, images, modules)
+    inputs = inputs_of(model, images, modules)
     return [_of(group, inputs) for group in groups]
 
 
@@ -55,22 +55,23 @@ def _used(side: Side, size: int, *, columns: bool) -> Tensor:
     """Return which channels have a weight other than 0 in a layer: bool, one a channel."""
     weight = side.module.get_parameter("weight").detach()
     rows = (weight.transpose(0, 1) if columns else weight)[side.places].flatten(1)
-    return _any(side, (rows != 0).any(1), size)
+    return any_place(side, (rows != 0).any(1), size)
 
 
 def _takes_constants(side: Side, seen: Tensor, size: int) -> Tensor:
     """Return the channels that are one number for the reader: 0, or any number where it does not pad."""
     values = seen[:, side.places]
-    constant = torch.zeros(()) if _pads(side.module) else values[0]
-    return ~_any(side, ~(values == constant).all(0), size)
+    constant = torch.zeros(()) if pads(side.module) else values[0]
+    return ~any_place(side, ~(values == constant).all(0), size)
 
 
-def _any(side: Side, places: Tensor, size: int) -> Tensor:
+def any_place(side: Side, places: Tensor, size: int) -> Tensor:
     """Return for each channel whether one of its places has it: bool, one a channel."""
     return torch.zeros(size, dtype=torch.int64).index_add_(0, side.channels, places.long()) > 0
 
 
-def _pads(module: nn.Module) -> bool:
+def pads(module: nn.Module) -> bool:
+    """Return whether a module sees a border of zeros around its input."""
     return isinstance(module, nn.Conv2d) and any(amount != 0 for amount in module.padding)
 
 
@@ -81,7 +82,7 @@ def _bias(side: Side, seen: Tensor, going: Tensor) -> Tensor:
     return (weight.flatten(2).sum(2) if weight.dim() > 2 else weight) @ seen[0, places]
 
 
-def _inputs(model: nn.Module, images: Tensor, modules: Set[nn.Module]) -> dict[nn.Module, Tensor]:
+def inputs_of(model: nn.Module, images: Tensor, modules: Set[nn.Module]) -> dict[nn.Module, Tensor]:
     """Return what each of the modules takes when the model sees the images: (places, channels) as float32."""
     found: dict[nn.Module, Tensor] = {}
 

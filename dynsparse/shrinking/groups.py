@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from dynsparse.errors import UserError
 
 LAYERS = (nn.Conv2d, nn.Linear)
+COMPACT = "it cannot be made compact"
 OUTPUTS = "they are the network's outputs"
 MOST_BYTES = 1 << 29
 """Memory that finding the groups of a network may take."""
@@ -50,6 +51,8 @@ class Group:
     """Number of channels."""
     writers: Sequence[Side]
     readers: Sequence[Side]
+    followers: Sequence[Side]
+    """Modules that do to each channel something of its own: norms, depthwise convolutions. Rows alone."""
     obstacle: str
     """Reason to leave it alone, empty where there is none."""
 
@@ -57,19 +60,21 @@ class Group:
 class Graph:
     """The groups of a network. It is built anew when channels have been taken out."""
 
-    def __init__(self, model: nn.Module, images: Tensor) -> None:
-        """Trace the model on `images`, float32, (batch, channels, height, width). Raises UserError where that fails."""
+    def __init__(self, model: nn.Module, images: Tensor, *, limited: bool = True, so: str = COMPACT) -> None:
+        """Trace the model on `images`, float32, (batch, channels, height, width). Raises UserError where that fails.
+
+        Both may lie on the meta device. Memory is `limited`, for the whole process, until it is done. `so`: words for
+        what follows from a failure.
+        """
         self._graph = pruning_library().DependencyGraph()
         model.requires_grad_(True)  # torch-pruning follows what autograd has recorded.
-        with warnings.catch_warnings(), little_memory():
+        with warnings.catch_warnings(), little_memory() if limited else nullcontext():
             warnings.simplefilter("ignore")  # Of parameters outside modules: their groups are left alone.
             try:
                 self._graph.build_dependency(model, example_inputs=images)
                 self._groups = list(self._graph.get_all_groups(root_module_types=list(LAYERS)))
             except Exception as error:  # As many kinds as there are networks.
-                raise UserError(
-                    f"torch-pruning cannot follow the network ({_reason(error)}); it cannot be made compact"
-                ) from error
+                raise UserError(f"torch-pruning cannot follow the network ({_reason(error)}); {so}") from error
         self._modules = dict(model.named_modules())
         self._names = {module: name for name, module in self._modules.items()}
 
@@ -86,6 +91,7 @@ class Graph:
         root = items[0]
         writers: list[Side] = []
         readers: list[Side] = []
+        followers: list[Side] = []
         obstacle = ""
         for item in items:
             module, reads = item.dep.target.module, "in_channels" in item.dep.handler.__name__
@@ -95,9 +101,11 @@ class Graph:
                 (readers if reads else writers).append(_side(name, module, item))
             elif not _is_per_channel(module):
                 obstacle = obstacle or f"{name} ({type(module).__name__}) may mix channels"
+            elif next(module.parameters(), None) is not None or isinstance(module, PER_CHANNEL):
+                followers.append(_side(name, module, item))
         obstacle = obstacle or ("" if readers else OUTPUTS)
         name = self._names[root.dep.target.module]
-        return Group(name, len(root.idxs), writers, readers, obstacle)
+        return Group(name, len(root.idxs), writers, readers, followers, obstacle)
 
 
 def _reason(error: Exception) -> str:
@@ -124,14 +132,13 @@ def little_memory() -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_AS, before)
 
 
-def pruning_library() -> Any:
-    """Import torch-pruning. Raises UserError where it is not installed."""
+def pruning_library(whatever: str = "a compact network") -> Any:
+    """Import torch-pruning. Raises UserError, which says what needs it, where it is not installed."""
     try:
         return import_module("torch_pruning")
     except ModuleNotFoundError as error:
         raise UserError(
-            f"a compact network needs {error.name}, which is not installed; "
-            "pip install 'dynsparse[export]', or make setup"
+            f"{whatever} needs {error.name}, which is not installed; pip install 'dynsparse[export]', or make setup"
         ) from None
 
 

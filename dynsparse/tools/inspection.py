@@ -66,11 +66,13 @@ def describe(opened: Opened) -> dict[str, Any]:
         "active_weights": network.active_weights,
         "sparse_layer_weights": network.sparse_layer_weights,
         "total_parameters": network.total_parameters,
+        "parameters": network.parameters,
+        "shrunk": network.shrunk_line,
         "sparsity": network.sparsity,
         "model_sparsity": network.model_sparsity,
         "tied": bool(network.tied),
         "ever_active": network.masks.ever_active,
-        "dense_flops": network.costs and network.costs.dense,
+        "dense_flops": network.costs and network.costs.reference,
         "inference_flops": network.inference_flops,
         "inference_flops_of_dense": network.inference_flops_of_dense,
         "training_flops_of_dense": training_flops_of_dense(progress),
@@ -162,6 +164,7 @@ def text(found: Mapping[str, Any]) -> str:
         ("FLOPs", _costs(found)),
         ("ever active", _share(found["ever_active"])),
         ("size", _sizes(found["bytes"])),
+        *([("shrunk", found["shrunk"])] if found["shrunk"] else []),
         ("digests", f"masks {found['mask_digest']}, weights {found['weight_digest']}"),
     ]
     width = max(len(name) for name, _ in facts)

@@ -16,6 +16,7 @@ from dynsparse.config.loading import parse
 from dynsparse.config.schema import RunConfig
 from dynsparse.distributed.digest import mask_digest, weight_digest
 from dynsparse.errors import UserError
+from dynsparse.shrinking.kept import shrinkages_in
 from dynsparse.training.checkpoint import read_run
 from dynsparse.training.compatibility import require_same_layers
 from dynsparse.training.network import Network, build_network
@@ -83,7 +84,7 @@ def open_checkpoint(path: Path) -> Opened:
     config = _config(path, saved)
     try:
         require_model_of(config, saved)
-        network = build_network(config, torch.device("cpu"))
+        network = build_network(config, torch.device("cpu"), shrinkages=shrinkages_in(saved))
         require_same_layers(saved, config, network.model, network.masks)
     except UserError as error:
         raise UserError(*(one_line(f"checkpoint {path}: {line}") for line in error.lines)) from None

@@ -10,6 +10,7 @@ from dynsparse.config.schema import RunConfig
 from dynsparse.distributed import sync
 from dynsparse.errors import UserError
 from dynsparse.runtime import Worker
+from dynsparse.shrinking.kept import Shrinkage
 from dynsparse.training.callbacks import Callback
 from dynsparse.training.checkpoint import CheckpointFolder
 from dynsparse.training.criterion import Criterion
@@ -23,16 +24,18 @@ from pipelines.base import Data, Request
 from pipelines.order import Share
 
 
-def build(config: RunConfig, worker: Worker, *, fresh: bool = False) -> tuple[Network, Data]:
+def build(
+    config: RunConfig, worker: Worker, *, fresh: bool = False, shrinkages: Sequence[Shrinkage] = ()
+) -> tuple[Network, Data]:
     """Build a rank's network and data; all ranks must call it together.
 
     One process a machine fetches the data before any reads them. Only a fresh run looks at `config.start`, and chooses
-    masks: a resumed one has weights and masks of its own. Raises UserError where ranks see different data.
+    masks: a resumed one has weights and masks of its own, and `shrinkages`. UserError where ranks see different data.
     """
     _require_same_method(config)
     sync.together(lambda: pipelines.fetch(config.data) if worker.local_rank == 0 else None)
     sources = sync.from_rank_0(lambda: read_sources(config)) if fresh else NOTHING
-    network, data = sync.together(lambda: build_parts(config, worker, sources))
+    network, data = sync.together(lambda: build_parts(config, worker, sources, shrinkages))
     require_same_data(data)
     return (scored(config, network, data, worker) if fresh else network), data
 
@@ -66,11 +69,13 @@ def _criterion(config: RunConfig, data: Data, worker: Worker, source: TeacherSou
     return Criterion(config.train, teacher)
 
 
-def build_parts(config: RunConfig, worker: Worker, sources: Sources = NOTHING) -> tuple[Network, Data]:
+def build_parts(
+    config: RunConfig, worker: Worker, sources: Sources = NOTHING, shrinkages: Sequence[Shrinkage] = ()
+) -> tuple[Network, Data]:
     """Build a rank's network and data, without a word to the other ranks."""
     device = worker.device(config.distributed.backend)
     data = pipelines.build(config.data, data_request(config, worker))
-    return build_network(config, device, sources), data
+    return build_network(config, device, sources, shrinkages), data
 
 
 def build_trainer(

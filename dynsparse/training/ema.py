@@ -14,6 +14,7 @@ from dynsparse.config.recipe import EmaSettings
 from dynsparse.distributed import sync
 from dynsparse.masks import MaskSet
 from dynsparse.masks.tensors import flat_view
+from dynsparse.shrinking.kept import Shrinkage
 from dynsparse.training import packing
 from pipelines.common.epochs import EpochTable
 
@@ -73,6 +74,12 @@ class Ema:
         weights = dict(self.model.named_parameters())
         for layer in self._masks:
             layer.mask_(layer.part(weights[layer.spec.parameter]))
+
+    def shrink(self, shrinkage: Shrinkage, model: nn.Module, masks: MaskSet) -> None:
+        """Lose the channels that the model, whose masks are new, has lost."""
+        shrinkage.apply(self.model)
+        self._masks = masks
+        self._pairs = list(zip(_tensors(self.model), _tensors(model), strict=True))
 
     def state_dict(self) -> dict[str, Any]:
         """Return what is the same on every rank: parameters, the active weights alone, and the number of updates."""

@@ -28,7 +28,7 @@ class Evaluator:
         """
         engine, data = self._engine, self._data
         best_by = "model" if self._ema is None else self._ema.settings.best_by
-        agreement.average_buffers(engine.model, but=engine.fixed)
+        self.average_buffers()
         averaged = None if self._ema is None else self._average(self._ema, tally if best_by == "ema" else None)
         tally = tally if best_by == "model" else None
         test = self._on(data.test, engine.forward, tally)
@@ -40,10 +40,16 @@ class Evaluator:
             best_by=best_by,
         )
 
+    def average_buffers(self) -> None:
+        """Give all ranks the mean BatchNorm statistics, of the model and of the average of its weights."""
+        engine = self._engine
+        agreement.average_buffers(engine.model, but=engine.fixed)
+        if self._ema is not None:
+            twins = zip(self._ema.model.modules(), engine.model.modules(), strict=True)
+            agreement.average_buffers(self._ema.model, but=[twin for twin, own in twins if own in engine.fixed])
+
     def _average(self, ema: Ema, tally: Tally | None) -> Evaluations:
         """Evaluate the average of the weights, likewise."""
-        twins = zip(ema.model.modules(), self._engine.model.modules(), strict=True)
-        agreement.average_buffers(ema.model, but=[twin for twin, own in twins if own in self._engine.fixed])
         data = self._data
         test = self._on(data.test, ema.model, tally)
         return Evaluations(test=test, validation=self._on(data.validation, ema.model, tally if test is None else None))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +12,7 @@ from dynsparse.config.schema import RunConfig
 from dynsparse.errors import UserError
 from dynsparse.first_masks import ScoredMasks
 from dynsparse.flops import Costs
+from dynsparse.flops.counting import count
 from dynsparse.masks import LayerSpec, MaskSet, SparseLayer, sparse_layers
 from dynsparse.masks.allocation import allocated
 from dynsparse.masks.magnitude import largest_units
@@ -23,10 +24,26 @@ from dynsparse.methods.clock import Schedule
 from dynsparse.optimizers import parameter_groups
 from dynsparse.runtime import memory
 from dynsparse.seeds import seed_for
+from dynsparse.shrinking.kept import Kept, Shrinkage, apply_all
+from dynsparse.shrinking.shrunk_masks import ShrunkMasks, shrunk_masks
 from dynsparse.training.dense import DenseWeight, asked_for, dense_weights, kinds_of, split_of
 from dynsparse.training.freezing import freeze, frozen_names, warn_of_random_masks
 from dynsparse.training.layer_table import LayerTable
 from dynsparse.training.sources import NOTHING, Sources
+
+Parameters = Mapping[nn.Parameter, tuple[nn.Parameter, Kept]]
+"""New parameters by the old ones, and what is kept of each."""
+
+
+@dataclass(frozen=True)
+class Start:
+    """A network before it lost channels (`train.shrink`): sparsity and FLOPs are told against it."""
+
+    layers: Mapping[str, LayerSpec]
+    """The sparse layers, by name."""
+    total_parameters: int
+    model: nn.Module
+    """The model, without weights."""
 
 
 @dataclass
@@ -45,6 +62,10 @@ class Network:
     """Words for the zeros that the config asks for in the sparse layers, at the end of the run."""
     image_shape: tuple[int, int, int] | None = None
     """Channels, height and width of an input; None: FLOPs cannot be counted."""
+    start: Start | None = None
+    """The network as it was at the start; None if it is that still."""
+    shrinkages: tuple[Shrinkage, ...] = ()
+    """Records of the channels that it has lost, in order."""
 
     _costs: dict[tuple[int, int, int], Costs | None] = field(default_factory=dict, init=False, repr=False)
 
@@ -58,8 +79,31 @@ class Network:
         if self.image_shape is None:
             return None
         if image_shape not in self._costs:
-            self._costs[image_shape] = Costs.of(self.model, self.masks, image_shape)
+            self._costs[image_shape] = self._counted(image_shape)
         return self._costs[image_shape]
+
+    def _counted(self, image_shape: tuple[int, int, int]) -> Costs | None:
+        found = Costs.of(self.model, self.masks, image_shape)
+        if found is None or self.start is None:
+            return found
+        whole = count(self.start.model, image_shape)
+        return None if whole is None else replace(found, at_start=whole.total)
+
+    def shrink(self, shrinkage: Shrinkage, config: RunConfig) -> tuple[Parameters, ShrunkMasks]:
+        """Take channels out of the model, in place, and make new masks.
+
+        Returns the new parameters, and the masks with what has grown in them.
+        """
+        if self.start is None:
+            specs = {layer.name: layer.spec for layer in self.masks}
+            self.start = Start(specs, self.total_parameters, build_without_weights(config))
+        parameters = shrinkage.apply(self.model)
+        shrunk = shrunk_masks(self.masks, self.model, shrinkage, seed=config.seed)
+        self.masks = shrunk.masks
+        self.shrinkages = (*self.shrinkages, shrinkage)
+        self.initial_weights = {}
+        self._costs.clear()
+        return parameters, shrunk
 
     @property
     def inference_flops(self) -> int | None:
@@ -68,8 +112,8 @@ class Network:
 
     @property
     def inference_flops_of_dense(self) -> float | None:
-        """FLOPs of a forward pass over those of the dense network."""
-        return None if self.costs is None else self.costs.inference(self._active) / self.costs.dense
+        """FLOPs of a forward pass over those of the dense network at the start."""
+        return None if self.costs is None else self.costs.inference(self._active) / self.costs.reference
 
     def step_flops(self, costs: Costs, *, whole: bool) -> int:
         """FLOPs of a training step, for each image (`Costs.step`), at the densities of now."""
@@ -90,24 +134,41 @@ class Network:
         return sum(layer.active_weights for layer in self.layers)
 
     @property
+    def specs_at_start(self) -> list[LayerSpec]:
+        """These layers as they were at the start."""
+        known = {} if self.start is None else self.start.layers
+        return [known.get(layer.name, layer.spec) for layer in self.layers]
+
+    @property
+    def sparsity_of_layers(self) -> dict[str, float]:
+        """Fraction of each layer's weights at the start that are 0, or gone with their channels."""
+        pairs = zip(self.layers, self.specs_at_start, strict=True)
+        return {layer.name: 1 - layer.active_weights / spec.weights for layer, spec in pairs}
+
+    @property
     def sparse_layer_weights(self) -> int:
-        """Number of weights in these layers, active or not."""
-        return sum(layer.spec.weights for layer in self.layers)
+        """Number of weights in these layers at the start, active or not."""
+        return sum(spec.weights for spec in self.specs_at_start)
 
     @property
     def sparsity(self) -> float:
-        """Fraction of zeros in these layers. The whole model's is lower where it has dense layers."""
+        """Fraction of zeros in these layers, what is gone among them. The whole model's is lower where it is dense."""
         return 1 - self.active_weights / self.sparse_layer_weights if self.layers else 0.0
 
     @property
     def total_parameters(self) -> int:
-        """Number of parameters of the model, with tied layers counted as if they were untied."""
+        """Number of parameters of the model at the start, with tied layers counted as if they were untied."""
+        return self.parameters if self.start is None else self.start.total_parameters
+
+    @property
+    def parameters(self) -> int:
+        """Number of parameters of the model now, with tied layers counted as if they were untied."""
         saved = sum(layer.spec.weights - layer.active_weights for layer in self.tied)
         return sum(parameter.numel() for parameter in self.model.parameters()) + saved
 
     @property
     def model_sparsity(self) -> float:
-        """Fraction of all the model's parameters that are held at 0, or saved by tying."""
+        """Fraction of all the model's parameters that are held at 0, gone from sparse layers, or saved by tying."""
         return (self.sparse_layer_weights - self.active_weights) / self.total_parameters
 
     @torch.no_grad()
@@ -121,7 +182,18 @@ class Network:
         """Text of the table of layers: what is sparse, what is not and why, and what the whole model comes to."""
         layers = [(layer.spec, layer.active_weights) for layer in self.layers]
         flops = None if self.costs is None else (self.layer_flops, self.inference_flops or 0)
-        return str(LayerTable(layers, self.dense, self.asked, self.total_parameters, tied=bool(self.tied), flops=flops))
+        table = LayerTable(layers, self.dense, self.asked, self.parameters, tied=bool(self.tied), flops=flops)
+        return str(table) if self.start is None else f"{table}\n\n{self.shrunk_line}"
+
+    @property
+    def shrunk_line(self) -> str:
+        """Line that tells what is left of a network that has lost channels; empty if it has all."""
+        if self.start is None:
+            return ""
+        return (
+            f"made smaller while it trained: {self.parameters:,} of {self.total_parameters:,} parameters are left; "
+            f"against the network of the start {100 * self.sparsity:.2f} % of the sparse layers are zeros or gone"
+        )
 
     @property
     def layer_flops(self) -> dict[str, int]:
@@ -131,12 +203,22 @@ class Network:
         return {name: self.costs.layer(name, active) for name, active in self._active.items()}
 
 
-def build_network(config: RunConfig, device: torch.device, sources: Sources = NOTHING) -> Network:
+def build_network(
+    config: RunConfig, device: torch.device, sources: Sources = NOTHING, shrinkages: Sequence[Shrinkage] = ()
+) -> Network:
     """Build the model on its device, initialised and masked by the config's seed: the same on every rank.
 
-    `sources` are other runs' weights and masks to start from. This seeds torch's global generator and draws from it.
-    UserError for patterns that match no layer, and for sources that do not fit.
+    `sources` are other runs' weights and masks to start from. `shrinkages` are those of a checkpoint that is loaded
+    next. This seeds torch's global generator and draws from it. UserError for patterns that match no layer, and for
+    sources that do not fit.
     """
+    network = _whole_network(config, device, sources)
+    for one in shrinkages:
+        network.shrink(one, config)
+    return network
+
+
+def _whole_network(config: RunConfig, device: torch.device, sources: Sources) -> Network:
     torch.manual_seed(seed_for(config.seed, "fresh") if sources.wants_fresh_weights else config.seed)
     model = _model(config)
     specs = layer_specs(config, model)
@@ -180,10 +262,15 @@ def table_without_weights(config: RunConfig) -> LayerTable:
     )
 
 
-def build_without_weights(config: RunConfig) -> nn.Module:
-    """Build the config's model on torch's meta device, without memory. UserError if torch cannot build it."""
+def build_without_weights(config: RunConfig, shrinkages: Sequence[Shrinkage] = ()) -> nn.Module:
+    """Build the config's model on torch's meta device, without memory. UserError if torch cannot build it.
+
+    It is made as small as `shrinkages` have made a run's.
+    """
     with torch.device("meta"):
-        return _model(config)
+        model = _model(config)
+    apply_all(model, shrinkages)
+    return model
 
 
 def _model(config: RunConfig) -> nn.Module:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -14,6 +14,7 @@ from dynsparse.config.schema import RunConfig
 from dynsparse.errors import UserError
 from dynsparse.methods.base import idle_words
 from dynsparse.methods.clock import Schedule
+from dynsparse.shrinking.kept import Shrinkage, shrinkages_in
 from dynsparse.training.compatibility import require_same_layers, require_same_settings, require_same_shapes
 from dynsparse.training.network import (
     Network,
@@ -24,6 +25,7 @@ from dynsparse.training.network import (
 )
 from dynsparse.training.older import with_layers_of
 from dynsparse.training.published import asks_for_published
+from dynsparse.training.shrinking import require_coming
 from dynsparse.training.sizes import require_sizes
 from dynsparse.training.sources import (
     NOTHING,
@@ -131,13 +133,14 @@ def require_usable_teacher(config: RunConfig, saved: Mapping[str, Any] | None = 
 def require_resumable(config: RunConfig, saved: Mapping[str, Any]) -> None:
     """Raise UserError for a checkpoint that cannot be resumed from under this config. Data are not looked at."""
     require_same_settings(saved, config)
+    require_coming(saved, config)
     require_checkpoint_of(config, saved)
 
 
 def require_checkpoint_of(config: RunConfig, saved: Mapping[str, Any]) -> None:
     """Raise UserError for a checkpoint of another network than the config's."""
     require_model_of(config, saved)
-    network = _build(with_layers_of(config, saved), NOTHING)
+    network = _build(with_layers_of(config, saved), NOTHING, shrinkages_in(saved))
     require_same_layers(saved, config, network.model, network.masks)
 
 
@@ -147,12 +150,12 @@ def require_model_of(config: RunConfig, saved: Mapping[str, Any]) -> None:
     Takes no memory: the config of a damaged checkpoint may ask for any amount.
     """
     if config.method.starts != "tied":  # Its weights get other names.
-        require_same_shapes(saved, build_without_weights(config))
+        require_same_shapes(saved, build_without_weights(config, shrinkages_in(saved)))
 
 
-def _build(config: RunConfig, sources: Sources) -> Network:
+def _build(config: RunConfig, sources: Sources, shrinkages: Sequence[Shrinkage] = ()) -> Network:
     """Build a network on the CPU as a run does on its device, and refuse what a run would."""
-    network = build_network(config, torch.device("cpu"), sources)
+    network = build_network(config, torch.device("cpu"), sources, shrinkages)
     specs = [layer.spec for layer in network.masks]
     build_method(config, specs).check(specs, {layer.name: layer.active_units for layer in network.masks})
     return network

@@ -70,6 +70,14 @@ def refused_size(config: RunConfig, model: nn.Module) -> tuple[Phase, str] | Non
     return None
 
 
+def forget_compiled(config: RunConfig) -> None:
+    """Forget what was compiled for a network of another size: torch would make its next graph for any size."""
+    if config.train.compile:
+        from torch import _dynamo  # Only here: importing the compiler takes a second.
+
+        _dynamo.reset()
+
+
 def compiled(model: nn.Module, config: RunConfig) -> nn.Module:
     """Compile a model: once for each shape where sizes or batches change.
 

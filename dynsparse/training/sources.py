@@ -23,6 +23,7 @@ from dynsparse.config.schema import RunConfig
 from dynsparse.errors import UserError
 from dynsparse.masks import LayerSpec
 from dynsparse.masks.bits import unpack_bits
+from dynsparse.shrinking.kept import shrinkages_in
 from dynsparse.training import packing
 from dynsparse.training.checkpoint import checkpoint_of, read_run, result_of
 from dynsparse.training.exported import read_weights
@@ -132,7 +133,7 @@ def _read(source: str | None, key: str, find: Callable[[str], Path]) -> State | 
     try:
         path = find(source)
         try:
-            return judged(read_run(path)) if key == "model.weights" else read_run(path)
+            saved = judged(read_run(path)) if key == "model.weights" else read_run(path)
         except UserError:
             weights = _exported(path, whoever=key == "model.weights")
             if weights is None:
@@ -140,8 +141,19 @@ def _read(source: str | None, key: str, find: Callable[[str], Path]) -> State | 
             if key == "start.masks_from":
                 raise UserError(f"{path} holds weights without masks; name the run it is of") from None
             return {"exported": weights}
+        _require_whole(saved, path)
+        return saved
     except UserError as error:
         raise UserError(*(f"{key}: {line}" for line in error.lines)) from None
+
+
+def _require_whole(saved: State, path: Path) -> None:
+    """Raise UserError for a run whose network has lost channels: what is left of it fits no whole network."""
+    if any(one.modules for one in shrinkages_in(saved)):
+        raise UserError(
+            f"{path} is of a network that has lost channels (train.shrink), which fits no whole one; name a checkpoint "
+            f"from before its first shrink"
+        )
 
 
 def _exported(path: Path, *, whoever: bool) -> dict[str, Tensor] | None:

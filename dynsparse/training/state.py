@@ -15,12 +15,14 @@ from dynsparse.config.schema import RunConfig
 from dynsparse.masks import MaskSet
 from dynsparse.methods import Method
 from dynsparse.runtime import Worker
+from dynsparse.shrinking.kept import Shrinkage
 from dynsparse.training import packing
 from dynsparse.training.compatibility import require_same_evaluation, require_same_layers, require_same_settings
 from dynsparse.training.ema import Ema
 from dynsparse.training.norms import GradientNorms
 from dynsparse.training.precision import Precision
 from dynsparse.training.progress import Progress
+from dynsparse.training.shrinking import require_coming
 from dynsparse.training.teacher import require_same_teacher
 from pipelines.base import TrainPipeline
 
@@ -57,6 +59,8 @@ class RunState:
     """Average of the weights, if there is one."""
     teacher: str | None = None
     """Digest of the run's teacher, if it has one."""
+    shrinkages: tuple[Shrinkage, ...] = ()
+    """Records of the channels that the network has lost, in order (`train.shrink`)."""
     gradients_before: str | None = None
     """`Progress.gradients` of the checkpoint that this run resumes from with as many workers."""
 
@@ -99,6 +103,7 @@ class RunState:
             "gradient_norms": self.gradient_norms.state(),
             **({} if self.ema is None else {"ema": self.ema.state_dict()}),
             **({} if self.teacher is None else {"teacher": self.teacher}),
+            **({"shrinkages": [one.state() for one in self.shrinkages]} if self.shrinkages else {}),
             "ranks": list(ranks),
         }
         return lambda: {**rest, "masks": masks()}
@@ -112,6 +117,7 @@ class RunState:
         """
         require_same_settings(saved, self.config)
         require_same_teacher(saved, self.teacher)
+        require_coming(saved, self.config)
         self.load_network(saved)
         packing.unpack_optimizer(self.model, self.masks, self.optimizer, saved["optimizer"])
         self.method.load_state_dict(saved["method"])

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from dynsparse.config.loading import parse
 from dynsparse.config.schema import RunConfig
 from dynsparse.errors import UserError
+from dynsparse.shrinking.kept import shrinkages_in
 from dynsparse.training import packing
 from dynsparse.training.checkpoint import read_run, result_of
 from dynsparse.training.checkpoint.format import checksum
@@ -114,7 +115,7 @@ def _of_run(config: RunConfig, source: TeacherSource, saved: State) -> nn.Module
     if theirs.data.image_shape != training_shape(config, 0):  # Many networks take images of any size.
         theirs = theirs.model_copy(update={"data": _training_data(config)})
     try:
-        network = build_network(theirs, torch.device("cpu"))
+        network = build_network(theirs, torch.device("cpu"), shrinkages=shrinkages_in(saved))
         require_same_shapes(saved, network.model)
         require_same_layers(saved, theirs, network.model, network.masks)
     except UserError:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -12,14 +13,17 @@ from torch import Tensor
 from dynsparse.config.schema import RunConfig
 from dynsparse.distributed import sync
 from dynsparse.errors import DivergedError, RunError, StopRequested, UserError
+from dynsparse.masks import optimizer_state
 from dynsparse.optimizers import described, parameter_groups, set_rate
 from dynsparse.reallocation import ReallocationReport
 from dynsparse.runtime import Worker
 from dynsparse.seeds import seed_for
+from dynsparse.shrinking.kept import Shrinkage
+from dynsparse.shrinking.moments import follow
 from dynsparse.sparse_training import SparseTraining
 from dynsparse.training import penalties
 from dynsparse.training.bad_samples import share_bad_samples
-from dynsparse.training.callbacks import Callback, Observers, SamplesReport, Summary
+from dynsparse.training.callbacks import Callback, Observers, SamplesReport, ShrinkReport, Summary
 from dynsparse.training.checkpoint import CheckpointFolder
 from dynsparse.training.clipping import clip
 from dynsparse.training.criterion import Criterion
@@ -40,7 +44,8 @@ from dynsparse.training.preflight import (
 from dynsparse.training.progress import Progress
 from dynsparse.training.reports import Reporter
 from dynsparse.training.saving import Saving
-from dynsparse.training.sizes import phase_lines, training_shape
+from dynsparse.training.shrinking import Found, find_unused, is_due, size_of, take_biases
+from dynsparse.training.sizes import forget_compiled, phase_lines, training_shape
 from dynsparse.training.state import RunState
 from pipelines import preview
 from pipelines.base import Batch, Data
@@ -76,7 +81,7 @@ class Trainer:
         groups = parameter_groups(self.model, config.train.parameters)
         self.optimizer = config.train.optimizer.build(groups, lr=self._lr(0))
         self.ema = self._average()
-        self.sparse = self._sparse_training()
+        self.sparse = self._sparse_training(data.train.epochs.before(config.train.start_epoch))
         self.engine = Engine(config, network, self.optimizer, criterion or Criterion(config.train), worker)
         self.run = self._run_state()
         self.reporter = Reporter(self.run, network)
@@ -108,6 +113,7 @@ class Trainer:
         try:
             self._stop_if_asked()
             while not self._is_over():
+                self._shrink_if_due()
                 self._train_epoch()
                 self._finish_epoch()
         except (StopRequested, RunError) as why:
@@ -244,6 +250,68 @@ class Trainer:
         else:
             self.saving.end("stopped")
 
+    # Shrinks.
+
+    def _shrink_if_due(self) -> None:
+        """Take out the channels that are of no use, if the config asks for it before this epoch."""
+        progress = self.progress
+        begins = progress.step == self.data.train.epochs.before(progress.epoch)
+        if is_due(self.config, self.network, progress.epoch, begins=begins):
+            device = self.engine.device
+            with torch.random.fork_rng([device] if device.type == "cuda" else []):
+                self._shrink(progress.epoch)
+
+    def _shrink(self, epoch: int) -> None:
+        """Shrink before an epoch: all that holds parameters follows, or is made anew. Every rank does the same."""
+        before, began = size_of(self.network), time.monotonic()
+        found = self._find_unused(epoch)
+        take_biases([self.model, *([] if self.ema is None else [self.ema.model])], found)
+        if found.shrinkage.modules:
+            self._lose(found.shrinkage)
+            self._settle()
+            self._verify()
+        else:
+            self.network.shrinkages = self.run.shrinkages = (*self.run.shrinkages, found.shrinkage)
+        after, seconds = size_of(self.network), time.monotonic() - began
+        report = ShrinkReport(epoch, self.progress.step, before, after, self.network.costs, seconds)
+        for line in str(report).splitlines():
+            log.info("%s", line)
+        if self.worker.is_main:
+            self.observers.on_shrink(report)
+
+    def _find_unused(self, epoch: int) -> Found:
+        """Find what can go, on rank 0. RunError on every rank if that fails."""
+        Evaluator(self.engine, self.ema, self.data, self.stop_requested).average_buffers()
+        average = None if self.ema is None else self.ema.model
+        try:
+            return sync.from_rank_0(lambda: find_unused(self.config, self.network, average, epoch))
+        except UserError as error:
+            raise RunError(*error.lines) from None
+
+    def _lose(self, shrinkage: Shrinkage) -> None:
+        """Take channels out of the network, the average of its weights and the optimizer's state."""
+        state = self.sparse.method.state_dict()
+        self.sparse.release()
+        parameters, shrunk = self.network.shrink(shrinkage, self.config)
+        follow(self.optimizer, parameters)
+        self.masks = self.network.masks
+        for layer, units in zip(self.masks, shrunk.grown, strict=True):
+            optimizer_state.begin(self.optimizer, layer, units, None)
+        if self.ema is not None:
+            self.ema.shrink(shrinkage, self.model, self.masks)
+        self.sparse = self._sparse_training(self.progress.step)
+        self.sparse.method.load_state_dict(state)
+        forget_compiled(self.config)
+        self.engine = Engine(self.config, self.network, self.optimizer, self.engine.criterion, self.worker)
+        self._follow_in_run_state()
+
+    def _follow_in_run_state(self) -> None:
+        run = self.run
+        self.engine.precision.load_state_dict(run.precision.state_dict())
+        run.masks, run.method, run.precision = self.masks, self.sparse.method, self.engine.precision
+        run.sums, run.shrinkages = self.engine.sums, self.network.shrinkages
+        run.gradients_before = self.progress.gradients
+
     # Smaller parts.
 
     def _verify(self) -> bool:
@@ -314,7 +382,7 @@ class Trainer:
         images, costs = self.config.train.batch_at(epoch), self.network.costs_at(training_shape(self.config, epoch))
         if costs is not None:
             flops = self.network.step_flops(costs, whole=whole)
-            self.progress.count_flops(images * flops, images * 3 * costs.dense)
+            self.progress.count_flops(images * flops, images * 3 * costs.reference)
 
     def _lr(self, step: int) -> float:
         """The learning rate of a step, a curve over epochs: see `EpochTable.in_first`."""
@@ -327,25 +395,31 @@ class Trainer:
         settings = self.config.train.ema
         return None if settings is None else Ema(settings, self.model, self.masks, self.data.train.epochs)
 
-    def _sparse_training(self) -> SparseTraining:
-        """Keep the network sparse, as any loop does. This one masks gradients itself: see `Engine.backward`."""
+    def _sparse_training(self, steps: int) -> SparseTraining:
+        """Keep the network sparse, as any loop does. This one masks gradients itself: see `Engine.backward`.
+
+        `steps`: optimizer steps done before.
+        """
         config, epochs = self.config, self.data.train.epochs
         method = method_settings(config, [layer.spec for layer in self.masks])
         if method.build().keeps_reserve:
             self.network.unmask()
-        return SparseTraining(
+        sparse = SparseTraining(
             self.model,
             self.optimizer,
             method,
             masks=self.masks,
             total_steps=epochs.before(config.train.epochs),
             steps_per_epoch=epochs.as_given(),
-            steps=epochs.before(config.train.start_epoch),
+            steps=steps,
             seed=config.seed,
             on_desync=config.distributed.on_desync,
             on_reallocation=lambda report: self._note(report),
             mask_in_backward=False,
         )
+        if self.network.start is not None:
+            sparse.method.forecast = None  # It was made for the network of the start.
+        return sparse
 
     def _run_state(self) -> RunState:
         """Everything that the next step depends on, to save and to load."""
@@ -363,6 +437,7 @@ class Trainer:
             sums=self.engine.sums,
             gradient_norms=GradientNorms(self.engine.device),
             ema=self.ema,
+            shrinkages=self.network.shrinkages,
             teacher=None if self.engine.criterion.teacher is None else self.engine.criterion.teacher.digest,
             progress=Progress(initial_active={layer.name: layer.active_weights for layer in self.network.layers}),
         )

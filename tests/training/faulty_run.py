@@ -14,7 +14,8 @@ alone: if there is no other worker, wait until torchrun ends this one, for a mac
 building: before the run's folder is taken. settling: in the pass before the
 first step. step N: after its gradients are there, before the weights move.
 evaluation: that of the first epoch, when its buffers are averaged. end: after
-the summary was written.
+the summary was written. before the shrink, in the shrink, after the shrink: of
+train.shrink, the second when the network has lost channels and nothing else has.
 
 If FAULT_FILE is set, the fault writes its worker's number there first.
 """
@@ -36,6 +37,7 @@ from dynsparse.cli.main import train
 from dynsparse.errors import UserError
 from dynsparse.training import evaluator
 from dynsparse.training.engine import Engine
+from dynsparse.training.network import Network
 from dynsparse.training.precision import Precision
 from dynsparse.training.saving import Saving
 from dynsparse.training.trainer import Trainer
@@ -130,6 +132,9 @@ def set_traps() -> None:
     before(Precision, "unscale", lambda: f"step {trainers[0].progress.step}")
     before(evaluator, "evaluate", lambda: "evaluation")
     after(Saving, "end", lambda: "end")
+    before(Trainer, "_find_unused", lambda: "before the shrink")
+    after(Network, "shrink", lambda: "in the shrink")
+    after(Trainer, "_shrink", lambda: "after the shrink")
 
 
 try:

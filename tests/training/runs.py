@@ -21,6 +21,7 @@ import pipelines
 from dynsparse.config import loading
 from dynsparse.config.schema import RunConfig
 from dynsparse.runtime import Worker
+from dynsparse.shrinking.kept import Shrinkage
 from dynsparse.training.building import data_request
 from dynsparse.training.callbacks import Callback
 from dynsparse.training.checkpoint import CheckpointFolder
@@ -58,13 +59,14 @@ def trainer(
     worker: Worker | None = None,
     observers: list[Callback] | None = None,
     checkpoints: CheckpointFolder | None = None,
+    shrinkages: Sequence[Shrinkage] = (),
     **options: Any,
 ) -> Trainer:
     """A trainer over real pipelines, in this process."""
     worker = worker or Worker()
     request = replace(data_request(settings, worker), device_id=None)
     data = pipelines.build(settings.data, request)
-    network = scored(settings, build_network(settings, torch.device("cpu")), data, worker)
+    network = scored(settings, build_network(settings, torch.device("cpu"), shrinkages=shrinkages), data, worker)
     return Trainer(settings, network, data, worker, observers=observers or [], checkpoints=checkpoints, **options)
 
 

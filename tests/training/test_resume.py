@@ -14,6 +14,7 @@ from dynsparse.config.schema import RunConfig
 from dynsparse.distributed import sync
 from dynsparse.errors import StopRequested
 from dynsparse.runtime import Worker
+from dynsparse.shrinking.kept import shrinkages_in
 from dynsparse.training.checkpoint import CheckpointFolder, read
 from dynsparse.training.trainer import Trainer
 from tests.ranks import run_distributed
@@ -60,7 +61,7 @@ def test_killed_in_mid_epoch_and_resumed(tmp_path: Path, workers: int) -> None:
 
 def state_after(worker: Worker, settings: RunConfig, saved: dict[str, Any] | None, stop: int | None) -> Any:
     """Train (from `saved` on) to the end or to step `stop`; returns what a checkpoint would hold."""
-    trainer = runs.trainer(settings, worker)
+    trainer = runs.trainer(settings, worker, shrinkages=shrinkages_in(saved or {}))
     if saved is not None:
         trainer.load(saved)
     if stop is not None:

@@ -16,6 +16,7 @@ from dynsparse.training.building import data_request
 from dynsparse.training.network import require_layers, require_parameters
 from dynsparse.training.preflight import require_split
 from dynsparse.training.resume import begun_by
+from dynsparse.training.shrinking import require_shrinkable
 from dynsparse.training.sources import require_sources
 from dynsparse.training.teacher import require_there
 from pipelines.base import TrainPipeline
@@ -73,11 +74,18 @@ def _require_layers(config: RunConfig) -> None:
         require_layers(config)
 
 
+def require_shrinks(config: RunConfig) -> None:
+    """Raise UserError for a network or a method that cannot lose the channels that the config asks it to."""
+    with told(config.method):
+        require_shrinkable(config)
+
+
 def start_rules(config: RunConfig, worker: Worker, resume: str | None) -> list[Rule]:
     """Return the rules of a start on real data."""
     rules = [
         *network_rules(config, worker),
         lambda: require_split(config, worker.world_size),
+        lambda: require_shrinks(config),
         lambda: pipelines.check(config.data),
         lambda: require_there(config),
     ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from dynsparse.cli.actions.base import Action, Rule, network_rules
+from dynsparse.cli.actions.base import Action, Rule, network_rules, require_shrinks
 from dynsparse.config.own_file import told
 from dynsparse.errors import UserError
 from dynsparse.first_masks import ScoredMasks
@@ -29,7 +29,8 @@ class DryRun(Action):
 
     def rules(self, worker: Worker) -> list[Rule]:
         """Return the rules of a network whose batches can be split."""
-        return [*network_rules(self.config, worker), lambda: require_split(self.config, worker.world_size)]
+        rules = [lambda: require_split(self.config, worker.world_size), lambda: require_shrinks(self.config)]
+        return [*network_rules(self.config, worker), *rules]
 
     def rehearse(self, worker: Worker) -> str:
         """Raise UserError for weights or masks to start from that do not fit."""

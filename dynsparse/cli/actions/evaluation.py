@@ -16,6 +16,7 @@ from dynsparse.determinism import deterministic
 from dynsparse.distributed import sync
 from dynsparse.runtime import Worker, process_group
 from dynsparse.schedules import StepLr
+from dynsparse.shrinking.kept import shrinkages_in
 from dynsparse.training.banner import banner_lines
 from dynsparse.training.building import build, data_request, require_same_classes
 from dynsparse.training.checkpoint import how_chosen, read_run, result_of
@@ -90,7 +91,7 @@ def _evaluate(config: RunConfig, worker: Worker, checkpoint: Path, file: str | N
     require_model_of(config, saved)
     config = with_layers_of(config, saved)
     plain = without_training(config, worker)
-    network, data = build(plain, worker)
+    network, data = build(plain, worker, shrinkages=shrinkages_in(saved))
     trainer = Trainer(plain, network, data, worker)
     if "ema" not in saved:
         trainer.ema = trainer.run.ema = None

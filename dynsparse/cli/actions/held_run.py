@@ -12,6 +12,7 @@ from dynsparse.config.own_file import told
 from dynsparse.config.schema import RunConfig
 from dynsparse.distributed import sync
 from dynsparse.runtime import Worker
+from dynsparse.shrinking.kept import shrinkages_in
 from dynsparse.training.banner import banner_lines, exploration_lines
 from dynsparse.training.building import build, build_criterion
 from dynsparse.training.callbacks import standard_observers
@@ -93,7 +94,8 @@ class HeldRun:
     def _trainer(self, point: ResumePoint | None) -> Trainer:
         """Return a trainer at the resume point, or at the start of a new run."""
         config, worker, launch, guard = self._config(point), self.worker, torchrun.launch_id(), self.lock.require
-        network, data = build(config, worker, fresh=point is None)
+        shrinkages = () if point is None else shrinkages_in(point.state)
+        network, data = build(config, worker, fresh=point is None, shrinkages=shrinkages)
         criterion = build_criterion(config, data, worker)
         resumed_from = point and point.path
         trainer = Trainer(

@@ -104,6 +104,7 @@ def _report(network: ExportedNetwork, source: Path, paths: Sequence[Path], name:
         ("network", f"{facts['model']}{method}, of {network.chosen}{top1}"),
         ("input", _input(json.loads(facts["input"]))),
         ("sparsity", f"{_percent(facts['sparsity'])} of its sparse layers, {_percent(facts['model_sparsity'])} of all"),
+        *([("shrunk", f"{facts['shrunk']}; its tensors fit no whole network")] if "shrunk" in facts else []),
         *([("compact", facts["compact"])] if "compact" in facts else []),
         *([("2:4", _two_of_four(json.loads(facts["two_of_four"])))] if "two_of_four" in facts else []),
         ("format", f"{name}: {FORMATS[name][1]}{tied}"),

@@ -19,6 +19,7 @@ from dynsparse.shrinking import compact
 from dynsparse.sparse_kernels import found_patterns
 from dynsparse.tools.opening import Opened, averaged, looking_up, open_checkpoint
 from dynsparse.training.checkpoint import how_chosen, result_of
+from dynsparse.training.network import Network
 
 
 @dataclass(frozen=True)
@@ -103,8 +104,11 @@ def made_compact(network: ExportedNetwork, file_format: str) -> ExportedNetwork:
     alone = "".join(f"; {layer} is left alone, for {reason}" for layer, reason in found.left_alone.items())
     share = network.dense_bytes / before
     said = f"{len(found.layers)} layers are smaller, {share:.3f} of the bytes; outputs differ by {found.difference:.0e}"
-    shapes = json.dumps({name: after for name, (_, after) in found.layers.items()})
-    facts = {**network.facts, "compact": f"{said}{alone}", "shapes": shapes}
+    shapes = {
+        **json.loads(network.facts.get("shapes", "{}")),
+        **{name: after for name, (_, after) in found.layers.items()},
+    }
+    facts = {**network.facts, "compact": f"{said}{alone}", "shapes": json.dumps(shapes)}
     return replace(network, masks={}, facts=facts)
 
 
@@ -136,7 +140,19 @@ def _facts(opened: Opened) -> dict[str, str]:
         "mask_digest": opened.mask_digest,
         "weight_digest": opened.weight_digest,
         "dynsparse": str(opened.saved["versions"]["dynsparse"]),
+        **_shrunk(network),
     }
+
+
+def _shrunk(network: Network) -> dict[str, str]:
+    """Return what has become of a network that lost channels while it trained, and the shapes of what it lost from."""
+    if network.start is None:
+        return {}
+    whole = {name: value.shape for name, value in network.start.model.named_parameters()}
+    shapes = {
+        name: list(value.shape) for name, value in network.model.named_parameters() if value.shape != whole.get(name)
+    }
+    return {"shrunk": network.shrunk_line, "shapes": json.dumps(shapes)}
 
 
 def libraries(file_format: str, *names: str) -> Sequence[Any]:

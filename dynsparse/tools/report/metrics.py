@@ -20,6 +20,9 @@ from dynsparse.training.run.log_records import (
     whole_number,
 )
 
+MOST_SHRINKS = 1000
+"""Most shrinks that a config can ask for."""
+
 
 @dataclass(frozen=True)
 class Epoch:
@@ -86,6 +89,8 @@ class Metrics:
     """Outputs of each layer without an active weight at the latest epoch, as far as they are known."""
     before: Row | None = None
     """Active weights of each layer before the first reallocation that is known, or at the first reading."""
+    shrinks: list[Mapping[str, Any]] = field(default_factory=list)
+    """Lines of shrinks, as many as a config can ask for at most."""
     repaired: dict[str, int] = field(default_factory=dict)
     """Times that each layer differed between workers and was repaired."""
     damaged: Damaged = field(default_factory=Damaged)
@@ -109,6 +114,13 @@ class Metrics:
             self._take_epoch(line)
         elif line["kind"] == "reallocation":
             self._take_reallocation(line)
+        elif line["kind"] == "shrink":
+            self._take_shrink(line)
+
+    def _take_shrink(self, line: Mapping[str, Any]) -> None:
+        if len(self.shrinks) == MOST_SHRINKS:
+            raise BadLineError("more shrinks than a run can have")
+        self.shrinks.append(line)
 
     def _take_epoch(self, line: Mapping[str, Any]) -> None:
         whole = {"epoch": whole_number(line["epoch"]), "step": whole_number(line["step"])}

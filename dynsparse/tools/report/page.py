@@ -14,7 +14,7 @@ import numpy as np
 from markupsafe import Markup
 
 from dynsparse import __version__
-from dynsparse.tools.report import configs, dense, tables, totals
+from dynsparse.tools.report import configs, dense, shrinks, tables, totals
 from dynsparse.tools.report.charts.heat import COLUMNS, Readings, colour_bar, common_scale, heat
 from dynsparse.tools.report.charts.lines import swatch
 from dynsparse.tools.report.charts.moves import moves
@@ -70,6 +70,7 @@ def render(runs: Sequence[Run], title: str) -> str:
         tables=tables,
         totals=totals,
         dense=dense,
+        shrinks=shrinks,
         configs_of=configs.configs,
         versions_of=configs.versions,
         style=Markup(style),  # noqa: S704 - a file of ours

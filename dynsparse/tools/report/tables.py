@@ -41,6 +41,7 @@ def overview(runs: Sequence[Run]) -> list[Line]:
         _line(runs, "active weights", lambda run: count(fact(run, "active_weights"))),
         _line(runs, "weights of the sparse layers", lambda run: count(_sparse_layer_weights(run))),
         _line(runs, "parameters in all", lambda run: count(fact(run, "total_parameters"))),
+        _line(runs, "parameters that are left", _parameters_left),
         _line(runs, "weights ever active", lambda run: percent(fact(run, "ever_active"))),
         _line(runs, "FLOPs of inference, x of dense", lambda run: _multiple(fact(run, "inference_flops_of_dense"))),
         _line(runs, "FLOPs of training, x of dense", lambda run: _multiple(fact(run, "training_flops_of_dense"))),
@@ -58,6 +59,11 @@ def overview(runs: Sequence[Run]) -> list[Line]:
         _line(runs, "digest of the weights", lambda run: (run.summary or {}).get("weight_digest"), code=True),
     ]
     return [line for line in lines if any(cell != NOTHING for cell in line.cells)]
+
+
+def _parameters_left(run: Run) -> str | None:
+    """Write the parameters of a network that has lost channels; None for others."""
+    return count(run.metrics.shrinks[-1]["parameters"]) if run.metrics.shrinks else None
 
 
 def _memory(found: float | None) -> str | None:

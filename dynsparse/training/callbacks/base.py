@@ -17,6 +17,7 @@ from dynsparse.appender import Appender
 from dynsparse.flops import Costs
 from dynsparse.masks import LayerSpec
 from dynsparse.reallocation import ReallocationReport
+from dynsparse.shrinking.sizes import Size, compared
 from dynsparse.training.evaluate import Evaluations
 from pipelines.common.epochs import EpochTable
 from pipelines.phases import Phase
@@ -45,6 +46,8 @@ class RunReport:
     """Steps done before, 0 in a new run."""
     start_epoch: int
     """Epochs trained and evaluated before."""
+    shrunk_before: tuple[int, ...]
+    """Epochs that the network has shrunk before, as far as it is trained (`train.shrink`)."""
     input: Mapping[str, Any]
     """Shape, mean and classes of the network's input and output (`network_input.network_input`)."""
     versions: Mapping[str, str]
@@ -92,6 +95,30 @@ class StepReport:
     """Bytes that this worker handed to the all-reduce in the latest step."""
     gradient_norm: float | None
     """Norm of the latest step's gradients before they were clipped; None without clipping."""
+
+
+@dataclass(frozen=True)
+class ShrinkReport:
+    """A network has lost the channels that were of no use (`train.shrink`)."""
+
+    epoch: int
+    """Epoch that begins now, counted from 0."""
+    step: int
+    before: Size
+    after: Size
+    costs: Costs | None
+    """FLOPs of the smaller network on one image; None where they cannot be counted."""
+    seconds: float
+    """Time from the search to the first step that can follow, on rank 0."""
+
+    def __str__(self) -> str:
+        if self.before == self.after:
+            return f"{self._head}: every channel is of use, the network keeps its size"
+        return f"{self._head}\n{compared(self.before, self.after)}"
+
+    @property
+    def _head(self) -> str:
+        return f"shrink (train.shrink.at {self.epoch}), after {self.step:,} steps, in {self.seconds:.2f} s"
 
 
 @dataclass(frozen=True)
@@ -169,7 +196,11 @@ class Summary:
     """Network whose accuracy chose the best epoch: "model", or "ema" for the average of its weights."""
     active_weights: int
     sparse_layer_weights: int
+    """Weights of the sparse layers at the start."""
     total_parameters: int
+    """Parameters of the network at the start."""
+    parameters: int
+    """Parameters that it has now: fewer, where it lost channels (`train.shrink`)."""
     sparsity: float
     model_sparsity: float
     ever_active: float | None
@@ -226,6 +257,9 @@ class Callback:
 
     def on_reallocation(self, report: ReallocationReport) -> None:
         """React to a reallocation. A method with one a step reports it every `log.every_steps` steps."""
+
+    def on_shrink(self, report: ShrinkReport) -> None:
+        """React to a network that has lost channels, before the epoch that trains it."""
 
     def on_epoch(self, report: EpochReport) -> None:
         """React to the end of an epoch and its evaluation."""

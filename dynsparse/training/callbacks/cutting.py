@@ -89,6 +89,8 @@ def _is_before(line: Line, run: RunReport) -> bool:
     record = line.record
     if record is None or not is_of_kind_known(record):
         return False
+    if record["kind"] == "shrink":
+        return record["epoch"] in run.shrunk_before
     return bool(record["epoch"] < run.start_epoch if record["kind"] == "epoch" else record["step"] <= run.start_step)
 
 

@@ -8,9 +8,9 @@ from typing import Any
 
 from dynsparse.appender import Appender
 from dynsparse.reallocation import ReallocationReport
-from dynsparse.training.callbacks.base import EpochReport, LogWriter, RunReport
+from dynsparse.training.callbacks.base import EpochReport, LogWriter, RunReport, ShrinkReport
 from dynsparse.training.callbacks.cutting import cut
-from dynsparse.training.callbacks.records import epoch_record, reallocation_record
+from dynsparse.training.callbacks.records import epoch_record, reallocation_record, shrink_record
 
 
 class MetricsFile(LogWriter):
@@ -39,6 +39,9 @@ class MetricsFile(LogWriter):
 
     def on_reallocation(self, report: ReallocationReport) -> None:
         self.add_line(_finite(reallocation_record(report)))
+
+    def on_shrink(self, report: ShrinkReport) -> None:
+        self.add_line(_finite(shrink_record(report)))
 
     def on_epoch(self, report: EpochReport) -> None:
         self.add_line(_finite(epoch_record(report)))

@@ -13,6 +13,7 @@ from dynsparse.training.callbacks.base import (
     EpochReport,
     RunReport,
     SamplesReport,
+    ShrinkReport,
     StepReport,
     Summary,
     Writer,
@@ -47,6 +48,9 @@ class Observers(Callback):
 
     def on_reallocation(self, report: ReallocationReport) -> None:
         self._tell(lambda member: member.on_reallocation(report))
+
+    def on_shrink(self, report: ShrinkReport) -> None:
+        self._tell(lambda member: member.on_shrink(report))
 
     def on_epoch(self, report: EpochReport) -> None:
         self._tell(lambda member: member.on_epoch(report))

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from dynsparse.reallocation import ReallocationReport
-from dynsparse.training.callbacks.base import EpochReport
+from dynsparse.training.callbacks.base import EpochReport, ShrinkReport
 from dynsparse.training.evaluate import Evaluation, Evaluations
 from dynsparse.training.run.log_records import own_numbers
 
@@ -102,6 +102,38 @@ def epoch_record(report: EpochReport) -> dict[str, Any]:
             "gradient_bytes_per_step": report.gradient_bytes,
         },
     }
+
+
+def shrink_record(report: ShrinkReport) -> dict[str, Any]:
+    """Return what a shrink reports: sizes of the network from now on, and of the layers that have changed."""
+    before, after = report.before, report.after
+    changed = {name: now for name, now in after.layers.items() if now != before.layers[name]}
+    return {
+        "kind": "shrink",
+        "step": report.step,
+        "epoch": report.epoch,
+        "parameters": after.parameters,
+        "parameters_before": before.parameters,
+        **_known(dense_flops=after.dense_flops, dense_flops_before=before.dense_flops),
+        "channels": {
+            name: {"inputs": now[0], "outputs": now[1]} | _before(before.layers[name]) for name, now in changed.items()
+        },
+        "timing": {"seconds": report.seconds},
+    }
+
+
+def _before(sizes: tuple[int, int]) -> dict[str, int]:
+    return {"inputs_before": sizes[0], "outputs_before": sizes[1]}
+
+
+def shrink_scalars(report: ShrinkReport) -> Iterator[tuple[str, float]]:
+    """Tags and values of the network's size after a shrink."""
+    yield "size/parameters", report.after.parameters
+    if report.after.dense_flops is not None:
+        yield "size/dense_flops", report.after.dense_flops
+    for name, (inputs, outputs) in report.after.layers.items():
+        yield f"channels/inputs/{name}", inputs
+        yield f"channels/outputs/{name}", outputs
 
 
 def reallocation_record(report: ReallocationReport) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 from dynsparse.reallocation import ReallocationReport
-from dynsparse.training.callbacks.base import EpochReport, RunReport, StepReport
+from dynsparse.training.callbacks.base import EpochReport, RunReport, ShrinkReport, StepReport
 from dynsparse.training.callbacks.records import (
     EPOCH_TAGS,
     STEP_TAGS,
@@ -14,6 +14,7 @@ from dynsparse.training.callbacks.records import (
     layer_scalars,
     reallocation_record,
     reallocation_scalars,
+    shrink_scalars,
 )
 
 Values = dict[str, float]
@@ -44,11 +45,16 @@ class Scalars:
         layers = dict(layer_scalars(record, self._weights))
         return {**dict(reallocation_scalars(record)), **layers, **self._flops(report.active)}
 
+    def of_shrink(self, report: ShrinkReport) -> Values:
+        """Return the sizes of a network that has lost channels."""
+        self._costs = report.costs
+        return dict(shrink_scalars(report))
+
     def _flops(self, active: Mapping[str, int]) -> Values:
         """Return what inference costs with so many active weights by layer. Tied layers cost as much as dense ones."""
         if self._costs is None or active.keys() != self._costs.layers.keys():
             return {}
-        return {EPOCH_TAGS["inference_flops_of_dense"]: self._costs.inference(active) / self._costs.dense}
+        return {EPOCH_TAGS["inference_flops_of_dense"]: self._costs.inference(active) / self._costs.reference}
 
     def of_epoch(self, report: EpochReport) -> Values:
         """Return the values of an epoch, its layers' among them."""

@@ -7,7 +7,14 @@ from pathlib import Path
 from torch.utils.tensorboard import SummaryWriter
 
 from dynsparse.reallocation import ReallocationReport
-from dynsparse.training.callbacks.base import EpochReport, LogWriter, RunReport, SamplesReport, StepReport
+from dynsparse.training.callbacks.base import (
+    EpochReport,
+    LogWriter,
+    RunReport,
+    SamplesReport,
+    ShrinkReport,
+    StepReport,
+)
 from dynsparse.training.callbacks.event_file import EventFile
 from dynsparse.training.callbacks.scalars import Scalars, Values
 
@@ -90,6 +97,9 @@ class TensorBoard(LogWriter):
 
     def on_reallocation(self, report: ReallocationReport) -> None:
         self._add(self._scalars.of_reallocation(report), report.step)
+
+    def on_shrink(self, report: ShrinkReport) -> None:
+        self._add(self._scalars.of_shrink(report), report.step)
 
     def on_epoch(self, report: EpochReport) -> None:
         self._add(self._scalars.of_epoch(report), report.step)

@@ -51,7 +51,25 @@ def _disagreements(saved: SavedRun, state: State) -> Iterator[str]:
         yield from (f"ranks.{number}.{problem}" for problem in _of_rank(rank, saved.ranks[0]))
     if saved.ema is not None:
         yield from _of_average(saved.ema, saved)
+    yield from _of_shrinkages(saved)
     yield from _of_method(saved, state["config"]["method"])
+
+
+def _of_shrinkages(saved: SavedRun) -> Iterator[str]:
+    """Check that channels are numbered in rising order, and that shrinks follow each other."""
+    epochs = [one.epoch for one in saved.shrinkages]
+    if epochs != sorted(set(epochs)):
+        yield f"shrinkages: their epochs are {epochs}, not in rising order"
+    for number, one in enumerate(saved.shrinkages):
+        for name, kept in one.modules.items():
+            for value in (kept.outputs, kept.inputs):
+                if value is not None and not _are_channels(value):
+                    yield f"shrinkages.{number}.{name:.60} keeps channels that are not numbered in rising order"
+
+
+def _are_channels(value: Tensor) -> bool:
+    fits = value.dtype == torch.int64 and value.dim() == 1 and value.numel() > 0 and int(value[0]) >= 0
+    return fits and bool((value[1:] > value[:-1]).all())
 
 
 def _of_names(saved: SavedRun) -> Iterator[str]:

@@ -168,6 +168,20 @@ class SavedInput(Part):
     std: list[float] | None
 
 
+class SavedKept(Part):
+    """Channels that a module has kept: int64, rising."""
+
+    outputs: Tensor | None = None
+    inputs: Tensor | None = None
+
+
+class SavedShrinkage(Part):
+    """A shrink (`train.shrink`): the epoch that it came before, and what each module that changed has kept."""
+
+    epoch: Count
+    modules: dict[str, SavedKept]
+
+
 class SavedRun(Part):
     """Everything that `RunState.save` saves. Sparse weights and moments are [active units, unit size].
 
@@ -189,6 +203,7 @@ class SavedRun(Part):
     ema: SavedEma | None = None
     teacher: str | None = None
     """Digest of the run's teacher."""
+    shrinkages: list[SavedShrinkage] = []
     input: SavedInput | None = None
     evaluated_on: dict[str, str] | None = None
     """Older checkpoints have neither this nor `input` nor `gradient_norms`."""

@@ -27,7 +27,8 @@ class BadLineError(ValueError):
 def metrics_line(content: bytes) -> Record:
     """Return a line of metrics.jsonl. Unknown kinds pass unchecked. ValueError for anything else."""
     line = files.json_object(content.decode("utf-8"))
-    check = {"epoch": _check_epoch, "reallocation": _check_reallocation}.get(word(line.get("kind")))
+    checks = {"epoch": _check_epoch, "reallocation": _check_reallocation, "shrink": _check_shrink}
+    check = checks.get(word(line.get("kind")))
     if check is not None:
         _check(check, line)
     return line
@@ -35,7 +36,7 @@ def metrics_line(content: bytes) -> Record:
 
 def is_of_kind_known(line: Record) -> bool:
     """Tell whether this version writes lines of this kind."""
-    return line["kind"] in ("epoch", "reallocation")
+    return line["kind"] in ("epoch", "reallocation", "shrink")
 
 
 def own_numbers(reallocation: Record) -> Record:
@@ -82,6 +83,17 @@ def _check_reallocation(line: Record) -> None:
         for key in ("dropped", "grown", "active"):
             whole_number(layer[key])
         number(layer.get("explored"))
+
+
+def _check_shrink(line: Record) -> None:
+    for key in ("epoch", "step", "parameters", "parameters_before"):
+        whole_number(line[key])
+    for key in ("dense_flops", "dense_flops_before"):
+        number(line.get(key))
+    number(line.get("timing", {}).get("seconds"))
+    for layer in line["channels"].values():
+        for key in ("inputs", "outputs", "inputs_before", "outputs_before"):
+            whole_number(layer[key])
 
 
 def _check_session(line: Record) -> None:

@@ -12,7 +12,15 @@ from torch import Tensor
 
 from dynsparse import files
 from dynsparse.reallocation import ReallocationReport
-from dynsparse.training.callbacks.base import EpochReport, RunReport, SamplesReport, StepReport, Summary, Writer
+from dynsparse.training.callbacks.base import (
+    EpochReport,
+    RunReport,
+    SamplesReport,
+    ShrinkReport,
+    StepReport,
+    Summary,
+    Writer,
+)
 from dynsparse.training.callbacks.scalars import Scalars, Values
 from dynsparse.training.callbacks.tracking.base import Histogram, Reading, Tracker
 from dynsparse.training.callbacks.tracking.delivery import Delivery
@@ -67,6 +75,9 @@ class Tracking(Writer):
 
     def on_reallocation(self, report: ReallocationReport) -> None:
         self._log(report.step, self._scalars.of_reallocation(report))
+
+    def on_shrink(self, report: ShrinkReport) -> None:
+        self._log(report.step, self._scalars.of_shrink(report))
 
     def on_epoch(self, report: EpochReport) -> None:
         self._log(report.step, self._scalars.of_epoch(report))

@@ -1,0 +1,152 @@
+"""Shrinks of a run: when one is due, what it takes out, and what cannot shrink."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dynsparse.config.schema import RunConfig
+from dynsparse.errors import UserError
+from dynsparse.masks import MaskSet, naming
+from dynsparse.masks.rows import by_parameter, whole_mask
+from dynsparse.shrinking.compact import TOLERANCE
+from dynsparse.shrinking.groups import Graph, Group, pruning_library
+from dynsparse.shrinking.kept import Shrinkage, shrinkages_in
+from dynsparse.shrinking.sizes import Size, channels
+from dynsparse.shrinking.unused import unused_channels
+from dynsparse.training.network import Network, build_method, build_without_weights, layer_specs
+
+_SO = "leave train.shrink out"
+
+
+@dataclass(frozen=True)
+class Found:
+    """Channels that a shrink takes out: plain data, the same on every rank."""
+
+    shrinkage: Shrinkage
+    biases: Sequence[Mapping[str, Tensor]]
+    """Biases that take the numbers of channels that go, of the model and of the average of its weights."""
+
+
+def is_due(config: RunConfig, network: Network, epoch: int, *, begins: bool) -> bool:
+    """Return whether the network shrinks now, as an epoch `begins`: not where it has done so already."""
+    shrink = config.train.shrink
+    return shrink is not None and begins and epoch in shrink.at and epoch not in _done(network.shrinkages)
+
+
+def find_unused(config: RunConfig, network: Network, average: nn.Module | None, epoch: int) -> Found:
+    """Find what the network and the average of its weights can do without. Changes nothing but random states.
+
+    It is proved on copies that both compute the same without it. UserError if they do not.
+    """
+    shape, device = config.data.image_shape, next(network.model.parameters()).device
+    images = torch.randn(2, *shape, generator=torch.Generator().manual_seed(0)).to(device)
+    copies = [copy.deepcopy(model).eval() for model in (network.model, average) if model is not None]
+    with torch.no_grad():
+        before = [model(images) for model in copies]
+        unused = unused_channels(
+            _groups(config, network.shrinkages, limited=False),
+            copies,
+            _links(network.model, network.masks),
+            images,
+            _left(network.model, network.masks),
+        )
+        shrinkage = Shrinkage(epoch, unused.modules)
+        for model, outputs in zip(copies, before, strict=True):
+            shrinkage.apply(model)
+            _require_same(outputs, model.eval()(images), epoch)
+    return Found(shrinkage, unused.biases)
+
+
+@torch.no_grad()
+def take_biases(models: Sequence[nn.Module], found: Found) -> None:
+    """Set the biases that take the numbers of channels that go, before these go."""
+    for model, biases in zip(models, found.biases, strict=True):
+        for name, values in biases.items():
+            model.get_submodule(name).get_parameter("bias").copy_(values)
+
+
+def require_shrinkable(config: RunConfig) -> None:
+    """Raise UserError for a method or a network that cannot lose channels. Takes no memory: nothing has weights."""
+    if config.train.shrink is None:
+        return
+    pruning_library("train.shrink")
+    model = build_without_weights(config)
+    with torch.device("meta"):
+        specs = layer_specs(config, model)
+        obstacle = build_method(config, specs).shrink_obstacle
+    if obstacle:
+        raise UserError(f"train.shrink does not go with method {config.method.name}, which {obstacle}: {_SO}")
+    groups = _groups(config, (), limited=True)
+    if all(group.obstacle for group in groups):
+        raise UserError(
+            f"train.shrink: no channel of {config.model.name} can go ({groups[0].root}: {groups[0].obstacle}); {_SO}"
+            if groups
+            else f"train.shrink: {config.model.name} has no layers whose channels can go; {_SO}"
+        )
+
+
+def require_coming(saved: Mapping[str, Any], config: RunConfig) -> None:
+    """Raise UserError where a run that resumes is asked for a shrink before what it has trained."""
+    done, progress = _done(shrinkages_in(saved)), saved["progress"]
+    at_start = saved["data"]["batch"] == 0
+    for epoch in config.train.shrink.at if config.train.shrink is not None else ():
+        if epoch not in done and (epoch < progress["epoch"] or (epoch == progress["epoch"] and not at_start)):
+            raise UserError(
+                f"train.shrink.at names epoch {epoch}, which the checkpoint has trained in without a shrink; name "
+                f"epochs to come, or resume from an earlier checkpoint"
+            )
+
+
+def size_of(network: Network) -> Size:
+    """Return the size of a network now."""
+    return Size(channels(network.model), network.parameters, network.costs.dense if network.costs else None)
+
+
+def _done(shrinkages: Sequence[Shrinkage]) -> set[int]:
+    return {one.epoch for one in shrinkages}
+
+
+def _groups(config: RunConfig, shrinkages: Sequence[Shrinkage], *, limited: bool) -> list[Group]:
+    """Return the groups of channels of the config's network, as small as it has become. UserError as in `Graph`."""
+    model = build_without_weights(config, shrinkages).eval()
+    images = torch.empty(2, *config.data.image_shape, device="meta")
+    try:
+        with torch.enable_grad():
+            return list(Graph(model, images, limited=limited, so=_SO))
+    except UserError as error:
+        raise UserError(f"train.shrink: {error.lines[0]}") from None
+
+
+def _links(model: nn.Module, masks: MaskSet) -> dict[str, Tensor]:
+    """Return which inputs each output of a module with masks has an active weight for: bool (outputs, inputs)."""
+    weights = naming.named_parameters(model)
+    found = {}
+    for name, layers in by_parameter(masks).items():
+        mask = whole_mask(weights[name], layers)
+        found[name.rpartition(".")[0]] = mask.flatten(2).any(2) if mask.dim() > 2 else mask
+    return found
+
+
+def _left(model: nn.Module, masks: MaskSet) -> set[str]:
+    """Return the modules whose channels stay: they pack several layers, or share a parameter with others."""
+    packed = {layer.spec.parameter for layer in masks if layer.spec.block is not None}
+    holders: dict[int, list[str]] = {}
+    for name, _, _, parameter in naming.places(model):
+        holders.setdefault(id(parameter), []).append(name)
+    shared = {name for names in holders.values() if len(names) > 1 for name in names}
+    return {name.rpartition(".")[0] for name in packed | shared}
+
+
+def _require_same(before: Tensor, after: Tensor, epoch: int) -> None:
+    difference = float((after - before).abs().max()) if before.shape == after.shape else float("inf")
+    if not difference <= TOLERANCE * float(before.abs().max()):
+        raise UserError(
+            f"train.shrink: without the channels of no use before epoch {epoch}, the network would differ by "
+            f"{difference:.2e} in an output; {_SO}, and resume"
+        )
