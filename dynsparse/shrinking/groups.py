@@ -124,14 +124,13 @@ def little_memory() -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_AS, before)
 
 
-def pruning_library() -> Any:
+def pruning_library(needed_by: str = "a compact network") -> Any:
     """Import torch-pruning. Raises UserError where it is not installed."""
     try:
         return import_module("torch_pruning")
     except ModuleNotFoundError as error:
         raise UserError(
-            f"a compact network needs {error.name}, which is not installed; "
-            "pip install 'dynsparse[export]', or make setup"
+            f"{needed_by} needs {error.name}, which is not installed; pip install 'dynsparse[export]', or make setup"
         ) from None
 
 

@@ -331,7 +331,8 @@ class Trainer:
         """Keep the network sparse, as any loop does. This one masks gradients itself: see `Engine.backward`."""
         config, epochs = self.config, self.data.train.epochs
         method = method_settings(config, [layer.spec for layer in self.masks])
-        if method.build().keeps_reserve:
+        built = method.build()
+        if built.keeps_reserve:
             self.network.unmask()
         return SparseTraining(
             self.model,
@@ -340,6 +341,7 @@ class Trainer:
             masks=self.masks,
             total_steps=epochs.before(config.train.epochs),
             steps_per_epoch=epochs.as_given(),
+            input_shape=self.network.image_shape if built.wants_channels else None,
             steps=epochs.before(config.train.start_epoch),
             seed=config.seed,
             on_desync=config.distributed.on_desync,
