@@ -65,8 +65,7 @@ class ChaseSettings(RiglSettings):
             )
         if self.density is not None and self.density.name == "alternating":
             raise ValueError(
-                "density is alternating, and a network that has lost channels cannot become dense again: take cubic, "
-                "sigmoid or steps"
+                "density is alternating, and chase has a soft bound, which only falls: take cubic, sigmoid or steps"
             )
         return self
 
