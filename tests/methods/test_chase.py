@@ -15,16 +15,20 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 
 from dynsparse import SparseTraining
+from dynsparse.config import loading
 from dynsparse.errors import UserError
 from dynsparse.masks import MaskSet, sparse_layers
 from dynsparse.methods import Clock
 from dynsparse.methods.base import require_method
 from dynsparse.methods.chase import Chase, ChaseSettings
 from dynsparse.reallocation import Reallocator
+from dynsparse.runtime import Worker
 from dynsparse.shrinking import compact
 from dynsparse.shrinking.channels import channel_groups
+from dynsparse.training.building import build_trainer
 from tests.methods.stepping import stepped
 from tests.methods.test_contract import STEPS, Run
+from tests.training.runs import ROOT
 
 SOFT: dict[str, Any] = {"density": {"name": "sigmoid", "start": 0.3, "begin": 0.1, "end": 0.4}, "channel_floor": 0.1}
 
@@ -396,3 +400,21 @@ def test_a_layer_that_rests_keeps_its_channels() -> None:
     assert dead["0"] == 0
     assert dead["3"] == 6
     run.masks.check()
+
+
+def test_the_digits_network_loses_channels_and_compact_takes_exactly_those_out() -> None:
+    overrides = ["train={epochs: 3, global_batch_size: 64, lr: {name: constant, peak: 0.1}}", "method.period=10"]
+    trainer = build_trainer(loading.load(ROOT / "configs/digits_chase.yaml", overrides), Worker())
+    summary = trainer.fit()
+    trainer.sparse.check()
+    method = trainer.sparse.method
+    assert isinstance(method, Chase)
+    assert int(method.channels.dead.sum()) == round(0.4 * 112)
+    assert summary.sparsity == pytest.approx(0.9, abs=1e-4)
+    names = [f"{group.name}.weight" for group in method.channels.groups]
+    groups = method.channels.by_group(method.channels.dead)
+    left = {name: int((~dead).sum()) for name, dead in zip(names, groups, strict=True)}
+    model = trainer.model.eval()
+    found = compact(model, (1, 8, 8))
+    assert {name: model.get_parameter(name).shape[0] for name in names} == left
+    assert set(found.left_alone.values()) == set()
