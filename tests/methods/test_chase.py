@@ -116,7 +116,7 @@ def test_the_number_of_dead_channels_goes_by_the_cubic() -> None:
 
 @pytest.mark.parametrize("options", [{}, {"scope": "layer"}, SOFT], ids=["global", "layer", "soft bound"])
 def test_dead_channels_stay_dead(options: dict[str, Any]) -> None:
-    """Through resumes and at every step: none of their weights is active, and as many are dead as are to be."""
+    """No weight of a dead channel is active at any step, through resumes; as many are dead as are to be."""
     dead = torch.zeros(14, dtype=torch.bool)
     for number, run in stepped("chase", 4, 0.8, **options):
         method = run.method
@@ -146,7 +146,7 @@ WIDTHS = st.lists(st.integers(1, 12), min_size=3, max_size=5)
 def test_budgets_are_exact_whatever_dies(
     widths: list[int], densities: list[float], share: float, floor: float, scope: Any, seed: int
 ) -> None:
-    """At any width and density no weight is lost, and no layer or group its last."""
+    """No weight is lost at any width and density, and no layer or group loses its last."""
     torch.manual_seed(seed)
     model = nn.Sequential(*(nn.Linear(a, b) for a, b in pairwise(widths)))
     specs = sparse_layers(model)
