@@ -89,13 +89,15 @@ def watched(config: RunConfig) -> tuple[Method, Seen]:
     """Train the config's network by its method on random images. Returns the method, and what was seen."""
     network, seen = build_network(config, torch.device("cpu")), Seen()
     optimizer = torch.optim.SGD(network.model.parameters(), lr=0.05, momentum=0.9)
+    specs = [layer.spec for layer in network.masks]
     sparse = SparseTraining(
         network.model,
         optimizer,
-        method_settings(config, [layer.spec for layer in network.masks]),
+        method_settings(config, specs),
         masks=network.masks,
         total_steps=STEPS_PER_EPOCH * config.train.epochs,
         steps_per_epoch=STEPS_PER_EPOCH,
+        input_shape=config.data.image_shape if build_method(config, specs).wants_channels else None,
         on_reallocation=seen.add,
     )
     for step in range(1, STEPS_PER_EPOCH * config.train.epochs + 1):

@@ -73,6 +73,8 @@ class SparseTraining(Watcher):
             tuple of arguments, or a mapping of keyword arguments. "synflow" looks at the shape of the first alone.
         loss: for "snip" and "grasp", called with the model's outputs and targets; returns the batch's mean loss.
         state: a `state_dict()` to resume from; the model holds the weights of that time already.
+        input_shape: shape of one input without the batch, such as (3, 224, 224), for a method that takes channels out:
+            the model is traced with it, by torch-pruning (the extra `export`).
         steps: optimizer steps that came before, where a run starts later in its schedules.
         seed: of masks and growth. The same on every rank.
         process_group: the ranks that train this model; None: all. Needed where ranks train models of their own.
@@ -106,6 +108,7 @@ class SparseTraining(Watcher):
         batches: Iterable[Any] | None = None,
         loss: Loss | None = None,
         state: Mapping[str, Any] | None = None,
+        input_shape: Sequence[int] | None = None,
         steps: int = 0,
         seed: int = 0,
         process_group: sync.Group = None,
@@ -123,6 +126,7 @@ class SparseTraining(Watcher):
             include=include,
             exclude=exclude,
             split=split,
+            input_shape=input_shape,
             steps=steps,
             seed=seed,
             on_desync=on_desync,

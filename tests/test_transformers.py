@@ -64,6 +64,8 @@ class Separate(Packed):
 
 
 def method(name: str) -> dict[str, Any]:
+    if name == "chase":  # The channels of attention alone have no groups.
+        return {"name": name, "period": 2, "channel_sparsity": 0}
     return {"name": name, **{key: value for key, value in BUSY.get(name, {}).items() if key not in TARGETS}}
 
 

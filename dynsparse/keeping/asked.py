@@ -37,6 +37,7 @@ class Asked(Settings):
     include: Annotated[list[str], Field(min_length=1)] | None
     exclude: list[str]
     split: dict[str, Annotated[int, Field(ge=1, le=MOST_PARTS)]]
+    input_shape: Annotated[list[Annotated[int, Field(ge=1)]], Field(min_length=1)] | None
     steps: Annotated[int, Field(ge=0)]
     seed: Annotated[int, Field(ge=0, lt=2**63)]
     on_desync: OnDesync
@@ -67,7 +68,7 @@ class Asked(Settings):
             raise ValueError(f"steps is {self.steps}, and the run ends with total_steps, {self.total_steps}")
         return self
 
-    @field_validator("include", "exclude", mode="before")
+    @field_validator("include", "exclude", "input_shape", mode="before")
     @classmethod
     def _as_list(cls, value: Any) -> Any:
         return list(value) if isinstance(value, Sequence) and not isinstance(value, str) else value

@@ -51,6 +51,8 @@ def warn_at_start(
             "the optimizer has stepped over these weights already, and the masks are drawn at random: most of what "
             "was trained is 0 now; masks='magnitude' and method pruning keep the largest weights"
         )
+    for line in setup.method.notes:
+        log.info("%s", line)
     if idle := idle_words(setup.method, setup.method_name, asked.schedule, steps):
         log.warning("%s", idle)
 

@@ -24,6 +24,7 @@ from dynsparse.masks.obstacles import listed
 from dynsparse.masks.structure import require_structure
 from dynsparse.methods import Aim, Method, MethodSettings
 from dynsparse.methods.base import require_method
+from dynsparse.shrinking.channels import channel_groups
 
 _MANY_ZEROS = 0.05
 """Fraction of a layer's weights that may be 0 in a network that is not sparse yet."""
@@ -83,7 +84,7 @@ class Setup:
             _require_no_trained_zeros(weights, specs, active)
         return cls(
             model,
-            _built(settings, specs, active, asked),
+            _built(settings, model, specs, active, asked),
             _name(settings),
             specs,
             {spec.name: spec.units for spec in specs} if state is not None else active,
@@ -100,7 +101,7 @@ class Setup:
         _require_unwatched([layer.parameter for layer in masks])
         specs = [layer.spec for layer in masks]
         active = {layer.name: layer.active_units for layer in masks}
-        return cls(model, _built(settings, specs, active, asked), _name(settings), specs, active, built=masks)
+        return cls(model, _built(settings, model, specs, active, asked), _name(settings), specs, active, built=masks)
 
     @property
     def weights(self) -> dict[str, nn.Parameter]:
@@ -127,7 +128,11 @@ def _name(settings: MethodSettings | Method) -> str:
 
 
 def _built(
-    settings: MethodSettings | Method, specs: Sequence[LayerSpec], active: Mapping[str, int | Tensor], asked: Asked
+    settings: MethodSettings | Method,
+    model: nn.Module,
+    specs: Sequence[LayerSpec],
+    active: Mapping[str, int | Tensor],
+    asked: Asked,
 ) -> Method:
     """The method, once it has accepted the layers and the length of the run."""
     method = settings if isinstance(settings, Method) else settings.build()
@@ -138,9 +143,24 @@ def _built(
             f"method {_name(settings)} has settings in epochs: give the length of an epoch with steps_per_epoch= "
             f"(optimizer steps)"
         )
+    _couple(method, f"method {_name(settings)}", model, specs, asked)
     method.plan(specs, counts, asked.schedule, asked.steps)
     method.check_length(asked.schedule.clock(asked.total_steps))  # With the period that was chosen.
     return method
+
+
+def _couple(method: Method, name: str, model: nn.Module, specs: Sequence[LayerSpec], asked: Asked) -> None:
+    """Tell a method that wants it which channels go together."""
+    if not method.wants_channels:
+        if asked.input_shape is not None:
+            raise UserError(f"input_shape= is for methods that take channels out, and {name} does not: leave it out")
+        return
+    if asked.input_shape is None:
+        raise UserError(
+            f"{name} takes channels out: give input_shape=, the shape of one input without the batch, such as "
+            f"(3, 224, 224), with which the model is traced"
+        )
+    method.couple(channel_groups(model, asked.input_shape, name), specs)
 
 
 def _sparsity(

@@ -8,6 +8,7 @@ from pydantic import Field
 
 from dynsparse.methods.acdc import AcdcSettings
 from dynsparse.methods.base import Aim, LayerChange, Method, MethodSettings
+from dynsparse.methods.chase import ChaseSettings
 from dynsparse.methods.chts import ChtsSettings
 from dynsparse.methods.clock import Clock
 from dynsparse.methods.deepr import DeepRSettings
@@ -28,6 +29,7 @@ from dynsparse.methods.topkast import TopkastSettings
 
 AnyMethod = Annotated[
     AcdcSettings
+    | ChaseSettings
     | ChtsSettings
     | DeepRSettings
     | DenseSettings

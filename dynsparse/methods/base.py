@@ -8,7 +8,7 @@ weights, as most methods have them.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Annotated, Any, Literal
@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from dynsparse.errors import UserError
 from dynsparse.masks import LayerSpec, MaskSet, SparseLayer
 from dynsparse.masks.allocation import allocated
+from dynsparse.masks.channels import ChannelGroup
 from dynsparse.masks.granularity import Kind
 from dynsparse.masks.regrouping import Wish
 from dynsparse.masks.reserve import Reserve
@@ -45,6 +46,8 @@ class LayerChange:
     """Active units before."""
     dropped: int
     grown: int = 0
+    closed: int = 0
+    """Inactive units that may not grow."""
 
     @property
     def kept(self) -> int:
@@ -53,8 +56,8 @@ class LayerChange:
 
     @property
     def room(self) -> int:
-        """Units that can grow: those free before, as none returns in the event that dropped it."""
-        return self.units - self.active
+        """Units that can grow: those free before, as none returns in the event that dropped it, and not closed."""
+        return self.units - self.active - self.closed
 
 
 def by_kept(layers: Sequence[LayerChange]) -> Sequence[Fraction]:
@@ -231,6 +234,41 @@ class Method:
 
     def after_step(self, masks: MaskSet, clock: Clock, seed: int) -> None:
         """Change active weights after every optimizer step. `seed` is the run's."""
+
+    @property
+    def wants_channels(self) -> bool:
+        """Whether the method must know which channels go together: see `couple`. Default: no."""
+        return False
+
+    def couple(self, groups: Sequence[ChannelGroup], layers: Sequence[LayerSpec]) -> None:
+        """Learn the groups of channels of the network, after `check` and before `prepare`, if it `wants_channels`.
+
+        UserError if there are none that the method can use.
+        """
+
+    @property
+    def notes(self) -> Sequence[str]:
+        """Lines to show at the start of a run, such as what was found in the network. Default: none."""
+        return []
+
+    @property
+    def decision_bytes(self) -> int:
+        """Length of what the method decides on rank 0 before each event, beside drops and growth. Default: 0."""
+        return 0
+
+    def decide(self, clock: Clock, resting: Collection[str]) -> Tensor:
+        """Decide on rank 0 alone: uint8 [decision_bytes] on the CPU. `resting`: layers in which nothing may move."""
+        raise NotImplementedError
+
+    def follow(self, decided: Tensor) -> None:
+        """Take over what rank 0 has decided. Called on every rank, before the scores of the same event."""
+
+    def closed(self, layer: SparseLayer) -> Tensor | None:
+        """Units that may not grow: bool [units]. Default: None, all may. Only for a method that scores growth.
+
+        The budgets must find room in the others.
+        """
+        return None
 
     def is_due(self, clock: Clock) -> bool:
         """Whether to reallocate after this step. Default: never."""

@@ -72,6 +72,6 @@ class Plan:
         ]
 
 
-def change_of(layer: SparseLayer, dropped: int, grown: int = 0) -> LayerChange:
-    """Describe the drop and growth of so many units of a layer, as methods read it."""
-    return LayerChange(layer.name, layer.spec.units, layer.spec.unit_size, layer.active_units, dropped, grown)
+def change_of(layer: SparseLayer, dropped: int, grown: int = 0, closed: int = 0) -> LayerChange:
+    """Describe the drop and growth of so many units of a layer, as methods read it. `closed`: may not grow."""
+    return LayerChange(layer.name, layer.spec.units, layer.spec.unit_size, layer.active_units, dropped, grown, closed)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -46,11 +47,23 @@ class Planner:
             drops = self._traded_drops(scores, cuts, budget)
             grows = self._traded_growth(drops, budget, growth_costs)
         else:
-            drops, grows = zip(*map(_own_moves, layers, cuts, after), strict=True)
+            drops, grows = zip(*map(_own_moves, layers, cuts, after, self._closed), strict=True)
         if any(layer.spec.structure != FREE for layer in layers):
             return self._structured(clock, scores, growth_costs, seed, drops, grows)
         decided = zip(_with_counts(scores, cuts, drops), _growth_cuts(layers, grows, growth_costs), strict=True)
         return Plan(clock.step, seed, budget, tuple(LayerPlan(drop, grow) for drop, grow in decided))
+
+    @cached_property
+    def _closed(self) -> Sequence[int]:
+        """Inactive units of each layer that may not grow. One copy to the host for all layers."""
+        flags = [(layer, self.method.closed(layer)) for layer in self.masks]
+        counts = {
+            layer.name: units.count_nonzero() - units[layer.active].count_nonzero()
+            for layer, units in flags
+            if units is not None
+        }
+        found = dict(zip(counts, torch.stack([*counts.values()]).tolist(), strict=True)) if counts else {}
+        return [found.get(layer.name, 0) for layer in self.masks]
 
     def _structured(
         self,
@@ -92,8 +105,8 @@ class Planner:
         sizes = [layer.spec.unit_size for layer in self.masks]
         wanted = [count * size for count, size in zip(counts, sizes, strict=True)]
         room = sum(
-            (layer.spec.units - layer.active_units) * layer.spec.unit_size
-            for layer in self.masks
+            (layer.spec.units - layer.active_units - closed) * layer.spec.unit_size
+            for layer, closed in zip(self.masks, self._closed, strict=True)
             if layer.name not in self.resting
         )
         if sum(wanted) < (least := self.masks.active_weights - budget):
@@ -108,7 +121,10 @@ class Planner:
 
         In the method's proportions, or where the growth scores of all layers compete by these.
         """
-        changes = [change_of(layer, drop) for layer, drop in zip(self.masks, drops, strict=True)]
+        changes = [
+            change_of(layer, drop, closed=closed)
+            for layer, drop, closed in zip(self.masks, drops, self._closed, strict=True)
+        ]
         kept = sum(change.kept * change.unit_size for change in changes)
         room = [0 if change.name in self.resting else change.room for change in changes]
         sizes = [change.unit_size for change in changes]
@@ -132,14 +148,16 @@ def _no_scores(layer: SparseLayer) -> Tensor:
     return torch.empty(0, device=layer.device)
 
 
-def _own_moves(layer: SparseLayer, cut: Cut, budget: int) -> tuple[int, int]:
+def _own_moves(layer: SparseLayer, cut: Cut, budget: int, closed: int) -> tuple[int, int]:
     """Units to drop and to grow in a layer that is to have `budget` weights, whatever the others do.
+
+    `closed` of its free units may not grow.
 
     A position that is dropped in this event may not grow in it. A layer with too few free positions moves less.
     """
     units = budget // layer.spec.unit_size
     last = 0 if blocks_of(layer.spec) is not None else 1  # All of a transposable mask may move: as many grow at once.
-    least, most = layer.active_units - units, min(layer.active_units - last, layer.spec.units - units)
+    least, most = layer.active_units - units, min(layer.active_units - last, layer.spec.units - closed - units)
     dropped = max(0, least, min(cut.count, most))
     return dropped, units - layer.active_units + dropped
 

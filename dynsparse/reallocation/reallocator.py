@@ -19,7 +19,7 @@ from dynsparse.reallocation.applying import Applier
 from dynsparse.reallocation.plan import Plan
 from dynsparse.reallocation.planning import Planner
 from dynsparse.reallocation.report import ReallocationReport
-from dynsparse.reallocation.seen import Seen, exclude_active, growth_costs, unscaled
+from dynsparse.reallocation.seen import Seen, exclude_active, exclude_closed, growth_costs, unscaled
 from dynsparse.seeds import seed_for
 
 log = logging.getLogger(__name__)
@@ -119,7 +119,8 @@ class Reallocator:
             seen = self._scored_now()  # What it was scored by may have been repaired.
         costs = seen.growth_costs if seen else {}
         resting = self._resting(clock, costs)
-        exclude_active(costs, self.masks)
+        self._settle(clock, resting)
+        self._exclude(costs)
         scores, draws = self._drop_scores(clock), self._growth_draws(clock, costs)
         encoded = self._plan(clock, scores, draws, resting).encode() if self._decides else Plan.blank(len(self.masks))
         plan = Plan.decode(sync.broadcast_(encoded, self.group))
@@ -171,8 +172,20 @@ class Reallocator:
             name: soft_costs(sharpened(-cost, power), seed_for(self.seed, clock.step, "soft growth", name))
             for name, cost in costs.items()
         }
-        exclude_active(drawn, self.masks)
+        self._exclude(drawn)
         return drawn
+
+    def _exclude(self, costs: Mapping[str, Tensor]) -> None:
+        """Give units that cannot grow an infinite cost: active ones, and those that the method has closed."""
+        exclude_active(costs, self.masks)
+        exclude_closed(self.method, costs, self.masks)
+
+    def _settle(self, clock: Clock, resting: set[str]) -> None:
+        """Let all ranks follow what the method decides on rank 0, if it decides more than a plan holds."""
+        if not (size := self.method.decision_bytes):
+            return
+        mine = self.method.decide(clock, resting) if self._decides else torch.empty(size, dtype=torch.uint8)
+        self.method.follow(sync.broadcast_(mine, self.group))
 
     @property
     def _decides(self) -> bool:
@@ -182,7 +195,7 @@ class Reallocator:
     def plan(self, clock: Clock, seen: Seen | None = None) -> Plan:
         """Decide, without changing masks or weights."""
         costs = seen.growth_costs if seen else {}
-        exclude_active(costs, self.masks)
+        self._exclude(costs)
         return self._plan(clock, self._drop_scores(clock), self._growth_draws(clock, costs), set())
 
     def _plan(self, clock: Clock, scores: Sequence[Tensor], costs: Mapping[str, Tensor], resting: set[str]) -> Plan:

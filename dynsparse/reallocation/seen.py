@@ -59,3 +59,10 @@ def exclude_active(costs: Mapping[str, Tensor], layers: Iterable[SparseLayer]) -
         if (mine := costs.get(layer.name)) is not None:
             most = torch.finfo(mine.dtype).max
             mine.nan_to_num_(most, most, -most).index_fill_(0, layer.active, float("inf"))
+
+
+def exclude_closed(method: Method, costs: Mapping[str, Tensor], layers: Iterable[SparseLayer]) -> None:
+    """Give units that may not grow an infinite cost, which no cut reaches. In place."""
+    for layer in layers:
+        if layer.name in costs and (closed := method.closed(layer)) is not None:
+            costs[layer.name].masked_fill_(closed, float("inf"))

@@ -24,6 +24,7 @@ from dynsparse.methods.clock import Schedule
 from dynsparse.optimizers import parameter_groups
 from dynsparse.runtime import memory
 from dynsparse.seeds import seed_for
+from dynsparse.shrinking.channels import channel_groups
 from dynsparse.shrinking.kept import Kept, Shrinkage, apply_all
 from dynsparse.shrinking.shrunk_masks import ShrunkMasks, shrunk_masks
 from dynsparse.training.dense import DenseWeight, asked_for, dense_weights, kinds_of, split_of
@@ -318,7 +319,9 @@ def require_layers(config: RunConfig) -> None:
         specs = layer_specs(config, model)
         counts = _active_units(config, specs)
     if config.start.masks_from is None:  # Those decide how much is active: see `preflight.require_usable_sources`.
-        require_method(build_method(config, specs), config.method.name, specs, counts)
+        method = build_method(config, specs)
+        require_method(method, config.method.name, specs, counts)
+        couple(method, config, model, specs)
 
 
 def require_parameters(config: RunConfig) -> None:
@@ -339,6 +342,12 @@ def _require_memory(config: RunConfig, model: nn.Module) -> None:
 def build_method(config: RunConfig, specs: Sequence[LayerSpec]) -> Method:
     """Build the config's method for these layers."""
     return method_settings(config, specs).build()
+
+
+def couple(method: Method, config: RunConfig, model: nn.Module, specs: Sequence[LayerSpec]) -> None:
+    """Tell a method that wants it which channels of the config's model go together. UserError if it can use none."""
+    if method.wants_channels:
+        method.couple(channel_groups(model, config.data.image_shape, f"method {config.method.name}"), specs)
 
 
 def method_settings(config: RunConfig, specs: Sequence[LayerSpec]) -> MethodSettings:

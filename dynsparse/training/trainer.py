@@ -268,7 +268,7 @@ class Trainer:
         take_biases([self.model, *([] if self.ema is None else [self.ema.model])], found)
         if found.shrinkage.modules:
             self._lose(found.shrinkage)
-            self._settle()
+            self.settle()
             self._verify()
         else:
             self.network.shrinkages = self.run.shrinkages = (*self.run.shrinkages, found.shrinkage)
@@ -402,7 +402,8 @@ class Trainer:
         """
         config, epochs = self.config, self.data.train.epochs
         method = method_settings(config, [layer.spec for layer in self.masks])
-        if method.build().keeps_reserve:
+        built = method.build()
+        if built.keeps_reserve:
             self.network.unmask()
         sparse = SparseTraining(
             self.model,
@@ -411,6 +412,7 @@ class Trainer:
             masks=self.masks,
             total_steps=epochs.before(config.train.epochs),
             steps_per_epoch=epochs.as_given(),
+            input_shape=self.network.image_shape if built.wants_channels else None,
             steps=steps,
             seed=config.seed,
             on_desync=config.distributed.on_desync,

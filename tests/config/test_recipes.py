@@ -10,6 +10,7 @@ from torch import nn
 
 from dynsparse.config import loading
 from dynsparse.config.schema import RunConfig
+from dynsparse.methods.chase import ChaseSettings
 from dynsparse.optimizers import parameter_groups
 from dynsparse.training.network import build_network, build_without_weights
 from tests.training.runs import ROOT
@@ -19,7 +20,8 @@ IMAGES = 1_281_167
 """Training samples of ImageNet."""
 MOSTAFA = {"imagenet_dense": 0.0, "imagenet_dsr": 0.8003, "imagenet_shards_dsr": 0.8003}
 MODERN = ("imagenet_modern_dense", "imagenet_modern_rigl", "convnext_tiny", "vit_s_16")
-ALL = (*MOSTAFA, "imagenet_rigl_erk", "imagenet_rigl_erk_1024", "imagenet_rigl_itop", *MODERN)
+CHASE = {"imagenet_chase": 0.8, "imagenet_chase_90": 0.9}
+ALL = (*MOSTAFA, "imagenet_rigl_erk", "imagenet_rigl_erk_1024", "imagenet_rigl_itop", *CHASE, *MODERN)
 
 
 def config(name: str) -> RunConfig:
@@ -109,6 +111,23 @@ def test_of_itop() -> None:
     assert without_decay(asked) == {name for name in norms(asked) if "bn" in name}
     assert (method.name, method.period.at(0), method.fraction, method.until) == ("rigl", 4000, 0.5, 1.0)
     assert (asked.sparsity.allocation, asked.sparsity.fc) == ("erk", 0.8)
+
+
+@pytest.mark.parametrize(("name", "zeros"), CHASE.items())
+def test_of_chase(name: str, zeros: float) -> None:
+    """Yin et al. 2023, the command of their code for ResNet-50 and its defaults."""
+    asked = config(name)
+    train, method = asked.train, asked.method
+    assert (train.epochs, train.batch_at(0), train.label_smoothing) == (100, 4 * 128, 0.1)
+    assert train.optimizer.model_dump() == {"name": "sgd", "momentum": 0.9, "nesterov": False, "weight_decay": 1e-4}
+    assert [rate(asked, epoch) for epoch in (8, 100)] == [pytest.approx(0.512), pytest.approx(0, abs=1e-9)]
+    assert without_decay(asked) == {name for name in norms(asked) if "bn" in name}
+    assert isinstance(method, ChaseSettings)
+    assert (method.period.at(0), method.fraction) == (1000, 0.5)
+    assert (method.channel_sparsity, method.channel_floor) == (0.4, 0.2)
+    assert (method.channels_until, asked.sparsity.allocation) == (1 - 20 / 100, "erk")
+    assert method.density is not None
+    assert (method.density.start, asked.sparsity.conv, asked.sparsity.fc) == (pytest.approx(zeros - 0.05), zeros, zeros)
 
 
 @pytest.mark.parametrize("name", ["imagenet_modern_dense", "imagenet_modern_rigl", "convnext_tiny"])

@@ -28,6 +28,7 @@ from dynsparse.methods.reserved import ReservedSettings
 from dynsparse.optimizers import AdamWSettings, SgdSettings
 from dynsparse.reallocation import Reallocator
 from dynsparse.runtime import Worker
+from dynsparse.shrinking.channels import channel_groups
 from tests.ranks import run_distributed
 
 REGISTRY: dict[str, type[MethodSettings]] = {
@@ -45,6 +46,7 @@ ONCE = {**IN_TURN, "last_sparse_epoch": 1}
 #: Settings under which a method has something to do in the eight steps of a test: four events, or one a step.
 BUSY: dict[str, dict[str, Any]] = {
     "acdc": {"density": ONCE},
+    "chase": {"period": 2, "channels_until": 0.4},
     "chts": {"period": 2},
     "deepr": {"eta": 1.0, "temperature": 1e-4},
     "dsr": {"period": 2, "initial_threshold": 0.05, "target_moves": 20},
@@ -64,8 +66,8 @@ BUSY: dict[str, dict[str, Any]] = {
 BASES = (MethodSettings, DynamicSettings, ScopedSettings, ReservedSettings)
 STRUCTURES = {"nm": "1:2", "srigl": "fan_in"}
 """Methods that need a structure."""
-GRANULARITIES = {"nm": (4,), "srigl": (2, 3, 4)}
-"""Granularities that a method can work with, where not all. A whole filter has no fan-in of its own."""
+GRANULARITIES = {"chase": (2, 3, 4), "nm": (4,), "srigl": (2, 3, 4)}
+"""Granularities that a method can work with, where not all. A whole filter has no inputs of its own."""
 RESERVED = ("nm", "topkast")
 """Methods whose weights have values while they are inactive."""
 
@@ -144,6 +146,8 @@ class Run:
         else:
             self.optimizer = AdamWSettings(name="adamw").build(self.model.parameters(), lr=1e-2)
         self.method = method_named(name, sparsity, **options)
+        if self.method.wants_channels:
+            self.method.couple(channel_groups(self.model, (2, 6, 6), name), specs)
         self.method.prepare(self.masks)
         self.masks.apply_to_weights()
         self.reallocator = Reallocator(self.model, self.masks, self.method, self.optimizer, seed=11)

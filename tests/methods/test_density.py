@@ -32,6 +32,8 @@ SCHEDULES: dict[str, dict[str, Any]] = {
     "in turn": IN_TURN,
 }
 """Their courses end with the test's eight steps, four epochs: half of the run that the clock tells of."""
+IMPOSSIBLE = [("chase", "up"), ("chase", "in turn")]
+"""Channels that have died leave no room for more weights: `check` and the settings refuse these courses."""
 
 
 def options_of(name: str, schedule: str) -> dict[str, Any]:
@@ -50,9 +52,11 @@ def expected(run: Run, clock: Clock, sparsity: float) -> list[int]:
     return [round(first[spec.name] + (last[spec.name] - first[spec.name]) * share) * spec.unit_size for spec in specs]
 
 
+CASES = [(name, schedule) for name in NAMES for schedule in SCHEDULES if (name, schedule) not in IMPOSSIBLE]
+
+
 @pytest.mark.parametrize("granularity", [4, 2])
-@pytest.mark.parametrize("schedule", SCHEDULES)
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(("name", "schedule"), CASES)
 def test_the_density_follows_its_schedule(name: str, schedule: str, granularity: int) -> None:
     """Layer by layer, or of all together where layers trade; exact, zero outside the masks, and resumed to the bit."""
     events = 0
@@ -69,7 +73,7 @@ def test_the_density_follows_its_schedule(name: str, schedule: str, granularity:
 
 @pytest.mark.parametrize("schedule", ["up", pytest.param("in turn", marks=pytest.mark.slow)])
 def test_ranks_agree(schedule: str) -> None:
-    assert_ranks_agree([(name, options_of(name, schedule)) for name in NAMES])
+    assert_ranks_agree([(name, options_of(name, course)) for name, course in CASES if course == schedule])
 
 
 def due(settings: DynamicSettings, schedule: Schedule) -> list[int]:

@@ -26,6 +26,7 @@ from tests.training.test_resume import assert_same, state_after
 #: Settings under which something happens in the 16 steps of two epochs.
 BUSY: dict[str, dict[str, Any]] = {
     "acdc": {"density": ONCE},
+    "chase": {"period": 3, "channels_until": 0.6},
     "chts": {"period": 3},
     "deepr": {"eta": 1.0, "temperature": 1e-4},
     "dsr": {"period": 3, "initial_threshold": 0.02, "target_moves": 30, "new_weights": "initial"},

@@ -14,7 +14,7 @@ from dynsparse.methods.clock import Schedule
 from dynsparse.optimizers import described, parameter_groups
 from dynsparse.runtime import Worker
 from dynsparse.training.banner import exploration_lines
-from dynsparse.training.network import Network, build_method, build_network
+from dynsparse.training.network import Network, build_method, build_network, couple
 from dynsparse.training.preflight import require_split, require_usable_sources
 from dynsparse.training.sizes import training_shape
 from dynsparse.training.sources import NOTHING, missing_sources, read_sources
@@ -56,6 +56,7 @@ class DryRun(Action):
         steps = max(1, min(NOMINAL_EPOCH, MOST_STEPS // epochs))
         schedule = Schedule(epochs * steps, steps)
         explores = self._exploration(network, method, schedule)
+        couple(method, self.config, network.model, [layer.spec for layer in network.masks])
         method.prepare(network.masks)
         notes = [f"note: {line}; the table is of a start without it" for line in missing]
         initial = self.config.sparsity.initial
@@ -63,7 +64,7 @@ class DryRun(Action):
             notes.append(f"note: sparsity.initial: {initial.name} shares the weights out when training begins, not yet")
         train = self.config.train
         optimizer = train.optimizer.build(parameter_groups(network.model, train.parameters), lr=1.0)
-        lines = [*self._flops(network, method, schedule), *explores, *described(optimizer), *notes]
+        lines = [*self._flops(network, method, schedule), *method.notes, *explores, *described(optimizer), *notes]
         return [self.config.as_yaml(), network.table(), *lines]
 
     def _exploration(self, network: Network, method: Method, schedule: Schedule) -> list[str]:

@@ -59,7 +59,7 @@ class HeldRun:
             torchrun.note_taken()
             lines = banner_lines(trainer.config, trainer.network, trainer.data, self.worker)
             explores = exploration_lines(trainer.sparse.method, trainer.config.method.name)
-            print("\n".join([*lines, *explores]), flush=True)
+            print("\n".join([*lines, *trainer.sparse.method.notes, *explores]), flush=True)
         with closing(trainer.data), self._recorded(trainer):
             trainer.fit()
 
