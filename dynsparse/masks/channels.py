@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -55,11 +56,23 @@ class Channels:
         self.groups = list(groups)
         self.dead = torch.zeros(self.count, dtype=torch.bool)
         """bool [count] on the CPU."""
+        self.gone = [0] * len(self.groups)
+        """Dead channels of each group that were taken out of the network, and are none of `count`."""
 
     @property
     def count(self) -> int:
-        """Number of channels, dead or not."""
+        """Number of channels in the network, dead or not."""
         return sum(self._sizes)
+
+    @property
+    def first_sizes(self) -> list[int]:
+        """Number of channels of each group before any was taken out."""
+        return [size + gone for size, gone in zip(self._sizes, self.gone, strict=True)]
+
+    @property
+    def lost(self) -> int:
+        """Number of channels that are dead, those that were taken out among them."""
+        return int(self.dead.sum()) + sum(self.gone)
 
     @property
     def _sizes(self) -> list[int]:
@@ -88,14 +101,46 @@ class Channels:
         within = spec.units // closed.numel()
         return closed.reshape(-1, 1).expand(-1, within).reshape(-1)
 
-    def state_dict(self) -> dict[str, Tensor]:
-        """Return the dead channels of each group at a bit each: uint8 [ceil(size / 8)], by the group's name."""
-        dead = self.by_group(self.dead)
-        return {group.name: pack_bits(flags) for group, flags in zip(self.groups, dead, strict=True)}
+    def state_dict(self) -> dict[str, dict[str, Any]]:
+        """Return the dead channels of each group at a bit each, and how many were taken out, by the group's name.
 
-    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        Bits are uint8 [ceil(size / 8)].
+        """
+        return self._state(self.by_group(self.dead), self.gone)
+
+    def state_after(self, rows: Mapping[str, Tensor]) -> dict[str, dict[str, Any]]:
+        """Return the state when channels have been taken out. `rows`: the rows that each changed layer keeps, int64.
+
+        Example: of 4 channels the dead ones are 1 and 3, and the writer keeps the rows 0, 2 and 3. Then 2 of 3 is dead,
+        and one is gone.
+        """
+        dead, gone = [], []
+        for group, flags, before in zip(self.groups, self.by_group(self.dead), self.gone, strict=True):
+            kept = flags[_kept(group, rows)]
+            dead.append(kept)
+            gone.append(before + group.size - kept.numel())
+        return self._state(dead, gone)
+
+    def _state(self, dead: Sequence[Tensor], gone: Sequence[int]) -> dict[str, dict[str, Any]]:
+        names = [group.name for group in self.groups]
+        bits = {name: pack_bits(flags) for name, flags in zip(names, dead, strict=True)}
+        return {"dead": bits, "gone": dict(zip(names, gone, strict=True))}
+
+    def load_state_dict(self, state: Mapping[str, Mapping[str, Any]]) -> None:
         """Take over what `state_dict` gave. ValueError for that of other groups."""
-        if {name: packed.numel() for name, packed in state.items()} != {g.name: -(-g.size // 8) for g in self.groups}:
+        dead, gone = state["dead"], state["gone"]
+        sizes = {group.name: -(-group.size // 8) for group in self.groups}
+        if {name: packed.numel() for name, packed in dead.items()} != sizes or gone.keys() != sizes.keys():
             raise ValueError("dead is of other groups of channels than the network has now")
-        parts = [unpack_bits(state[group.name].cpu(), group.size) for group in self.groups]
+        parts = [unpack_bits(dead[group.name].cpu(), group.size) for group in self.groups]
         self.dead = torch.cat([self.dead[:0], *parts])
+        self.gone = [gone[group.name] for group in self.groups]
+
+
+def _kept(group: ChannelGroup, rows: Mapping[str, Tensor]) -> Tensor:
+    """Return the channels of a group that are left where its writers keep these rows: int64, rising."""
+    kept = torch.ones(group.size, dtype=torch.bool)
+    for side in group.writers:
+        if (left := rows.get(side.layer)) is not None:
+            kept[side.channels[~torch.isin(side.places, left)]] = False
+    return kept.nonzero().flatten()

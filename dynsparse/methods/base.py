@@ -153,6 +153,14 @@ class Method:
         """
         return "" if type(self).state_dict is Method.state_dict else "keeps state of the layers' shapes"
 
+    def state_after_shrink(self, rows: Mapping[str, Tensor]) -> dict[str, Any]:
+        """Return the state with which the method goes on when the network has lost channels (`train.shrink`).
+
+        `rows`: the rows that each layer keeps, int64, rising; those of layers that keep all are absent. Default: the
+        state as it is.
+        """
+        return self.state_dict()
+
     @property
     def trades(self) -> bool:
         """Whether layers exchange weights. Default: no, each keeps its number of active weights."""

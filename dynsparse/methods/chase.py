@@ -167,13 +167,13 @@ class Chase(Rigl):
     def _goal(self, progress: float) -> int:
         """Number of channels that are to be dead."""
         left = 1 - min(1.0, progress / self.settings.channels_until)
-        return round(self.settings.channel_sparsity * self.channels.count * (1 - left**3))
+        return round(self.settings.channel_sparsity * sum(self.channels.first_sizes) * (1 - left**3))
 
     @property
     def _floors(self) -> list[int]:
         """Fewest living channels of each group."""
         share = (1 - Fraction(str(self.settings.channel_sparsity))) * Fraction(str(self.settings.channel_floor))
-        return [max(1, math.floor(share * group.size)) for group in self.channels.groups]
+        return [max(1, math.floor(share * size)) for size in self.channels.first_sizes]
 
     @property
     def decision_bytes(self) -> int:
@@ -182,7 +182,7 @@ class Chase(Rigl):
     def decide(self, clock: Clock, resting: Collection[str]) -> Tensor:
         """Choose the channels that die now: uint8 [decision_bytes], a bit each."""
         self._resting = resting
-        wanted = self._goal(clock.progress) - int(self.channels.dead.sum()) if self.moves(clock) else 0
+        wanted = self._goal(clock.progress) - self.channels.lost if self.moves(clock) else 0
         layers = list(self.masks)
         units = [n // layer.spec.unit_size for n, layer in zip(self.budgets(layers, clock), layers, strict=True)]
         least = [self.least_units(layer.spec) if self.trades else 1 for layer in layers]
@@ -241,17 +241,28 @@ class Chase(Rigl):
         return None if self.settings.density is not None else super().grown_units(now, after, clock)
 
     def scalars(self) -> Mapping[str, float]:
-        return {"channel_sparsity": int(self.channels.dead.sum()) / max(1, self.channels.count)}
+        return {"channel_sparsity": self.channels.lost / max(1, sum(self.channels.first_sizes))}
 
     def state_dict(self) -> dict[str, Any]:
-        return {"dead": self.channels.state_dict()}
+        """Return which channels are dead, at a bit each, and how many were taken out."""
+        return dict(self.channels.state_dict())
+
+    @property
+    def shrink_obstacle(self) -> str:
+        found = super().shrink_obstacle
+        return found if self.settings.density is not None or self.settings.exploration is not None else ""
+
+    def state_after_shrink(self, rows: Mapping[str, Tensor]) -> dict[str, Any]:
+        return dict(self.channels.state_after(rows))
 
     def check_state(self, state: Mapping[str, Any], layers: Mapping[str, tuple[Sequence[int], int]]) -> None:
         if not all(isinstance(flags, Tensor) and flags.dtype == torch.uint8 for flags in state["dead"].values()):
             raise ValueError("dead is not the bits of groups of channels")
+        if not all(type(count) is int and count >= 0 for count in state["gone"].values()):
+            raise ValueError("gone is not the numbers of channels that were taken out")
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self.channels.load_state_dict(state["dead"])
+        self.channels.load_state_dict(state)
         for layer in self.masks:
             if (closed := self.closed(layer)) is not None and bool(closed[layer.active].any()):
                 raise ValueError(f"dead has channels of which {layer.name} has active weights")

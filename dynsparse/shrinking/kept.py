@@ -46,6 +46,10 @@ class Shrinkage:
         """Return what is kept of the module that has a parameter or buffer of this name."""
         return self.modules.get(parameter.rpartition(".")[0], Kept())
 
+    def rows(self) -> dict[str, Tensor]:
+        """Return the rows that each weight keeps, by parameter name; those that keep all are absent."""
+        return {f"{name}.weight": kept.outputs for name, kept in self.modules.items() if kept.outputs is not None}
+
     @torch.no_grad()
     def apply(self, model: nn.Module) -> dict[nn.Parameter, tuple[nn.Parameter, Kept]]:
         """Make a model smaller, in place. Returns the new parameters by the old ones, and what is kept of each.

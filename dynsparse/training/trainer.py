@@ -290,7 +290,7 @@ class Trainer:
 
     def _lose(self, shrinkage: Shrinkage) -> None:
         """Take channels out of the network, the average of its weights and the optimizer's state."""
-        state = self.sparse.method.state_dict()
+        state = self.sparse.method.state_after_shrink(shrinkage.rows())
         self.sparse.release()
         parameters, shrunk = self.network.shrink(shrinkage, self.config)
         follow(self.optimizer, parameters)

@@ -18,6 +18,7 @@ from dynsparse import SparseTraining
 from dynsparse.config import loading
 from dynsparse.errors import UserError
 from dynsparse.masks import MaskSet, sparse_layers
+from dynsparse.masks.channels import ChannelGroup, Channels, Lines
 from dynsparse.methods import Clock
 from dynsparse.methods.base import require_method
 from dynsparse.methods.chase import Chase, ChaseSettings
@@ -77,8 +78,33 @@ def test_by_hand() -> None:
     assert method.channels.dead.tolist() == [False, True, False, False]
     assert [layer.active.tolist() for layer in masks] == [[0, 4, 5, 6], [0, 2, 3, 4, 6, 7]]
     assert method.scalars() == {"channel_sparsity": 0.25}
-    assert method.state_dict() == {"dead": {"0": torch.tensor([0b01000000], dtype=torch.uint8)}}
+    assert method.state_dict() == {"dead": {"0": torch.tensor([0b01000000], dtype=torch.uint8)}, "gone": {"0": 0}}
     masks.check()
+
+
+def group_of(size: int) -> ChannelGroup:
+    """Make a group that one layer writes and one reads."""
+    numbers = torch.arange(size)
+    return ChannelGroup("0", size, [Lines("0.weight", numbers, numbers)], [Lines("2.weight", numbers, numbers)])
+
+
+def test_the_account_goes_on_in_a_network_without_the_dead() -> None:
+    """Of four channels 1 and 3 are dead, and 1 is taken out: one of three is dead, and two are lost in all."""
+    channels = Channels([group_of(4)])
+    channels.dead = torch.tensor([False, True, False, True])
+    state = channels.state_after({"0.weight": torch.tensor([0, 2, 3])})
+    assert state["gone"] == {"0": 1}
+    smaller = (
+        [Lines("0.weight", torch.arange(3), torch.arange(3))],
+        [Lines("2.weight", torch.arange(3), torch.arange(3))],
+    )
+    after = Channels([ChannelGroup("0", 3, *smaller)])
+    after.load_state_dict(state)
+    assert after.dead.tolist() == [False, False, True]
+    assert (after.lost, after.first_sizes) == (channels.lost, channels.first_sizes) == (2, [4])
+    assert after.state_after({})["gone"] == {"0": 1}, "nothing more has gone"
+    with pytest.raises(ValueError, match="other groups"):
+        Channels([group_of(30)]).load_state_dict(state)
 
 
 def test_a_part_of_each_group_stays() -> None:
@@ -254,8 +280,13 @@ def test_a_resumed_loop_knows_its_dead() -> None:
     assert again.method.channels.dead.any()
     name, flags = next(iter(saved["method"]["state"]["dead"].items()))
     for damaged in ({}, {name: torch.ones_like(flags).fill_(255)}, {name: flags.float()}):
-        state = {"dead": {**saved["method"]["state"]["dead"], **damaged} if damaged else {}}
+        dead = {**saved["method"]["state"]["dead"], **damaged} if damaged else {}
+        state = {**saved["method"]["state"], "dead": dead}
         with pytest.raises(UserError, match=r"the state is damaged, or of another version of this method .*dead"):
+            again.load_state_dict({**saved, "method": {"name": "chase", "state": state}})
+    for count in (-1, 0.0, True):
+        state = {**saved["method"]["state"], "gone": {**saved["method"]["state"]["gone"], name: count}}
+        with pytest.raises(UserError, match=r"the state is damaged, or of another version of this method .*gone"):
             again.load_state_dict({**saved, "method": {"name": "chase", "state": state}})
 
 

@@ -15,6 +15,7 @@ from torch import Tensor
 from dynsparse.cli.main import main
 from dynsparse.config.schema import RunConfig
 from dynsparse.errors import UserError
+from dynsparse.methods.chase import Chase
 from dynsparse.runtime import Worker
 from dynsparse.shrinking.kept import shrinkages_in
 from dynsparse.tools.opening import open_checkpoint
@@ -38,6 +39,7 @@ METHODS = {
     "rigl": {"name": "rigl", "period": 3, "fraction": 0.3},
     "set": {"name": "set", "period": 2, "fraction": 0.3},
     "dsr": {"name": "dsr", "period": 3, "target_moves": 20},
+    "chase": {"name": "chase", "period": 2, "channels_until": 0.6, "channel_sparsity": 0.5},
 }
 
 
@@ -68,7 +70,7 @@ def outputs(model: torch.nn.Module, images: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize(
-    "method", ["rigl", *(pytest.param(one, marks=pytest.mark.slow) for one in ("static", "set", "dsr"))]
+    "method", ["rigl", "chase", *(pytest.param(one, marks=pytest.mark.slow) for one in ("static", "set", "dsr"))]
 )
 def test_the_same_function_and_budget_in_a_smaller_network(method: str) -> None:
     trainer = runs.trainer(config(method, train={"ema": {"decay": 0.7}, "optimizer": {"name": "adamw"}}))
@@ -93,9 +95,26 @@ def test_the_same_function_and_budget_in_a_smaller_network(method: str) -> None:
     trainer.masks.check()
 
 
+def test_channels_go_on_to_die_when_others_were_taken_out() -> None:
+    """Half of all channels are dead in the end, those that went with a shrink among them."""
+    trainer = runs.trainer(config("chase", shrink=(1, 2), sparsity={"conv": 0.8, "fc": 0.5}))
+    trainer.fit()
+    method = trainer.sparse.method
+    assert isinstance(method, Chase)
+    first = sum(method.channels.first_sizes)
+    assert sum(method.channels.gone) > 0
+    assert method.channels.count + sum(method.channels.gone) == first
+    assert method.channels.lost == round(0.5 * first)
+    assert method.scalars() == {"channel_sparsity": method.channels.lost / first}
+    for layer in trainer.masks:
+        if (closed := method.closed(layer)) is not None:
+            assert not closed[layer.active].any()
+
+
 SETTINGS: dict[str, dict[str, Any]] = {
     "static, momentum": {},
     "rigl, adamw, ema": {"method": "rigl", "train": {"optimizer": {"name": "adamw"}, "ema": {"decay": 0.7}}},
+    "chase, two shrinks": {"method": "chase", "shrink": (1, 2)},
     "dsr, fp16, two shrinks": {"method": "dsr", "shrink": (1, 2), "train": {"precision": "fp16"}},
     "set, channels_last, adagrad": {
         "method": "set",
