@@ -18,7 +18,7 @@ COMPACT, CSR = "compact", "CSR"
 MARGIN = 0.1
 """Fraction by which CSR has to be faster for a layer to be replaced."""
 MOST_DENSITY = 0.3
-"""Density up to which CSR is tried. At twice the density of 0.15, where it stops to be faster, it never was."""
+"""Density up to which CSR is tried: a layer that is denser would only cost time to measure (docs/results/csr.md)."""
 
 
 @dataclass
