@@ -53,12 +53,15 @@ def test_every_benchmark_is_run_or_looked_at() -> None:
         "fine_tuning",
         "gpu",
         "image_reading",
+        "method_seconds",
         "parquet_reading",
         "pixel_operations",
+        "rehearsals",
         "reproduce",
         "rigl_neurons",
         "rigl_rules",
         "soak",
+        "speed_up",
         *attacks,
     }
     assert scripts - parts == {*every.FULL, *every.SHORT, *looked_at}

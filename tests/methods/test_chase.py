@@ -89,7 +89,7 @@ def group_of(size: int) -> ChannelGroup:
 
 
 def test_the_account_goes_on_in_a_network_without_the_dead() -> None:
-    """Of four channels 1 and 3 are dead, and 1 is taken out: one of three is dead, and two are lost in all."""
+    """Channels 1 and 3 of four are dead, and 1 is taken out: one of three is dead, and two are lost in all."""
     channels = Channels([group_of(4)])
     channels.dead = torch.tensor([False, True, False, True])
     state = channels.state_after({"0.weight": torch.tensor([0, 2, 3])})
