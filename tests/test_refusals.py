@@ -230,7 +230,10 @@ def test_arguments(options: dict[str, Any], message: str) -> None:
 @pytest.mark.parametrize(
     ("method", "message"),
     [
-        ("riggl", "SparseTraining: method.name: unknown method 'riggl'; there are acdc, chts, deepr, dense, dsr, "),
+        (
+            "riggl",
+            "SparseTraining: method.name: unknown method 'riggl'; there are acdc, chase, chts, deepr, dense, ",
+        ),
         ({"name": "rigl", "perod": 2}, "SparseTraining: method.perod: unknown key; did you mean 'period'?"),
         ({"name": "rigl", "fraction": 2}, "method.fraction: is 2; input should be less than or equal to 1"),
         (3, "method is 3; give a name, settings as in a config, or a Method"),

@@ -36,7 +36,7 @@ def main() -> None:
     parts.on(building, "build_network", "network")
     parts.on(network, "MaskSet", "masks")
     parts.on(Trainer, "__init__", "trainer")
-    parts.on(Trainer, "_settle", "settle")
+    parts.on(Trainer, "settle")
     parts.on(start, "standard_observers", "observers")
     parts.on(Trainer, "_show", "observers")
     parts.on(Saving, "save", "initial checkpoint")

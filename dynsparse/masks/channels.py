@@ -82,6 +82,10 @@ class Channels:
         """Split one value a channel, [count], into one tensor a group."""
         return flags.split(self._sizes) if self.groups else []
 
+    def touch(self, spec: LayerSpec) -> bool:
+        """Return whether any of the groups has rows or columns of a layer."""
+        return any(spec.name in group.layers for group in self.groups)
+
     def dead_lines(self, spec: LayerSpec) -> tuple[Tensor, Tensor]:
         """Return the rows and columns of a layer that are dead: bool [rows], bool [columns], on the CPU."""
         rows, columns = (torch.zeros(length, dtype=torch.bool) for length in spec.shape[:2])
@@ -94,7 +98,7 @@ class Channels:
 
     def closed(self, spec: LayerSpec, device: torch.device) -> Tensor | None:
         """Return the units of a layer that may not be active again: bool [units]. None: there are none."""
-        if not any(spec.name in group.layers for group in self.groups) or not bool(self.dead.any()):
+        if not self.touch(spec) or not bool(self.dead.any()):
             return None
         rows, columns = (lines.to(device) for lines in self.dead_lines(spec))
         closed = rows[:, None] | columns[None, :]

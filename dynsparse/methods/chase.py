@@ -192,6 +192,8 @@ class Chase(Rigl):
 
     def _living(self, layer: SparseLayer) -> int:
         """Weights on the crossings of living rows and columns, active or not."""
+        if not self.channels.touch(layer.spec):
+            return layer.spec.weights
         rows, columns = (int((~lines).sum()) for lines in self.channels.dead_lines(layer.spec))
         return rows * columns * math.prod(layer.spec.shape[2:])
 

@@ -93,10 +93,12 @@ def require_shrinkable(config: RunConfig) -> None:
 
 def require_coming(saved: Mapping[str, Any], config: RunConfig) -> None:
     """Raise UserError where a run that resumes is asked for a shrink before what it has trained."""
-    done, progress = _done(shrinkages_in(saved)), saved["progress"]
-    at_start = saved["data"]["batch"] == 0
-    for epoch in config.train.shrink.at if config.train.shrink is not None else ():
-        if epoch not in done and (epoch < progress["epoch"] or (epoch == progress["epoch"] and not at_start)):
+    if config.train.shrink is None:
+        return
+    done, now = _done(shrinkages_in(saved)), saved["progress"]["epoch"]
+    first = now if saved["data"]["batch"] == 0 else now + 1
+    for epoch in config.train.shrink.at:
+        if epoch not in done and epoch < first:
             raise UserError(
                 f"train.shrink.at names epoch {epoch}, which the checkpoint has trained in without a shrink; name "
                 f"epochs to come, or resume from an earlier checkpoint"

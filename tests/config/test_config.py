@@ -293,7 +293,10 @@ CASES: list[tuple[list[str], list[str]]] = [
         ["model={name: cifar10_WideResNet, widen_factor: 0}"],
         ["model.widen_factor: is 0; input should be greater than 0"],
     ),
-    (["method.name=rigl2"], ["unknown method 'rigl2'; there are acdc, chts, deepr, dense, dsr, gmp, granet, mest, "]),
+    (
+        ["method.name=rigl2"],
+        ["unknown method 'rigl2'; there are acdc, chase, chts, deepr, dense, dsr, gmp, granet, "],
+    ),
     (
         ["data.name=cifar"],
         ["data.name: unknown data 'cifar'; there are cifar10, digits, imagenet, mnist, parquet, small_images, "],

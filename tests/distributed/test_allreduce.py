@@ -119,7 +119,7 @@ def one_step(worker: Worker, methods: list[str]) -> dict[str, tuple[Weights, Wei
         ways = []
         for config in configs:
             trainer = runs.trainer(config, worker)
-            trainer._settle()
+            trainer.settle()
             trainer.engine.backward(next(iter(trainer.data.train.epoch())), whole=False, epoch=0)
             ways.append({key: value.grad.clone() for key, value in trainer.model.named_parameters()})
         results[name] = (ways[0], ways[1])
@@ -344,7 +344,7 @@ def choice(worker: Worker, config: RunConfig, seconds: list[list[float]]) -> tup
         parallel.time = Clock(seconds[worker.rank])  # type: ignore[assignment]
     trainer = runs.trainer(config, worker)
     before = [parameter.detach().clone() for parameter in trainer.model.parameters()]
-    trainer._settle()
+    trainer.settle()
     kept = all(torch.equal(a, b) for a, b in zip(before, trainer.model.parameters(), strict=True))
     return trainer.progress.gradients, lines, kept
 
@@ -382,7 +382,7 @@ def resumed_choice(worker: Worker) -> tuple[str, Tensor, Tensor]:
     parallel.time = Clock([0.2, 0.9] * 3)  # type: ignore[assignment]
     half = runs.trainer(settings("dsr", 24, "auto"), worker)
     steps = half.data.train.epoch()
-    half._settle()
+    half.settle()
     half._begin()
     for _ in range(5):
         half.train_step(next(steps))

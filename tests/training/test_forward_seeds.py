@@ -33,7 +33,7 @@ def masks_drawn(worker: Worker, micro_batches: int) -> list[Tensor]:
     found: list[Tensor] = []
     first = next(module for module in trainer.model.modules() if isinstance(module, nn.Dropout))
     first.register_forward_hook(lambda module, inputs, output: found.append((output == 0) & (inputs[0] != 0)))
-    for micro_batches_, _ in zip(trainer._steps(), range(3), strict=False):
+    for micro_batches_, _ in zip(trainer.steps(), range(3), strict=False):
         trainer.train_step(micro_batches_)
     return found
 

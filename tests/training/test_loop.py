@@ -195,7 +195,7 @@ def test_training_metrics_are_those_of_the_batches() -> None:
     """Mean loss and accuracy over an epoch, recomputed by hand from the logits of each batch."""
     recorder = Recorder()
     trainer = runs.trainer(runs.config(train={"epochs": 1}), observers=[recorder])
-    trainer._settle = lambda: None  # type: ignore[method-assign]
+    trainer.settle = lambda: None  # type: ignore[method-assign]
     logits: list[torch.Tensor] = []
     labels: list[torch.Tensor] = []
     trainer.model.register_forward_hook(
