@@ -104,14 +104,14 @@ METHODS_MNIST = Recipe(
     costs=True,
     seconds="method_seconds",
     told=(
-        "This is of one seed in most rows: rows a few tenths apart are not told from each other. GraNet, AC/DC "
-        "and GMP by one threshold, which begin dense or half dense, come first at every sparsity, for three to "
-        "forty times the FLOPs of training of those that are sparse from the first step on. GMP with uniform "
-        "densities falls behind at 99 %. Among those that are sparse throughout, CHTs, MEST, RigL and SET with "
-        "ERK densities lie within 0.3 points at 95 % and 98 %. At 99 % CHTs, MEST and SET with ERK densities stay "
-        "within 0.4 points, and RigL falls below a static network, which its paper does not show. With ERK "
-        "densities RigL ends with 237 of 300 neurons of the first layer and 51 of 100 of the second without a "
-        "weight (seed 0), SET with 4 and 1. The reason is BatchNorm: gradients are divided by a neuron's standard "
+        "Rows less than their deviations apart are not told from each other. GraNet, AC/DC and GMP by one threshold, "
+        "which begin dense or half dense, come first at every sparsity, for three to forty times the FLOPs of "
+        "training of those that are sparse from the first step on. GMP with uniform densities falls behind at 99 %. "
+        "Among those that are sparse throughout, CHTs, MEST, RigL and SET with ERK densities lie close together at "
+        "95 % and 98 %. At 99 % CHTs, MEST and SET with ERK densities stay so; RigL varies by several points from "
+        "seed to seed, and may fall below a static network, which its paper does not show. With seed 0 and ERK "
+        "densities it ends with 237 of 300 neurons of the first layer and 51 of 100 of the second without a "
+        "weight, SET with 4 and 1. The reason is BatchNorm: gradients are divided by a neuron's standard "
         "deviation, so that neurons with next to no input take all the growth ([where RigL grows](rigl_neurons.md)). "
         "With uniform densities classes lose their weights, too ([RigL's rules](rigl_rules.md)). SRigL, whose neurons "
         "have equal numbers of weights or none, does not fall. AC/DC's rows were made when its last sparse phase "
