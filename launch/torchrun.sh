@@ -66,11 +66,12 @@ find_python() {
     command -v "$python" >/dev/null || fail "there is no $python; run make setup, or set PYTHON"
 }
 
-# How many workers there shall be, if that depends on the GPUs.
+# How many workers there shall be, if that depends on the GPUs. Only then is torch imported, which takes seconds.
 count_workers() {
-    local gpus most
-    gpus=$("$python" -c 'import torch; print(torch.cuda.device_count())' 2>/dev/null) ||
-        fail "$python has no torch; run make setup, or set PYTHON"
+    local gpus most asks='import torch; print(torch.cuda.device_count())'
+    [[ $workers =~ ^(auto|demo)$ ]] ||
+        asks='import sys; from importlib.util import find_spec as find; sys.exit(find("torch") is None)'
+    gpus=$("$python" -c "$asks" 2>/dev/null) || fail "$python has no torch; run make setup, or set PYTHON"
     case $workers in
         auto | demo)
             # Slurm's account of the node. Without this a broken driver makes a run on the CPU of what was to have GPUs.

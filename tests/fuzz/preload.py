@@ -42,8 +42,6 @@ MODULES = (
     "nvidia.dali.fn",
     "tensorboard.summary",
     "scipy.io",
-    "sklearn.datasets.data",
-    "sklearn.model_selection",
     "torch._dynamo",
     "torch.profiler._cupti_monitor",
     "torch.utils.serialization.config",
