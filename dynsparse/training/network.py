@@ -269,7 +269,7 @@ def build_without_weights(config: RunConfig, shrinkages: Sequence[Shrinkage] = (
     It is made as small as `shrinkages` have made a run's.
     """
     with torch.device("meta"):
-        model = _model(config)
+        model = _model(config).to("meta")  # Networks of torchvision and timm have their buffers on the CPU.
     apply_all(model, shrinkages)
     return model
 
