@@ -12,7 +12,17 @@ from typing import Any
 import pytest
 
 from benchmarks import __main__ as every
-from benchmarks import allreduce, fine_tuning, hostile_configs, hostile_shards, passes, rigl_neurons, rigl_rules, soak
+from benchmarks import (
+    allreduce,
+    fine_tuning,
+    hostile_configs,
+    hostile_shards,
+    passes,
+    rigl_neurons,
+    rigl_rules,
+    shrinking,
+    soak,
+)
 from benchmarks.harness import record
 from tests.hosts import why_not
 from tests.pipelines.pictures import picture
@@ -60,11 +70,34 @@ def test_every_benchmark_is_run_or_looked_at() -> None:
         "reproduce",
         "rigl_neurons",
         "rigl_rules",
+        "shrinking",
         "soak",
         "speed_up",
         *attacks,
     }
     assert scripts - parts == {*every.FULL, *every.SHORT, *looked_at}
+
+
+@pytest.mark.slow
+def test_shrinking(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run that shrinks has as many active weights as one that does not, in fewer parameters. Parts add up."""
+    run(shrinking, monkeypatch, "--tiny", "--output", str(tmp_path), "--parts", "resnet18", "workers", "families")
+    run(shrinking, monkeypatch, "--tiny", "--output", str(tmp_path), "--parts", "resnet18", "--seeds", "1")
+    content = json.loads((tmp_path / "shrinking.json").read_text())
+    assert set(content["resnet18"]) == {"0", "1"}
+    for one in content["resnet18"].values():
+        found = one["runs"]
+        assert found["Chase, shrunk"]["active_weights"] == found["Chase"]["active_weights"] > 0
+        assert found["Chase, shrunk"]["parameters"] < found["Chase"]["parameters"] == found["dense"]["parameters"]
+        assert list(found["Chase, shrunk"]["shrinks"]) == ["1", "2", "3"]
+        assert [len(run["seconds"]) for run in found.values()] == [4] * 4
+    (workers,) = content["workers"].values()
+    assert workers["workers"] == 2 and len(workers["shrinks"]) == 3
+    (family,) = content["families"].values()
+    assert family["largest_difference"] <= 1e-5 * family["largest_output"]
+    assert family["active_weights"][0] == family["active_weights"][1]
+    assert family["parameters"][1] < family["parameters"][0]
+    assert (tmp_path / "shrinking.md").read_text().count("\n## ") == 4
 
 
 @pytest.mark.slow

@@ -104,7 +104,13 @@ class Trainer:
         self.resumed = True
 
     def fit(self) -> Summary:
-        """Train until the last epoch, or to an early stop.
+        """Train until the last epoch, or to an early stop. Raises what `epochs` raises."""
+        for _ in self.epochs():
+            pass
+        return self.saving.end("done")
+
+    def epochs(self) -> Iterator[int]:
+        """Train epoch by epoch: yields the number of those that are done.
 
         Raises StopRequested if asked to stop, and UserError for what the user can mend: on every rank at once, with
         a checkpoint saved to resume from.
@@ -116,10 +122,10 @@ class Trainer:
                 self._shrink_if_due()
                 self._train_epoch()
                 self._finish_epoch()
+                yield self.progress.epoch
         except (StopRequested, RunError) as why:
             self._end_early(why)
             raise
-        return self.saving.end("done")
 
     def train_step(self, micro_batches: Sequence[Batch]) -> Tensor:
         """One optimizer step on this worker's share of a global batch. Returns its mean loss, on the device."""

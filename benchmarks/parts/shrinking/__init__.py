@@ -1,0 +1,1 @@
+"""Parts of `benchmarks.shrinking`: runs side by side, on several workers, and the same function in each family."""

@@ -1,0 +1,107 @@
+"""Training with shrinks beside dense and unstructured training: time, accuracy, inference, and what a shrink costs.
+
+    python -m benchmarks.shrinking --photographs DIR --seeds 0 1 2   (about half an hour of one core a seed)
+    python -m benchmarks.shrinking --page                            (the page anew, from the JSON)
+
+`DIR` holds Imagenette with a shorter side of 80 pixels (`python -m benchmarks.shrink`). ResNet-18 is trained on it,
+dense, by RigL, by Chase, and by Chase with shrinks: an epoch of each in turn, in one process with one thread. ResNet-50
+is trained so on made-up images, for its time alone. Seeds and networks that are in the JSON already stay there: what is
+measured now is added, or takes their place.
+"""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from statistics import mean, stdev
+from typing import Any
+
+import torch
+
+from benchmarks.harness import record
+from benchmarks.harness.page import filled
+from benchmarks.harness.record import Result
+from benchmarks.harness.rounds import summary
+from benchmarks.harness.script import page_parser, run
+from benchmarks.parts.shrinking.cases import DENSE, SHRUNK, STARVED, UNSTRUCTURED, Case
+from benchmarks.parts.shrinking.families import family
+from benchmarks.parts.shrinking.training import WAYS, side_by_side
+from benchmarks.parts.shrinking.workers import on_workers
+
+NAME = "shrinking"
+RESNET_18 = Case("resnet18", 64, epochs=10)
+RESNET_50 = Case("resnet50", 64, epochs=8, period=5, samples=1_280)
+ON_WORKERS = Case("resnet18", 64, epochs=4, period=5, samples=1_280)
+WORKERS = 4
+FAMILIES = {
+    "resnet50": 64,
+    "mobilenet_v3_large": 64,
+    "densenet121": 64,
+    "convnext_tiny": 64,
+    "vit_b_16": 224,
+    "efficientnet_b0": 64,
+}
+"""Networks of torchvision, and the size of their images."""
+TINY: Mapping[str, Any] = {"epochs": 4, "batch": 8, "period": 1, "samples": 32, "size": 32}
+PARTS = ("resnet18", "resnet50", "workers", "families")
+
+
+def main() -> None:
+    parser = page_parser(__doc__)
+    parser.add_argument("--photographs", metavar="DIR", default="data/imagenette-small", help="(%(default)s)")
+    parser.add_argument("--seeds", metavar="N", nargs="+", type=int, default=[0], help="(0)")
+    parser.add_argument(
+        "--parts", metavar="PART", nargs="+", choices=PARTS, default=PARTS, help="of " + ", ".join(PARTS)
+    )
+    run(NAME, parser, measure, page)
+
+
+def measure(asked: Namespace) -> Result:
+    """Measure the parts that are asked for, and return them with those of the JSON that are not."""
+    torch.set_num_threads(1)
+    before = record.kept(NAME, asked.output) if record.path_of(NAME, asked.output).exists() else {}
+    found = {part: before[part] for part in PARTS if part in before}
+    for part in asked.parts:
+        found[part] = {**found.get(part, {}), **dict(_measured(part, asked))}
+    return found
+
+
+def _measured(part: str, asked: Namespace) -> Iterator[tuple[str, Result]]:
+    case = {"resnet18": replace(RESNET_18, photographs=asked.photographs), "resnet50": RESNET_50}.get(part)
+    if case is not None:
+        for seed in asked.seeds if case.photographs else [0]:
+            yield str(seed), side_by_side(tiny(case) if asked.tiny else case, seed)
+    elif part == "workers":
+        yield str(WORKERS), on_workers(*((tiny(ON_WORKERS), 2, 1) if asked.tiny else (ON_WORKERS, WORKERS, 3)))
+    else:
+        for name, size in {"mobilenet_v3_small": 32}.items() if asked.tiny else FAMILIES.items():
+            yield name, family(name, size)
+
+
+def tiny(case: Case) -> Case:
+    """Return the case in seconds: four epochs of four steps on made-up images, by a network of next to no width."""
+    return replace(case, **TINY, network="resnet18", photographs="", options={"channels": [8, 8, 16, 16]})
+
+
+def page(content: Result) -> str:
+    return filled(NAME, content, _rows(content.get("resnet18", {})), WAYS=WAYS, DENSE=DENSE, SHRUNK=SHRUNK)
+
+
+def _rows(seeds: Mapping[str, Any]) -> Result:
+    """Sum up the seeds of ResNet-18: accuracy, ratios of time, parameters, by way."""
+    if not seeds:
+        return {"top1": {}, "whole": {}, "step": {}, "shrink_steps": None}
+    top1 = {way: [one["runs"][way]["top1"][-1] for one in seeds.values()] for way in WAYS}
+    return {
+        "top1": {way: (mean(values), stdev(values) if len(values) > 1 else None) for way, values in top1.items()},
+        "whole": {way: summary([one["whole_run_to_dense"][way] for one in seeds.values()]) for way in WAYS},
+        "step": {way: summary([one["last_step_to_dense"][way]["median"] for one in seeds.values()]) for way in WAYS},
+        "shrink_steps": summary([n for one in seeds.values() for n in one["runs"][SHRUNK]["shrink_in_steps"]]),
+        "behind": mean(top1[UNSTRUCTURED]) - mean(top1[SHRUNK]),
+        "by_shrinking": mean(top1[SHRUNK]) - mean(top1[STARVED]),
+    }
+
+
+if __name__ == "__main__":
+    main()
