@@ -114,8 +114,7 @@ METHODS_MNIST = Recipe(
         "weight, SET with 4 and 1. The reason is BatchNorm: gradients are divided by a neuron's standard "
         "deviation, so that neurons with next to no input take all the growth ([where RigL grows](rigl_neurons.md)). "
         "With uniform densities classes lose their weights, too ([RigL's rules](rigl_rules.md)). SRigL, whose neurons "
-        "have equal numbers of weights or none, does not fall. AC/DC's rows were made when its last sparse phase "
-        "began an epoch earlier."
+        "have equal numbers of weights or none, does not fall."
     ),
     parts=rows(MNIST_SPARSITIES, period=100, epochs=MNIST_EPOCHS),
 )
