@@ -121,7 +121,7 @@ METHODS_MNIST = Recipe(
 METHODS_MNIST.seeds.update(dict.fromkeys(METHODS_MNIST.parts, 3))
 
 
-IMAGES_SPARSITIES, IMAGES_EPOCHS = (0.9, 0.95), 10
+IMAGES_SPARSITIES, IMAGES_EPOCHS, IMAGES_SIZE = (0.9, 0.95), 8, 48
 BEST = (
     "dense",
     "static_erk",
@@ -142,8 +142,8 @@ N_OF_M = Part(
     "N:M by SR-STE, 1:8 (87.5 %) and 1:16 (93.75 %)",
     {},
     {
-        0.9: _method("nm", {"conv": 0.875, "structure": "1:8"}, period=1, stop_epoch=8),
-        0.95: _method("nm", {"conv": 0.9375, "structure": "1:16"}, period=1, stop_epoch=8),
+        0.9: _method("nm", {"conv": 0.875, "structure": "1:8"}, period=1, stop_epoch=6),
+        0.95: _method("nm", {"conv": 0.9375, "structure": "1:16"}, period=1, stop_epoch=6),
     },
 )
 _IMAGES = rows(IMAGES_SPARSITIES, period=50, epochs=IMAGES_EPOCHS)
@@ -151,12 +151,19 @@ METHODS_IMAGES = Recipe(
     title="The methods side by side, on photographs",
     about=(
         "Imagenette, ten classes of ImageNet, made small before by `python -m benchmarks.shrink`: a shorter side of 80 "
-        f"pixels. A ResNet-18 of half the width at 64 pixels, {IMAGES_EPOCHS} epochs, batch 64, a cosine from 0.1, "
-        "bf16; the first convolution is dense; an event each 50 steps for three quarters of the run, unless the method "
-        "has it otherwise. The rows are those that did best on MNIST with the first seed, dynamic sparse "
+        f"pixels. A ResNet-18 of half the width at {IMAGES_SIZE} pixels, {IMAGES_EPOCHS} epochs, batch 64, a cosine from "
+        "0.1, bf16; the first convolution is dense; an event each 50 steps for three quarters of the run, unless the "
+        "method has it otherwise. The rows are those that did best on MNIST with the first seed, dynamic sparse "
         "reparameterization and a static network, and N:M, which does not fit there, at sparsities that it can have."
     ),
-    base=merged(BASE_OF_PARTS, {"sparsity": {"exclude": ["conv1.*"]}}),
+    base=merged(
+        BASE_OF_PARTS,
+        {
+            "sparsity": {"exclude": ["conv1.*"]},
+            "data": {"image_size": IMAGES_SIZE, "evaluation_resize": IMAGES_SIZE + IMAGES_SIZE // 8},
+            "train": {"epochs": IMAGES_EPOCHS},
+        },
+    ),
     kind="conv",
     seeds=dict.fromkeys((*BEST, "nm"), 2),
     sparsities=IMAGES_SPARSITIES,
