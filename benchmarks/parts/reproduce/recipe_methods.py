@@ -151,9 +151,9 @@ METHODS_IMAGES = Recipe(
     title="The methods side by side, on photographs",
     about=(
         "Imagenette, ten classes of ImageNet, made small before by `python -m benchmarks.shrink`: a shorter side of 80 "
-        f"pixels. A ResNet-18 of half the width at {IMAGES_SIZE} pixels, {IMAGES_EPOCHS} epochs, batch 64, a cosine from "
-        "0.1, bf16; the first convolution is dense; an event each 50 steps for three quarters of the run, unless the "
-        "method has it otherwise. The rows are those that did best on MNIST with the first seed, dynamic sparse "
+        f"pixels. A ResNet-18 of half the width at {IMAGES_SIZE} pixels, {IMAGES_EPOCHS} epochs, batch 64, a cosine "
+        "from 0.1, bf16; the first convolution is dense; an event each 50 steps for three quarters of the run, unless "
+        "the method has it otherwise. The rows are those that did best on MNIST with the first seed, dynamic sparse "
         "reparameterization and a static network, and N:M, which does not fit there, at sparsities that it can have."
     ),
     base=merged(
