@@ -21,7 +21,7 @@ from benchmarks.parts.reproduce.table import Runs, described
 from benchmarks.parts.reproduce.table import write as write_table
 from benchmarks.reproduce import compared, main, write
 from dynsparse.errors import UserError
-from tests.training.runs import kill
+from tests.training.runs import kill, python
 
 
 def reproduce(folder: Path, *words: str, work: str = "work") -> list[str]:
@@ -33,9 +33,9 @@ def reproduce(folder: Path, *words: str, work: str = "work") -> list[str]:
 
 
 def run(command: list[str]) -> str:
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=280, check=False)
+    done = python(*command[1:], limit=280)
     assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
+    return str(done.stdout)
 
 
 def kept(folder: Path) -> dict[str, Any]:

@@ -3,24 +3,15 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
+from tests.training import runs
+
 ROOT = Path(__file__).parents[2]
 EXAMPLES = ROOT / "examples"
-LAUNCH = """
-import runpy, sys
-from pipelines.common.torchvision_ops import import_torchvision
-import_torchvision()
-sys.path.insert(0, sys.argv[1].rpartition("/")[0])
-runpy.run_path(sys.argv[1], run_name="__main__")
-"""
-"""Runs an example where torchvision's own operators may not load: timm and Lightning import it."""
 ACTIVE = {
     "plain_loop": (0.05, 90),
     "lightning_trainer": (0.05, 85),
@@ -33,11 +24,7 @@ ACTIVE = {
 
 def run(*words: object, folder: Path = ROOT) -> str:
     """Return what a program prints. Fails with its errors."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, *map(str, words)]
-    result = subprocess.run(
-        command, env=environment, cwd=folder, capture_output=True, text=True, timeout=280, check=False
-    )
+    result = runs.python(*words, limit=280, at=folder)
     assert result.returncode == 0, result.stderr[-4000:]
     return result.stdout
 
@@ -61,7 +48,7 @@ SLOW = ("hugging_face_trainer", "lightning_trainer", "own_method", "timm_model")
     [pytest.param(name, marks=pytest.mark.slow if name in SLOW else []) for name in ACTIVE],
 )
 def test_the_example_learns_and_stays_sparse(name: str) -> None:
-    require(run("-c", LAUNCH, EXAMPLES / f"{name}.py"), *ACTIVE[name])
+    require(run(EXAMPLES / f"{name}.py"), *ACTIVE[name])
 
 
 def test_two_workers() -> None:

@@ -16,7 +16,7 @@ from tests.training import runs
 
 CASES = {"runs": 140, "inputs": 230}
 """A fixed number, however fast the machine is."""
-PARTS = {"runs": 14, "inputs": 23}
+PARTS = {"runs": 28, "inputs": 46}
 """Tests that share them. The first of each is in `make test`."""
 HOUR = 3600
 
