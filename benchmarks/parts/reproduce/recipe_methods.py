@@ -152,7 +152,7 @@ METHODS_IMAGES = Recipe(
         f"pixels. A ResNet-18 of half the width at {IMAGES_SIZE} pixels, {IMAGES_EPOCHS} epochs, batch 64, a cosine "
         "from 0.1, bf16; the first convolution is dense; an event each 50 steps for three quarters of the run, unless "
         "the method has it otherwise. The rows are one of each method that did best on MNIST; dynamic sparse "
-        "reparameterization, SET and a static network; and N:M, which does not fit there, at sparsities that it can have."
+        "reparameterization, SET and a static network; N:M, which does not fit there, at sparsities that it can have."
     ),
     base=merged(
         BASE_OF_PARTS,
