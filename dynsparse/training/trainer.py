@@ -155,8 +155,8 @@ class Trainer:
 
     def _can_leave_open(self) -> bool:
         """Whether nothing on the host depends on whether this step is skipped, and the device can skip it alone."""
-        depends = self.sparse.needs_outcome(self.progress.step)
-        return self.outcomes.can_stay_open and not depends and self.engine.can_leave_open
+        can_be = self.engine.can_leave_open and self.outcomes.can_stay_open
+        return can_be and not self.sparse.needs_outcome(self.progress.step)
 
     def _update(self, unless: Tensor | None = None) -> None:
         """Update the weights; leave all as before the step where a flag on the device says so."""
