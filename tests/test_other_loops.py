@@ -584,7 +584,7 @@ def test_a_step_that_something_depends_on_cannot_be_left_open(method: str) -> No
 def test_strays_are_read_a_step_later_where_the_host_does_not_wait(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Those of step 10, which is looked at as every tenth is, are masked after step 11; at once on a processor."""
+    """Every tenth step is looked at. Strays of step 10 are masked after step 11, on a processor at once."""
     for is_far, masked_after in ((False, 10), (True, 11)):
         monkeypatch.setattr(later, "is_far", lambda device, far=is_far: far)
         caplog.clear()

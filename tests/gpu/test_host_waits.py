@@ -39,7 +39,7 @@ def test_masking_gradients_waits_for_nothing(device: torch.device) -> None:
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
 @pytest.mark.parametrize("name", sorted(QUIET))
 def test_a_step_between_reallocations_does_not_wait(name: str, precision: str, device: torch.device) -> None:
-    """But on a processor, and where the method learns from each step: once, for whether its gradients are finite."""
+    """One wait is left on a processor, and where the method learns from each step: are all gradients finite?"""
     config = settings(SMALL, {"name": name, **QUIET[name]}, train={"precision": precision, "channels_last": True})
     trainer = make_trainer(config, device)
     steps(trainer, 3)  # After which weights outside the masks are counted, once each.
@@ -66,7 +66,7 @@ def test_neither_clipping_nor_lamb_waits(train: dict[str, Any], device: torch.de
 @pytest.mark.gpu
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
 def test_whole_steps_of_a_trainer_wait_for_nothing(precision: str) -> None:
-    """From the fetch of the data on, with all that may be on: torch raises an error at the first wait."""
+    """Steps include the fetch of their data, and all options are on: torch raises an error at the first wait."""
     train = {
         "precision": precision,
         "clip": {"norm": 0.1},

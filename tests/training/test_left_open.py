@@ -93,7 +93,7 @@ def test_methods_that_learn_from_each_step_leave_none_open(
 
 @pytest.mark.usefixtures("far")
 def test_an_outcome_is_read_when_the_next_passes_are_queued(monkeypatch: pytest.MonkeyPatch) -> None:
-    """So the device has work while the host waits for it."""
+    """The device has work then, while the host waits for it."""
     told: list[str] = []
     backward, read, step = Engine.backward, later.Later.read, Engine.step
     for owner, name, act in ((Engine, "backward", backward), (later.Later, "read", read), (Engine, "step", step)):

@@ -39,7 +39,7 @@ class _Reads(TorchFunctionMode):
     ) -> Any:
         name, options = getattr(func, "__name__", ""), kwargs or {}
         by_mask = name in self.INDEXING and _holds_mask(args[1])
-        read = name in self.ALWAYS and not any(args[0] is one for one in self._on_host)
+        read = name in self.ALWAYS and not any(one is held for one in args[:1] for held in self._on_host)
         copied = name == "to" and any(isinstance(a, torch.device) for a in (*args, *options.values()))
         if read or by_mask or (copied and not options.get("non_blocking") and not _in_torch(sys._getframe(1))):
             self.seen.append(name)
