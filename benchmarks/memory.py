@@ -119,6 +119,7 @@ def train(case: Case, way: str, memory_format: str, device_name: str, answer: Co
         for _ in range(STEPS):
             trainer.train_step(batch)
         peak = meter.peak()
+        trainer.outcomes.catch_up()
         assert trainer.progress.skipped_steps == 0
         answer.send(
             {

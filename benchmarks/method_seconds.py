@@ -96,6 +96,7 @@ def train(trainer: Trainer, batches: Sequence[Sequence[Batch]], steps: int) -> N
         progress = trainer.progress
         progress.epoch = progress.step // trainer.data.train.epochs.steps(0)
         trainer.train_step(batches[number % len(batches)])
+    trainer.outcomes.catch_up()
     assert trainer.progress.skipped_steps == 0
 
 

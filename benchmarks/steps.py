@@ -84,6 +84,7 @@ def measured(case: Case) -> Result:
 
             times = in_rounds({way: partial(step, way) for way in ways}, case.rounds, warm_up=WARM_UP)
     for way, trainer in ways.items():
+        trainer.outcomes.catch_up()
         assert trainer.progress.skipped_steps == 0, f"{way} skipped a step"
     dense = added[DENSE][WARM_UP:]
     return {

@@ -166,6 +166,8 @@ class SparseTraining(Watcher):
         self._stepped: set[int] = set()
         self._events = 0
         self._is_unverified, self._said_over = True, False
+        self._is_open = False
+        """Whether nobody is to ask if the coming step is made."""
         _METHODS.add(self.method)
         watch(self, self._weights.held)
         warn_at_start(
@@ -226,6 +228,26 @@ class SparseTraining(Watcher):
         self.steps += 1
         self._begin_round()
         self._report(self.reallocator.after_skipped_step(self.clock(self.steps)))
+
+    def needs_outcome(self, step: int) -> bool:
+        """Whether more than the optimizer depends on whether the step with this number, counted from 1, is made.
+
+        So it is where weights are reallocated, and where the method learns from gradients or moves weights itself.
+        """
+        return self.reallocator.acts_at(self.clock(step))
+
+    def leave_open(self) -> None:
+        """Count the coming step whether it is made or the optimizer skips it by `found_inf`, which nobody reads then.
+
+        For a loop whose schedules go by batches and that does not wait for a GPU: a fused optimizer skips a step there.
+        UserError if the step `needs_outcome`: read it before, and make the step or call `skip_step`.
+        """
+        if self.needs_outcome(self.steps + 1):
+            raise UserError(
+                f"step {self.steps + 1} was left open, and masks or the method depend on whether it is made: read "
+                f"that where needs_outcome() says so, and make the step or call skip_step()"
+            )
+        self._is_open = True
 
     @on_the_host
     @torch.no_grad()
@@ -317,7 +339,7 @@ class SparseTraining(Watcher):
     @on_the_host
     def after_step(self, optimizer: optim.Optimizer) -> None:
         """Count a step over the weights, if it was made, and reallocate if due."""
-        if overflows(optimizer) or not self._gradients.are_there:
+        if not self._gradients.are_there or (not self._is_open and overflows(optimizer)):
             self._begin_round()
             return
         self.reallocator.learn(self._gradients.seen, self._optimizers.layers_of(optimizer, self.masks))
@@ -370,6 +392,7 @@ class SparseTraining(Watcher):
 
     def _begin_round(self) -> None:
         """Forget the gradients of the step that is over, and start the next one."""
+        self._is_open = False
         self._stepped.clear()
         self._gradients.begin_round()
         self._weights.remember()

@@ -14,7 +14,8 @@ from torch.distributed.optim import ZeroRedundancyOptimizer
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from dynsparse import SparseTraining
+from benchmarks.parts.gpu.waits import host_waits
+from dynsparse import SparseTraining, later
 from dynsparse.errors import UserError
 from dynsparse.methods.rigl import Rigl, RiglSettings
 from dynsparse.runtime import Worker
@@ -537,6 +538,67 @@ def test_steps_that_a_scaler_skips(method: str, fused: bool, prepare: bool) -> N
     for momentum in getattr(sparse.method, "momentum", {}).values():
         assert torch.isfinite(momentum).all()
         assert 0 < momentum.abs().max() < 1  # of gradients, not of gradients times the scale
+
+
+def test_a_step_that_is_left_open_counts_unread() -> None:
+    """Step 3 is skipped by a flag of the optimizer: it counts, no weight moves, and nobody reads the flag."""
+    model = mlp()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.01, fused=True)
+    sparse = SparseTraining(model, optimizer, MOVING["rigl"], sparsity=0.9, total_steps=8)
+    for number in range(1, 7):
+        optimizer.zero_grad()
+        loss_of(model, number).backward()
+        if sparse.needs_outcome(number):  # RigL's events are every two steps.
+            assert number % 2 == 0
+            optimizer.step()
+            continue
+        before = [parameter.detach().clone() for parameter in model.parameters()]
+        sparse.leave_open()
+        optimizer.found_inf = torch.tensor(float(number == 3))  # type: ignore[attr-defined]
+        with host_waits(torch.device("cpu")) as waits:
+            optimizer.step()
+        del optimizer.found_inf  # type: ignore[attr-defined]
+        assert len(waits) == 0 or number < 4 or sparse.steps % 2, "the first steps, and those after events, are checked"
+        assert all(map(torch.equal, before, model.parameters())) == (number == 3)
+        assert sparse.steps == number
+    assert sparse.steps == 6
+
+
+@pytest.mark.parametrize("method", ["rigl", "sparse_momentum", "deepr"])
+def test_a_step_that_something_depends_on_cannot_be_left_open(method: str) -> None:
+    """A reallocation is due in step 2; the two others act in each step."""
+    model = mlp()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    sparse = SparseTraining(model, optimizer, MOVING[method], sparsity=0.9, total_steps=8)
+    if method == "rigl":
+        sparse.leave_open()
+        step(model, optimizer)
+    with pytest.raises(UserError) as raised:
+        sparse.leave_open()
+    assert str(raised.value) == (
+        f"step {sparse.steps + 1} was left open, and masks or the method depend on whether it is made: read that where "
+        f"needs_outcome() says so, and make the step or call skip_step()"
+    )
+
+
+def test_strays_are_read_a_step_later_where_the_host_does_not_wait(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every tenth step is looked at. Strays of step 10 are masked after step 11, on a processor at once."""
+    for is_far, masked_after in ((False, 10), (True, 11)):
+        monkeypatch.setattr(later, "is_far", lambda device, far=is_far: far)
+        caplog.clear()
+        model = mlp()
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        sparse = SparseTraining(model, optimizer, "static", sparsity=0.9, total_steps=12)
+        for number in range(1, 13):
+            if number == 10:
+                weight = sparse.masks.layers[0].weight
+                weight.data[~sparse.masks.layers[0].mask] = 1.0
+            step(model, optimizer)
+            assert (outside(sparse) > 0) == (10 <= number < masked_after)
+        assert len(caplog.messages) == 1
+        assert "weights outside the masks of 0.weight were not 0 after step 10" in caplog.text
 
 
 @pytest.mark.parametrize("method", ["rigl", "sparse_momentum"])

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 import torch
 from torch import Tensor, nn
 
+from dynsparse import later
 from dynsparse.errors import UserError
 from dynsparse.masks import MaskSet, SparseLayer, naming
 from dynsparse.masks.obstacles import listed
@@ -32,6 +33,8 @@ class KeptWeights:
         """Each module that holds a sparse weight, with the weight. In a model without any: all of its parameters."""
         self._edges = list(_edges_of(model, masks))
         self._watched = WATCHED_STEPS
+        self._counted: tuple[int, later.Later] | None = None
+        """Step whose strays a GPU has been asked to count, and their numbers."""
         self._versions = self._current_versions()
 
     def are_intact(self) -> bool:
@@ -84,15 +87,29 @@ class KeptWeights:
     def keep_outside_zero(self, step: int, *, look: bool) -> None:
         """Mask the weights after step `step`, or check that the optimizers have left those at 0 that stay 0.
 
-        They are checked where `look` says so, in steps that are watched, and every `LOOK_EVERY` steps.
+        They are checked where `look` says so, in steps that are watched, and every `LOOK_EVERY` steps. What a GPU
+        counts in the latter is read after the step that follows, so that the host does not wait for it.
         """
+        self._judge_late()
         if not self.relies:
             self.masks.apply_to_weights()
-            return
-        if not (look or self._watched or step % LOOK_EVERY == 0):
-            return
-        self._watched = max(0, self._watched - 1)
-        if strays := self.masks.strays():
+        elif look or self._watched:
+            self._watched = max(0, self._watched - 1)
+            self._judge(step, self.masks.strays())
+        elif step % LOOK_EVERY == 0 and len(self.masks):
+            self._counted = step, later.Later(self.masks.stray_counts())
+            if not later.is_far(self.masks.layers[0].device):
+                self._judge_late()
+
+    def _judge_late(self) -> None:
+        """Take note of the strays that were counted in an earlier step, if any were."""
+        if self._counted is not None:
+            (step, counts), self._counted = self._counted, None
+            self._judge(step, self.masks.named(counts.read()))
+
+    def _judge(self, step: int, strays: Mapping[str, int]) -> None:
+        """Mask the weights from now on, if there were any strays after step `step`."""
+        if strays:
             self.relies = False
             self.masks.apply_to_weights()
             log.warning(

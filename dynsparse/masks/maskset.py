@@ -121,9 +121,15 @@ class MaskSet:
     @torch.no_grad()
     def strays(self) -> dict[str, int]:
         """Count the weights outside the mask that are not 0, in each layer with any. One pass, one copy to the host."""
-        if not self.layers:
-            return {}
-        counts = torch.stack([layer.strays() for layer in self.layers]).tolist()
+        return self.named(self.stray_counts().tolist())
+
+    @torch.no_grad()
+    def stray_counts(self) -> Tensor:
+        """Count the weights outside the mask that are not 0, in each layer: int64 [layers], on the device."""
+        return torch.stack([layer.strays() for layer in self.layers]) if self.layers else torch.zeros(0)
+
+    def named(self, counts: Sequence[int]) -> dict[str, int]:
+        """Give each layer's count its name. Those of 0 are left out."""
         return {layer.name: count for layer, count in zip(self.layers, counts, strict=True) if count}
 
     def to(self, device: torch.device) -> None:

@@ -9,6 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dynsparse import later
+
 _INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
@@ -41,7 +43,7 @@ def nonzero(values: Tensor) -> Tensor:
     On a processor NumPy counts integers ten times as fast as torch counts floats. There -0 counts as not 0: an
     optimizer that leaves one outside a mask has multiplied, and may have more to leave.
     """
-    if values.device.type != "cpu":
+    if values.device.type != "cpu" or later.is_far(values.device):
         return torch.count_nonzero(values)
     return torch.tensor(np.count_nonzero(bits_of(values).numpy()))
 

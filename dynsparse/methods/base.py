@@ -244,6 +244,11 @@ class Method:
         """Change active weights after every optimizer step. `seed` is the run's."""
 
     @property
+    def changes_weights(self) -> bool:
+        """Whether the method changes active weights after each step."""
+        return type(self).after_step is not Method.after_step
+
+    @property
     def wants_channels(self) -> bool:
         """Whether the method must know which channels go together: see `couple`. Default: no."""
         return False

@@ -13,7 +13,15 @@ from pydantic import Discriminator, Tag
 from dynsparse.optimizers.common import AdamWSettings, SgdSettings
 from dynsparse.optimizers.groups import ParameterSettings, described, parameter_groups, rate_of, set_rate
 from dynsparse.optimizers.lamb import LambSettings
-from dynsparse.optimizers.layouts import STATE_KEYS, WHOLE, check_layouts, makes_state_at_once, scalars_are_on_device
+from dynsparse.optimizers.layouts import (
+    STATE_KEYS,
+    WHOLE,
+    check_layouts,
+    has_begun,
+    makes_state_at_once,
+    scalars_are_on_device,
+    skips_on_device,
+)
 from dynsparse.optimizers.named import PREFIX, TorchSettings, more_names
 from dynsparse.optimizers.zeros import leaves_zero_at_zero
 
@@ -47,6 +55,7 @@ __all__ = [
     "TorchSettings",
     "check_layouts",
     "described",
+    "has_begun",
     "leaves_zero_at_zero",
     "makes_state_at_once",
     "more_names",
@@ -54,4 +63,5 @@ __all__ = [
     "rate_of",
     "scalars_are_on_device",
     "set_rate",
+    "skips_on_device",
 ]

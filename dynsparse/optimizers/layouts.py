@@ -33,6 +33,21 @@ def makes_state_at_once(optimizer: optim.Optimizer) -> bool:
     return isinstance(optimizer, optim.Adagrad)
 
 
+def skips_on_device(optimizer: optim.Optimizer) -> bool:
+    """Return whether the optimizer skips a step where its `found_inf`, on the device, is 1: torch's fused ones do."""
+    return bool(getattr(optimizer, "_step_supports_amp_scaling", False))
+
+
+def has_begun(optimizer: optim.Optimizer) -> bool:
+    """Return whether all parameters with a gradient have their state, as after the first step.
+
+    torch's fused SGD takes memory for its momentum in the first step, and would leave it unset if that is skipped.
+    """
+    groups = [group for group in optimizer.param_groups if group.get("momentum", 1)]  # Without it SGD keeps nothing.
+    trained = [one for group in groups for one in group["params"] if one.grad is not None]
+    return all(optimizer.state.get(parameter) for parameter in trained)
+
+
 def check_layouts(parameters: Iterable[nn.Parameter]) -> None:
     """Assert that gradients have the memory layout of their parameters, as autograd promises.
 

@@ -57,6 +57,10 @@ class Reallocator:
         """Whether weights move after the step that ends at `clock`."""
         return len(self.masks) > 0 and self.method.is_due(clock)
 
+    def acts_at(self, clock: Clock) -> bool:
+        """Whether the step that ends at `clock` changes more than the optimizer does: the masks, or what is learnt."""
+        return self.is_due(clock) or self.method.observes_at(clock) or self.method.changes_weights
+
     def wants_whole_gradients(self, clock: Clock) -> bool:
         """Whether the method reads gradients outside the masks too in the step that ends at `clock`."""
         return len(self.masks) > 0 and self.method.wants_whole_gradients(clock)

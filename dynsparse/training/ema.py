@@ -16,6 +16,7 @@ from dynsparse.masks import MaskSet
 from dynsparse.masks.tensors import flat_view
 from dynsparse.shrinking.kept import Shrinkage
 from dynsparse.training import packing
+from dynsparse.training.undo import copy_
 from pipelines.common.epochs import EpochTable
 
 log = logging.getLogger(__name__)
@@ -44,17 +45,29 @@ class Ema:
         self._pairs = list(zip(_tensors(self.model), _tensors(model), strict=True))
 
     @torch.no_grad()
-    def follow(self, step: int) -> None:
-        """Take in the weights after a step with this number, counted from 1, if an update is due."""
+    def follow(self, step: int, unless: Tensor | None = None) -> None:
+        """Take in the weights after a step with this number, counted from 1, if an update is due.
+
+        Where a flag on the device says that the step was skipped, the average stays: `forget` follows some time later.
+        """
         if step % self.settings.every_steps:
             return
         floating = [pair for pair in self._pairs if pair[1].is_floating_point()]
         averages, values = zip(*floating, strict=True)
-        torch._foreach_lerp_(averages, values, 1 - self._decay(step))
-        for average, value in self._pairs:
-            if not value.is_floating_point():
-                average.copy_(value)
-        self.updates += step > self._copies_until
+        if unless is None:
+            torch._foreach_lerp_(averages, values, 1 - self._decay(step))
+        else:
+            copy_(averages, torch._foreach_lerp(averages, values, 1 - self._decay(step)), where=~unless)
+        counters = [pair for pair in self._pairs if not pair[1].is_floating_point()]
+        copy_([one for one, _ in counters], [one for _, one in counters], None if unless is None else ~unless)
+        self.updates += self._counts(step)
+
+    def forget(self, step: int) -> None:
+        """Take an update after the step with this number off the count, if one was due: the step was skipped."""
+        self.updates -= self._counts(step)
+
+    def _counts(self, step: int) -> bool:
+        return step % self.settings.every_steps == 0 and step > self._copies_until
 
     def _decay(self, step: int) -> float:
         if step <= self._copies_until:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from itertools import islice
 
 import torch
 from torch import Tensor, optim
 
+from dynsparse import later
 from dynsparse.config.schema import RunConfig
-from dynsparse.optimizers import check_layouts
+from dynsparse.optimizers import check_layouts, has_begun, skips_on_device
 from dynsparse.runtime import Worker
 from dynsparse.training import forward_seeds, packing
 from dynsparse.training.criterion import Criterion
@@ -20,6 +21,7 @@ from dynsparse.training.parallel import Parallel
 from dynsparse.training.precision import Precision
 from dynsparse.training.semi_structured import adopt_faster, require_gpu
 from dynsparse.training.sizes import compiled, training_shape
+from dynsparse.training.undo import Undo
 from pipelines.base import Batch, dominant
 from pipelines.order import Share
 
@@ -85,21 +87,27 @@ class Engine:
         last = self.config.train.channels_last
         return images.contiguous(memory_format=torch.channels_last) if last else images
 
-    def gradients_are_finite(self) -> bool:
-        """Give the gradients their true size. Returns whether none is NaN or inf: the same on every rank."""
-        return self.precision.unscale(self.optimizer, self.model.parameters())
+    def outcome(self) -> Tensor:
+        """Give the gradients their true size. Returns the step's `Outcome`, as `Precision.outcome` does."""
+        return self.precision.outcome(self.optimizer, self.model.parameters())
 
-    def step(self) -> None:
-        """Let the optimizer step on finite gradients."""
-        self.precision.step(self.optimizer)
+    @property
+    def can_leave_open(self) -> bool:
+        """Whether a step gains by not being read, and `step` can skip it on the device."""
+        return later.is_far(self.device) and skips_on_device(self.optimizer) and has_begun(self.optimizer)
+
+    def step(self, unless: Tensor | None = None) -> None:
+        """Let the optimizer step on finite gradients; or do what `skip` does, where a flag on the device says so."""
+        self.precision.step(self.optimizer, unless)
         self.optimizer.zero_grad()
+        if unless is not None:
+            self._by_forward.restore(where=unless)
 
-    def skip(self) -> bool:
-        """Undo what `backward` did, instead of a step. Returns whether only the loss scale may be at fault."""
-        searching = self.precision.skip()
+    def skip(self) -> None:
+        """Undo what `backward` did, instead of a step."""
+        self.precision.skip()
         self.optimizer.zero_grad()
         self._by_forward.restore()
-        return searching
 
     def settle(self, *, epoch: int, gradients_before: str | None, always_whole: bool) -> None:
         """Make throw-away forward and backward passes, as of an epoch. The caller restores what a forward pass changes.
@@ -126,21 +134,3 @@ class Engine:
             lambda: throw_away(train.micro_batches), before=gradients_before, always_whole=always_whole
         )
         self.parallel.take_bytes_sent()
-
-
-class Undo:
-    """Remembers the values of tensors that are changed in place."""
-
-    def __init__(self, tensors: Iterable[Tensor]) -> None:
-        self._tensors = list(tensors)
-        self._values = [tensor.clone() for tensor in self._tensors]
-
-    @torch.no_grad()
-    def remember(self) -> None:
-        """Take the values of now."""
-        torch._foreach_copy_(self._values, self._tensors)
-
-    @torch.no_grad()
-    def restore(self) -> None:
-        """Give the tensors the values that were remembered."""
-        torch._foreach_copy_(self._tensors, self._values)

@@ -24,13 +24,12 @@ class GradientNorms:
         """Latest, largest and total norm, and steps."""
         self._is_empty = True
 
-    def add(self, norm: Tensor) -> None:
-        """Take in the norm of a step, a scalar on the device."""
+    def add(self, norm: Tensor, unless: Tensor | None = None) -> None:
+        """Take in the norm of a step, a scalar on the device; not where a flag on the device says so."""
         self._is_empty = False
-        self._sums[0] = norm
-        torch.maximum(self._sums[1], self._sums[0], out=self._sums[1])
-        self._sums[2] += self._sums[0]
-        self._sums[3] += 1
+        latest, (_, largest, total, steps) = norm.double(), self._sums
+        sums = torch.stack([latest, torch.maximum(largest, latest), total + latest, steps + 1])
+        self._sums.copy_(sums if unless is None else torch.where(unless, self._sums, sums))
 
     def begin_epoch(self) -> None:
         """Forget the epoch before."""
@@ -42,7 +41,7 @@ class GradientNorms:
         if self._is_empty:
             return Norms()
         latest, largest, total, steps = self._sums.tolist()
-        return Norms(latest, largest, total / steps)
+        return Norms(latest, largest, total / steps) if steps else Norms()
 
     def state(self) -> Tensor:
         """Return the sums for a checkpoint: float64 [4], the same on every rank."""

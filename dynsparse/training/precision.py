@@ -4,12 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from enum import IntEnum
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn, optim
 
 Format = Literal["fp32", "bf16", "fp16"]
+
+
+class Outcome(IntEnum):
+    """Outcome of a step. On the device it is a number."""
+
+    MADE = 0
+    BAD = 1
+    SEARCHING = 2
+    """Skipped, and fp16's loss scale may be at fault: it is being looked for."""
 
 
 class Precision:
@@ -39,23 +49,38 @@ class Precision:
         poison = 1 + 0 * loss.detach()  # Exactly 1, or NaN.
         self.scaler.scale(loss * poison).backward()
 
-    def unscale(self, optimizer: optim.Optimizer, parameters: Iterable[nn.Parameter]) -> bool:
-        """Give the reduced gradients their true size. Returns whether all are finite: the same on every rank."""
+    def outcome(self, optimizer: optim.Optimizer, parameters: Iterable[nn.Parameter]) -> Tensor:
+        """Give the reduced gradients their true size. Returns the step's `Outcome`, the same on every rank.
+
+        It is an int64 scalar on the device, MADE if all gradients are finite. `step` or `skip` follows.
+        """
         self.scaler.unscale_(optimizer)
-        return bool(all_finite([parameter.grad for parameter in parameters if parameter.grad is not None]))
+        is_bad = ~all_finite([parameter.grad for parameter in parameters if parameter.grad is not None])
+        return is_bad * self._fault()
 
-    def step(self, optimizer: optim.Optimizer) -> None:
-        """Let the optimizer step with finite gradients."""
-        self.scaler.step(optimizer)
-        self.scaler.update()
-
-    def skip(self) -> bool:
-        """Take no `step`. Returns whether the fault may lie in the scale, which is lower now."""
+    def _fault(self) -> Tensor | int:
+        """Outcome of a step that is skipped: the fault may lie in the scale, which gets lower, down to 1."""
         if not self.scaler.is_enabled():
-            return False
-        searching = self.scaler.get_scale() > 1
+            return Outcome.BAD
+        scale = self.scaler.scale(torch.ones((), device=self.device))
+        return torch.where(scale > 1, int(Outcome.SEARCHING), int(Outcome.BAD))
+
+    def step(self, optimizer: optim.Optimizer, unless: Tensor | None = None) -> None:
+        """Let the optimizer step with finite gradients, or skip the step where a flag on the device says so.
+
+        torch's fused optimizers read such a flag, under the name that GradScaler gives it.
+        """
+        if unless is None:
+            optimizer.step()
+        else:
+            optimizer.found_inf = unless.float()  # type: ignore[attr-defined]
+            optimizer.step()
+            del optimizer.found_inf  # type: ignore[attr-defined]
         self.scaler.update()
-        return searching
+
+    def skip(self) -> None:
+        """Take no `step`. The scale is lower after it."""
+        self.scaler.update()
 
     def state_dict(self) -> dict[str, Any]:
         """The scaler's state, empty without one."""

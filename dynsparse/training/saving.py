@@ -7,6 +7,7 @@ from dynsparse.errors import UserError
 from dynsparse.training.callbacks import Observers, Summary
 from dynsparse.training.checkpoint import CheckpointFolder, SaveTimer
 from dynsparse.training.network import Network
+from dynsparse.training.outcomes import Outcomes
 from dynsparse.training.reports import Reporter
 from dynsparse.training.state import RunState
 from dynsparse.training.waiting import wait_for_storage
@@ -18,12 +19,14 @@ class Saving:
     def __init__(
         self,
         run: RunState,
+        outcomes: Outcomes,
         network: Network,
         reporter: Reporter,
         observers: Observers,
         checkpoints: CheckpointFolder | None,
     ) -> None:
         self.run = run
+        self.outcomes = outcomes
         self.network = network
         self.reporter = reporter
         self.observers = observers
@@ -47,11 +50,13 @@ class Saving:
     def is_due(self, *, by_clock: bool) -> bool:
         """Whether to save after this step: the same on every rank, for `by_clock` is rank 0's.
 
-        Not while steps are skipped: the checkpoints from before are to stay.
+        Not while steps are skipped: the checkpoints from before are to stay. Where it is time, the host waits to know.
         """
         every = self.run.config.checkpoint.every_steps
-        due = by_clock or (every is not None and self.run.progress.step % every == 0)
-        return due and not self.run.progress.skipped_in_a_row
+        if not (by_clock or (every is not None and self.run.progress.step % every == 0)):
+            return False
+        self.outcomes.catch_up()
+        return not self.run.progress.skipped_in_a_row
 
     def save(self, *, best: bool = False, initial: bool = False) -> None:
         """Take a snapshot on rank 0, which writes it in the background; the others hand over what is theirs.

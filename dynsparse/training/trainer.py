@@ -14,7 +14,7 @@ from dynsparse.config.schema import RunConfig
 from dynsparse.distributed import sync
 from dynsparse.errors import DivergedError, RunError, StopRequested, UserError
 from dynsparse.masks import optimizer_state
-from dynsparse.optimizers import described, parameter_groups, set_rate
+from dynsparse.optimizers import parameter_groups, set_rate
 from dynsparse.reallocation import ReallocationReport
 from dynsparse.runtime import Worker
 from dynsparse.seeds import seed_for
@@ -35,17 +35,15 @@ from dynsparse.training.evaluator import Evaluator
 from dynsparse.training.network import Network, method_settings
 from dynsparse.training.network_input import network_input
 from dynsparse.training.norms import GradientNorms
-from dynsparse.training.preflight import (
-    require_samples_for_norm,
-    require_warmup,
-    warn_if_stopped_by_test,
-    warn_if_uneven,
-)
+from dynsparse.training.opening import tell_start
+from dynsparse.training.outcomes import Outcomes
+from dynsparse.training.precision import Outcome
+from dynsparse.training.preflight import require_samples_for_norm, require_warmup
 from dynsparse.training.progress import Progress
 from dynsparse.training.reports import Reporter
 from dynsparse.training.saving import Saving
 from dynsparse.training.shrinking import Found, find_unused, is_due, size_of, take_biases
-from dynsparse.training.sizes import forget_compiled, phase_lines, training_shape
+from dynsparse.training.sizes import forget_compiled, training_shape
 from dynsparse.training.state import RunState
 from pipelines import preview
 from pipelines.base import Batch, Data
@@ -86,7 +84,8 @@ class Trainer:
         self.run = self._run_state()
         self.reporter = Reporter(self.run, network)
         self.observers = Observers(observers if worker.is_main else (), guard)
-        self.saving = Saving(self.run, network, self.reporter, self.observers, checkpoints)
+        self.outcomes = Outcomes(self.run)
+        self.saving = Saving(self.run, self.outcomes, network, self.reporter, self.observers, checkpoints)
         torch.manual_seed(seed_for(config.seed, "rank", worker.rank))
 
     @property
@@ -96,6 +95,7 @@ class Trainer:
 
     def load(self, saved: Mapping[str, Any]) -> None:
         """Continue from a checkpoint's content (`RunState.load`). Before `fit`."""
+        self.outcomes.catch_up()
         self.run.load(saved)
         self.sparse.steps = self.progress.step
         set_rate(
@@ -128,25 +128,45 @@ class Trainer:
             raise
 
     def train_step(self, micro_batches: Sequence[Batch]) -> Tensor:
-        """One optimizer step on this worker's share of a global batch. Returns its mean loss, on the device."""
+        """One optimizer step on this worker's share of a global batch. Returns its mean loss, on the device.
+
+        On a GPU `progress` may learn only in the next step, or by `outcomes.catch_up`, whether this one was skipped.
+        """
         step, epoch = self.progress.step, self.progress.epoch
         set_rate(self.optimizer, self._lr(step))
         whole = self.sparse.wants_whole_gradients
         self._count_flops(whole=whole)
         loss = self.engine.backward(micro_batches, whole=whole, epoch=epoch, step=step)
+        outcome = self.engine.outcome()
+        self.outcomes.catch_up()  # Of the step before: the device has this one's passes to go on with.
         self.progress.step += 1
-        if self.engine.gradients_are_finite():
-            self.sparse.prepare_gradients()
-            penalties.add_gradients(self.config.train.penalty, self.network.layers)
-            if (norm := clip(self.config.train.clip, self.model.parameters())) is not None:
-                self.run.gradient_norms.add(norm)
-            self.progress.step_done()
-            self.engine.step()  # SparseTraining sees it, and reallocates if due.
-            if self.ema is not None:
-                self.ema.follow(self.progress.step)
+        if self._can_leave_open():
+            self.sparse.leave_open()
+            self._update(unless=outcome > 0)
+            self.outcomes.leave_open(outcome)
+        elif known := Outcome(int(outcome)):
+            self.engine.skip()
+            self.outcomes.note(self.progress.step, known)
+            self.sparse.skip_step()
         else:
-            self._skip_step()
+            self.outcomes.note(self.progress.step, known)
+            self._update()
         return loss
+
+    def _can_leave_open(self) -> bool:
+        """Whether nothing on the host depends on whether this step is skipped, and the device can skip it alone."""
+        can_be = self.engine.can_leave_open and self.outcomes.can_stay_open
+        return can_be and not self.sparse.needs_outcome(self.progress.step)
+
+    def _update(self, unless: Tensor | None = None) -> None:
+        """Update the weights; leave all as before the step where a flag on the device says so."""
+        self.sparse.prepare_gradients()
+        penalties.add_gradients(self.config.train.penalty, self.network.layers)
+        if (norm := clip(self.config.train.clip, self.model.parameters())) is not None:
+            self.run.gradient_norms.add(norm, unless)
+        self.engine.step(unless)  # SparseTraining sees it, and reallocates if due.
+        if self.ema is not None:
+            self.ema.follow(self.progress.step, unless)
 
     def evaluate(self, tally: Tally | None = None) -> Evaluations:
         """Evaluate on the test samples and what else there is: see `Evaluator.evaluate`."""
@@ -197,16 +217,7 @@ class Trainer:
         if not self.resumed:
             self._begin()
         self.saving.start(resumed=self.resumed)
-        warn_if_uneven(self.config, self.worker.world_size)
-        warn_if_stopped_by_test(self.config, self.data)
-        for line in phase_lines(self.config, self.data.train.epochs):
-            log.info(line)
-        for line in () if self.config.train.parameters.is_off else described(self.optimizer):
-            log.info("%s", line)
-        if self.ema is not None:
-            train, epochs = self.config.train, self.data.train.epochs
-            first, last = (epochs.before(epoch) for epoch in (train.start_epoch, train.epochs))
-            self.ema.warn_if_slow(first, last)
+        tell_start(self.config, self.data, self.worker, self.engine, self.sparse, self.ema)
         if not self.resumed:
             self.saving.save(initial=True)
         self.network.initial_weights = {}  # Nothing needs them any more.
@@ -222,6 +233,7 @@ class Trainer:
             if self.worker.is_main and self.progress.step % self.config.log.every_steps == 0:
                 self.observers.on_step(self.reporter.step_report(loss))
                 self.saving.retry()
+        self.outcomes.catch_up()
         self.reporter.epoch_trained()
 
     def _finish_epoch(self) -> None:
@@ -248,6 +260,7 @@ class Trainer:
         A step whose data are fetched, but not trained on, comes again. An epoch that is not evaluated ends anew.
         """
         progress = self.progress
+        self.outcomes.catch_up()
         self.data.train.seek(progress.epoch, progress.step - self.data.train.epochs.before(progress.epoch))
         if not isinstance(why, DivergedError):
             self.saving.save()
@@ -348,21 +361,6 @@ class Trainer:
         first = self.data.train.epochs.before(self.config.train.start_epoch)
         if self.worker.is_main and self.progress.step == first and not self.resumed:
             self.observers.on_samples(SamplesReport(preview.picture(self.data, *micro_batches[0], most=32)))
-
-    def _skip_step(self) -> None:
-        """Skip a step whose loss or gradients are NaN or inf, as if there had been no such batch."""
-        progress, most = self.progress, self.config.train.max_bad_steps
-        searching_for_scale = self.engine.skip()
-        progress.step_skipped(bad=not searching_for_scale)
-        if not searching_for_scale:
-            log.warning("step %d skipped: its loss or gradients are NaN or inf", progress.step)
-        if progress.bad_steps_in_a_row >= most:
-            raise DivergedError(
-                f"the loss or gradients of {most} steps in a row, the last of them step {progress.step}, are NaN or "
-                f"inf (train.max_bad_steps): training has diverged; lower the learning rate and begin anew with "
-                f"--overwrite, or resume from a checkpoint from well before"
-            )
-        self.sparse.skip_step()
 
     def _note(self, report: ReallocationReport) -> None:
         """Count a reallocation and tell the observers; of one a step, only now and then."""

@@ -7,6 +7,8 @@ in a batch, and GPU and CPU agree. A kernel that does both may fuse them in one 
 
 from __future__ import annotations
 
+from functools import cache
+
 import torch
 from torch import Tensor
 
@@ -62,7 +64,7 @@ def hue(images: Tensor, turns: Tensor) -> Tensor:
     if images.shape[1] == 1:
         return images
     value, chroma, angle = _cylinder(images.float())
-    offsets = torch.tensor([5.0, 3.0, 1.0], device=images.device).view(1, 3, 1, 1)
+    offsets = _constants((5.0, 3.0, 1.0), images.device).view(1, 3, 1, 1)
     k = (offsets + (angle + turns * 6)).remainder(6)
     return levels((value - chroma * torch.minimum(k, 4 - k).clamp(0, 1)) * _JUST_UNDER)
 
@@ -83,8 +85,14 @@ def grey(images: Tensor) -> Tensor:
     if images.shape[1] == 1:
         return images.float()
     red, green, blue = images.split(1, dim=1)
-    weights = torch.tensor(LUMA, device=images.device)
+    weights = _constants(LUMA, images.device)
     return added(added(red.float() * weights[0], green, weights[1]), blue, weights[2]).floor()
+
+
+@cache
+def _constants(values: tuple[float, ...], device: torch.device) -> Tensor:
+    """Return numbers on a device. They are copied there once, as the host would wait for a GPU at each copy."""
+    return torch.tensor(values, device=device)
 
 
 def mixed(images: Tensor, others: Tensor, factors: Tensor) -> Tensor:

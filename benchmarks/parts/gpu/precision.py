@@ -34,6 +34,7 @@ def amp(bench: Bench, found: Found) -> None:
             trainer.engine.precision.load_state_dict({**trainer.engine.precision.state_dict(), "scale": scale})
         steps(trainer, 60 if scale else 2)
         losses = steps(trainer, 6)
+        trainer.outcomes.catch_up()
         skipped = trainer.progress.skipped_steps
         found.figures[title] = {"losses": losses, "skipped_steps": skipped}
         found.check(f"{title}: losses are finite", all(map(math.isfinite, losses)), f"{losses[-1]:.3f} in the end")

@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import sys
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+_TORCH = Path(torch.__file__).parent
+
 
 class _Reads(TorchFunctionMode):
-    """A count of calls that make the host wait on a GPU, as far as it can be told without one."""
+    """A count of calls that make the host wait on a GPU, as far as it can be told without one.
+
+    A tensor that was copied to without blocking is the host's: to read it is no wait for what is queued by then.
+    """
 
     ALWAYS = {
         "item", "tolist", "__bool__", "__int__", "__float__", "__index__", "numpy", "equal", "allclose",
@@ -24,16 +32,25 @@ class _Reads(TorchFunctionMode):
     def __init__(self) -> None:
         super().__init__()
         self.seen: list[str] = []
+        self._on_host: list[Tensor] = []
 
     def __torch_function__(
         self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
-        name = getattr(func, "__name__", "")
+        name, options = getattr(func, "__name__", ""), kwargs or {}
         by_mask = name in self.INDEXING and _holds_mask(args[1])
-        copied = name == "to" and any(isinstance(a, torch.device) for a in (*args, *(kwargs or {}).values()))
-        if name in self.ALWAYS or by_mask or copied:
+        read = name in self.ALWAYS and not any(one is held for one in args[:1] for held in self._on_host)
+        copied = name == "to" and any(isinstance(a, torch.device) for a in (*args, *options.values()))
+        if read or by_mask or (copied and not options.get("non_blocking") and not _in_torch(sys._getframe(1))):
             self.seen.append(name)
-        return func(*args, **(kwargs or {}))
+        if name == "copy_" and options.get("non_blocking"):
+            self._on_host.append(args[0])
+        return func(*args, **options)
+
+
+def _in_torch(frame: FrameType) -> bool:
+    """Whether torch itself makes the call: it asks for the device that a tensor is on already."""
+    return Path(frame.f_code.co_filename).is_relative_to(_TORCH)
 
 
 def _holds_mask(index: Any) -> bool:

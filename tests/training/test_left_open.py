@@ -1,0 +1,279 @@
+"""Steps whose outcome the host reads later, as on a GPU: no step waits, and nothing else changes.
+
+Here the CPU is taken for a device that works behind the host. Its flags are read by optimizers and kernels as there.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from benchmarks.parts.gpu.waits import host_waits
+from dynsparse import later
+from dynsparse.config.schema import RunConfig
+from dynsparse.errors import DivergedError
+from dynsparse.runtime import Worker
+from dynsparse.training.checkpoint import CheckpointFolder
+from dynsparse.training.engine import Engine
+from dynsparse.training.norms import GradientNorms, Norms
+from dynsparse.training.outcomes import Outcomes
+from dynsparse.training.trainer import Trainer
+from dynsparse.training.undo import copy_
+from tests.ranks import run_distributed
+from tests.training import runs
+from tests.training.test_bad_steps import CNN, everything, poison
+from tests.training.test_resume import assert_same, state_after
+
+CPU = torch.device("cpu")
+CLIPPED = {"clip": {"norm": 0.1, "value": 0.01}, "ema": {"decay": 0.75, "ramp": True}}
+TRAIN: list[dict[str, Any]] = [
+    CLIPPED,
+    {"precision": "bf16", "micro_batches": 2, "ema": {"decay": 0.75, "every_steps": 3}},
+    {"precision": "fp16", "micro_batches": 3, "optimizer": {"name": "adamw"}, **CLIPPED},
+]
+
+
+@pytest.fixture(name="far")
+def _far(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(later, "is_far", lambda device: True)
+
+
+def set_every(period: int, train: dict[str, Any], **sections: Any) -> RunConfig:
+    method = {"name": "set", "period": period, "fraction": 0.3}
+    return runs.config(model=CNN, method=method, train={"epochs": 2, **train}, **sections)
+
+
+def waits_of(trainer: Trainer) -> dict[int, int]:
+    """Count the waits of each step of the first epoch, from the fetch of its data to the next one's."""
+    trainer._start()
+    found: dict[int, int] = {}
+    with host_waits(CPU) as waits:
+        for batches in trainer.steps():
+            before = len(waits)
+            trainer.train_step(batches)
+            found[trainer.progress.step] = len(waits) - before
+        assert len(waits) == sum(found.values()), "none between steps"
+    return found
+
+
+@pytest.mark.usefixtures("far")
+@pytest.mark.parametrize("train", TRAIN, ids=["fp32", "bf16", "fp16"])
+def test_an_ordinary_step_waits_for_nothing(train: dict[str, Any]) -> None:
+    """Strays are counted in the first steps, at events and after them. That of step 10 is read in step 11."""
+    waits = waits_of(runs.trainer(set_every(6, train, data={"samples": 240})))
+    events, looked_at = {6, 12, 18}, {1, 2, 3, 7, 13, 19}
+    assert {step for step, count in waits.items() if count} == events | looked_at
+    assert {waits[step] for step in looked_at} == {2, 1}, "the first step needs its outcome too"
+    assert all(waits[step] <= 18 for step in events), waits
+    assert len(waits) == 20
+
+
+def test_on_a_processor_each_step_is_read() -> None:
+    waits = waits_of(runs.trainer(set_every(100, {})))
+    assert all(count >= 1 for count in waits.values())
+
+
+@pytest.mark.usefixtures("far")
+@pytest.mark.parametrize("method", [{"name": "sparse_momentum", "period": 4}, {"name": "deepr"}], ids=str)
+def test_methods_that_learn_from_each_step_leave_none_open(
+    method: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[Any] = []
+    monkeypatch.setattr(Outcomes, "leave_open", lambda self, outcome: opened.append(outcome))
+    runs.trainer(runs.config(model=CNN, method=method, train={"epochs": 1})).fit()
+    assert opened == []
+
+
+@pytest.mark.usefixtures("far")
+def test_an_outcome_is_read_when_the_next_passes_are_queued(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The device has work then, while the host waits for it."""
+    told: list[str] = []
+    backward, read, step = Engine.backward, later.Later.read, Engine.step
+    for owner, name, act in ((Engine, "backward", backward), (later.Later, "read", read), (Engine, "step", step)):
+        monkeypatch.setattr(owner, name, _telling(told, name, act))
+    trainer = runs.trainer(set_every(100, {}))
+    epoch = trainer.data.train.epoch()
+    for _ in range(5):
+        trainer.train_step(next(epoch))
+    ordinary = ["backward", "read", "step"]
+    assert told == ["backward", "step", "backward", "step", *ordinary, *ordinary, *ordinary]
+    trainer.outcomes.catch_up()
+    assert told[-1] == "read"
+
+
+def _telling(told: list[str], name: str, act: Any) -> Any:
+    def telling(*arguments: Any, **options: Any) -> Any:
+        told.append(name)
+        return act(*arguments, **options)
+
+    return telling
+
+
+def course(settings: RunConfig, bad: set[int]) -> tuple[list[list[Tensor]], Any, list[str], int]:
+    """Tensors after each step, what a checkpoint would hold in the end, warnings, and how many steps were open."""
+    trainer, after, opened = runs.trainer(settings), [], 0
+    poison(trainer, bad, rank=0)
+    train_step, leave_open = trainer.train_step, trainer.outcomes.leave_open
+
+    def watched(batches: Any) -> Tensor:
+        loss = train_step(batches)
+        after.append(everything(trainer))
+        return loss
+
+    def counted(outcome: Tensor) -> None:
+        nonlocal opened
+        opened += 1
+        leave_open(outcome)
+
+    trainer.train_step = watched  # type: ignore[method-assign]
+    trainer.outcomes.leave_open = counted  # type: ignore[method-assign]
+    with _warnings() as lines:
+        trainer.fit()
+    state = trainer.run.save([trainer.run.of_this_rank()])
+    state["progress"].pop("seconds")
+    return after, state, lines, opened
+
+
+class _warnings(logging.Handler):  # noqa: N801 - a context
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.lines: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.lines.append(record.getMessage())
+
+    def __enter__(self) -> list[str]:
+        logging.getLogger().addHandler(self)
+        return self.lines
+
+    def __exit__(self, *_: object) -> None:
+        logging.getLogger().removeHandler(self)
+
+
+@pytest.mark.parametrize("train", TRAIN, ids=["fp32", "bf16", "fp16"])
+@pytest.mark.parametrize("seed", [1, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(2, 12))])
+def test_bad_steps_leave_no_trace(train: dict[str, Any], seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Random steps are bad. Left open or read at once, all tensors are the same after each step, and so is the end."""
+    chance = random.Random(seed)
+    bad = {step for step in range(1, 19) if chance.random() < 0.25} | {chance.choice([5, 8, 11])}
+    settings = set_every(chance.choice([3, 7, 100]), {**train, "lr": {"name": "steps", "table": 0.02}})
+    at_once, left_open = course(settings, bad), None
+    monkeypatch.setattr(later, "is_far", lambda device: True)
+    left_open = course(settings, bad)
+    for step, (ours, theirs) in enumerate(zip(left_open[0], at_once[0], strict=True), start=1):
+        assert all(map(torch.equal, ours, theirs)), (step, bad)
+    assert_same(left_open[1], at_once[1])
+    assert left_open[2] == at_once[2]
+    assert left_open[1]["progress"]["skipped_steps"] == len(bad - set(range(17, 19)))
+    assert (at_once[3], left_open[3] > 3) == (0, True)
+
+
+@pytest.mark.usefixtures("far")
+@pytest.mark.parametrize("stop", [4, 5, 8])
+def test_saved_in_any_step_a_run_ends_alike(stop: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stopped after step 5, whose outcome is open by then, among others. The first half is of the other kind."""
+    settings = set_every(7, TRAIN[0])
+    half = state_after(Worker(), settings, None, stop)
+    whole = state_after(Worker(), settings, None, None)
+    half["progress"]["seconds"] = 0.0
+    monkeypatch.undo()
+    assert_same(state_after(Worker(), settings, half, None), whole)
+
+
+@pytest.mark.parametrize("most", [1, 2, 4])
+def test_a_run_that_diverges_ends_in_the_same_step(most: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All steps from 11 on are bad. Checkpoints are of steps before that, with either."""
+    ends = []
+    for kind in ("near", "far"):
+        monkeypatch.setattr(later, "is_far", lambda device, kind=kind: kind == "far")
+        folder = tmp_path / kind
+        settings = set_every(100, {"max_bad_steps": most}, runs=str(folder), checkpoint={"every_steps": 1, "keep": 2})
+        trainer = runs.trainer(settings, checkpoints=CheckpointFolder(folder, 2))
+        poison(trainer, set(range(11, 40)), rank=0)
+        with pytest.raises(DivergedError) as raised:
+            trainer.fit()
+        files = sorted(path.name for path in folder.glob("step-*.pt"))
+        ends.append((str(raised.value), files, trainer.progress.model_dump(exclude={"seconds"}), everything(trainer)))
+    assert f"{most} steps in a row, the last of them step {10 + most}," in ends[0][0]
+    assert ends[0][1] == ["step-000000009.pt", "step-000000010.pt"]
+    assert ends[1][:3] == ends[0][:3]
+    assert all(map(torch.equal, ends[0][3], ends[1][3]))
+
+
+def on_ranks(worker: Worker, settings: RunConfig, far: bool) -> tuple[list[Tensor], dict[str, Any]]:
+    """Tensors and progress in the end, where steps 5 and 8 are bad on the last rank alone."""
+    before, later.is_far = later.is_far, lambda device: far
+    try:
+        trainer = runs.trainer(settings, worker)
+        poison(trainer, {5, 8}, rank=worker.world_size - 1)
+        trainer.fit()
+    finally:
+        later.is_far = before
+    return everything(trainer), trainer.progress.model_dump(exclude={"seconds"})
+
+
+def test_ranks_decide_alike() -> None:
+    settings = set_every(7, {**TRAIN[2], "micro_batches": 2, "epochs": 1}, distributed={"gradients": "active"})
+    near, far = (run_distributed(on_ranks, 2, settings, kind) for kind in (False, True))
+    for (ours, progress), (theirs, expected) in zip(far, near, strict=True):
+        assert all(map(torch.equal, ours, theirs))
+        assert progress == expected
+        assert progress["skipped_steps"] >= 2
+
+
+@pytest.mark.usefixtures("far")
+@pytest.mark.parametrize(
+    ("method", "train", "reason"),
+    [
+        ({"name": "set"}, {"optimizer": {"name": "lamb"}}, "Lamb cannot skip a step there, as sgd and adamw can"),
+        ({"name": "deepr"}, {}, "method deepr learns from each step, or moves weights in it"),
+        ({"name": "set"}, {"max_bad_steps": 1}, "train.max_bad_steps is 1, so that any step may be the last"),
+        ({"name": "set"}, {}, None),
+    ],
+    ids=["lamb", "deepr", "max_bad_steps", "none"],
+)
+def test_a_run_says_why_each_step_waits(
+    method: dict[str, Any], train: dict[str, Any], reason: str | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    trainer = runs.trainer(runs.config(method=method, train={"epochs": 1, **train}))
+    with caplog.at_level(logging.INFO):
+        trainer.fit()
+    lines = [line for line in caplog.messages if line.startswith("the host waits")]
+    assert lines == ([] if reason is None else [f"the host waits for the GPU in every step: {reason}"])
+
+
+def test_bits_are_chosen_as_they_are() -> None:
+    """NaN, infinities, -0 and integers at the ends of their range, into each other and back."""
+    wild = torch.tensor([torch.nan, torch.inf, -torch.inf, -0.0, 0.0, 3e38, -3e38, 1e-45])
+    whole = torch.tensor([2**63 - 1, -(2**63), 0, -1])
+    ours = [wild.clone(), wild.flip(0).double(), whole.clone(), torch.tensor(torch.nan)]
+    theirs = [wild.roll(3), wild.double(), whole.flip(0), torch.tensor(-0.0)]
+    for flag, expected in ((False, ours), (True, theirs)):
+        tensors = [one.clone() for one in ours]
+        copy_(tensors, theirs, torch.tensor(flag))
+        for one, other in zip(tensors, expected, strict=True):
+            assert one.numpy().tobytes() == other.numpy().tobytes()
+
+
+def test_an_epoch_of_bad_steps_alone_has_no_norm() -> None:
+    norms = GradientNorms(CPU)
+    norms.add(torch.tensor(torch.nan), unless=torch.tensor(True))
+    assert norms.read() == Norms()
+    norms.add(torch.tensor(2.0), unless=torch.tensor(False))
+    norms.add(torch.tensor(torch.inf), unless=torch.tensor(True))
+    assert norms.read() == Norms(latest=2.0, largest=2.0, mean=2.0)
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
