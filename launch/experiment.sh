@@ -7,7 +7,7 @@ root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 python=python3
 if [ -x "$root/.venv/bin/python" ]; then python=$root/.venv/bin/python; fi
 export PYTHON=${PYTHON:-$python}
-if ! "$PYTHON" -c 'import torch' 2>/dev/null; then
+if ! "$PYTHON" -c 'import sys; from importlib.util import find_spec as find; sys.exit(find("torch") is None)' 2>/dev/null; then
     echo "error: $PYTHON has no torch; run make setup, or set PYTHON" >&2
     exit 2
 fi
