@@ -906,7 +906,9 @@ def test_a_model_that_moves_to_another_device_after_construction() -> None:
     assert sparse.masks.active_weights == ACTIVE
 
 
-@pytest.mark.parametrize("method", ["set", "rigl", "sparse_momentum"])
+@pytest.mark.parametrize(
+    "method", ["set", *(pytest.param(name, marks=pytest.mark.slow) for name in ("rigl", "sparse_momentum"))]
+)
 def test_weights_that_grow_late_move_as_others_do_under_adam(method: str) -> None:
     """Adam moves each weight by the rate under constant gradients.
 

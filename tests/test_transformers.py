@@ -83,7 +83,7 @@ def optimizer_of(model: nn.Module, kind: str) -> torch.optim.Optimizer:
     return torch.optim.AdamW(model.parameters(), lr=0.01, weight_decay=0.1)
 
 
-@pytest.mark.parametrize("kind", ["sgd", "adamw"])
+@pytest.mark.parametrize("kind", [pytest.param("sgd", marks=pytest.mark.slow), "adamw"])
 @pytest.mark.parametrize("name", METHODS)
 def test_parts_train_as_parameters_of_their_own(name: str, kind: str) -> None:
     """Masks, weights and moments are those of three parameters, to the bit: budgets, plans and seeds are a layer's."""
@@ -136,7 +136,13 @@ def train(model: nn.Module, optimizer: torch.optim.Optimizer, batches: list[tupl
         optimizer.step()
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[] if name in ("dsr", "rigl", "deepr", "topkast") else pytest.mark.slow)
+        for name in METHODS
+    ],
+)
 def test_a_vit_by_every_method_resumes_exactly(name: str) -> None:
     """Stopped in the middle and continued with `state=`, it ends with the same bits."""
     data, ends = images(8), []

@@ -59,10 +59,10 @@ def test_bad_arguments(arguments: list[str], message: str) -> None:
 def test_trains_from_anywhere_and_returns_the_workers_code(tmp_path: Path) -> None:
     settings = runs.config(runs=str(tmp_path), name="a", train={"epochs": 1})
     path = runs.write_config(tmp_path, settings)
-    done = local("--workers", "2", "--", "--config", path)
+    done = local("--workers", "1", "--", "--config", path)  # With two: below, up to a signal or a fault.
     assert done.returncode == 0, done.stderr
-    assert runs.summary(settings.folder)["world_size"] == 2
-    refused = local("--workers", "2", "--config", path)
+    assert runs.summary(settings.folder)["world_size"] == 1
+    refused = local("--workers", "1", "--config", path)
     assert refused.returncode == 2
     assert refused.stderr.count("exists; resume it with --resume auto") == 1, "not once an attempt"
 

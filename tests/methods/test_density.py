@@ -55,7 +55,7 @@ def expected(run: Run, clock: Clock, sparsity: float) -> list[int]:
 CASES = [(name, schedule) for name in NAMES for schedule in SCHEDULES if (name, schedule) not in IMPOSSIBLE]
 
 
-@pytest.mark.parametrize("granularity", [4, 2])
+@pytest.mark.parametrize("granularity", [4, pytest.param(2, marks=pytest.mark.slow)])
 @pytest.mark.parametrize(("name", "schedule"), CASES)
 def test_the_density_follows_its_schedule(name: str, schedule: str, granularity: int) -> None:
     """Layer by layer, or of all together where layers trade; exact, zero outside the masks, and resumed to the bit."""

@@ -465,9 +465,9 @@ def formula(trainer: Trainer, stored: int) -> float:
     return 1.05 * (4 * stored * masks.active_weights + masks.weights / 8) + 4 * stored * dense + buffers
 
 
-@pytest.mark.parametrize("sparsity", [0.5, 0.9, 0.95, 0.99])
+@pytest.mark.parametrize("sparsity", [0.5, 0.99, *(pytest.param(one, marks=pytest.mark.slow) for one in (0.9, 0.95))])
 @pytest.mark.parametrize(("optimizer", "stored"), [({"name": "sgd", "momentum": 0.9}, 2), ({"name": "adamw"}, 3)])
-@pytest.mark.parametrize("explored", [0.0, 0.5, 1.0])
+@pytest.mark.parametrize("explored", [0.0, 0.5, pytest.param(1.0, marks=pytest.mark.slow)])
 def test_sparse_layers_cost_what_is_active(
     tmp_path: Path, sparsity: float, optimizer: dict[str, Any], stored: int, explored: float
 ) -> None:

@@ -1,4 +1,4 @@
-"""What is trained, and how much of it."""
+"""Cases: the networks, and the length of their runs."""
 
 from __future__ import annotations
 
