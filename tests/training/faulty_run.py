@@ -129,7 +129,7 @@ def set_traps() -> None:
     Trainer.fit = remember  # type: ignore[method-assign]
     before(held_run, "build", lambda: "building")
     after(Engine, "backward", lambda: "settling")
-    before(Precision, "unscale", lambda: f"step {trainers[0].progress.step}")
+    before(Precision, "outcome", lambda: f"step {trainers[0].progress.step}")
     before(evaluator, "evaluate", lambda: "evaluation")
     after(Saving, "end", lambda: "end")
     before(Trainer, "_find_unused", lambda: "before the shrink")
