@@ -30,7 +30,9 @@ class _Reads(TorchFunctionMode):
     ) -> Any:
         name = getattr(func, "__name__", "")
         by_mask = name in self.INDEXING and _holds_mask(args[1])
-        copied = name == "to" and any(isinstance(a, torch.device) for a in (*args, *(kwargs or {}).values()))
+        options = kwargs or {}
+        moved = name == "to" and any(isinstance(a, torch.device) for a in (*args, *options.values()))
+        copied = moved and not options.get("non_blocking")
         if name in self.ALWAYS or by_mask or copied:
             self.seen.append(name)
         return func(*args, **(kwargs or {}))
