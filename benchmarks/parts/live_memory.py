@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
-from unittest.mock import patch
 from weakref import ref
 
 import torch
@@ -13,8 +12,6 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-
-from dynsparse.reallocation import seen
 
 
 class Live(TorchDispatchMode):
@@ -75,6 +72,6 @@ class _AsOnGpu(TorchFunctionMode):
 
 @contextmanager
 def as_on_gpu() -> Iterator[None]:
-    """Let dynsparse take the ways of a GPU. What it moves to the host's memory is not counted as a GPU's."""
-    with _AsOnGpu(), patch.object(seen, "to_host", lambda values: torch.from_numpy(values.numpy().copy())):
+    """Let dynsparse take the ways of a GPU, in one block of all layers."""
+    with _AsOnGpu():
         yield

@@ -7,11 +7,8 @@ import math
 import torch
 from torch import Tensor
 
-from dynsparse.masks.tensors import joined
 from dynsparse.seeds import random_bits
 
-AT_ONCE = 1 << 20
-"""Numbers that are drawn at once."""
 _LEAST = 1e-290
 """Weight in place of 0: its cost is still below inf, which marks what must not be drawn."""
 _PARTS = 4096
@@ -44,12 +41,8 @@ def exponentials(seed: int, places: Tensor) -> Tensor:
     """Return numbers from the exponential distribution of mean 1, float64 [n]: number `places[i]` of the seed's stream.
 
     The same bits on every device. `torch.log` is not: so the logarithm comes from a table made on the CPU, and what is
-    left is arithmetic that IEEE 754 rounds in one way. Made in pieces, as one takes some 90 bytes a number.
+    left is arithmetic that IEEE 754 rounds in one way.
     """
-    return joined([_exponentials(seed, piece) for piece in places.split(AT_ONCE)])
-
-
-def _exponentials(seed: int, places: Tensor) -> Tensor:
     uniform = (random_bits(seed, places) >> 10).add_(1).double()  # 1 to 2^53, each as likely.
     mantissa, exponent = torch.frexp(uniform)
     place = (mantissa - 0.5) * (2 * _PARTS)
