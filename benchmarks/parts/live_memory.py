@@ -7,7 +7,6 @@ from contextlib import contextmanager
 from typing import Any
 from weakref import ref
 
-import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode

@@ -9,18 +9,15 @@ import torch
 from pydantic import TypeAdapter
 from torch import nn
 
-from benchmarks.harness.record import Result
 from benchmarks.parts.kept_memory import tensors_of
 from benchmarks.parts.live_memory import Live, as_on_gpu
 from dynsparse.distributed.digest import mask_rows, weight_rows
 from dynsparse.masks import LayerSpec, MaskSet, sparse_layers
 from dynsparse.masks.magnitude import largest_units
 from dynsparse.methods import AnyMethod, Clock
-from dynsparse.models.resnet50 import ResNet50Settings
 from dynsparse.reallocation import Reallocator
 from dynsparse.training.precision import all_finite
 
-DENSITIES = (0.05, 0.1, 0.5, 1.0)
 EVENTS: Mapping[str, Mapping[str, Any]] = {
     "set": {"name": "set", "period": 1},
     "dsr": {"name": "dsr", "period": 1, "initial_threshold": 0.01},
@@ -35,13 +32,6 @@ def vision_transformer(blocks: int, width: int = 1024) -> nn.Module:
     shapes = [(3 * width, width), (width, width), (4 * width, width), (width, 4 * width)] * blocks
     layers = [nn.Linear(inputs, outputs, bias=False) for outputs, inputs in [*shapes, (1000, width)]]
     return nn.Sequential(nn.Conv2d(3, width, 16, bias=False), *layers)
-
-
-NETWORKS: Mapping[str, Callable[[], nn.Module]] = {
-    "ResNet-50": lambda: ResNet50Settings(name="imagenet_resnet50").build((3, 224, 224), 1000),
-    "ViT-L, 3 of 24 blocks": lambda: vision_transformer(3),
-    "ViT-L": lambda: vision_transformer(24),
-}
 
 
 def of_network(model: nn.Module, density: float) -> dict[str, int]:
