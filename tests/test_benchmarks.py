@@ -63,6 +63,7 @@ def test_every_benchmark_is_run_or_looked_at() -> None:
         "fine_tuning",
         "gpu",
         "image_reading",
+        "mask_memory",
         "method_seconds",
         "parquet_reading",
         "pixel_operations",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -39,10 +39,19 @@ def resident(kind: str) -> int:
 def kept_bytes(trainer: Trainer) -> int:
     """Bytes of tensors and arrays that masks, method and reallocator hold, beside the network's own."""
     own = [*trainer.model.parameters(), *trainer.model.buffers()]
-    seen = {id(tensor) for tensor in own}
     memory = {tensor.untyped_storage().data_ptr() for tensor in own}
-    waiting: list[object] = [trainer.masks, trainer.sparse.method, trainer.sparse.reallocator]
     total = 0
+    for tensor in tensors_of([trainer.masks, trainer.sparse.method, trainer.sparse.reallocator]):
+        storage = tensor.untyped_storage()
+        total += storage.nbytes() if storage.data_ptr() not in memory else 0
+        memory.add(storage.data_ptr())
+    return total
+
+
+def tensors_of(things: Iterable[object]) -> Iterator[Tensor]:
+    """Yield the tensors, and arrays as such, that objects of the package or containers hold. Not those of modules."""
+    seen: set[int] = set()
+    waiting = list(things)
     while waiting:
         thing = waiting.pop()
         if id(thing) in seen or isinstance(thing, (nn.Module, optim.Optimizer)):
@@ -51,12 +60,9 @@ def kept_bytes(trainer: Trainer) -> int:
         if isinstance(thing, np.ndarray):
             thing = torch.from_numpy(thing)
         if isinstance(thing, Tensor):
-            storage = thing.untyped_storage()
-            total += storage.nbytes() if storage.data_ptr() not in memory else 0
-            memory.add(storage.data_ptr())
+            yield thing
         else:
             waiting += _parts(thing)
-    return total
 
 
 def _parts(thing: object) -> list[object]:

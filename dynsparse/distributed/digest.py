@@ -8,20 +8,22 @@ of any one word changes it.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from functools import lru_cache
 
 import torch
 from torch import Tensor, nn
 
-from dynsparse.masks import MaskSet
+from dynsparse.masks import MaskSet, SparseLayer
 from dynsparse.masks.naming import named_parameters
 from dynsparse.masks.reserve import Reserve
 from dynsparse.masks.rows import by_parameter, kept_values
-from dynsparse.masks.tensors import bits_of
+from dynsparse.masks.tensors import bits_of, grouped, joined, on_device
 from dynsparse.seeds import random_bits, seed_for
 
 _CHUNK = 1 << 18  # Words in a chunk. A table of as many keys stays in the processor's cache.
+AT_ONCE = 1 << 21
+"""Words that are hashed together, at up to 56 bytes each: 117 MB."""
 
 
 @lru_cache(maxsize=2)
@@ -39,9 +41,9 @@ def hashes(words: Tensor, sizes: Sequence[int]) -> Tensor:
     """Checksums of consecutive runs of `words` (any integers [n]), `sizes[i]` words in each: int64 [len(sizes)]."""
     if not sizes:
         return torch.empty(0, dtype=torch.int64, device=words.device)
-    of_words = hashes_by_run if words.device.type == "cpu" else hashes_at_once
-    lengths = torch.tensor(list(sizes)).mul_(seed_for("digest", "length") | 1)
-    return of_words(words, sizes) + lengths.to(words.device)
+    of_words = hashes_by_run if words.is_cpu else hashes_at_once
+    lengths = on_device(sizes, words.device).mul_(seed_for("digest", "length") | 1)
+    return of_words(words, sizes) + lengths
 
 
 def hashes_by_run(words: Tensor, sizes: Sequence[int]) -> Tensor:
@@ -56,22 +58,40 @@ def hashes_by_run(words: Tensor, sizes: Sequence[int]) -> Tensor:
 
 
 def hashes_at_once(words: Tensor, sizes: Sequence[int]) -> Tensor:
-    """Sums of `hashes` on a GPU, by a few large kernels, whatever the number of runs."""
-    lengths = torch.tensor(list(sizes)).to(words.device)
+    """Sums of `hashes` on a GPU, by a few large kernels for each AT_ONCE words, whatever the number of runs."""
+    lengths = on_device(sizes, words.device)
     ends = lengths.cumsum(0)
-    starts = (ends - lengths).repeat_interleave(lengths, output_size=words.numel())
-    place = torch.arange(words.numel(), device=words.device) - starts
     factors = _factors(1 + max(sizes) // _CHUNK, words.device)
-    products = _keys(words.device)[place % _CHUNK] * factors[place // _CHUNK] * words
-    upto = torch.cat((products.new_zeros(1), products.cumsum(0)))
-    return upto[ends] - upto[ends - lengths]  # Sums wrap, and so do their differences.
+    sums = torch.zeros_like(ends)
+    for first in range(0, words.numel(), AT_ONCE):
+        sums += _sums_in(words[first : first + AT_ONCE], first, ends - lengths, ends, factors)
+    return sums
+
+
+def _sums_in(words: Tensor, first: int, starts: Tensor, ends: Tensor, factors: Tensor) -> Tensor:
+    """Parts of the sums of all runs that lie in these words, which are number `first` and those that follow."""
+    places = torch.arange(first, first + words.numel(), device=words.device)
+    places -= starts.index_select(0, torch.searchsorted(ends, places, right=True))
+    products = _keys(words.device).index_select(0, places % _CHUNK).mul_(words)
+    products *= factors.index_select(0, places.div_(_CHUNK, rounding_mode="floor"))
+    upto = torch.cat((products.new_zeros(1), products.cumsum_(0)))
+    inside = torch.stack((starts, ends)).sub_(first).clamp_(0, words.numel())
+    upto = upto.take(inside)
+    return upto[1] - upto[0]  # Sums wrap, and so do their differences.
+
+
+def rows_of(runs: Iterable[Tensor]) -> Tensor:
+    """Checksums of runs of words, any integers [n] each: int64 [runs].
+
+    On a GPU short runs are hashed together, and no more than AT_ONCE words, or one run, are taken from `runs` at once.
+    """
+    rows = [hashes(joined(group), [one.numel() for one in group]) for group in grouped(runs, AT_ONCE)]
+    return torch.cat(rows) if rows else torch.empty(0, dtype=torch.int64)
 
 
 def mask_rows(masks: MaskSet) -> Tensor:
     """Checksums of the active units: int64 [sparse layers]. A full layer gets that of no units, which no layer has."""
-    blocks = [[layer.active[: 0 if layer.is_full else None] for layer in block.layers] for block in masks.blocks]
-    rows = [hashes(torch.cat(indices), [index.numel() for index in indices]) for indices in blocks]
-    return torch.cat(rows) if rows else torch.empty(0, dtype=torch.int64)
+    return rows_of(layer.active[:0] if layer.is_full else layer.active for layer in masks)
 
 
 def shared_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
@@ -87,21 +107,20 @@ def weight_rows(model: nn.Module, masks: MaskSet) -> Tensor:
     something went wrong (`SparseLayer.stray_bits`). Linear in the active weights but for one pass over all.
     """
     sparse = {id(layers[0].parameter): layers for layers in by_parameter(masks).values()}
-    words: list[Tensor] = []
-    stray: list[Tensor | None] = []
-    for parameter in shared_parameters(model).values():
-        layers = [layer for layer in sparse.get(id(parameter), ()) if not layer.is_full]
-        if layers:
-            words.append(bits_of(kept_values(parameter, layers)))
-            stray.append(torch.stack([layer.stray_bits() for layer in layers]).sum())
-        else:
-            words.append(bits_of(parameter.detach().contiguous().view(-1)))
-            stray.append(None)
-    if not words:
+    parameters = shared_parameters(model).values()
+    indexed = [[layer for layer in sparse.get(id(one), ()) if not layer.is_full] for one in parameters]
+    if not indexed:
         return torch.empty(0, dtype=torch.int64)
-    rows = hashes(torch.cat(words), [part.numel() for part in words])
+    rows = rows_of(_words(one, layers) for one, layers in zip(parameters, indexed, strict=True))
     zero = torch.zeros_like(rows[0])
-    return rows + torch.stack([zero if one is None else one for one in stray])
+    stray = [torch.stack([layer.stray_bits() for layer in layers]).sum() if layers else zero for layers in indexed]
+    return rows + torch.stack(stray)
+
+
+def _words(parameter: nn.Parameter, layers: Sequence[SparseLayer]) -> Tensor:
+    """Bits of a parameter's active and dense weights, given its layers that have an index."""
+    values = kept_values(parameter, layers) if layers else parameter.detach().contiguous().view(-1)
+    return bits_of(values)
 
 
 def reserve_rows(reserve: Reserve | None) -> Tensor:
@@ -114,9 +133,8 @@ def reserve_rows(reserve: Reserve | None) -> Tensor:
 
 def active_digest(masks: MaskSet) -> int:
     """Digest of the active weights of the sparse layers, whatever lies outside the masks."""
-    values = [bits_of(layer.values()) for layer in masks]
-    names = [layer.name for layer in masks]
-    return total(names, to_host(hashes(torch.cat(values), [part.numel() for part in values])) if values else [])
+    rows = rows_of(bits_of(layer.values()) for layer in masks)
+    return total([layer.name for layer in masks], to_host(rows))
 
 
 def total(names: Sequence[str], rows: Sequence[int]) -> int:

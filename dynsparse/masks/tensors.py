@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -46,6 +46,32 @@ def nonzero(values: Tensor) -> Tensor:
     if values.device.type != "cpu" or later.is_far(values.device):
         return torch.count_nonzero(values)
     return torch.tensor(np.count_nonzero(bits_of(values).numpy()))
+
+
+def on_device(numbers: Sequence[int] | Sequence[Sequence[int]], device: torch.device) -> Tensor:
+    """Copy integers to a device: int64. The host does not wait for a GPU, as the copy starts from pinned memory."""
+    host = torch.tensor(numbers, dtype=torch.int64)
+    return host.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else host.to(device)
+
+
+def joined(parts: Sequence[Tensor]) -> Tensor:
+    """Join tensors of one dimension; a single one is not copied."""
+    return parts[0] if len(parts) == 1 else torch.cat(list(parts))
+
+
+def grouped(parts: Iterable[Tensor], most: int) -> Iterator[list[Tensor]]:
+    """Divide tensors into groups of consecutive ones with at most `most` entries each; a larger one is alone.
+
+    Example: of the sizes 2 3 9 1 with at most 5 the groups are 2 3, 9 and 1.
+    """
+    group: list[Tensor] = []
+    for part in parts:
+        if group and sum(one.numel() for one in group) + part.numel() > most:
+            yield group
+            group = []
+        group.append(part)
+    if group:
+        yield group
 
 
 def is_row_major(shape: Sequence[int], strides: Sequence[int]) -> bool:

@@ -61,18 +61,20 @@ def test_the_same_for_any_memory_format() -> None:
     assert (mask_digest(masks), weight_digest(model, masks)) == digests
 
 
-@given(st.lists(st.integers(0, 40), min_size=1, max_size=6), st.integers(0, 2**31))
-def test_both_ways_to_hash_agree(sizes: list[int], seed: int) -> None:
-    """The ways for processors and for GPUs, with chunks of 7 words, agree with Python's integers."""
+@given(st.lists(st.integers(0, 40), min_size=1, max_size=6), st.integers(0, 2**31), st.integers(1, 300))
+def test_both_ways_to_hash_agree(sizes: list[int], seed: int, at_once: int) -> None:
+    """The ways for processors and for GPUs, with chunks of 7 words, agree with Python's integers, in any pieces."""
     generator = torch.Generator().manual_seed(seed)
     words = torch.randint(-(2**63), 2**63 - 1, (sum(sizes),), generator=generator)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(digest, "_CHUNK", 7)
+        patch.setattr(digest, "AT_ONCE", at_once)
         digest._keys.cache_clear()
         keys, factors = digest._keys(CPU).tolist(), digest._factors(7, CPU).tolist()
-        by_run, at_once = digest.hashes_by_run(words, sizes), digest.hashes_at_once(words, sizes)
+        by_run, in_pieces = digest.hashes_by_run(words, sizes), digest.hashes_at_once(words, sizes)
+        assert torch.equal(digest.rows_of(iter(words.split(sizes))), digest.hashes(words, sizes))
     digest._keys.cache_clear()
-    assert torch.equal(by_run, at_once)
+    assert torch.equal(by_run, in_pieces)
     for row, run in zip(by_run.tolist(), words.split(sizes), strict=True):
         expected = sum(word * keys[i % 7] * factors[i // 7] for i, word in enumerate(run.tolist()))
         assert (row - expected) % 2**64 == 0

@@ -1,0 +1,76 @@
+"""Memory of tensors, counted exactly, in a process without a GPU that takes a GPU's ways."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+from weakref import ref
+
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+
+class Live(TorchDispatchMode):
+    """Count of the bytes that tensors hold: now, and at most. Memory that several tensors share counts once.
+
+    It sees the results of all operations, and the tensors it is given. Workspaces within a kernel are not seen.
+    """
+
+    def __init__(self, known: Iterable[Tensor] = ()) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._held: dict[int, ref[Any]] = {}
+        self.now = self.most = 0
+        for tensor in known:
+            self._add(tensor)
+        self.before = self.now
+
+    @property
+    def extra(self) -> int:
+        """Most bytes beyond what is held at the end, or was before: the larger of both."""
+        return self.most - max(self.before, self.now)
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        found = func(*args, **(kwargs or {}))
+        for one in tree_leaves(found):
+            if isinstance(one, Tensor):
+                self._add(one)
+        return found
+
+    def _add(self, tensor: Tensor) -> None:
+        storage = tensor.untyped_storage()
+        key, size = storage._cdata, storage.nbytes()
+        if key in self._held:
+            return
+
+        def gone(_: object) -> None:
+            del self._held[key]
+            self.now -= size
+
+        self._held[key] = ref(storage, gone)
+        self.now += size
+        self.most = max(self.most, self.now)
+
+
+class _AsOnGpu(TorchFunctionMode):
+    """Tensors of the CPU that say they were a GPU's."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        if func == Tensor.is_cuda.__get__:  # type: ignore[attr-defined]
+            return True
+        if func == Tensor.is_cpu.__get__:  # type: ignore[attr-defined]
+            return False
+        return func(*args, **(kwargs or {}))
+
+
+@contextmanager
+def as_on_gpu() -> Iterator[None]:
+    """Let dynsparse take the ways of a GPU, in one block of all layers."""
+    with _AsOnGpu():
+        yield
