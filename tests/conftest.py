@@ -12,7 +12,7 @@ import torch
 from hypothesis import settings
 
 # Shared machines are slow at times; an example that takes long is no failure.
-settings.register_profile("suite", deadline=None, max_examples=60, print_blob=True)
+settings.register_profile("suite", deadline=None, max_examples=40, print_blob=True)
 settings.register_profile("soak", deadline=None, max_examples=3000)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "suite"))
 

@@ -29,12 +29,12 @@ from tests.training.test_loop import Recorder
 CNN = {"name": "small_cnn", "channels": [6, 8]}
 Weights = dict[str, Tensor]
 
-#: In 200 steps.
+#: In 40 steps and more.
 SLOWER = {"dsr": {"period": 20}, "rigl": {"period": 20}, "set": {"period": 20}}
 
 
 def settings(method: str, steps: int, gradients: str, **sections: Any) -> RunConfig:
-    chosen = {"name": method, **BUSY.get(method, {}), **SLOWER.get(method, {})}
+    chosen = {"name": method, **BUSY.get(method, {}), **(SLOWER.get(method, {}) if steps >= 40 else {})}
     start = {"weights_from": "unread"} if method == "pruning" else {}
     one_input = {"exclude": ["conv1.weight"]} if n_of_m(structure_of(method)) else {}
     sections["sparsity"] = {**sparsity_section(method), **one_input, **sections.pop("sparsity", {})}
@@ -132,7 +132,10 @@ def one_step(worker: Worker, methods: list[str]) -> dict[str, tuple[Weights, Wei
         pytest.param({"train": {"micro_batches": 3}}, marks=pytest.mark.slow),
         pytest.param({"train": {"precision": "bf16", "channels_last": True}}, marks=pytest.mark.slow),
         {"train": {"precision": "fp16", "micro_batches": 2}},
-        {"train": {"optimizer": {"name": "adamw"}, "label_smoothing": 0.1}, "sparsity": {"granularity": 2}},
+        pytest.param(
+            {"train": {"optimizer": {"name": "adamw"}, "label_smoothing": 0.1}, "sparsity": {"granularity": 2}},
+            marks=pytest.mark.slow,
+        ),
         pytest.param({"sparsity": {"granularity": 3}, "train": {"channels_last": True}}, marks=pytest.mark.slow),
     ],
     ids=str,

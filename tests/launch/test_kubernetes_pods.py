@@ -84,7 +84,7 @@ def test_an_evicted_pod_is_replaced_and_the_run_goes_on(
         pytest.param(
             "train.epoch=3", "train.epoch: unknown key; did you mean 'epochs'?", id="key", marks=pytest.mark.slow
         ),
-        pytest.param("data={name: imagenet, path: data/imagenet}", "data/imagenet", id="data"),
+        pytest.param("data={name: imagenet, path: data/imagenet}", "data/imagenet", id="data", marks=pytest.mark.slow),
     ],
 )
 def test_bad_input_ends_the_job_in_a_line(tmp_path: Path, argument: str, message: str) -> None:

@@ -274,6 +274,7 @@ def test_workers_get_ten_minutes_to_save(tmp_path: Path, monkeypatch: pytest.Mon
     if result.stdout == "None\n":
         pytest.skip("this torch always waits 30 s")
     assert (result.stdout, result.returncode) == ("600\n", 0), result.stderr
+    python = fake_python(tmp_path, "echo $TORCH_ELASTIC_SHUTDOWN_TIMEOUT")
     result = local("--workers", "1", "--", "--config", "x", PYTHON=str(python), TORCH_ELASTIC_SHUTDOWN_TIMEOUT="45")
     assert result.stdout == "45\n"
 

@@ -248,6 +248,7 @@ def test_without_timm(monkeypatch: pytest.MonkeyPatch) -> None:
     ]
 
 
+@pytest.mark.slow  # What is not imported: tests/pipelines/datasets/test_registry.py.
 def test_other_models_do_without_timm() -> None:
     program = (
         "import sys; from dynsparse.config import schema, loading as config\n"

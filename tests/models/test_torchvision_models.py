@@ -134,6 +134,7 @@ def test_published_weights_of_another_input_need_a_word(name: str) -> None:
     assert model.transform_input
 
 
+@pytest.mark.slow  # What is not imported: tests/pipelines/datasets/test_registry.py.
 def test_other_models_do_without_torchvision() -> None:
     program = (
         "import sys; from dynsparse.config import schema, loading as config\n"

@@ -27,7 +27,7 @@ def test_the_module_of_the_settings_builds_them(kind: type[DataSetSettings]) -> 
     ("imported", "absent"),
     [
         # The registry is imported by it.
-        ("dynsparse.config.schema", {"nvidia.dali", "torchvision", "sklearn", "PIL", "pyarrow"}),
+        ("dynsparse.config.schema", {"nvidia.dali", "timm", "torchvision", "sklearn", "PIL", "pyarrow"}),
         ("pipelines.common.programs", {"torch", "numpy", "pydantic"}),
         ("pipelines.common.settings", {"torch", "numpy"}),
     ],

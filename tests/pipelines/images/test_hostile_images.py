@@ -88,7 +88,8 @@ TRAIN = """if True:
 """
 
 
-@pytest.mark.parametrize("loader", ["dali", pytest.param("torch", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("loader", ["dali", "torch"])
 def test_a_run_over_bombs_goes_on_and_takes_little_memory(folder: Path, loader: str, tmp_path: Path) -> None:
     """Pipes and devices among them: nothing waits for them."""
     place = folder / "train" / "bee"

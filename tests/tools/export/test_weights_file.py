@@ -73,6 +73,7 @@ def test_checkpoints_of_other_programs(key: str, mlp: nn.Module, capsys: pytest.
     assert torch.equal(found["fc1.weight"], mlp.get_parameter("fc1.weight"))
 
 
+@pytest.mark.slow  # Their loading without dynsparse: test_compact_file.py.
 def test_compact_files(mlp: nn.Module, capsys: pytest.CaptureFixture[str]) -> None:
     torch.save(mlp.state_dict(), "theirs.pt")
     code, out, err = call(capsys, "export", "theirs.pt", *MLP, "--format", "compact")
