@@ -32,6 +32,7 @@ def family(name: str, size: int) -> Result:
         sparsity={"allocation": "erk"},
     )
     network = build_network(config, CPU)
+    liven(network.model, torch.randn(16, 3, size, size, generator=torch.Generator().manual_seed(1)))
     groups = list(Graph(network.model.eval(), torch.randn(2, 3, size, size)))
     network = starved(network, config, groups)
     images = torch.randn(4, 3, size, size, generator=torch.Generator().manual_seed(2))
@@ -53,6 +54,22 @@ def family(name: str, size: int) -> Result:
         "dense_flops": [size_before.dense_flops, size_after.dense_flops],
         "active_weights": [budget, network.active_weights],
     }
+
+
+@torch.no_grad()
+def liven(model: nn.Module, images: Tensor) -> None:
+    """Give norms the statistics of images, and parameters of zeros random numbers: else outputs are next to 0."""
+    torch.manual_seed(3)
+    for parameter in model.parameters():
+        if not parameter.any():
+            nn.init.normal_(parameter, std=0.1)
+    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.momentum = 1.0
+    model.train()(images)
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum
 
 
 def starved(network: Network, config: RunConfig, groups: Sequence[Group]) -> Network:
