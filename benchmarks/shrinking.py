@@ -24,7 +24,7 @@ from benchmarks.harness.page import filled
 from benchmarks.harness.record import Result
 from benchmarks.harness.rounds import summary
 from benchmarks.harness.script import page_parser, run
-from benchmarks.parts.shrinking.cases import DENSE, SHRUNK, STARVED, UNSTRUCTURED, Case
+from benchmarks.parts.shrinking.cases import SHRUNK, Case
 from benchmarks.parts.shrinking.families import family
 from benchmarks.parts.shrinking.training import WAYS, side_by_side
 from benchmarks.parts.shrinking.workers import on_workers
@@ -85,7 +85,7 @@ def tiny(case: Case) -> Case:
 
 
 def page(content: Result) -> str:
-    return filled(NAME, content, _rows(content.get("resnet18", {})), WAYS=WAYS, DENSE=DENSE, SHRUNK=SHRUNK)
+    return filled(NAME, content, _rows(content.get("resnet18", {})), WAYS=WAYS, SHRUNK=SHRUNK)
 
 
 def _rows(seeds: Mapping[str, Any]) -> Result:
@@ -98,8 +98,6 @@ def _rows(seeds: Mapping[str, Any]) -> Result:
         "whole": {way: summary([one["whole_run_to_dense"][way] for one in seeds.values()]) for way in WAYS},
         "step": {way: summary([one["last_step_to_dense"][way]["median"] for one in seeds.values()]) for way in WAYS},
         "shrink_steps": summary([n for one in seeds.values() for n in one["runs"][SHRUNK]["shrink_in_steps"]]),
-        "behind": mean(top1[UNSTRUCTURED]) - mean(top1[SHRUNK]),
-        "by_shrinking": mean(top1[SHRUNK]) - mean(top1[STARVED]),
     }
 
 
