@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import logging
 import random
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -164,7 +163,7 @@ def test_bad_steps_leave_no_trace(train: dict[str, Any], seed: int, monkeypatch:
     chance = random.Random(seed)
     bad = {step for step in range(1, 19) if chance.random() < 0.25} | {chance.choice([5, 8, 11])}
     settings = set_every(chance.choice([3, 7, 100]), {**train, "lr": {"name": "steps", "table": 0.02}})
-    at_once, left_open = course(settings, bad), None
+    at_once = course(settings, bad)
     monkeypatch.setattr(later, "is_far", lambda device: True)
     left_open = course(settings, bad)
     for step, (ours, theirs) in enumerate(zip(left_open[0], at_once[0], strict=True), start=1):
@@ -269,11 +268,3 @@ def test_an_epoch_of_bad_steps_alone_has_no_norm() -> None:
     norms.add(torch.tensor(2.0), unless=torch.tensor(False))
     norms.add(torch.tensor(torch.inf), unless=torch.tensor(True))
     assert norms.read() == Norms(latest=2.0, largest=2.0, mean=2.0)
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
