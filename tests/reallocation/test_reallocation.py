@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
@@ -41,7 +41,6 @@ def shake(reallocator: Reallocator, event: int) -> None:
             layer.scatter_(layer.weight, torch.randn(layer.active_units, layer.spec.unit_size, generator=generator))
 
 
-@settings(max_examples=20 if settings().max_examples < 100 else 1000, deadline=None)
 @given(st.integers(1, 8), st.integers(1, 12), st.integers(1, 6), st.integers(20, 400), st.integers(0, 1000))
 def test_units_of_different_size_do_not_drift(first: int, second: int, third: int, target: int, seed: int) -> None:
     """Filters of 27, 54 and 45 weights trade over 30 events; no single weights are there to absorb a remainder.
