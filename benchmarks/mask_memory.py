@@ -1,21 +1,19 @@
 """Memory that work on masks takes beside what is kept, in a GPU's ways: counted on the CPU, without a GPU.
 
     python -m benchmarks.mask_memory --networks ViT-L --densities 0.1
-    python -m benchmarks.mask_memory --networks tiny --output FILE
 
 Bytes of tensors are counted exactly. Workspaces within kernels, such as those of a sort, are not in it.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
-from pathlib import Path
 
 import torch
 from torch import nn
 
-from benchmarks.harness.script import ScriptParser
+from benchmarks.harness import record
+from benchmarks.harness.script import plain_parser
 from benchmarks.parts.pieces import of_network, vision_transformer
 from dynsparse.masks import sparse_layers
 from dynsparse.models.resnet50 import ResNet50Settings
@@ -29,14 +27,12 @@ DENSITIES = (0.05, 0.1, 0.5, 1.0)
 
 
 def main() -> None:
-    parser = ScriptParser(__doc__)
+    parser = plain_parser(__doc__)
     parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=["ResNet-50", "ViT-L"])
     parser.add_argument("--densities", nargs="+", type=float, default=DENSITIES)
-    parser.add_argument("--output", metavar="FILE", type=Path, help="write the bytes there, as JSON")
     asked = parser.parse_args()
     found = {name: {str(one): measured(name, one) for one in asked.densities} for name in asked.networks}
-    if asked.output:
-        asked.output.write_text(json.dumps(found, indent=2) + "\n")
+    record.keep("mask_memory", {"bytes": found}, asked.output)
 
 
 def measured(name: str, density: float) -> dict[str, int]:

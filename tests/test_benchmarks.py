@@ -17,6 +17,7 @@ from benchmarks import (
     fine_tuning,
     hostile_configs,
     hostile_shards,
+    mask_memory,
     passes,
     rigl_neurons,
     rigl_rules,
@@ -77,6 +78,16 @@ def test_every_benchmark_is_run_or_looked_at() -> None:
         *attacks,
     }
     assert scripts - parts == {*every.FULL, *every.SHORT, *looked_at}
+
+
+def test_mask_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """First masks, an event and a digest hold more at a higher density."""
+    run(mask_memory, monkeypatch, "--networks", "tiny", "--densities", "0.1", "0.5", "--output", str(tmp_path))
+    found = json.loads((tmp_path / "mask_memory.json").read_text())["bytes"]["tiny"]
+    thin, thick = found["0.1"], found["0.5"]
+    assert thin.keys() == thick.keys() and thin["weights"] == thick["weights"]
+    for kind in ("first masks, at random", "event of set", "digest of masks"):
+        assert 0 < thin[kind] < thick[kind], kind
 
 
 @pytest.mark.slow

@@ -48,6 +48,7 @@ def of_network(model: nn.Module, density: float) -> dict[str, int]:
         for name, options in EVENTS.items():
             found[f"event of {name}"] = _of_event(model, specs, counts, options)
         masks = MaskSet(model, specs, counts)
+        mask_rows(masks)  # The first makes tables of 4 MB, which stay.
         found["digest of masks"] = _extra(lambda: mask_rows(masks), model, masks)
         found["digest of weights"] = _extra(lambda: weight_rows(model, masks), model, masks)
         gradients = [one.grad for one in model.parameters() if one.grad is not None]
