@@ -21,7 +21,7 @@ from pipelines.views import Normalisation
 ORDER = Path(__file__).with_name("digits_order.txt")
 """Numbers of the 1,437 training images, then of the 360 test images, split class by class by scikit-learn's
 train_test_split with seed 20190609. A file, so that every run, with whatever version, is tested on the same images."""
-TRAIN_SAMPLES = 1_437
+SAMPLES, TRAIN_SAMPLES = 1_797, 1_437
 
 
 class DigitsSettings(AugmentedSettings):
@@ -42,7 +42,7 @@ class DigitsSettings(AugmentedSettings):
 
 
 def load() -> tuple[Arrays, Arrays]:
-    """Return 1,437 training and 360 test images, uint8 [n, 8, 8, 1]."""
+    """Return 1,437 training and 360 test images, uint8 [n, 8, 8, 1]. UserError without scikit-learn and its file."""
     table = _table()
     images = np.round(table[:, :-1] * (255 / 16)).astype(np.uint8).reshape(-1, 8, 8, 1)
     labels = table[:, -1].astype(np.int64)
@@ -54,13 +54,20 @@ def load() -> tuple[Arrays, Arrays]:
 def _table() -> NDArray[np.uint8]:
     """Return the 64 grey levels and the label of each image, uint8 [1797, 65].
 
-    Read from scikit-learn's file, for to import it takes as long as half of torch.
+    Read from scikit-learn's file, for to import it takes as long as half of torch. UserError if that is not there.
     """
     spec = find_spec("sklearn")
     if spec is None or spec.origin is None:
         raise UserError("data.name: digits needs scikit-learn; pip install scikit-learn")
-    with gzip.open(Path(spec.origin).with_name("datasets") / "data/digits.csv.gz", "rt") as file:
-        return np.loadtxt(file, dtype=np.uint8, delimiter=",")
+    path = Path(spec.origin).with_name("datasets") / "data/digits.csv.gz"
+    try:
+        with gzip.open(path, "rt") as file:
+            lines = file.read().splitlines()
+        if len(lines) != SAMPLES:
+            raise ValueError(f"it has {len(lines):,} lines, not {SAMPLES:,}")
+        return np.loadtxt(lines, dtype=np.uint8, delimiter=",")
+    except (OSError, EOFError, ValueError) as error:
+        raise UserError(f"data.name: {path}, the digits of scikit-learn, cannot be read ({error})") from None
 
 
 def listed(settings: DigitsSettings) -> Arrays:
@@ -69,7 +76,7 @@ def listed(settings: DigitsSettings) -> Arrays:
 
 
 def build(settings: DigitsSettings, request: Request) -> Data:
-    """Return the pipelines. Nothing can be missing: the images are part of scikit-learn."""
+    """Return the pipelines. UserError as in `load`."""
     train, test = load()
     normalisation = Normalisation(mean=(float(train.images.mean()),), std=(float(train.images.std()),))
     size = (settings.image_size, settings.image_size)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from importlib.machinery import ModuleSpec
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -34,6 +35,20 @@ def test_without_scikit_learn(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(digits, "find_spec", nothing)
     with pytest.raises(UserError, match=r"data\.name: digits needs scikit-learn; pip install scikit-learn"):
         digits.load()
+
+
+@pytest.mark.parametrize("content", [None, b"", b"no archive"], ids=["absent", "empty", "damaged"])
+def test_without_its_file(content: bytes | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As with a version that has it elsewhere, or an install that is damaged."""
+    path = tmp_path / "datasets/data/digits.csv.gz"
+    path.parent.mkdir(parents=True)
+    if content is not None:
+        path.write_bytes(content)
+    spec = ModuleSpec("sklearn", None, origin=str(tmp_path / "__init__.py"))
+    monkeypatch.setattr(digits, "find_spec", lambda name: spec)
+    with pytest.raises(UserError) as caught:
+        digits.load()
+    assert str(caught.value).startswith(f"data.name: {path}, the digits of scikit-learn, cannot be read (")
 
 
 def test_scikit_learn_is_not_imported(monkeypatch: pytest.MonkeyPatch) -> None:
