@@ -39,7 +39,7 @@ def test_without_scikit_learn(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("content", [None, b"", b"no archive"], ids=["absent", "empty", "damaged"])
 def test_without_its_file(content: bytes | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As with a version that has it elsewhere, or an install that is damaged."""
+    """A version may have it elsewhere, and an install may be damaged."""
     path = tmp_path / "datasets/data/digits.csv.gz"
     path.parent.mkdir(parents=True)
     if content is not None:
