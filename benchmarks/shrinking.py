@@ -1,6 +1,6 @@
 """Training with shrinks beside dense and unstructured training: time, accuracy, inference, and what a shrink costs.
 
-    python -m benchmarks.shrinking --photographs DIR --seeds 0 1 2   (about half an hour of one core a seed)
+    python -m benchmarks.shrinking --photographs DIR --seeds 0 1 2   (a quarter of an hour of one core a seed)
     python -m benchmarks.shrinking --page                            (the page anew, from the JSON)
 
 `DIR` holds Imagenette with a shorter side of 80 pixels (`python -m benchmarks.shrink`). ResNet-18 is trained on it,
@@ -30,8 +30,8 @@ from benchmarks.parts.shrinking.training import WAYS, side_by_side
 from benchmarks.parts.shrinking.workers import on_workers
 
 NAME = "shrinking"
-RESNET_18 = Case("resnet18", 64, epochs=10)
-RESNET_50 = Case("resnet50", 64, epochs=8, period=5, samples=1_280)
+RESNET_18 = Case("resnet18", 48, epochs=8)
+RESNET_50 = Case("resnet50", 64, epochs=8, period=3, samples=640)
 ON_WORKERS = Case("resnet18", 64, epochs=4, period=5, samples=1_280)
 WORKERS = 4
 FAMILIES = {

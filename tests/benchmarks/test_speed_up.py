@@ -34,7 +34,7 @@ def test_speed_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_networks_have_the_zeros_that_the_page_tells_of() -> None:
-    masked = speed_up.masked("mobilenet_v3_small")
+    masked = speed_up.masked("mobilenet_v3_small", 32)
     weights = [layer.weight for layer in masked.modules() if isinstance(layer, nn.Conv2d | nn.Linear)]
     sparse = [weight for weight in weights if not bool(weight.all())]
     zeros = sum(int((weight == 0).sum()) for weight in sparse)
