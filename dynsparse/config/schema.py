@@ -59,11 +59,6 @@ class RunConfig(Settings):
                 f"train.lr.warmup_epochs is {train.lr.warmup_epochs:g}; the rate would never reach its value in "
                 f"{train.epochs} epochs (train.epochs): set train.lr.warmup_epochs below that, or train longer"
             )
-        if train.deterministic and self.distributed.gradients == "auto":
-            raise ValueError(
-                "train.deterministic is on and distributed.gradients is auto, which chooses by the clock: set it to "
-                "dense or active"
-            )
         if method.starts != "dense" and start.masks_from is None and not self.sparsity.is_said:
             raise ValueError(
                 f"sparsity is not said, and method {method.name} needs it: give the fraction of zeros in convolutions "
@@ -95,6 +90,22 @@ class RunConfig(Settings):
         return self
 
     @model_validator(mode="after")
+    def _repeats(self) -> RunConfig:
+        """Raise ValueError where a run is to repeat bit for bit, and a setting chooses by the clock."""
+        if not self.train.deterministic:
+            return self
+        if self.distributed.gradients == "auto":
+            raise ValueError(
+                "train.deterministic is on and distributed.gradients is auto, which chooses by the clock: set it to "
+                "dense or active"
+            )
+        if self.data.decoding.place == "auto":
+            raise ValueError(
+                "train.deterministic is on and data.decode is auto, which chooses by the clock: set it to gpu or cpu"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _semi_structured_fits(self) -> RunConfig:
         """Raise ValueError where no layer can train by 2:4 kernels, or the choice by the clock is not wanted."""
         train, pattern = self.train, self.method.pattern(self.sparsity.structure)
@@ -115,6 +126,23 @@ class RunConfig(Settings):
         ):
             if getattr(train, name):
                 raise ValueError(f"train.semi_structured and train.{name} are on, which {why}: leave one of them off")
+        return self
+
+    @model_validator(mode="after")
+    def _cuda_graphs_fit(self) -> RunConfig:
+        """Raise ValueError for CUDA graphs of what is not compiled, or whose gradients add up outside of them."""
+        train = self.train
+        if not train.cuda_graphs:
+            return self
+        if not train.compile:
+            raise ValueError(
+                "train.cuda_graphs is on and train.compile off, and it replays what is compiled: set train.compile=true"
+            )
+        if train.micro_batches > 1:
+            raise ValueError(
+                f"train.cuda_graphs is on and train.micro_batches is {train.micro_batches}: a replay overwrites the "
+                f"gradients of the one before, which are to add up; leave one of them out"
+            )
         return self
 
     @model_validator(mode="after")

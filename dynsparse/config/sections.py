@@ -156,6 +156,9 @@ class TrainSettings(Settings):
     """Memory format of convolution weights and images; faster on GPUs with bf16."""
     compile: bool = False
     """torch.compile the model."""
+    cuda_graphs: bool = False
+    """Replay each pass of the compiled model as a CUDA graph, so that the host queues it at once. It pays where kernels
+    are small. It takes memory of its own for each shape of a batch."""
     semi_structured: bool = False
     """Multiply by 2:4 weights with a GPU's sparse tensor cores, in linear layers and 1x1 convolutions, forward and for
     the gradients of their inputs, where the start of the run measures that it is faster. For transposable `nm`."""
@@ -260,6 +263,9 @@ class DistributedSettings(Settings):
     """Gradients that the ranks exchange each step. dense: all of them. active: only those of active weights, so that
     bytes fall with the density. auto: the faster of both, measured in the first steps. With more than two ranks the two
     differ in rounding, so runs with auto do not repeat bit for bit."""
+    bucket_mb: Annotated[float, Field(ge=1, le=65_536)] | None = None
+    """MiB of gradients that travel together, while the backward pass makes the next ones. null: as torch has it, 25
+    after a first bucket of 1. With more than two ranks last bits depend on it."""
     on_desync: OnDesync = "abort"
     """Action when ranks hold different masks or weights: abort and name the layers, or repair from rank 0."""
 

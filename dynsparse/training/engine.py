@@ -10,6 +10,7 @@ from torch import Tensor, optim
 
 from dynsparse import later
 from dynsparse.config.schema import RunConfig
+from dynsparse.errors import UserError
 from dynsparse.optimizers import check_layouts, has_begun, skips_on_device
 from dynsparse.runtime import Worker
 from dynsparse.training import forward_seeds, packing
@@ -40,8 +41,11 @@ class Engine:
         self.device = next(self.model.parameters()).device
         if config.train.semi_structured:
             require_gpu(self.device)
+        if config.train.cuda_graphs and self.device.type != "cuda":
+            raise UserError(f"train.cuda_graphs is on, and the model is on the {self.device.type}: leave it off")
         self.forward = compiled(self.model, config) if config.train.compile else self.model
-        self.parallel = Parallel(self.forward, network.masks, config.distributed.gradients, self.device)
+        among = config.distributed
+        self.parallel = Parallel(self.forward, network.masks, among.gradients, self.device, among.bucket_mb)
         self.precision = Precision(config.train.precision, self.device)
         self.sums = torch.zeros(3, dtype=torch.float64, device=self.device)
         """Loss, top-1 hits and samples of this rank in this epoch."""
@@ -73,6 +77,8 @@ class Engine:
         DDP takes the mean over the ranks. So each part is weighed by its samples: they need not be equally many.
         """
         images = self._laid_out(images)
+        if self.config.train.cuda_graphs:
+            torch.compiler.cudagraph_mark_step_begin()  # Outputs of the step before may be overwritten.
         with self.precision.autocast():
             logits, taught = self.parallel(images), self.criterion.taught(images)
         loss = self.criterion(logits.float(), labels, taught)

@@ -27,7 +27,14 @@ _WORTH_IT = 0.95  # Of a dense step's time, at most: within that the two are ali
 class Parallel:
     """A module whose gradients are the mean over the ranks after each step. Alone it is the module."""
 
-    def __init__(self, module: nn.Module, masks: MaskSet, gradients: Gradients, device: torch.device) -> None:
+    def __init__(
+        self,
+        module: nn.Module,
+        masks: MaskSet,
+        gradients: Gradients,
+        device: torch.device,
+        bucket_mb: float | None = None,
+    ) -> None:
         self.masks = masks
         self.device = device
         self.gradients = gradients
@@ -37,7 +44,7 @@ class Parallel:
         self._sent = 0
         if not sync.connected():
             return
-        self._module = _data_parallel(module, device)
+        self._module = _data_parallel(module, device, bucket_mb)
         trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
         self._dense_bytes = sum(parameter.numel() * parameter.element_size() for parameter in trained)
         if gradients != "dense":
@@ -121,14 +128,18 @@ class Parallel:
         )
 
 
-def _data_parallel(module: nn.Module, device: torch.device) -> DistributedDataParallel:
-    """Wrap in DDP that leaves buffers alone: statistics are averaged before evaluation, not sent at every forward."""
+def _data_parallel(module: nn.Module, device: torch.device, bucket_mb: float | None) -> DistributedDataParallel:
+    """Wrap in DDP that leaves buffers alone: statistics are averaged before evaluation, not sent at every forward.
+
+    A compiled module stays inside: its graph is then cut at the buckets, so that each travels once its part has run.
+    """
     # torch 2.13 renamed the argument.
     known = inspect.signature(DistributedDataParallel.__init__).parameters
     off: dict[str, Any] = {"forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers": False}
     return DistributedDataParallel(
         module,
         device_ids=[device.index] if device.type == "cuda" else None,
+        bucket_cap_mb=bucket_mb,
         gradient_as_bucket_view=True,
         **off,
     )

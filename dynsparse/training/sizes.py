@@ -79,15 +79,18 @@ def forget_compiled(config: RunConfig) -> None:
 
 
 def compiled(model: nn.Module, config: RunConfig) -> nn.Module:
-    """Compile a model: once for each shape where sizes or batches change.
+    """Compile a model: once for each shape where sizes or batches change, or passes are replayed as CUDA graphs.
 
     torch would make the second graph for any shape. A run that resumes in a later phase would then have another graph
     than one that came to it, and other last bits.
     """
-    several = len(config.train.phases) > 1
-    if several:
+    replayed = config.train.cuda_graphs
+    each_shape = len(config.train.phases) > 1 or replayed
+    if each_shape:
         from torch._dynamo import config as dynamo  # Only here: importing the compiler takes a second.
 
         needed = SHAPES_OF_A_PHASE * len(config.train.phases) + SHAPES_OF_EVALUATION
         dynamo.recompile_limit = max(dynamo.recompile_limit, needed)
-    return torch.compile(model, dynamic=False if several else None)  # type: ignore[return-value]
+    return torch.compile(  # type: ignore[return-value]
+        model, dynamic=False if each_shape else None, mode="reduce-overhead" if replayed else None
+    )
