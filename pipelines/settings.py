@@ -9,6 +9,7 @@ from pydantic import Field
 
 from pipelines.common.errors import UserError
 from pipelines.common.settings import Count, Settings
+from pipelines.decoding import BY_DEFAULT, Decoding
 from pipelines.images.encoded import MOST_PIXELS
 from pipelines.pixels.recipe import NO_PIXELS, Pixels
 from pipelines.sources.class_list import MOST_CLASSES
@@ -74,6 +75,11 @@ class DataSetSettings(Settings):
     def pixel_limit(self) -> int:
         """Pixels of the largest image that is decoded."""
         return MOST_PIXELS
+
+    @property
+    def decoding(self) -> Decoding:
+        """The place where images are decoded in a run on GPUs."""
+        return BY_DEFAULT
 
     @property
     def skips_bad_files(self) -> bool:

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar, Generic, Literal, TypeVar
+from typing import Annotated, Any, ClassVar, Generic, Literal, TypeVar
 
-from pydantic import model_validator
+from pydantic import Field, model_validator
 
 from pipelines.base import Data, Request
 from pipelines.common.paths import PathText
 from pipelines.common.settings import AtLeast1
 from pipelines.datasets.stored import StoredSettings
+from pipelines.decoding import LARGEST_OF_IMAGENET, Decoding, Place
 from pipelines.images.encoded import MOST_PIXELS
 from pipelines.ordered import assemble
 from pipelines.settings import Side
@@ -37,6 +38,12 @@ class PhotographSettings(StoredSettings):
     more bytes than four times this number."""
     exclude: PathText | None = None
     """File with the names of samples to skip, a line each, as `python -m pipelines scan` writes it."""
+    decode: Place | None = None
+    """The device on which DALI decodes in a run on GPUs. auto: the faster, as each worker measures at its start, so that
+    runs do not repeat bit for bit. null: the GPU, if there is one."""
+    largest_image: Annotated[list[Side], Field(min_length=2, max_length=2)] = [*LARGEST_OF_IMAGENET]
+    """Width and height that a GPU's decoder has memory for from the start, as `python -m pipelines scan` finds them.
+    Larger images make it grow in mid-run."""
     augment: bool = True
     """Train on random resized crops, half of them mirrored. If false, train on images as evaluation sees them."""
     image_size: Side = 224
@@ -71,6 +78,15 @@ class PhotographSettings(StoredSettings):
             )
         return self
 
+    @model_validator(mode="after")
+    def _decoder_fits(self) -> PhotographSettings:
+        if self.decode is not None and self.loader != "dali":
+            raise ValueError(
+                f"decode is {self.decode}, and loader {self.loader} decodes on the CPU always: leave decode out, or "
+                f"set loader=dali"
+            )
+        return self
+
     @property
     def image_shape(self) -> tuple[int, int, int]:
         return (3, self.image_size, self.image_size)
@@ -78,6 +94,10 @@ class PhotographSettings(StoredSettings):
     @property
     def pixel_limit(self) -> int:
         return self.most_pixels
+
+    @property
+    def decoding(self) -> Decoding:
+        return Decoding(self.decode, (self.largest_image[0], self.largest_image[1]))
 
     @property
     def skips_bad_files(self) -> bool:

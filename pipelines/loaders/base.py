@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from pipelines.base import Batch
 from pipelines.common.errors import UserError
+from pipelines.decoding import BY_DEFAULT, Decoding
 from pipelines.order import Indices, Uniforms
 from pipelines.sources.base import Encoded
 from pipelines.views import Recipe
@@ -53,6 +54,8 @@ class Loader(ABC):
     """Memory layout of images: channels last instead of contiguous."""
     most_pixels: int
     """Images of more pixels are bad samples."""
+    decoding: Decoding = BY_DEFAULT
+    """The place where DALI decodes."""
 
     @abstractmethod
     def feed(self, recipe: Recipe, stream: Stream, batch: int) -> Feed:

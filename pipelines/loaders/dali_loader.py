@@ -6,7 +6,7 @@ import logging
 from collections import deque
 from collections.abc import Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import chain
 from threading import Lock
@@ -18,16 +18,18 @@ from nvidia.dali import Pipeline, fn, pipeline_def, types
 from nvidia.dali import __cuda_version__ as BUILT_FOR  # noqa: N812
 
 from pipelines.base import Batch
+from pipelines.common.errors import UserError
+from pipelines.decoding import Decoding, Place
 from pipelines.images.encoded import Bytes, most_bytes
 from pipelines.images.headers import Header, checked
 from pipelines.images.reference import decoded
-from pipelines.loaders import dali_views
+from pipelines.loaders import dali_timing, dali_views
 from pipelines.loaders.base import BadSamples, Feed, Loader, Stream, no_memory
 from pipelines.loaders.dali_gpu import require_served
 from pipelines.loaders.dali_images import given, is_large, size_of
 from pipelines.loaders.dali_probe import Probe, to_torch
 from pipelines.loaders.dali_views import Normaliser, made, on_gpu
-from pipelines.loaders.finishing import Finishing
+from pipelines.loaders.finishing import Finishing, device_of
 from pipelines.order import Indices, Uniforms
 from pipelines.sources.base import Arrays, Encoded
 from pipelines.views import Recipe, View
@@ -46,13 +48,39 @@ class DaliLoader(Loader):
     """Names of good samples that DALI cannot decode."""
     large: Lock = field(default_factory=Lock, compare=False)
     """Lock that is held while a large image is made: there is memory for one."""
+    faster: list[Place] = field(default_factory=list, compare=False)
+    """The place that `decoding.place: auto` has come to mean, once a feed has measured it."""
 
     def __post_init__(self) -> None:
         if self.device_id is not None:
             require_served(self.device_id, BUILT_FOR)
+        elif self.decoding.place == "gpu":
+            raise UserError("data.decode is gpu, and this run has no GPU: leave it out, or set it to auto")
 
     def feed(self, recipe: Recipe, stream: Stream, batch: int) -> Feed:
-        return DaliFeed(self, recipe, stream, batch)
+        if self.decoding.place != "auto":
+            return DaliFeed(self, recipe, stream, batch)
+        return DaliFeed(self._decided(recipe, batch), recipe, stream, batch)
+
+    def _decided(self, recipe: Recipe, batch: int) -> DaliLoader:
+        """Return a loader that decodes where it is faster, as its first feed finds. The others follow it."""
+        if not self.faster:
+            self.faster.append(self._measured(recipe, batch))
+        return self._at(self.faster[0])
+
+    def _measured(self, recipe: Recipe, batch: int) -> Place:
+        """Measure where images are decoded faster. Nothing is measured without a GPU or without encoded images."""
+        if self.device_id is None or not isinstance(recipe.source, Encoded):
+            return "cpu"
+
+        def feed(place: Place) -> Feed:
+            return self._at(place).feed(recipe, dali_timing.batches(recipe, batch), batch)
+
+        return dali_timing.faster(feed, device_of(self))
+
+    def _at(self, place: Place) -> DaliLoader:
+        """Return a loader that decodes there, and is this one in all else."""
+        return replace(self, decoding=replace(self.decoding, place=place))
 
     def given(self, source: Encoded, index: int, view: View, *numbers: Any) -> tuple[Bytes, bool]:
         """Return the bytes for DALI, and True if their view is made already. Raises as reading and decoding do."""
@@ -87,7 +115,7 @@ class DaliLoader(Loader):
 
     @cached_property
     def _probe(self) -> Probe:
-        return Probe(self.device_id)
+        return Probe(self.device_id, self.decoding)
 
 
 @dataclass(frozen=True)
@@ -120,6 +148,7 @@ class DaliFeed(Feed):
             self._batches,
             self._recipe,
             self._normaliser(),
+            loader.decoding,
             batch_size=self._batch,
             num_threads=loader.threads,
             device_id=loader.device_id,
@@ -264,7 +293,7 @@ _END = object()
 
 # exec_dynamic: outputs stay valid while the next batch is made.
 @pipeline_def(exec_dynamic=True)  # type: ignore[untyped-decorator]
-def _graph(samples: Iterator[Any], recipe: Recipe, normalised: Normaliser) -> Any:
+def _graph(samples: Iterator[Any], recipe: Recipe, normalised: Normaliser, decoding: Decoding) -> Any:
     in_memory = isinstance(recipe.source, Arrays)
     numbers = recipe.view.numbers(np.zeros((1, recipe.view.uniforms)))
     image, *others, labels = fn.external_source(
@@ -275,7 +304,7 @@ def _graph(samples: Iterator[Any], recipe: Recipe, normalised: Normaliser) -> An
         ndim=[3 if in_memory else 1, *(array.ndim - 1 for array in numbers), 0],
         layout=["HWC" if in_memory else "", *("" for _ in numbers), ""],
     )
-    pixels = dali_views.Decoded(image) if in_memory else dali_views.Encoded(image)
+    pixels = dali_views.Decoded(image) if in_memory else dali_views.Encoded(image, decoding)
     return made(recipe.view, pixels, normalised, *others), labels.gpu() if on_gpu() else labels
 
 

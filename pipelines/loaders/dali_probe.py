@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 from nvidia.dali import Pipeline, fn, pipeline_def, types
 
+from pipelines.decoding import BY_DEFAULT, Decoding
 from pipelines.images.encoded import Bytes
 from pipelines.loaders import dali_views
 
@@ -22,8 +23,8 @@ def to_torch(tensors: Any) -> torch.Tensor:
 class Probe:
     """Decodes one image at a time, to find images that DALI cannot decode."""
 
-    def __init__(self, device_id: int | None = None) -> None:
-        self._device_id = device_id
+    def __init__(self, device_id: int | None = None, decoding: Decoding = BY_DEFAULT) -> None:
+        self._device_id, self._decoding = device_id, decoding
         self._pipeline: Pipeline | None = None
         self._lock = Lock()  # The thread that reads ahead tries replacements while a failed batch is searched.
 
@@ -34,7 +35,7 @@ class Probe:
 
     def _pixels(self, encoded: Bytes) -> NDArray[np.uint8] | None:
         if self._pipeline is None:
-            self._pipeline = _probe_graph(batch_size=1, num_threads=1, device_id=self._device_id)
+            self._pipeline = _probe_graph(self._decoding, batch_size=1, num_threads=1, device_id=self._device_id)
             self._pipeline.build()
         try:
             self._pipeline.feed_input("encoded", [encoded])
@@ -49,6 +50,6 @@ class Probe:
 
 
 @pipeline_def(prefetch_queue_depth=1)  # type: ignore[untyped-decorator]
-def _probe_graph() -> Any:
+def _probe_graph(decoding: Decoding) -> Any:
     encoded = fn.external_source(name="encoded", dtype=types.UINT8, ndim=1)
-    return dali_views.Encoded(encoded).whole()
+    return dali_views.Encoded(encoded, decoding).whole()

@@ -9,6 +9,7 @@ import numpy as np
 from nvidia.dali import Pipeline, fn, math, types
 
 from pipelines import augment
+from pipelines.decoding import Decoding
 from pipelines.views import AsItIs, CentralCrop, Normalisation, RandomCrop, RandomResizedCrop, View
 
 
@@ -17,13 +18,13 @@ def on_gpu() -> bool:
     return Pipeline.current().device_id is not None
 
 
-def decoding() -> dict[str, Any]:
-    """Return the options of all decoders. Fancy upsampling makes GPU and CPU agree; EXIF is applied by default."""
+def decoder(decoding: Decoding, *, gpu: bool) -> dict[str, Any]:
+    """Return the options of a decoder. Fancy upsampling makes GPU and CPU agree; EXIF is applied by default."""
     options: dict[str, Any] = {"output_type": types.RGB, "jpeg_fancy_upsampling": True}
-    if not on_gpu():
+    if not gpu or decoding.place == "cpu":
         return {"device": "cpu", **options}
-    # Memory for the largest image of ImageNet from the start, else it would grow in mid-run.
-    return {"device": "mixed", **options, "preallocate_width_hint": 5980, "preallocate_height_hint": 6430}
+    width, height = decoding.largest  # Memory from the start, else it would grow in mid-run.
+    return {"device": "mixed", **options, "preallocate_width_hint": width, "preallocate_height_hint": height}
 
 
 class Decoded:
@@ -48,8 +49,9 @@ class Decoded:
 class Encoded:
     """Encoded images, uint8 [bytes] on the CPU."""
 
-    def __init__(self, encoded: Any) -> None:
+    def __init__(self, encoded: Any, decoding: Decoding) -> None:
         self._encoded = encoded
+        self._decoder = decoder(decoding, gpu=on_gpu())
 
     def shape(self) -> Any:
         """Return the node of height, width, channels, from the header: int64 [3], on the CPU."""
@@ -65,7 +67,8 @@ class Encoded:
 
     def window(self, anchor: Any, size: Any) -> Any:
         """Return the node of a part of the images. Only as much as needed is decoded."""
-        return fn.decoders.image_slice(self._encoded, anchor, size, axis_names="HW", **decoding())
+        images = fn.decoders.image_slice(self._encoded, anchor, size, axis_names="HW", **self._decoder)
+        return images.gpu() if on_gpu() and self._decoder["device"] == "cpu" else images
 
 
 class Normaliser:

@@ -13,4 +13,5 @@ def loader(settings: DataSetSettings, request: Request) -> Loader:
     """Return the loader that `data.loader` names. Imported only here: DALI is not available on every platform."""
     kind: type[Loader] = import_module(f"pipelines.loaders.{settings.loader}_loader").THE_LOADER
     half = settings.dtype == "float16"
-    return kind(settings.threads, request.device_id, half, request.channels_last, settings.pixel_limit)
+    layout, most = request.channels_last, settings.pixel_limit
+    return kind(settings.threads, request.device_id, half, layout, most, settings.decoding)

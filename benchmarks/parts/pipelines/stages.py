@@ -17,6 +17,7 @@ from benchmarks.harness.record import Result
 from benchmarks.parts.pipelines.bench import Amount
 from pipelines import augment
 from pipelines.datasets.photographs import NORMALISATION
+from pipelines.decoding import BY_DEFAULT
 from pipelines.images.encoded import MOST_PIXELS
 from pipelines.images.reference import decoded
 from pipelines.loaders import dali_views, torch_views
@@ -77,7 +78,7 @@ def _partial_graph(batches: Iterator[Any], size: int, stage: str) -> Any:
         dtype=[types.UINT8, types.FLOAT64, types.FLOAT64, types.INT32],
         ndim=[1, 2, 1, 0],
     )
-    image = dali_views.Encoded(encoded)
+    image = dali_views.Encoded(encoded, BY_DEFAULT)
     window = dali_views.random_window(image.shape(), factors, place)
     pixels = image.window(*window)
     resized = dali_views.resized(pixels, size=(size, size))
