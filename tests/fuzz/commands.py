@@ -92,12 +92,14 @@ COMMANDS = {
         Command("export-torch", tool("export", "--format", "torch", "--out", "out/x.pt"), own_config=True),
         Command("export-safetensors", tool("export", "--format", "safetensors", "--out", "out/x"), own_config=True),
         Command("export-csr", tool("export", "--format", "csr", "--out", "out/x"), own_config=True),
+        Command("export-compact", tool("export", "--format", "compact", "--out", "out/x"), own_config=True),
+        Command("speed-up", tool("speed-up", "--rounds", "3"), own_config=True),
     )
 }
 
-_CHECKPOINT = (6, 3, 3, 3, 2, 1, 2, 1, 1, 1, 1, 1, 2, 2, 1, 1, 1, 1, 1, 1, 1, 1, 3, 1, 1, 1, 1)
-_FILE = (6, 2, 1, 0, 4, 2, 2, 1, 0, 0, 2, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 3, 1, 0, 1, 0, 0)
-_LOCK = (6, 2, 1, 1, 4, 3, 3, 1, 1, 1, 2, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 2, 0, 0, 0, 0, 0)
+_CHECKPOINT = (6, 3, 3, 3, 2, 1, 2, 1, 1, 1, 1, 1, 2, 2, 1, 1, 1, 1, 1, 1, 1, 1, 3, 1, 1, 1, 1, 1, 1)
+_FILE = (6, 2, 1, 0, 4, 2, 2, 1, 0, 0, 2, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 3, 1, 0, 1, 0, 0, 0, 0)
+_LOCK = (6, 2, 1, 1, 4, 3, 3, 1, 1, 1, 2, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 2, 0, 0, 0, 0, 0, 0, 0)
 LIKELY = {
     "checkpoint": _CHECKPOINT,
     "archive": _CHECKPOINT,
