@@ -107,13 +107,14 @@ def network(name: str, size: int) -> nn.Module:
     from torchvision.models import get_model
 
     torch.manual_seed(0)
-    more: Mapping[str, Any] = {
-        "googlenet": {"aux_logits": False, "init_weights": True},
-        "inception_v3": {"aux_logits": False, "init_weights": True},
-        "vit_b_16": {"image_size": size},
-    }.get(name, {})
-    model: nn.Module = get_model(name, weights=None, **more)
+    model: nn.Module = get_model(name, weights=None, **_options(name, size))
     return model.eval()
+
+
+def _options(name: str, size: int) -> Mapping[str, Any]:
+    if name == "vit_b_16":
+        return {"image_size": size}
+    return {"aux_logits": False, "init_weights": True} if name in ("googlenet", "inception_v3") else {}
 
 
 def masked(name: str, size: int) -> nn.Module:

@@ -39,8 +39,8 @@ class PhotographSettings(StoredSettings):
     exclude: PathText | None = None
     """File with the names of samples to skip, a line each, as `python -m pipelines scan` writes it."""
     decode: Place | None = None
-    """The device on which DALI decodes in a run on GPUs. auto: the faster, as each worker measures at its start, so that
-    runs do not repeat bit for bit. null: the GPU, if there is one."""
+    """The device on which DALI decodes in a run on GPUs. auto: the faster, as each worker measures at its start, and
+    then runs do not repeat bit for bit. null: the GPU, if there is one."""
     largest_image: Annotated[list[Side], Field(min_length=2, max_length=2)] = [*LARGEST_OF_IMAGENET]
     """Width and height that a GPU's decoder has memory for from the start, as `python -m pipelines scan` finds them.
     Larger images make it grow in mid-run."""
