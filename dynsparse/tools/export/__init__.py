@@ -66,6 +66,8 @@ def main(arguments: list[str]) -> None:
     for target, encode in contents.items():
         write(target, encode(network))
     loading = format_.LOADING.format(path=path)
+    if parsed.format in ("torch", "safetensors") and network.facts.keys() & {"shrunk", "compact"}:
+        loading = "code that builds layers of these shapes; --format compact is a program that torch loads by itself"
     print(_report(network, source, list(contents), parsed.format, loading), flush=True)
 
 

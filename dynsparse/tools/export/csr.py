@@ -41,6 +41,11 @@ def encode(network: ExportedNetwork) -> bytes:
     active weight, those at 0 included. Where that is no less than the dense tensor takes, it stays dense, as all else
     does. UserError if that leaves no layer.
     """
+    if "shrunk" in network.facts:
+        raise UserError(
+            "--format csr: the run has shrunk, and the file is loaded into the whole network; use compact, onnx, "
+            "safetensors or torch"
+        )
     state = network.state_dict()
     sparse = {name: mask for name, mask in network.masks.items() if 2 * int(mask.count_nonzero()) < mask.numel()}
     if not sparse:

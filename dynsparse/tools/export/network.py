@@ -98,16 +98,14 @@ def made_compact(network: ExportedNetwork, file_format: str) -> ExportedNetwork:
     """
     if file_format == "csr":
         raise UserError("--compact: the format csr keeps every channel; use compact, onnx, safetensors or torch")
-    before = network.dense_bytes
+    before, whole = network.dense_bytes, _shapes(network.model)
     found = compact(network.model, network.image_shape)
     network.model.requires_grad_(False)
     alone = "".join(f"; {layer} is left alone, for {reason}" for layer, reason in found.left_alone.items())
     share = network.dense_bytes / before
     said = f"{len(found.layers)} layers are smaller, {share:.3f} of the bytes; outputs differ by {found.difference:.0e}"
-    shapes = {
-        **json.loads(network.facts.get("shapes", "{}")),
-        **{name: after for name, (_, after) in found.layers.items()},
-    }
+    changed = {name: shape for name, shape in _shapes(network.model).items() if shape != whole.get(name)}
+    shapes = {**json.loads(network.facts.get("shapes", "{}")), **changed}
     facts = {**network.facts, "compact": f"{said}{alone}", "shapes": json.dumps(shapes)}
     return replace(network, masks={}, facts=facts)
 
@@ -148,11 +146,14 @@ def _shrunk(network: Network) -> dict[str, str]:
     """Return what has become of a network that lost channels while it trained, and the shapes of what it lost from."""
     if network.start is None:
         return {}
-    whole = {name: value.shape for name, value in network.start.model.named_parameters()}
-    shapes = {
-        name: list(value.shape) for name, value in network.model.named_parameters() if value.shape != whole.get(name)
-    }
+    whole = _shapes(network.start.model)
+    shapes = {name: shape for name, shape in _shapes(network.model).items() if shape != whole.get(name)}
     return {"shrunk": network.shrunk_line, "shapes": json.dumps(shapes)}
+
+
+def _shapes(model: nn.Module) -> dict[str, list[int]]:
+    """Return the shape of each tensor of a model's state_dict."""
+    return {name: list(value.shape) for name, value in model.state_dict().items()}
 
 
 def libraries(file_format: str, *names: str) -> Sequence[Any]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 from dynsparse.tools.export.network import ExportedNetwork, libraries
 
 SUFFIX = ".safetensors"
@@ -12,5 +14,8 @@ def encode(network: ExportedNetwork) -> bytes:
     """Return the file's content. UserError where the library is missing."""
     (safetensors,) = libraries("safetensors", "safetensors.torch")
     # "format: pt" is what readers of such files look for.
-    content: bytes = safetensors.save(network.state_dict(), metadata={"format": "pt", **network.facts})
+    settings = json.dumps(dict(network.settings))
+    content: bytes = safetensors.save(
+        network.state_dict(), metadata={"format": "pt", "settings": settings, **network.facts}
+    )
     return content
