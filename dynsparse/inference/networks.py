@@ -79,16 +79,18 @@ def without_dead(dense: nn.Module, example: Tensor) -> Network:
 
 def _in_torch(dense: nn.Module, smaller: Network, example: Tensor, rounds: int) -> Iterator[Network]:
     yield smaller
-    base = smaller.module or dense
-    yield from _as_csr(dense, base, example, rounds, _name(smaller))
+    bases = {DENSE: dense} if smaller.module is None else {COMPACT: smaller.module, DENSE: dense}
+    for name, base in bases.items():
+        yield from _as_csr(dense, base, example, rounds, name)
     if sum(isinstance(module, nn.Conv2d) for module in dense.modules()) < LEAST_CONVOLUTIONS:
         return
     images = example.contiguous(memory_format=torch.channels_last)
     dense_last = _last(dense)
-    base_last = dense_last if smaller.module is None else _last(base)
-    yield Network(_name(smaller, CHANNELS_LAST), ChannelsLast(base_last))
-    for found in _as_csr(dense_last, base_last, images, rounds, _name(smaller, CHANNELS_LAST)):
-        yield found if found.module is None else Network(found.name, ChannelsLast(found.module), found.layers)
+    for name, base in bases.items():
+        base_last, name_last = dense_last if base is dense else _last(base), f"{name}, {CHANNELS_LAST}"
+        yield Network(name_last, ChannelsLast(base_last))
+        for found in _as_csr(dense_last, base_last, images, rounds, name_last):
+            yield found if found.module is None else Network(found.name, ChannelsLast(found.module), found.layers)
 
 
 def _as_csr(dense: nn.Module, base: nn.Module, example: Tensor, rounds: int, name: str) -> Iterator[Network]:
@@ -102,10 +104,6 @@ def _as_csr(dense: nn.Module, base: nn.Module, example: Tensor, rounds: int, nam
     for path, layer in layers.sparse.items():
         module.set_submodule(path, layer)
     yield Network(name, module, layers)
-
-
-def _name(smaller: Network, *more: str) -> str:
-    return ", ".join([COMPACT if smaller.module else DENSE, *more])
 
 
 def _last(module: nn.Module) -> nn.Module:

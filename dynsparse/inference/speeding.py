@@ -10,6 +10,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
+from dynsparse.determinism import exact_float32
 from dynsparse.errors import UserError
 from dynsparse.inference.asked import checked_copy, outputs
 from dynsparse.inference.engines import TORCH
@@ -79,11 +80,12 @@ def _probes(dense: nn.Module, example: Tensor) -> list[tuple[Tensor, Tensor]]:
     """Return inputs with the dense network's outputs: the example, and random images where they have finite outputs."""
     generator = torch.Generator(example.device).manual_seed(0)
     drawn = torch.randn(example.shape, generator=generator, device=example.device)
-    probes = [(example, outputs(dense, example))]
-    try:
-        return [*probes, (drawn, outputs(dense, drawn))]
-    except UserError:  # A network may take other images than random ones alone.
-        return probes
+    with exact_float32():
+        probes = [(example, outputs(dense, example))]
+        try:
+            return [*probes, (drawn, outputs(dense, drawn))]
+        except UserError:  # A network may take other images than random ones alone.
+            return probes
 
 
 def _compared(candidate: Network, probes: Sequence[tuple[Tensor, Tensor]]) -> Network:
@@ -102,7 +104,7 @@ def _compared(candidate: Network, probes: Sequence[tuple[Tensor, Tensor]]) -> Ne
 
 def _difference(module: nn.Module, images: Tensor, expected: Tensor) -> float:
     """Return the largest difference over the largest output; inf for NaN and for another shape."""
-    with torch.no_grad():
+    with torch.no_grad(), exact_float32():
         found = module(images)
     if found.shape != expected.shape or not bool(found.isfinite().all()):
         return math.inf
