@@ -63,7 +63,10 @@ def measure(asked: Namespace) -> Result:
     before = record.kept(NAME, asked.output) if record.path_of(NAME, asked.output).exists() else {}
     found = {part: before[part] for part in PARTS if part in before}
     for part in asked.parts:
-        found[part] = {**found.get(part, {}), **dict(_measured(part, asked))}
+        for key, one in _measured(part, asked):
+            found[part] = {**found.get(part, {}), key: one}
+            if not asked.tiny:
+                record.keep(NAME, found, asked.output)  # What is done stays, whatever comes.
     return found
 
 

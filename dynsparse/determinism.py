@@ -1,4 +1,4 @@
-"""Deterministic algorithms of torch: the same run on a GPU, bit for bit."""
+"""Deterministic algorithms of torch, the same run on a GPU bit for bit; and exact float32."""
 
 from __future__ import annotations
 
@@ -36,6 +36,19 @@ def deterministic(asked: bool) -> Iterator[None]:
     finally:
         torch.set_deterministic_debug_mode(before[0])
         torch.backends.cudnn.benchmark = before[1]
+
+
+@contextmanager
+def exact_float32() -> Iterator[None]:
+    """Let GPUs multiply float32 numbers as such in the block, never as TF32, so that two networks can be compared."""
+    before = torch.backends.cudnn.allow_tf32, torch.get_float32_matmul_precision()
+    torch.backends.cudnn.allow_tf32 = False
+    torch.set_float32_matmul_precision("highest")
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.allow_tf32 = before[0]
+        torch.set_float32_matmul_precision(before[1])
 
 
 def _set_workspace() -> None:

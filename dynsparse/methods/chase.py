@@ -99,7 +99,7 @@ class Chase(Rigl):
     def __init__(self, settings: ChaseSettings) -> None:
         super().__init__(settings)
         self.channels = Channels()
-        self._note = ""
+        self._stay = ""
         self._resting: Collection[str] = ()
 
     @property
@@ -158,11 +158,14 @@ class Chase(Rigl):
         apart = _size(ours) - _size(taken), _size(free) - _size(ours)
         reasons = "a residual connection adds", "dense layers use"
         stay = "".join(f"; {n:,} that {reason} stay" for n, reason in zip(apart, reasons, strict=True) if n)
-        self._note = f"chase: {self._goal(1):,} of {self.channels.count:,} channels are to die by the end{stay}"
+        self._stay = stay
 
     @property
     def notes(self) -> Sequence[str]:
-        return [self._note] if self._note else []
+        if not self.channels.count:
+            return []
+        first = sum(self.channels.first_sizes)
+        return [f"chase: {self._goal(1):,} of {first:,} channels are to die by the end{self._stay}"]
 
     def _goal(self, progress: float) -> int:
         """Number of channels that are to be dead."""

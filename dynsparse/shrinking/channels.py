@@ -14,10 +14,13 @@ from dynsparse.masks.channels import ChannelGroup, Lines
 from dynsparse.shrinking.groups import Graph, Side, pruning_library
 
 
-def channel_groups(model: nn.Module, input_shape: Sequence[int], needed_by: str) -> list[ChannelGroup]:
+def channel_groups(
+    model: nn.Module, input_shape: Sequence[int], needed_by: str, *, limited: bool = False
+) -> list[ChannelGroup]:
     """Find which channels of a model go together. It stays as it is: a copy on the meta device is traced.
 
-    `input_shape`: of one input, without the batch. UserError where torch-pruning is not installed or cannot follow.
+    `input_shape`: of one input, without the batch. `limited`: as in `Graph`, for a process without other threads.
+    UserError where torch-pruning is not installed or cannot follow.
     """
     pruning_library(needed_by)
     try:
@@ -25,7 +28,7 @@ def channel_groups(model: nn.Module, input_shape: Sequence[int], needed_by: str)
     except Exception as error:  # Modules may hold anything.
         raise UserError(f"{needed_by} copies the model to trace it, and it cannot be copied: {error}") from error
     try:
-        groups = list(Graph(twin, torch.empty(2, *input_shape, device="meta")))
+        groups = list(Graph(twin, torch.empty(2, *input_shape, device="meta"), limited=limited))
     except UserError as error:
         raise UserError(f"{needed_by} must know which channels go together: {error}") from error
     return [

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from dynsparse.determinism import exact_float32
 from dynsparse.errors import UserError
 from dynsparse.shrinking.dead import Dead, dead_channels
 from dynsparse.shrinking.groups import LAYERS, OUTPUTS, Graph, Group
@@ -36,7 +37,7 @@ def compact(model: nn.Module, image_shape: tuple[int, int, int]) -> Compacted:
     changed, which is then of no use.
     """
     images = torch.randn(2, *image_shape, generator=torch.Generator().manual_seed(0)).to(next(model.parameters()))
-    with torch.no_grad():
+    with torch.no_grad(), exact_float32():
         before = model(images)
     shapes = _shapes(model)
     frozen = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
@@ -47,7 +48,7 @@ def compact(model: nn.Module, image_shape: tuple[int, int, int]) -> Compacted:
     finally:
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(name not in frozen)
-    with torch.no_grad():
+    with torch.no_grad(), exact_float32():
         difference = _difference(before, model(images))
     changed = {name: (shapes[name], now) for name, now in _shapes(model).items() if now != shapes[name]}
     return Compacted(changed, obstacles, difference)

@@ -27,6 +27,10 @@ MOST_BYTES = 1 << 29
 """Memory that finding the groups of a network may take."""
 PER_CHANNEL = (nn.BatchNorm1d, nn.BatchNorm2d)
 """Modules with parameters that do to each channel something of its own."""
+MIXING = (nn.LayerNorm, nn.GroupNorm, nn.LocalResponseNorm, nn.RMSNorm, nn.Softmax, nn.Softmax2d, nn.LogSoftmax)
+"""Modules that may do to a channel something that depends on others, with parameters or without."""
+_PLAIN_TOO = ("timm.layers.conv2d_same.Conv2dSame",)
+"""Layers with a forward of their own that multiply by the weight as it is."""
 
 
 @dataclass(frozen=True)
@@ -97,7 +101,7 @@ class Graph:
             module, reads = item.dep.target.module, "in_channels" in item.dep.handler.__name__
             name = self._names.get(module, item.dep.target.name)
             if isinstance(module, LAYERS) and not _is_depthwise(module):
-                obstacle = obstacle or _grouped(name, module)
+                obstacle = obstacle or _grouped(name, module) or _peculiar(name, module)
                 (readers if reads else writers).append(_side(name, module, item))
             elif not _is_per_channel(module):
                 obstacle = obstacle or f"{name} ({type(module).__name__}) may mix channels"
@@ -153,9 +157,18 @@ def _is_depthwise(module: nn.Module) -> bool:
 
 def _is_per_channel(module: object) -> bool:
     """Return whether it does to each channel something of its own. A function without parameters is taken to do so."""
-    if isinstance(module, nn.Parameter):
+    if isinstance(module, (nn.Parameter, *MIXING)):
         return False
     return isinstance(module, (*PER_CHANNEL, nn.Conv2d)) or next(module.parameters(), None) is None  # type: ignore[attr-defined]
+
+
+def _peculiar(name: str, module: nn.Module) -> str:
+    """Say why a layer may not multiply by its weight as it is; empty if it does."""
+    kind = type(module)
+    plain = kind.forward in (nn.Conv2d.forward, nn.Linear.forward) or f"{kind.__module__}.{kind.__name__}" in _PLAIN_TOO
+    if plain and module._parameters.keys() <= {"weight", "bias"} and "weight" in module._parameters:
+        return ""
+    return f"{name} ({kind.__name__}) may use another weight than it holds"
 
 
 def _grouped(name: str, module: nn.Module) -> str:

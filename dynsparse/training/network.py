@@ -102,6 +102,7 @@ class Network:
         shrunk = shrunk_masks(self.masks, self.model, shrinkage, seed=config.seed)
         self.masks = shrunk.masks
         self.shrinkages = (*self.shrinkages, shrinkage)
+        self.dense = dense_weights(config, self.model, [layer.spec for layer in self.masks])
         self.initial_weights = {}
         self._costs.clear()
         return parameters, shrunk
@@ -347,7 +348,8 @@ def build_method(config: RunConfig, specs: Sequence[LayerSpec]) -> Method:
 def couple(method: Method, config: RunConfig, model: nn.Module, specs: Sequence[LayerSpec]) -> None:
     """Tell a method that wants it which channels of the config's model go together. UserError if it can use none."""
     if method.wants_channels:
-        method.couple(channel_groups(model, config.data.image_shape, f"method {config.method.name}"), specs)
+        shape, name = config.data.image_shape, f"method {config.method.name}"
+        method.couple(channel_groups(model, shape, name, limited=True), specs)
 
 
 def method_settings(config: RunConfig, specs: Sequence[LayerSpec]) -> MethodSettings:

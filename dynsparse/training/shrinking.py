@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import logging
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from dynsparse.config.schema import RunConfig
+from dynsparse.determinism import exact_float32
 from dynsparse.errors import UserError
 from dynsparse.masks import MaskSet, naming
 from dynsparse.masks.rows import by_parameter, whole_mask
@@ -21,6 +24,7 @@ from dynsparse.shrinking.sizes import Size, channels
 from dynsparse.shrinking.unused import unused_channels
 from dynsparse.training.network import Network, build_method, build_without_weights, layer_specs
 
+log = logging.getLogger(__name__)
 _SO = "leave train.shrink out"
 
 
@@ -47,10 +51,13 @@ def find_unused(config: RunConfig, network: Network, average: nn.Module | None, 
     shape, device = config.data.image_shape, next(network.model.parameters()).device
     images = torch.randn(2, *shape, generator=torch.Generator().manual_seed(0)).to(device)
     copies = [copy.deepcopy(model).eval() for model in (network.model, average) if model is not None]
-    with torch.no_grad():
+    with torch.no_grad(), exact_float32():
         before = [model(images) for model in copies]
+        groups = _groups(config, network.shrinkages, limited=False)
+        if not network.shrinkages:
+            _tell_left_alone(groups)
         unused = unused_channels(
-            _groups(config, network.shrinkages, limited=False),
+            groups,
             copies,
             _links(network.model, network.masks),
             images,
@@ -61,6 +68,16 @@ def find_unused(config: RunConfig, network: Network, average: nn.Module | None, 
             shrinkage.apply(model)
             _require_same(outputs, model.eval()(images), epoch)
     return Found(shrinkage, unused.biases)
+
+
+def _tell_left_alone(groups: Sequence[Group]) -> None:
+    """Log how many channels stay whatever happens, with the reasons."""
+    counts: Counter[str] = Counter()
+    for group in groups:
+        counts[group.obstacle] += group.size
+    for reason, count in counts.items():
+        if reason:
+            log.info("train.shrink leaves %s channels alone: %s", f"{count:,}", reason)
 
 
 @torch.no_grad()

@@ -178,7 +178,7 @@ class Trainer:
         kept = self.run.of_this_rank()
         coming = range(self.progress.step + 1, self.progress.step + 11)
         self.engine.settle(
-            epoch=self.progress.epoch if self.resumed else self.config.train.start_epoch,
+            epoch=self.progress.epoch if self.resumed or self.progress.step else self.config.train.start_epoch,
             gradients_before=self.run.gradients_before,
             always_whole=all(self.sparse.wants_whole_gradients_in(step) for step in coming),
         )

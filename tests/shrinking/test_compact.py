@@ -109,6 +109,41 @@ class Normalised(nn.Module):
         return self.second(hidden / hidden.sum(1, keepdim=True))  # type: ignore[no-any-return]
 
 
+class Standardised(nn.Conv2d):
+    """A convolution whose zeros are no zeros: it multiplies by its weight less the mean."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        return nn.functional.conv2d(images, self.weight - self.weight.mean(), self.bias)
+
+
+def weight_norm() -> nn.Module:
+    return nn.utils.parametrizations.weight_norm(nn.Conv2d(4, 4, 1))
+
+
+@pytest.mark.parametrize(
+    ("between", "reason"),
+    [
+        (Standardised(4, 4, 1), "1 (Standardised) may use another weight than it holds"),
+        (weight_norm(), "1 (ParametrizedConv2d) may use another weight than it holds"),
+        (nn.GroupNorm(2, 4, affine=False), "1 (GroupNorm) may mix channels"),
+        (nn.LayerNorm([4, 1, 1], elementwise_affine=False), "1 (LayerNorm) may mix channels"),
+    ],
+    ids=["its own forward", "a parametrization", "groups without parameters", "all without parameters"],
+)
+def test_what_may_not_lose_channels_is_left_alone_and_named(between: nn.Module, reason: str) -> None:
+    """The channels before it stay, dead or not, and it computes the same."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), between, nn.Conv2d(4, 2, 1)).eval()
+    model[0].weight.data[1] = 0
+    model[2].weight.data[:, 2] = 0
+    images = torch.randn(3, 3, 1, 1)
+    before = model(images).detach()
+    found = compact(model, (3, 1, 1))
+    assert torch.allclose(model(images), before, atol=1e-6)
+    assert model[0].weight.shape == (4, 3, 1, 1)
+    assert found.left_alone["0"].startswith(reason)
+
+
 def test_a_network_that_would_compute_something_else_is_refused() -> None:
     model = Normalised().eval()
     model.second.weight.data[:, 1] = 0
@@ -129,6 +164,8 @@ def damaged(name: str, size: int) -> nn.Module:
         if isinstance(module, nn.BatchNorm2d):
             nn.init.normal_(module.bias)
             nn.init.normal_(module.running_mean)  # type: ignore[arg-type]
+        if hasattr(module, "layer_scale"):  # 1e-6: else a fault in its branch would not show.
+            nn.init.ones_(module.layer_scale)
         if isinstance(module, nn.Conv2d | nn.Linear):
             rows, columns = (torch.rand(length) < 0.3 for length in module.weight.shape[:2])
             module.weight.data[rows if len(rows) > 10 else []] = 0

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import logging
+import resource
 import sys
 from pathlib import Path
 from typing import Any
@@ -96,6 +98,39 @@ def test_the_same_function_and_budget_in_a_smaller_network(method: str) -> None:
     trainer.masks.check()
 
 
+def test_the_process_keeps_its_memory_while_it_trains(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Finding what goes together may take much. It is limited before a run alone: later, other threads would fail."""
+    trainer = runs.trainer(config("chase"))
+    at_shrink(trainer)
+
+    def limit(*_: Any) -> None:
+        raise AssertionError("the whole process was limited")
+
+    monkeypatch.setattr(resource, "setrlimit", limit)
+    trainer._shrink_if_due()
+    assert trainer.network.shrinkages[0].modules
+
+
+def test_what_is_told_of_a_shrunk_network(caplog: pytest.LogCaptureFixture) -> None:
+    """The goal of Chase is that of the start. Reasons are told once."""
+    caplog.set_level(logging.INFO)
+    trainer = runs.trainer(config("chase", shrink=(1, 2), sparsity={"conv": 0.8, "fc": 0.5}))
+    at_shrink(trainer)
+    notes = trainer.sparse.method.notes
+    trainer.fit()
+    assert trainer.sparse.method.notes == notes
+    told = [line for line in caplog.messages if "alone" in line]
+    assert told == ["train.shrink leaves 10 channels alone: they are the network's outputs"]
+
+
+def test_weights_that_stay_dense_are_told_as_they_are() -> None:
+    trainer = runs.trainer(config(sparsity={"conv": 0.99, "fc": 0.5, "exclude": ["conv1*"]}))
+    trainer.fit()
+    (first,) = (one for one in trainer.network.dense if one.name.startswith("conv1"))
+    shape = trainer.model.conv1.weight.shape
+    assert first.shape == tuple(shape) and first.weights == shape.numel() and shape[0] < 8
+
+
 def test_channels_go_on_to_die_when_others_were_taken_out() -> None:
     """Half of all channels are dead in the end, those that went with a shrink among them."""
     trainer = runs.trainer(config("chase", shrink=(1, 2), sparsity={"conv": 0.8, "fc": 0.5}))
@@ -117,6 +152,17 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "rigl, adamw, ema": {"method": "rigl", "train": {"optimizer": {"name": "adamw"}, "ema": {"decay": 0.7}}},
     "chase, two shrinks": {"method": "chase", "shrink": (1, 2)},
     "dsr, fp16, two shrinks": {"method": "dsr", "shrink": (1, 2), "train": {"precision": "fp16"}},
+    "rigl, parts, clipped, frozen": {
+        "method": "rigl",
+        "train": {
+            "micro_batches": 2,
+            "clip": {"norm": 0.5},
+            "freeze": ["bn1.*"],
+            "penalty": {"l1": 1e-4},
+            "parameters": {"decay_norms_and_biases": False},
+            "optimizer": {"name": "adamw", "weight_decay": 0.1},
+        },
+    },
     "set, channels_last, adagrad": {
         "method": "set",
         "train": {"channels_last": True, "optimizer": {"name": "torch/Adagrad"}},
@@ -261,6 +307,11 @@ def test_its_checkpoint_is_opened_inspected_exported_and_reported(
     images = torch.randn(3, 1, 8, 8)
     assert torch.equal(opened.network.model(images), outputs(trainer.model, images))
     weights = tmp_path / "weights.pt"
+    assert main(["export", folder, "--format", "csr", "--out", str(tmp_path / "a.csr.pt")]) == 2
+    assert capsys.readouterr().err == (
+        "error: --format csr: the run has shrunk, and the file is loaded into the whole network; use compact, onnx, "
+        "safetensors or torch\n"
+    )
     for words in (
         ["inspect", folder],
         ["export", folder, "--format", "torch", "--out", str(weights)],
@@ -272,6 +323,7 @@ def test_its_checkpoint_is_opened_inspected_exported_and_reported(
     said = capsys.readouterr().out
     left = f"{trainer.network.parameters:,} of {trainer.network.total_parameters:,} parameters are left"
     assert said.count(left) == 3
+    assert said.count("load it with  code that builds layers of these shapes; --format compact is a program that") == 2
     assert f"top-1 {runs.summary(settings.folder)['test_top1']:.2f} %" in said
     assert "Channels lost" in (tmp_path / "page.html").read_text()
     shapes = json.loads(json.loads(Path(f"{weights}.json").read_text())["shapes"])
@@ -457,9 +509,12 @@ SHRINKS: dict[str, Any] = {"method": {"name": "static"}, "train": {"epochs": 3, 
 @pytest.mark.slow
 def test_compiled_anew_for_the_smaller_network() -> None:
     """A resume in the epoch after the shrink compiles for that network alone, and comes to the same bits."""
-    settings, alone = config("rigl", train={"epochs": 2, "compile": True}), Worker()
-    whole = state_after(alone, settings, None, None)
-    half = state_after(alone, settings, None, 11)
+    settings = config("rigl", train={"epochs": 2, "compile": True})
+
+    def trained(half: Any, stop: int | None) -> Any:
+        torch._dynamo.reset()  # As in a process of its own.
+        return state_after(Worker(), settings, half, stop)
+
+    whole, half = trained(None, None), trained(None, 11)
     half["progress"]["seconds"] = 0.0
-    torch._dynamo.reset()
-    assert_same(state_after(alone, settings, half, None), whole)
+    assert_same(trained(half, None), whole)

@@ -90,9 +90,9 @@ def _ratios(case: Case, courses: Mapping[str, Course]) -> Result:
 def _inference(case: Case, trainers: Mapping[str, Trainer]) -> Result:
     """Time the trained networks' forward passes in float32, in turns."""
     models = {way: trainer.model.eval() for way, trainer in trainers.items()}
-    found = {}
+    found, device = {}, trainers[DENSE].engine.device
     for batch in INFERENCE_BATCHES:
-        images = torch.randn(batch, 3, case.size, case.size).contiguous(memory_format=torch.channels_last)
+        images = torch.randn(batch, 3, case.size, case.size).contiguous(memory_format=torch.channels_last).to(device)
         ways = {way: partial(model, images) for way, model in models.items()}
         found[str(batch)] = compared(in_rounds(ways, INFERENCE_ROUNDS, warm_up=3), DENSE)
     return found

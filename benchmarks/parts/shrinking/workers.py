@@ -31,7 +31,7 @@ def _of_run(case: Case, workers: int, seed: int) -> list[Result]:
         config = Path(folder, "config.yaml")
         config.write_text(yaml.safe_dump(document))
         command = ["bash", "launch/local.sh", "--workers", str(workers), "--", "--config", str(config)]
-        environment = {**os.environ, "PYTHON": sys.executable}
+        environment = {**os.environ, "PYTHON": sys.executable, "CUDA_VISIBLE_DEVICES": ""}
         done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
         if done.returncode:
             sys.exit(f"{' '.join(command)} ended with code {done.returncode}: {done.stderr}")
