@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
+from unittest.mock import patch
 from weakref import ref
 
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_leaves
+
+from dynsparse.reallocation import seen
 
 
 class Live(TorchDispatchMode):
@@ -71,6 +74,11 @@ class _AsOnGpu(TorchFunctionMode):
 
 @contextmanager
 def as_on_gpu() -> Iterator[None]:
-    """Let dynsparse take the ways of a GPU, in one block of all layers."""
-    with _AsOnGpu():
+    """Let dynsparse take the ways of a GPU. What it moves to the host's memory is not counted as a GPU's."""
+    with _AsOnGpu(), patch.object(seen, "to_host", _uncounted_copy):
         yield
+
+
+def _uncounted_copy(values: Tensor) -> Tensor:
+    with _disable_current_modes():
+        return values.clone()

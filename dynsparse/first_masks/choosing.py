@@ -22,8 +22,8 @@ def unit_means(spec: LayerSpec, values: Tensor) -> Tensor:
 
 def chosen_units(
     specs: Sequence[LayerSpec], costs: Sequence[Tensor], counts: Sequence[int], scope: str, most: Sequence[int]
-) -> list[Tensor]:
-    """Return the units of least cost, float [units]: int64, rising, in each layer.
+) -> Sequence[Tensor]:
+    """Return the units of least cost, float [units]: int64, rising, in each layer, made when they are asked for.
 
     `counts[i]` in layer i; with the scope "global" as many weights in all, one unit at least and `most[i]` at most in
     layer i. Equal costs go to the first layers and the lower indices.

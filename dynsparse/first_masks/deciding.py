@@ -58,7 +58,7 @@ class Scoring:
         with torch.enable_grad():
             return synflow_units(self.settings, self.model, self.specs, self._counts, self.shape, self.key)
 
-    def _by_cost(self, values: Mapping[str, Tensor]) -> list[Tensor]:
+    def _by_cost(self, values: Mapping[str, Tensor]) -> Sequence[Tensor]:
         costs = [unit_means(spec, values[spec.parameter]) for spec in self.specs]
         require_telling(self.specs, costs, self.key)
         return chosen_units(self.specs, costs, self._counts, self.settings.scope, [spec.units for spec in self.specs])

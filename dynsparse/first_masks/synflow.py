@@ -41,7 +41,7 @@ def synflow_units(
         for goal in goals(specs, counts, settings.iterations):
             costs = flow.costs()
             most = [int(one.isfinite().sum()) for one in costs]
-            flow.keep(chosen_units(specs, costs, goal, settings.scope, most))
+            flow.keep(list(chosen_units(specs, costs, goal, settings.scope, most)))
         return flow.kept
 
 

@@ -28,13 +28,11 @@ class Bits:
         self._bytes, self._of_bit = self._bytes.to(device), self._of_bit.to(device)
 
     def add(self, numbers: Tensor) -> Tensor:
-        """Add `numbers` (int64 [n], distinct). Returns those that were not in the set, in their order."""
+        """Add `numbers` (int64 [n], distinct). Returns bool [n]: True for those that were not in the set."""
         where, bits = numbers >> 3, self._of_bit.index_select(0, numbers & 7)
         is_new = self._bytes.index_select(0, where).bitwise_and_(bits) == 0
-        new = torch.nonzero(is_new).squeeze(1)
-        where, bits = where.index_select(0, new), bits.index_select(0, new)
-        self._bytes.index_add_(0, where, bits)  # Distinct bits: their sum is their union.
-        return numbers.index_select(0, new)
+        self._bytes.index_add_(0, where, bits.mul_(is_new))  # Distinct bits: their sum is their union.
+        return is_new
 
     def at(self, numbers: Tensor) -> Tensor:
         """Test numbers (int64): bool of the same shape, True where the number is in the set."""

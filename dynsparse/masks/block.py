@@ -4,36 +4,46 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from itertools import accumulate, pairwise
 
 import torch
 from torch import Tensor, nn
 
 from dynsparse.masks.bits import Bits
-from dynsparse.masks.drawing import draw_distinct, insert, merge_sorted, taken_before
+from dynsparse.masks.drawing import (
+    Repeats,
+    count_in,
+    draw_distinct,
+    insert,
+    merge_sorted,
+    selected,
+    taken_before,
+)
 from dynsparse.masks.granularity import LayerSpec
 from dynsparse.masks.layer import SparseLayer
+from dynsparse.masks.tensors import on_device
 
 IN_CACHE = 1 << 19
 """Most active units of a block on a processor. Larger intermediates leave its cache and cost page faults."""
+ON_GPU = 1 << 22
+"""Most units of a block on a GPU, active or not. It bounds the memory of intermediates; a larger layer is alone."""
 
 
 class Block:
     """Consecutive layers whose units are numbered through: a layer's numbers begin where those before it end.
 
-    Two layers of 4 and 3 units have the numbers 0..3 and 4..6. On a GPU one block holds all layers: kernels are few,
-    and copies to the host do not grow with the number of layers.
+    Two layers of 4 and 3 units have the numbers 0..3 and 4..6. On a GPU a block is as large as memory for its
+    intermediates allows, so that kernels are few.
     """
 
-    def __init__(self, specs: Sequence[LayerSpec], weights: Sequence[nn.Parameter]) -> None:
-        self.device = weights[0].device
-        self._units = [spec.units for spec in specs]
+    def __init__(self, layers: Sequence[SparseLayer]) -> None:
+        self.layers = list(layers)
+        self.device = layers[0].device
+        self._units = [layer.spec.units for layer in layers]
         self._explored = Bits(sum(self._units), self.device)
-        starts = accumulate(self._units, initial=0)
-        self.layers = [
-            SparseLayer(spec, weight, self._explored, start)
-            for spec, weight, start in zip(specs, weights, starts, strict=False)
-        ]
+        for layer, start in zip(layers, accumulate(self._units, initial=0), strict=False):
+            layer.keep_explored_in(self._explored, start)
 
     def to(self, device: torch.device) -> None:
         """Follow weights that have moved to another device."""
@@ -42,12 +52,22 @@ class Block:
         for layer in self.layers:
             layer.to(device)
 
+    def parts(self) -> list[Block]:
+        """Divide a block that has come to a GPU, where it may be too large; else it is the only part."""
+        sizes = [_size(layer.parameter, layer.spec.units, layer.active_units) for layer in self.layers]
+        ranges = _ranges(sizes)
+        return [self] if len(ranges) == 1 else [Block(self.layers[first:last]) for first, last in ranges]
+
     def set_active(self, active: Sequence[Tensor]) -> None:
         """Make these units of each layer (int64, rising, distinct) the active ones."""
         for layer, units in zip(self.layers, active, strict=True):
             layer.activate(units)
-        (found,) = self._counts([self._explored.add(self.numbers())])
-        for layer, count in zip(self.layers, found, strict=True):
+        is_new = self._explored.add(self.numbers())
+        self.note_explored(count_in(is_new, [layer.active_units for layer in self.layers]).tolist())
+
+    def note_explored(self, counts: Sequence[int]) -> None:
+        """Take note that so many units of each layer have become active for the first time."""
+        for layer, count in zip(self.layers, counts, strict=True):
             layer.explored_units += count
 
     def numbers(self) -> Tensor:
@@ -59,12 +79,24 @@ class Block:
         """Draw `counts[i]` units of layer i at random, free or not: each layer's own numbers, int64, rising."""
         return self._by_layer(draw_distinct(self._units, counts, seeds, self.device), counts)
 
-    def move(self, gone: Tensor, counts: Sequence[int], seeds: Sequence[int], scored: Tensor | None = None) -> Moved:
+    def free(self) -> list[int]:
+        """Number of inactive units of each layer."""
+        return [layer.spec.units - layer.active_units for layer in self.layers]
+
+    def move(
+        self,
+        gone: Tensor,
+        counts: Sequence[int],
+        seeds: Sequence[int],
+        scored: Tensor | None = None,
+        known: Known | None = None,
+    ) -> Moved:
         """Drop the active units marked in `gone` (bool [active units]); activate units that were free before the call.
 
         Layer i grows `counts[i]` units at random, by `seeds[i]`, and the units `scored` (int64, rising, numbered
         through). No unit is dropped and grown at once. Weights at dropped units become 0, as those at all free units
-        are. Linear in the active units, with a fixed number of copies to the host, however many the layers.
+        are. Linear in the active units. With `known` nothing is copied to the host, and `Moved.explored` is left to
+        `note_explored`.
 
         Example, layers of 4 and 3 units; one unit is to grow in each:
 
@@ -78,36 +110,41 @@ class Block:
             after   0 3 4 5          grown units go behind 1 and 1 kept ones: older - those gone before them
         """
         before = self.numbers()
-        free = [layer.spec.units - layer.active_units for layer in self.layers]
-        ranks = draw_distinct(free, counts, seeds, self.device)
+        numbers = known or self._known(gone, counts, scored)
+        ranks = draw_distinct(self.free(), counts, seeds, self.device, numbers.repeats)
         older = taken_before(before, ranks)
         grown = ranks + older
         if scored is not None:
             grown = merge_sorted(grown, scored)
             older = torch.searchsorted(before, grown)
-        dropped = before.index_select(0, torch.nonzero(gone).squeeze(1))
-        kept = before.masked_select(~gone)
+        falling = sum(numbers.dropped)
+        dropped, kept = selected(before, gone, falling), selected(before, ~gone, gone.numel() - falling)
         gone_before = torch.cat((gone.new_zeros(1, dtype=torch.int64), gone.cumsum(0)))
         after = insert(kept, grown, older - gone_before.index_select(0, older))
-        lost, won, left, found = self._counts((dropped, grown, after, self._explored.add(grown)))
-        moved = Moved(self._by_layer(dropped, lost), self._by_layer(grown, won))
-        parts = zip(self.layers, self._by_layer(after, left), moved.dropped, found, strict=True)
-        for layer, active, gone_units, new in parts:
+        explored = count_in(self._explored.add(grown), numbers.grown)
+        moved = Moved(self._by_layer(dropped, numbers.dropped), self._by_layer(grown, numbers.grown), explored)
+        changes = zip(self.layers, numbers.dropped, numbers.grown, strict=True)
+        left = [layer.active_units - lost + won for layer, lost, won in changes]
+        for layer, active, gone_units in zip(self.layers, self._by_layer(after, left), moved.dropped, strict=True):
             layer.activate(active)
             layer.zero_(layer.weight, gone_units)
-            layer.explored_units += new
+        if known is None:
+            self.note_explored(explored.tolist())
         return moved
+
+    def _known(self, gone: Tensor, counts: Sequence[int], scored: Tensor | None) -> Known:
+        """Count what `move` is to drop and grow, given its arguments. One copy to the host."""
+        active = [layer.active_units for layer in self.layers]
+        ends = on_device(list(accumulate(self._units)), self.device)
+        upto = torch.zeros_like(ends) if scored is None else torch.searchsorted(scored, ends)
+        lost, upto_each = torch.stack((count_in(gone, active), upto)).tolist()
+        by_score = [b - a for a, b in pairwise([0, *upto_each])]
+        return Known(lost, [count + more for count, more in zip(counts, by_score, strict=True)])
 
     def _by_layer(self, numbers: Tensor, counts: Sequence[int]) -> list[Tensor]:
         """Split units numbered through (int64, rising), so many in each layer, into each layer's own numbers."""
         starts = accumulate(self._units, initial=0)
         return [part - start for part, start in zip(numbers.split(list(counts)), starts, strict=False)]
-
-    def _counts(self, lists: Sequence[Tensor]) -> list[list[int]]:
-        """Count each layer's units in each of `lists` (int64, rising, numbered through). One copy to the host."""
-        ends = torch.tensor(list(accumulate(self._units))).to(self.device)
-        upto = torch.stack([torch.searchsorted(numbers, ends) for numbers in lists]).tolist()
-        return [[b - a for a, b in pairwise([0, *row])] for row in upto]
 
 
 @dataclass(frozen=True)
@@ -116,15 +153,40 @@ class Moved:
 
     dropped: Sequence[Tensor]
     grown: Sequence[Tensor]
+    explored: Tensor
+    """Units of each layer that were never active before: int64 [layers], on the device."""
+
+
+@dataclass(frozen=True)
+class Known:
+    """Numbers that the host knows before `Block.move`, so that it need not ask a GPU for them."""
+
+    dropped: Sequence[int]
+    """Units that each layer drops."""
+    grown: Sequence[int]
+    """Units that each layer grows, at random and by score."""
+    repeats: Repeats | None = None
+    """Course of the draw of what grows at random; None: the draw asks for it."""
 
 
 def blocks(specs: Sequence[LayerSpec], weights: Sequence[nn.Parameter], active_units: Sequence[int]) -> list[Block]:
     """Divide the layers into blocks, in their order."""
-    found: list[Block] = []
-    first = held = 0
-    for i, units in enumerate(active_units):
-        if first < i and held + units > IN_CACHE and not weights[i].is_cuda:
-            found.append(Block(specs[first:i], weights[first:i]))
-            first, held = i, 0
-        held += units
-    return [*found, Block(specs[first:], weights[first:])] if specs else []
+    layers = [SparseLayer(spec, weight) for spec, weight in zip(specs, weights, strict=True)]
+    sizes = [_size(weight, spec.units, count) for spec, weight, count in zip(specs, weights, active_units, strict=True)]
+    return [Block(layers[first:last]) for first, last in _ranges(sizes)]
+
+
+def _size(weight: nn.Parameter, units: int, active_units: int) -> Fraction:
+    """Return the part of a block that a layer takes."""
+    return Fraction(units, ON_GPU) if weight.is_cuda else Fraction(active_units, IN_CACHE)
+
+
+def _ranges(sizes: Sequence[Fraction]) -> list[tuple[int, int]]:
+    """Divide consecutive sizes into ranges of a sum up to 1. A larger one has a range for itself."""
+    found, first, held = [], 0, Fraction(0)
+    for i, size in enumerate(sizes):
+        if first < i and held + size > 1:
+            found.append((first, i))
+            first, held = i, Fraction(0)
+        held += size
+    return [*found, (first, len(sizes))] if sizes else []

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from dynsparse.masks.bits import pack_bits, unpack_bits
 from dynsparse.masks.granularity import LayerSpec
+from dynsparse.masks.tensors import sent
 
 
 @dataclass(frozen=True)
@@ -100,7 +101,7 @@ class Channels:
         """Return the units of a layer that may not be active again: bool [units]. None: there are none."""
         if not self.touch(spec) or not bool(self.dead.any()):
             return None
-        rows, columns = (lines.to(device) for lines in self.dead_lines(spec))
+        rows, columns = (sent(lines, device) for lines in self.dead_lines(spec))
         closed = rows[:, None] | columns[None, :]
         within = spec.units // closed.numel()
         return closed.reshape(-1, 1).expand(-1, within).reshape(-1)

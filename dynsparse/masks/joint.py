@@ -7,6 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from dynsparse.masks.made import MOST, MadeAnew
+
 
 def joint_counts(
     scores: Sequence[Tensor], sizes: Sequence[int], weights: int, least: Sequence[int], most: Sequence[int]
@@ -17,32 +19,52 @@ def joint_counts(
     and `most[i]` at most. Equal scores go to the first layers. The sum falls short of `weights` by less than a unit of
     the layer that is next, unless all give their most; it exceeds it only where `least` does.
 
-    Exact: bisection over the 2^32 bit patterns of a float, 2^64 of a double, each round a pass over the scores, without
-    a sort. One copy to the host for all layers.
+    Exact: a search over the 2^32 bit patterns of a float, 2^64 of a double, without a sort. Each pass over the scores
+    finds one bit of the threshold. Scores of a GPU that do not fit MOST bytes are asked for anew in each pass. It then
+    finds four bits. One copy to the host.
 
     Example: 3 weights of [1 5 2] and [3 4], at most 2 of each: 1, 2 and 3, that is 2 and 1.
     """
-    bits = 64 if any(layer.dtype == torch.float64 for layer in scores) else 32
-    ordered = [_ordered(layer, bits) for layer in scores]
-    device, end = scores[0].device, 1 << (bits - 1)
-    low, high, size = (torch.tensor(number, device=device) for number in (-end, end - 1, list(sizes)))
+    kinds = [(layer.dtype, layer.numel(), layer.device, layer.is_cuda) for layer in scores]  # Each is made once for it.
+    bits = 64 if any(dtype == torch.float64 for dtype, *_ in kinds) else 32
+    _, _, device, on_gpu = kinds[0]
+    ordered: Sequence[Tensor] = MadeAnew(lambda i: _ordered(scores[i], bits), len(scores))
+    found_at_once = 4
+    if not on_gpu or sum(size for _, size, *_ in kinds) * bits // 8 <= MOST:
+        ordered, found_at_once = list(ordered), 1
     limits = torch.tensor([list(least), list(most)], device=device)
-
-    def taken(upto: Tensor) -> Tensor:
-        counts = torch.stack([(layer <= upto).count_nonzero() for layer in ordered])
-        return counts.clamp(limits[0], limits[1])
-
-    low, high = low.clone(), high.clone()
-    for _ in range(bits):  # The least threshold that gives enough lies in low..high.
-        middle = (low >> 1) + (high >> 1) + (low & high & 1)  # Their sum may not fit 64 bits.
-        enough = (taken(middle) * size).sum() >= weights
-        low, high = torch.where(enough, low, middle + 1), torch.where(enough, middle, high)
-    below, upto = torch.stack((taken(high - 1), taken(high))).tolist()
+    threshold = _least_threshold(ordered, limits, sizes, weights, bits, found_at_once)
+    below, upto = _taken(ordered, torch.stack((threshold - 1, threshold)), limits).tolist()
     left = weights - sum(count * one for count, one in zip(below, sizes, strict=True))
     for i, one in enumerate(sizes):
         more = min(upto[i] - below[i], max(0, left // one))
         below[i], left = below[i] + more, left - more * one
     return list(map(int, below))
+
+
+def _least_threshold(
+    ordered: Sequence[Tensor], limits: Tensor, sizes: Sequence[int], weights: int, bits: int, at_once: int
+) -> Tensor:
+    """Return the least integer up to which all layers have `weights` weights; the largest of `bits` bits if none has.
+
+    A pass compares with the ends of 2^at_once equal parts of the range, all but the last. It goes on in the first part
+    whose end is enough. Example, 2 bits a pass: of 0..15 the ends are 3, 7, 11. If 7 is enough and 3 is not, 4..7 is
+    left.
+    """
+    size = torch.tensor(list(sizes), device=limits.device)
+    low = torch.full((), -(1 << (bits - 1)), device=limits.device)
+    for left in range(bits - at_once, -1, -at_once):
+        part = 1 << left if left < 63 else -(1 << 63)  # The same, as 64 bits wrap.
+        ends = low + torch.arange(1, 1 << at_once, device=limits.device) * part - 1
+        short = (_taken(ordered, ends, limits) * size).sum(1) < weights
+        low = low + short.sum() * part
+    return low
+
+
+def _taken(ordered: Sequence[Tensor], upto: Tensor, limits: Tensor) -> Tensor:
+    """Count each layer's integers up to each of `upto` (int64 [n]), within limits, int64 [2, layers]: [n, layers]."""
+    counts = [torch.stack([(layer <= one).count_nonzero() for one in upto]) for layer in ordered]
+    return torch.stack(counts, 1).clamp(limits[0], limits[1])
 
 
 def _ordered(scores: Tensor, bits: int) -> Tensor:

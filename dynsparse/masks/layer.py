@@ -24,13 +24,12 @@ class SparseLayer:
     The index makes work on the active weights linear in their number. Only `MaskSet` changes which units are active.
     """
 
-    def __init__(self, spec: LayerSpec, parameter: nn.Parameter, explored: Bits, start: int) -> None:
-        """`explored` holds a flag for each unit that was ever active, from the number `start` on."""
+    def __init__(self, spec: LayerSpec, parameter: nn.Parameter) -> None:
         self.spec = spec
         self.parameter = parameter
         """The parameter that holds the weights. It is the weight itself, but for a layer that is a block of rows."""
         self.explored_units = 0
-        self._explored, self._start = explored, start
+        self._explored, self._start = Bits(spec.units, parameter.device), 0
         self._active: Tensor | None = None
         self._inactive: Tensor | None = None
         self._positions: dict[tuple[int, ...], Tensor] = {}
@@ -93,6 +92,13 @@ class SparseLayer:
     def explored(self, flags: Tensor) -> None:
         self._explored.set(self._start, flags)
         self.explored_units = int(flags.count_nonzero())
+
+    def keep_explored_in(self, explored: Bits, start: int) -> None:
+        """Keep the flags of units that were ever active elsewhere: in a set, from the number `start` on."""
+        flags = self.explored if self.explored_units else None
+        self._explored, self._start = explored, start
+        if flags is not None:
+            explored.set(start, flags)
 
     @property
     def active_units(self) -> int:

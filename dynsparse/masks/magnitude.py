@@ -9,6 +9,7 @@ from torch import Tensor
 
 from dynsparse.errors import UserError
 from dynsparse.masks.granularity import LayerSpec
+from dynsparse.masks.made import MadeAnew
 from dynsparse.masks.selection import Cut, chosen, cuts_smallest
 from dynsparse.masks.structure import FREE, lowest
 
@@ -24,19 +25,20 @@ def largest_units(
 
     Example: of the weights 1 -3 2 -2 the two largest are units 1 and 2.
     """
-    costs = [_costs(spec, weights[spec.parameter][spec.rows]) for spec in specs]
-    wanted = [count if isinstance(count := counts[spec.name], int) else count.numel() for spec in specs]
-    taken = cheapest_units(specs, costs, wanted)
-    return {spec.name: units for spec, units in zip(specs, taken, strict=True)}
+    found = {}
+    for spec in specs:  # One layer after the other: no more than its costs are in memory.
+        count = count if isinstance(count := counts[spec.name], int) else count.numel()
+        (found[spec.name],) = cheapest_units([spec], [_costs(spec, weights[spec.parameter][spec.rows])], [count])
+    return found
 
 
-def cheapest_units(specs: Sequence[LayerSpec], costs: Sequence[Tensor], counts: Sequence[int]) -> list[Tensor]:
-    """Return the `counts[i]` units of least cost, float [units], in each layer: int64, rising.
+def cheapest_units(specs: Sequence[LayerSpec], costs: Sequence[Tensor], counts: Sequence[int]) -> Sequence[Tensor]:
+    """Return the `counts[i]` units of least cost, float [units], in each layer: int64, rising, made when asked for.
 
     As many in each group of a layer's structure. Of equal ones those of lower index are taken.
     """
     cuts = cuts_smallest(costs, counts)
-    return [_taken(spec, cost, cut) for spec, cost, cut in zip(specs, costs, cuts, strict=True)]
+    return MadeAnew(lambda i: _taken(specs[i], costs[i], cuts[i]), len(specs))
 
 
 def _taken(spec: LayerSpec, costs: Tensor, cut: Cut) -> Tensor:

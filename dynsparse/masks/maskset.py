@@ -136,6 +136,7 @@ class MaskSet:
         """Follow weights that have moved to another device."""
         for block in self.blocks:
             block.to(device)
+        self.blocks = [part for block in self.blocks for part in block.parts()]
 
     def explored(self) -> dict[str, float]:
         """Fraction of each layer's positions that were ever active."""

@@ -7,8 +7,11 @@ import math
 import torch
 from torch import Tensor
 
+from dynsparse.masks.tensors import joined, sent
 from dynsparse.seeds import random_bits
 
+AT_ONCE = 1 << 20
+"""Numbers that are drawn at once."""
 _LEAST = 1e-290
 """Weight in place of 0: its cost is still below inf, which marks what must not be drawn."""
 _PARTS = 4096
@@ -41,13 +44,17 @@ def exponentials(seed: int, places: Tensor) -> Tensor:
     """Return numbers from the exponential distribution of mean 1, float64 [n]: number `places[i]` of the seed's stream.
 
     The same bits on every device. `torch.log` is not: so the logarithm comes from a table made on the CPU, and what is
-    left is arithmetic that IEEE 754 rounds in one way.
+    left is arithmetic that IEEE 754 rounds in one way. Made in pieces, as one takes some 90 bytes a number.
     """
+    table = sent(torch.tensor(_LOGARITHMS, dtype=torch.float64), places.device)
+    return joined([_exponentials(seed, piece, table) for piece in places.split(AT_ONCE)])
+
+
+def _exponentials(seed: int, places: Tensor, table: Tensor) -> Tensor:
     uniform = (random_bits(seed, places) >> 10).add_(1).double()  # 1 to 2^53, each as likely.
     mantissa, exponent = torch.frexp(uniform)
     place = (mantissa - 0.5) * (2 * _PARTS)
     part = place.floor().clamp_(max=_PARTS - 1)
-    table = torch.tensor(_LOGARITHMS, dtype=torch.float64, device=places.device)
     low, high = table[part.long()], table[part.long() + 1]
     logarithm = (high - low).mul_(place - part).add_(low)
     return (53 - exponent).double().mul_(math.log(2)).sub_(logarithm)

@@ -50,8 +50,19 @@ def nonzero(values: Tensor) -> Tensor:
 
 def on_device(numbers: Sequence[int] | Sequence[Sequence[int]], device: torch.device) -> Tensor:
     """Copy integers to a device: int64. The host does not wait for a GPU, as the copy starts from pinned memory."""
-    host = torch.tensor(numbers, dtype=torch.int64)
-    return host.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else host.to(device)
+    return sent(torch.tensor(numbers, dtype=torch.int64), device)
+
+
+def sent(values: Tensor, device: torch.device) -> Tensor:
+    """Copy values to a device. The host does not wait for a GPU, as the copy starts from pinned memory."""
+    if device.type == "cuda" and not values.is_cuda:
+        values = values.pin_memory()
+    return values.to(device, non_blocking=True)
+
+
+def places_of(flags: Tensor, count: int) -> Tensor:
+    """Places of the True flags (bool [n]), of which there are `count`: int64, rising. No GPU is waited for."""
+    return (torch.nonzero_static(flags, size=count) if flags.is_cuda else torch.nonzero(flags)).squeeze(1)
 
 
 def joined(parts: Sequence[Tensor]) -> Tensor:

@@ -1,20 +1,29 @@
-"""Carry out a plan on one rank: masks, weights and optimizer state. No rank is asked anything."""
+"""Carry out a plan on one rank: masks, weights and optimizer state. No rank is asked anything.
+
+One block of layers comes after the other, and only its intermediates are in memory. The host learns the numbers of all
+blocks together: how often it waits for a GPU does not grow with the network.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, optim
 
 from dynsparse.errors import UserError
 from dynsparse.masks import MaskSet, SparseLayer, optimizer_state
-from dynsparse.masks.block import Block, Moved
+from dynsparse.masks.block import Block, Known
+from dynsparse.masks.drawing import Draw, Repeats, foreseen
+from dynsparse.masks.made import MadeAnew
 from dynsparse.masks.regrouping import Wish
-from dynsparse.masks.selection import NO_CUT, Cut, chosen
+from dynsparse.masks.selection import NO_CUT, chosen
 from dynsparse.masks.structure import FREE
+from dynsparse.masks.tensors import sent
 from dynsparse.methods import Method
+from dynsparse.reallocation.choice import Choice
 from dynsparse.reallocation.plan import LayerPlan, Plan
 from dynsparse.reallocation.structured import structured_moves
 from dynsparse.seeds import seed_for
@@ -34,36 +43,43 @@ class Applier:
 
     def apply(self, plan: Plan, scores: Sequence[Tensor]) -> None:
         """Drop, then grow, given the drop scores of each layer. UserError for weights that are NaN."""
-        by_block = self.masks.by_block(list(zip(scores, plan.layers, strict=True)))
-        moved = [self._move(block, decided, plan.seed) for block, decided in by_block]
-        dropped = [units for part in moved for units in part.dropped]
-        self._require_numbers(plan, dropped)
-        grown = [units for part in moved for units in part.grown]
-        self._begin_weights(plan, grown)
-        self._follow_in_optimizers(dropped, grown)
+        parts = list(self.masks.by_block(list(enumerate(plan.layers))))
+        choices: Sequence[Choice] = MadeAnew(lambda k: self._choice(plan.seed, *parts[k], scores), len(parts))
+        if len(parts) == 1 or not self.masks.layers[0].parameter.is_cuda:
+            choices = list(choices)
+        numbers = self._numbers(plan, choices)
+        if (reserve := self.method.reserve) is not None:
+            reserve.open(self.optimizers)
+        known = zip(choices, numbers, strict=True)
+        found = [self._carry_out(plan.seed, choice, choice.known(*numbers)) for choice, numbers in known]
+        if reserve is not None:
+            reserve.close(self.optimizers)
+        for (block, _), counts in zip(parts, _by_block(self.masks, found), strict=True):
+            block.note_explored(counts)
+        optimizer_state.forget_directions(self.optimizers)
         self.masks.budget = plan.budget
 
-    def _require_numbers(self, plan: Plan, dropped: Sequence[Tensor]) -> None:
-        for layer, decided, units in zip(self.masks, plan.layers, dropped, strict=True):
-            if units.numel() != decided.drop.count:  # No cut takes a NaN.
-                raise UserError(
-                    f"{layer.name} has weights that are NaN at step {plan.step}: training has diverged; "
-                    f"lower the learning rate, or resume from an earlier checkpoint"
-                )
-
-    def _move(self, block: Block, decided: Sequence[tuple[Tensor, LayerPlan]], seed: int) -> Moved:
-        """Carry out the part of one block, given each layer's drop scores and decision."""
-        layers = [(layer, *of_layer) for layer, of_layer in zip(block.layers, decided, strict=True)]
+    def _choice(
+        self, seed: int, block: Block, decided: Sequence[tuple[int, LayerPlan]], scores: Sequence[Tensor]
+    ) -> Choice:
+        """Choose in one block, given each layer's number and decision."""
+        layers = [(layer, scores[i], plan) for layer, (i, plan) in zip(block.layers, decided, strict=True)]
         structured = self._structured(layers, seed)
         gone = [
             structured[layer.name][0] if layer.name in structured else chosen(scores, plan.drop)
             for layer, scores, plan in layers
         ]
-        grown = {name: flags for name, (_, flags) in structured.items()}
-        at_random = [0 if layer.name in {**self.draws, **grown} else plan.grow.count for layer, _, plan in layers]
-        seeds = [seed_for(seed, layer.name) for layer in block.layers]
-        scored = self._scored([(layer, plan.grow) for layer, _, plan in layers], grown)
-        return block.move(torch.cat(gone), at_random, seeds, scored)
+        grown = [self._grown(layer, plan, structured) for layer, _, plan in layers]
+        at_random = [plan.grow.count if flags is None else 0 for flags, (_, _, plan) in zip(grown, layers, strict=True)]
+        return Choice(block, gone, grown, at_random, [seed_for(seed, layer.name) for layer in block.layers])
+
+    def _grown(
+        self, layer: SparseLayer, plan: LayerPlan, structured: Mapping[str, tuple[Tensor, Tensor]]
+    ) -> Tensor | None:
+        """Mark the units of a layer that grow other than at random: bool [units]. None: all do at random."""
+        if layer.name in structured:
+            return structured[layer.name][1]
+        return chosen(self.draws[layer.name], plan.grow) if layer.name in self.draws else None
 
     def _structured(
         self, layers: Sequence[tuple[SparseLayer, Tensor, LayerPlan]], seed: int
@@ -84,47 +100,63 @@ class Applier:
         names = [wish.layer.name for wish in wishes]
         return dict(zip(names, structured_moves(self.method, wishes), strict=True))
 
-    def _scored(self, layers: Sequence[tuple[SparseLayer, Cut]], given: Mapping[str, Tensor]) -> Tensor | None:
-        """Units that grow by score, int64, rising, numbered through the layers of a block. None: all grow at random.
+    def _numbers(self, plan: Plan, choices: Sequence[Choice]) -> list[tuple[Sequence[Sequence[int]], Repeats | None]]:
+        """Learn what `Choice.known` needs for each block. A copy to the host, and one for each round of random draws.
 
-        `given` marks those of layers with a structure, bool [units].
+        UserError for weights that are NaN, before anything has moved.
         """
-        if not self.draws and not given:
-            return None
-        flags = [self._grown(layer, cut, given.get(layer.name)) for layer, cut in layers]
-        return torch.nonzero(torch.cat(flags)).squeeze(1)
+        looked = [(choice.counts(), choice.draw()) for choice in choices]
+        counts = _by_block(self.masks, [one for one, _ in looked])
+        self._require_numbers(plan, [lost for one in counts for lost, _ in one])
+        repeats = self._repeats([draw for _, draw in looked])
+        return list(zip(counts, repeats, strict=True))
 
-    def _grown(self, layer: SparseLayer, cut: Cut, given: Tensor | None) -> Tensor:
-        """Mark the units of a layer that grow other than at random: bool [units]."""
-        if given is not None:
-            return given
-        if layer.name in self.draws:
-            return chosen(self.draws[layer.name], cut)
-        return torch.zeros(layer.spec.units, dtype=torch.bool, device=layer.device)
+    def _require_numbers(self, plan: Plan, dropped: Sequence[int]) -> None:
+        for layer, decided, units in zip(self.masks, plan.layers, dropped, strict=True):
+            if units != decided.drop.count:  # No cut takes a NaN.
+                raise UserError(
+                    f"{layer.name} has weights that are NaN at step {plan.step}: training has diverged; "
+                    f"lower the learning rate, or resume from an earlier checkpoint"
+                )
 
-    def _begin_weights(self, plan: Plan, grown: Sequence[Tensor]) -> None:
+    def _repeats(self, draws: Sequence[Draw]) -> Sequence[Repeats | None]:
+        """Foresee the draws of all blocks together, where each would make the host wait for a GPU."""
+        if len(draws) == 1 or not self.masks.layers[0].parameter.is_cuda:
+            return [None] * len(draws)
+        return foreseen(draws, self.masks.layers[0].device)
+
+    def _carry_out(self, seed: int, choice: Choice, known: Known) -> Tensor:
+        """Move the units of one block. Returns how many of each layer were never active before: int64 [layers]."""
+        names = [layer.name for layer in choice.block.layers if layer.name in self.growth_costs]
+        costs = {name: self.growth_costs[name] for name in names}  # Active units cost inf: taken before they move.
+        moved = choice.move(known)
+        self._begin_weights(seed, choice.block.layers, moved.grown)
+        for layer, gone, new in zip(choice.block.layers, moved.dropped, moved.grown, strict=True):
+            gradients = costs[layer.name].index_select(0, new) / self.method.gain if layer.name in costs else None
+            for optimizer in self.optimizers:
+                optimizer_state.clear(optimizer, layer, gone)
+                optimizer_state.begin(optimizer, layer, new, gradients)
+        return moved.explored
+
+    def _begin_weights(self, seed: int, layers: Sequence[SparseLayer], grown: Sequence[Tensor]) -> None:
         """Give the units that have grown in each layer (int64) their first values, unless these are 0."""
         generator = torch.Generator()
         values = [
-            self.method.begin(layer, units, generator.manual_seed(seed_for(plan.seed, "begin", layer.name)))
-            for layer, units in zip(self.masks, grown, strict=True)
+            self.method.begin(layer, units, generator.manual_seed(seed_for(seed, "begin", layer.name)))
+            for layer, units in zip(layers, grown, strict=True)
         ]
         given = [value.reshape(-1) for value in values if value is not None]
         if not given:
             return
         # One copy to the device for all layers.
-        on_device = torch.cat(given).to(self.masks.layers[0].device).split([one.numel() for one in given])
+        on_device = sent(torch.cat(given), layers[0].device).split([one.numel() for one in given])
         parts = iter(on_device)
-        for layer, units, value in zip(self.masks, grown, values, strict=True):
+        for layer, units, value in zip(layers, grown, values, strict=True):
             if value is not None:
                 layer.put_(layer.weight, units, next(parts))
 
-    def _follow_in_optimizers(self, dropped: Sequence[Tensor], grown: Sequence[Tensor]) -> None:
-        """Clear the optimizers' state of the units dropped in each layer, begin that of the units grown."""
-        for layer, gone, new in zip(self.masks, dropped, grown, strict=True):
-            costs = self.growth_costs.get(layer.name)
-            gradients = None if costs is None else costs.index_select(0, new) / self.method.gain
-            for optimizer in self.optimizers:
-                optimizer_state.clear(optimizer, layer, gone)
-                optimizer_state.begin(optimizer, layer, new, gradients)
-        optimizer_state.forget_directions(self.optimizers)
+
+def _by_block(masks: MaskSet, of_blocks: Sequence[Tensor]) -> list[list[Any]]:
+    """Copy numbers of each block's layers, [layers, ...], to the host, all at once."""
+    rows = torch.cat(list(of_blocks)).tolist() if of_blocks else []
+    return [list(part) for _, part in masks.by_block(rows)]

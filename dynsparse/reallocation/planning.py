@@ -12,6 +12,7 @@ from torch import Tensor
 from dynsparse.masks import MaskSet, SparseLayer
 from dynsparse.masks.allocation import share_out
 from dynsparse.masks.joint import joint_counts
+from dynsparse.masks.made import MadeAnew
 from dynsparse.masks.regrouping import Wish
 from dynsparse.masks.selection import NO_CUT, Cut, cuts_smallest
 from dynsparse.masks.structure import FREE, blocks_of
@@ -129,7 +130,8 @@ class Planner:
         room = [0 if change.name in self.resting else change.room for change in changes]
         sizes = [change.unit_size for change in changes]
         if self.method.grows_globally:
-            scores = [costs.get(layer.name, _no_scores(layer)) for layer in self.masks]
+            layers = list(self.masks)
+            scores = MadeAnew(lambda i: _costs_of(layers[i], costs), len(layers))
             return joint_counts(scores, sizes, max(0, budget - kept), [0] * len(room), room)
         return share_out(max(0, budget - kept), self.method.shares(changes), capacity=room, unit_size=sizes)
 
@@ -143,9 +145,9 @@ def _free_plans(asked: Sequence[tuple[SparseLayer, Tensor, int, int]], costs: Ma
     return [LayerPlan(drop, grow) for drop, grow in zip(falls, grown, strict=True)]
 
 
-def _no_scores(layer: SparseLayer) -> Tensor:
-    """Return the scores of a layer that rests: none."""
-    return torch.empty(0, device=layer.device)
+def _costs_of(layer: SparseLayer, costs: Mapping[str, Tensor]) -> Tensor:
+    """Return the costs of growth in a layer; none if it rests."""
+    return costs[layer.name] if layer.name in costs else torch.empty(0, device=layer.device)
 
 
 def _own_moves(layer: SparseLayer, cut: Cut, budget: int, closed: int) -> tuple[int, int]:
@@ -166,7 +168,7 @@ def _with_counts(scores: Sequence[Tensor], cuts: Sequence[Cut], counts: Sequence
     """The cuts; where `counts` asks for another number, a cut that takes as many of the lowest scores."""
     result = list(cuts)
     others = [i for i, (cut, count) in enumerate(zip(cuts, counts, strict=True)) if count != cut.count]
-    exact = cuts_smallest([scores[i] for i in others], [counts[i] for i in others])
+    exact = cuts_smallest(MadeAnew(lambda k: scores[others[k]], len(others)), [counts[i] for i in others])
     for i, cut in zip(others, exact, strict=True):
         result[i] = cut
     return result
@@ -176,7 +178,8 @@ def _growth_cuts(layers: Sequence[SparseLayer], grows: Sequence[int], costs: Map
     """Cuts that take the units of least cost; for layers without costs only the counts."""
     cuts = [replace(NO_CUT, count=count) for count in grows]
     scored = [i for i, layer in enumerate(layers) if layer.name in costs]
-    found = cuts_smallest([costs[layers[i].name] for i in scored], [grows[i] for i in scored])
+    asked = MadeAnew(lambda k: costs[layers[scored[k]].name], len(scored))
+    found = cuts_smallest(asked, [grows[i] for i in scored])
     for i, cut in zip(scored, found, strict=True):
         cuts[i] = cut
     return cuts

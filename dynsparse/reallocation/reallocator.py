@@ -13,13 +13,14 @@ from torch import Tensor, nn, optim
 from dynsparse.distributed import agreement, digest, sync
 from dynsparse.errors import DesyncError
 from dynsparse.masks import MaskSet, SparseLayer
+from dynsparse.masks.made import MOST, Costs, MadeAnew
 from dynsparse.masks.soft import sharpened, soft_costs, soft_order
 from dynsparse.methods import Clock, Method
 from dynsparse.reallocation.applying import Applier
 from dynsparse.reallocation.plan import Plan
 from dynsparse.reallocation.planning import Planner
 from dynsparse.reallocation.report import ReallocationReport
-from dynsparse.reallocation.seen import Seen, exclude_active, exclude_closed, growth_costs, unscaled
+from dynsparse.reallocation.seen import Seen, excluded, growth_costs, unscaled
 from dynsparse.seeds import seed_for
 
 log = logging.getLogger(__name__)
@@ -121,10 +122,10 @@ class Reallocator:
         repaired = self.verify(clock.step)
         if repaired and seen and not self.method.grows_by_gradient:
             seen = self._scored_now()  # What it was scored by may have been repaired.
-        costs = seen.growth_costs if seen else {}
-        resting = self._resting(clock, costs)
+        scored = seen.growth_costs if seen else Costs()
+        resting = self._resting(clock, scored)
         self._settle(clock, resting)
-        self._exclude(costs)
+        costs = self._excluded(scored)
         scores, draws = self._drop_scores(clock), self._growth_draws(clock, costs)
         encoded = self._plan(clock, scores, draws, resting).encode() if self._decides else Plan.blank(len(self.masks))
         plan = Plan.decode(sync.broadcast_(encoded, self.group))
@@ -160,29 +161,44 @@ class Reallocator:
             )
         return resting | without
 
-    def _drop_scores(self, clock: Clock) -> list[Tensor]:
-        """Float [active units] for each layer, the lowest to fall; the same on every rank."""
-        scores = [self.method.drop_scores(layer) for layer in self.masks]
+    def _drop_scores(self, clock: Clock) -> Sequence[Tensor]:
+        """Float [active units] for each layer, the lowest to fall; the same on every rank.
+
+        Those of a large network on a GPU are made anew whenever they are read. A reserve changes under them as units
+        move: then all are made at once.
+        """
+        made = MadeAnew(lambda i: self._drop_scores_of(self.masks.layers[i], clock), len(self.masks))
+        large = self._is_large(sum(layer.active_units for layer in self.masks))
+        return made if large and self.method.reserve is None else list(made)
+
+    def _drop_scores_of(self, layer: SparseLayer, clock: Clock) -> Tensor:
+        scores = self.method.drop_scores(layer)
         if not (power := self.method.soft_drop_at(clock)):
             return scores
-        seeds = [seed_for(self.seed, clock.step, "soft drop", layer.name) for layer in self.masks]
-        return [soft_order(one, power, seed) for one, seed in zip(scores, seeds, strict=True)]
+        return soft_order(scores, power, seed_for(self.seed, clock.step, "soft drop", layer.name))
 
-    def _growth_draws(self, clock: Clock, costs: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    def _growth_draws(self, clock: Clock, costs: Costs) -> Costs:
         """Costs of growth by layer, float [units], the lowest to grow, inf where active: as scored, or drawn softly."""
         if not (power := self.method.soft_growth):
             return costs
-        drawn = {
-            name: soft_costs(sharpened(-cost, power), seed_for(self.seed, clock.step, "soft growth", name))
-            for name, cost in costs.items()
-        }
-        self._exclude(drawn)
-        return drawn
 
-    def _exclude(self, costs: Mapping[str, Tensor]) -> None:
-        """Give units that cannot grow an infinite cost: active ones, and those that the method has closed."""
-        exclude_active(costs, self.masks)
-        exclude_closed(self.method, costs, self.masks)
+        def drawn(name: str, cost: Tensor) -> Tensor:
+            return soft_costs(sharpened(-cost, power), seed_for(self.seed, clock.step, "soft growth", name))
+
+        return self._excluded(costs.then(drawn))
+
+    def _excluded(self, costs: Costs) -> Costs:
+        """Give units that cannot grow an infinite cost: active ones, and those that the method has closed.
+
+        Those of a large network on a GPU are made anew whenever they are read, all others once.
+        """
+        layers = {layer.name: layer for layer in self.masks}
+        found = costs.then(lambda name, cost: excluded(self.method, layers[name], cost))
+        return found if self._is_large(sum(layers[name].spec.units for name in costs)) else found.held()
+
+    def _is_large(self, numbers: int) -> bool:
+        """Whether so many doubles are more than a GPU may keep in an event."""
+        return 8 * numbers > MOST and any(layer.parameter.is_cuda for layer in self.masks)
 
     def _settle(self, clock: Clock, resting: set[str]) -> None:
         """Let all ranks follow what the method decides on rank 0, if it decides more than a plan holds."""
@@ -198,8 +214,7 @@ class Reallocator:
     @torch.no_grad()
     def plan(self, clock: Clock, seen: Seen | None = None) -> Plan:
         """Decide, without changing masks or weights."""
-        costs = seen.growth_costs if seen else {}
-        self._exclude(costs)
+        costs = self._excluded(seen.growth_costs if seen else Costs())
         return self._plan(clock, self._drop_scores(clock), self._growth_draws(clock, costs), set())
 
     def _plan(self, clock: Clock, scores: Sequence[Tensor], costs: Mapping[str, Tensor], resting: set[str]) -> Plan:
@@ -211,22 +226,18 @@ class Reallocator:
         self,
         plan: Plan,
         scores: Sequence[Tensor] | None = None,
-        costs: Mapping[str, Tensor] | None = None,
-        draws: Mapping[str, Tensor] | None = None,
+        costs: Costs | None = None,
+        draws: Costs | None = None,
     ) -> None:
         """Carry out a plan on this rank's masks, weights and optimizer state.
 
         `scores`: the drop scores, where known; a draw whose softness changes with time needs them. `costs`: negated
-        growth scores, if any. `draws`: the costs that the plan was made with, where they are others.
+        growth scores, if any, inf at units that cannot grow. `draws`: the costs that the plan was made with, where they
+        are others.
         """
-        applier = Applier(self.masks, self.method, self.optimizers, costs or {}, draws or costs or {})
-        scores = self._drop_scores(Clock(plan.step, 0)) if scores is None else scores
-        if self.method.reserve is None:
-            applier.apply(plan, scores)
-        else:
-            self.method.reserve.open(self.optimizers)
-            applier.apply(plan, scores)
-            self.method.reserve.close(self.optimizers)
+        costs = costs or Costs()
+        applier = Applier(self.masks, self.method, self.optimizers, costs, draws or costs)
+        applier.apply(plan, self._drop_scores(Clock(plan.step, 0)) if scores is None else scores)
 
     @torch.no_grad()
     def verify(self, step: int | None = None) -> list[str]:

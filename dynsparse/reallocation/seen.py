@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable, Mapping
+from collections.abc import Container, Iterable
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from dynsparse.masks import SparseLayer
+from dynsparse.masks.made import MOST, Costs
 from dynsparse.methods import Method
 
 
@@ -21,18 +22,18 @@ class Seen:
 
     observed: dict[str, Tensor] = field(default_factory=dict)
     """Copies of the gradients by layer, for a method that keeps a record of them."""
-    growth_costs: dict[str, Tensor] = field(default_factory=dict)
+    growth_costs: Costs = field(default_factory=Costs)
     """Negated growth scores by layer, float [units]: the lowest grow first."""
 
     def add(self, other: Seen) -> None:
         """Take over what was seen of other layers."""
         self.observed |= other.observed
-        self.growth_costs |= other.growth_costs
+        self.growth_costs = self.growth_costs.adding(other.growth_costs)
 
     def keep(self, names: Container[str]) -> None:
         """Forget all layers but these: the gradients of the others are gone."""
         self.observed = {name: value for name, value in self.observed.items() if name in names}
-        self.growth_costs = {name: value for name, value in self.growth_costs.items() if name in names}
+        self.growth_costs = self.growth_costs.of(names)
 
 
 def unscaled(values: Tensor, scale: Tensor | None) -> Tensor:
@@ -40,29 +41,49 @@ def unscaled(values: Tensor, scale: Tensor | None) -> Tensor:
     return values if scale is None else values / scale
 
 
-def growth_costs(method: Method, layers: Iterable[SparseLayer], scale: Tensor | None = None) -> dict[str, Tensor]:
-    """Let the method score the units of these layers for growth. Layers that grow at random are absent."""
-    costs = {}
+@dataclass(frozen=True)
+class Kept:
+    """Costs of a layer, until its event: where they are, or in the host's memory."""
+
+    values: Tensor
+    device: torch.device
+    away: bool
+    """Whether the host's memory has them."""
+
+    def __call__(self) -> Tensor:
+        """Return the costs on their device: themselves, or a copy."""
+        return self.values.to(self.device, non_blocking=True, copy=self.away)
+
+
+def growth_costs(method: Method, layers: Iterable[SparseLayer], scale: Tensor | None = None) -> Costs:
+    """Let the method score the units of these layers for growth. Layers that grow at random are absent.
+
+    A GPU keeps the first MOST bytes. The others wait in the host's memory: the optimizer's step comes in between, and
+    gradients are masked for it. The host waits for no copy.
+    """
+    found, held = dict[str, Kept](), 0
     for layer in layers:
         scores = method.grow_scores(layer)
         if scores is not None:
-            costs[layer.name] = -unscaled(scores, scale)
-    return costs
+            costs = -unscaled(scores, scale)
+            held += costs.nbytes
+            away = costs.is_cuda and held > MOST
+            found[layer.name] = Kept(to_host(costs) if away else costs, costs.device, away)
+    return Costs(found)
 
 
-def exclude_active(costs: Mapping[str, Tensor], layers: Iterable[SparseLayer]) -> None:
-    """Give active units, as they are by now, an infinite cost, which no cut reaches. In place.
+def to_host(values: Tensor) -> Tensor:
+    """Copy values of a GPU to pinned memory of the host, which does not wait for it."""
+    host = torch.empty(values.shape, dtype=values.dtype, pin_memory=values.device.type == "cuda")
+    return host.copy_(values, non_blocking=True)
 
-    All free units cost less. Those whose score is NaN cost the most that a float can.
+
+def excluded(method: Method, layer: SparseLayer, costs: Tensor) -> Tensor:
+    """Give units that may not grow an infinite cost, which no cut reaches: active ones as they are by now, and closed.
+
+    All others cost less. Those whose score is NaN cost the most that a float can. In place.
     """
-    for layer in layers:
-        if (mine := costs.get(layer.name)) is not None:
-            most = torch.finfo(mine.dtype).max
-            mine.nan_to_num_(most, most, -most).index_fill_(0, layer.active, float("inf"))
-
-
-def exclude_closed(method: Method, costs: Mapping[str, Tensor], layers: Iterable[SparseLayer]) -> None:
-    """Give units that may not grow an infinite cost, which no cut reaches. In place."""
-    for layer in layers:
-        if layer.name in costs and (closed := method.closed(layer)) is not None:
-            costs[layer.name].masked_fill_(closed, float("inf"))
+    most = torch.finfo(costs.dtype).max
+    costs.nan_to_num_(most, most, -most).index_fill_(0, layer.active, float("inf"))
+    closed = method.closed(layer)
+    return costs if closed is None else costs.masked_fill_(closed, float("inf"))

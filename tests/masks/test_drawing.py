@@ -7,7 +7,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dynsparse.masks.drawing import draw_distinct, free_numbers, merge_sorted
+from benchmarks.parts.gpu.waits import host_waits
+from benchmarks.parts.live_memory import as_on_gpu
+from dynsparse.masks.drawing import at_most_half, draw_distinct, foreseen, free_numbers, merge_sorted
 from dynsparse.seeds import seed_for
 
 CPU = torch.device("cpu")
@@ -37,6 +39,17 @@ def test_what_a_layer_draws_depends_on_its_own_arguments_alone(layers: list[tupl
     for part, size, count, seed in zip(together, sizes, counts, seeds, strict=True):
         assert torch.equal(part - start, draw_distinct([size], [count], [seed], CPU))
         start += size
+
+
+@given(st.lists(layers_to_draw, min_size=1, max_size=3))
+def test_foreseen_draws_are_the_same_and_read_nothing(draws: list[list[tuple[int, int, int]]]) -> None:
+    asked = [tuple([layer[i] for layer in layers] for i in range(3)) for layers in draws]
+    repeats = foreseen([at_most_half(*one) for one in asked], CPU)
+    for one, known in zip(asked, repeats, strict=True):
+        with as_on_gpu(), host_waits(CPU) as waits:
+            found = draw_distinct(*one, CPU, known)
+        assert waits == []
+        assert torch.equal(found, draw_distinct(*one, CPU))
 
 
 @pytest.mark.parametrize(

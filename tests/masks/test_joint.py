@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import math
 
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from benchmarks.parts.live_memory import as_on_gpu
+from dynsparse.masks import joint
 from dynsparse.masks.joint import joint_counts
 
+KINDS = (torch.float32, torch.float64)
 SCORES = st.lists(
     st.lists(st.sampled_from([-2.0, -0.5, -0.0, 0.0, 1e-38, 0.5, 1.0, 3.0, math.inf]), min_size=1, max_size=12),
     min_size=1,
@@ -33,12 +37,17 @@ def test_it_takes_the_lowest_of_all(scores: list[list[float]], data: st.DataObje
     least = [data.draw(st.integers(0, len(layer))) for layer in scores]
     most = [data.draw(st.integers(low, len(layer))) for low, layer in zip(least, scores, strict=True)]
     weights = data.draw(st.integers(0, sum(map(len, scores))))
-    counts = joint_counts([torch.tensor(layer) for layer in scores], [1] * len(scores), weights, least, most)
+    rest = [1] * len(scores), weights, least, most
+    counts = joint_counts([torch.tensor(layer) for layer in scores], *rest)
     expected = list(least)
     by_score = sorted((score, i) for i, layer in enumerate(scores) for score in sorted(layer)[least[i] :])
     for _, i in by_score:
         if sum(expected) < weights and expected[i] < most[i]:
             expected[i] += 1
+    with pytest.MonkeyPatch.context() as patch, as_on_gpu():
+        patch.setattr(joint, "MOST", 0)  # Four bits a pass.
+        again = [joint_counts([torch.tensor(layer, dtype=kind) for layer in scores], *rest) for kind in KINDS]
+    assert again == [counts, joint_counts([torch.tensor(layer).double() for layer in scores], *rest)]
     assert sum(counts) == sum(expected)
     assert all(low <= count <= high for low, count, high in zip(least, counts, most, strict=True))
     taken = [score for count, layer in zip(counts, scores, strict=True) for score in sorted(layer)[:count]]

@@ -143,8 +143,8 @@ def diverging(worker: Worker, on_desync: str) -> Any:
     if worker.rank == 1:
         move = Block.move
 
-        def move_wrongly(block: Block, gone: Tensor, counts: Sequence[int], seeds: Sequence[int], *scored: Any) -> Any:
-            return move(block, gone, [max(0, count - 1) for count in counts], [seed + 1 for seed in seeds], *scored)
+        def move_wrongly(block: Block, gone: Tensor, counts: Sequence[int], seeds: Sequence[int], *_: Any) -> Any:
+            return move(block, gone, [max(0, count - 1) for count in counts], [seed + 1 for seed in seeds])
 
         Block.move = move_wrongly  # type: ignore[assignment,method-assign]
     torch.manual_seed(0)

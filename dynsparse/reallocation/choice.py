@@ -1,0 +1,58 @@
+"""The units of a block of layers that go and grow, chosen before any has moved."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from dynsparse.masks.block import Block, Known, Moved
+from dynsparse.masks.drawing import Draw, Repeats, at_most_half
+from dynsparse.masks.tensors import places_of
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Choice in one block, as flags of the units of each of its layers."""
+
+    block: Block
+    gone: Sequence[Tensor]
+    """Bool [active units]: True for units that go."""
+    grown: Sequence[Tensor | None]
+    """Bool [units]: True for units that grow by score; None for a layer that grows at random."""
+    at_random: Sequence[int]
+    """Number of units that grow at random."""
+    seeds: Sequence[int]
+
+    def counts(self) -> Tensor:
+        """Count what goes, and what grows by score: int64 [layers, 2], on the device."""
+        zero = torch.zeros((), dtype=torch.int64, device=self.block.device)
+        lost = [flags.count_nonzero() for flags in self.gone]
+        won = [zero if flags is None else flags.count_nonzero() for flags in self.grown]
+        return torch.stack((torch.stack(lost), torch.stack(won)), 1)
+
+    def known(self, counts: Sequence[Sequence[int]], repeats: Repeats | None) -> Known:
+        """Put together what the host knows, given `counts()` and the course of `draw`."""
+        won = [by_score + more for (_, by_score), more in zip(counts, self.at_random, strict=True)]
+        return Known([lost for lost, _ in counts], won, repeats)
+
+    def draw(self) -> Draw:
+        """Wish for what grows at random."""
+        return at_most_half(self.block.free(), self.at_random, self.seeds)
+
+    def move(self, known: Known) -> Moved:
+        """Carry the choice out."""
+        scored = self._scored(sum(known.grown) - sum(self.at_random))
+        return self.block.move(torch.cat(list(self.gone)), self.at_random, self.seeds, scored, known)
+
+    def _scored(self, count: int) -> Tensor | None:
+        """Units that grow by score, int64 [count], rising, numbered through. None: all grow at random."""
+        if all(flags is None for flags in self.grown):
+            return None
+        each = [
+            torch.zeros(layer.spec.units, dtype=torch.bool, device=self.block.device) if flags is None else flags
+            for layer, flags in zip(self.block.layers, self.grown, strict=True)
+        ]
+        return places_of(torch.cat(each), count)

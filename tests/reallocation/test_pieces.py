@@ -1,0 +1,127 @@
+"""Large networks on a GPU: in pieces, the same bits in memory that does not grow. Counted on the CPU, by its ways."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from benchmarks.parts.gpu.waits import host_waits
+from benchmarks.parts.live_memory import as_on_gpu
+from benchmarks.parts.pieces import of_network
+from dynsparse.distributed import digest
+from dynsparse.masks import MaskSet, block, drawing, joint, sparse_layers
+from dynsparse.methods import Clock
+from dynsparse.reallocation import Reallocator, reallocator, seen
+from tests.methods.test_contract import method_named, structure_of
+
+Bounds = dict[str, int]
+WHOLE: Bounds = {"block": 1 << 22, "draw": 1 << 20, "hash": 1 << 21, "scores": 1 << 26}
+PIECES: Bounds = {"block": 200, "draw": 7, "hash": 5, "scores": 0}
+
+
+def bound(patch: pytest.MonkeyPatch, bounds: Bounds) -> None:
+    patch.setattr(block, "ON_GPU", bounds["block"])
+    patch.setattr(drawing, "AT_ONCE", bounds["draw"])
+    patch.setattr(digest, "AT_ONCE", bounds["hash"])
+    for module in (joint, reallocator, seen):
+        patch.setattr(module, "MOST", bounds["scores"])
+
+
+def run(name: str, options: dict[str, Any], *, on_gpu: bool) -> tuple[int, int, Any]:
+    """Blocks, the most reads of an event, and what there is after each of two events."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(4, 8, 3), nn.Conv2d(8, 6, 3), nn.Conv2d(6, 4, 1), nn.Linear(9, 5), nn.Linear(5, 7))
+    structure = structure_of(name)
+    if structure != "free":
+        model = nn.Sequential(nn.Linear(8, 24), nn.Linear(24, 8), nn.Linear(8, 24), nn.Linear(24, 6))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.1)
+    for one in model.parameters():
+        optimizer.state[one] = {"step": torch.tensor(3.0), "exp_avg_sq": torch.rand_like(one)}
+    specs = sparse_layers(model, structure=structure)
+    found, reads = [], [0]
+    with as_on_gpu() if on_gpu else nullcontext():
+        share = 2 if structure == "1:2" else 3 if structure == "free" else 4
+        masks = MaskSet(model, specs, {spec.name: spec.units // share for spec in specs}, seed=1)
+        method = method_named(name, **options)
+        method.prepare(masks)
+        mover = Reallocator(model, masks, method, optimizer, seed=2)
+        for step in (1, 2):
+            generator = torch.Generator().manual_seed(step)
+            with torch.no_grad():
+                for layer in masks:
+                    layer.scatter_(layer.weight, 0.1 * torch.randn(layer.active_units, 1, generator=generator))
+                    layer.weight.grad = torch.randn(layer.spec.shape, generator=generator)
+            clock = Clock(2 * step, 2 * step - 1, steps_per_epoch=1, epochs=16)
+            with host_waits(torch.device("cpu")) as waits:
+                report = mover.after_step(clock, mover.before_step(clock))
+            reads.append(len(waits))
+            masks.check()
+            moments = [optimizer.state[layer.parameter]["exp_avg_sq"].sum().item() for layer in masks]
+            found.append((digest.mask_digest(masks), digest.weight_digest(model, masks), report, moments))
+    return len(masks.blocks), max(reads), found
+
+
+CASES = [
+    ("dsr", {}),
+    ("set", {"new_weights": "initial"}),
+    ("rigl", {}),
+    ("rigl", {"scope": "global"}),
+    ("rigl", {"soft_growth": 2, "soft_drop": 2}),
+    ("sparse_momentum", {}),
+    ("mest", {}),
+    ("chts", {}),
+    ("topkast", {}),
+    ("srigl", {}),
+    ("nm", {}),
+]
+
+
+@pytest.mark.parametrize(("name", "options"), CASES)
+def test_pieces_give_the_same_bits(name: str, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pieces do what a processor does, and a GPU with all at once.
+
+    The host reads at most 24 times all the same, but for layers with a structure, which are looked at block by block.
+    """
+    _, _, expected = run(name, options, on_gpu=False)
+    bound(monkeypatch, WHOLE)
+    one, reads, whole = run(name, options, on_gpu=True)
+    assert (one, whole) == (1, expected)
+    bound(monkeypatch, PIECES)
+    several, more_reads, pieces = run(name, options, on_gpu=True)
+    assert several >= 3 and pieces == expected
+    assert max(reads, more_reads) <= (24 if structure_of(name) == "free" else 24 + 8 * several)
+    assert len({masks for masks, *_ in expected}) == 2, "it moved"
+
+
+def test_a_set_that_comes_to_a_gpu_is_divided_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its layers stay the same objects, with what they have explored."""
+    bound(monkeypatch, PIECES)
+    model = nn.Sequential(nn.Linear(20, 8), nn.Linear(8, 10), nn.Linear(10, 30))
+    specs = sparse_layers(model)
+    masks = MaskSet(model, specs, {spec.name: 20 for spec in specs}, seed=1)
+    masks.set_active(masks.layers[1], torch.tensor([0, 7, 79]))
+    before = [(layer, layer.active.tolist(), layer.explored.tolist(), layer.explored_units) for layer in masks]
+    assert len(masks.blocks) == 1
+    with as_on_gpu():
+        masks.to(torch.device("cpu"))
+    assert [len(block.layers) for block in masks.blocks] == [1, 1, 1]
+    after = [(layer, layer.active.tolist(), layer.explored.tolist(), layer.explored_units) for layer in masks]
+    assert after == before
+
+
+def test_memory_does_not_grow_with_the_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    """24 layers take no more than 6 beside what is kept, and at most 64 bytes for each weight of one layer."""
+    side = 128
+    bound(monkeypatch, {"block": side * side, "draw": 1 << 10, "hash": 1 << 12, "scores": 4 * side * side})
+    for density in (0.1, 0.5):
+        few, many = (
+            of_network(nn.Sequential(*(nn.Linear(side, side, bias=False) for _ in range(layers))), density)
+            for layers in (6, 24)
+        )
+        for kind, most in many.items():
+            assert most <= 1.1 * few[kind] + 24 * 256, (density, kind, few, many)
+            assert most <= 64 * side * side, (density, kind, most / side / side)
