@@ -91,7 +91,8 @@ def rows_of(runs: Iterable[Tensor]) -> Tensor:
 
 def mask_rows(masks: MaskSet) -> Tensor:
     """Checksums of the active units: int64 [sparse layers]. A full layer gets that of no units, which no layer has."""
-    return rows_of(layer.active[:0] if layer.is_full else layer.active for layer in masks)
+    none = torch.empty(0, dtype=torch.int64, device=masks.layers[0].device if len(masks) else None)
+    return rows_of(none if layer.is_full else layer.active for layer in masks)
 
 
 def shared_parameters(model: nn.Module) -> dict[str, nn.Parameter]:

@@ -17,18 +17,19 @@ from dynsparse.masks.structure import FREE, lowest
 @torch.no_grad()
 def largest_units(
     specs: Sequence[LayerSpec], counts: Mapping[str, int | Tensor], weights: Mapping[str, Tensor]
-) -> dict[str, Tensor]:
+) -> dict[str, int | Tensor]:
     """Return the `counts[name]` units of largest mean |weight| in each layer: int64, rising, on the CPU.
 
-    Of equal ones those of lower index are taken. Means are computed on the CPU, so that they are the same whatever
+    For a layer that keeps all its units their number is returned: their index takes twice its memory. Of equal ones those of lower index are taken. Means are computed on the CPU, so that they are the same whatever
     device holds the weights. UserError for weights with NaN or inf.
 
     Example: of the weights 1 -3 2 -2 the two largest are units 1 and 2.
     """
-    found = {}
+    found: dict[str, int | Tensor] = {}
     for spec in specs:  # One layer after the other: no more than its costs are in memory.
         count = count if isinstance(count := counts[spec.name], int) else count.numel()
-        (found[spec.name],) = cheapest_units([spec], [_costs(spec, weights[spec.parameter][spec.rows])], [count])
+        costs = _costs(spec, weights[spec.parameter][spec.rows])
+        found[spec.name] = count if count == spec.units else cheapest_units([spec], [costs], [count])[0]
     return found
 
 
