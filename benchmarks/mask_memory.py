@@ -1,23 +1,29 @@
 """Memory that work on masks takes beside what is kept, in a GPU's ways: counted on the CPU, without a GPU.
 
-    python -m benchmarks.mask_memory --networks ViT-L --densities 0.1
+    python -m benchmarks.mask_memory                                     (half an hour)
+    python -m benchmarks.mask_memory --networks ViT-L --densities 0.1    (some of it anew, beside what the JSON has)
+    python -m benchmarks.mask_memory --page                              (the page anew, from the JSON)
 
 Bytes of tensors are counted exactly. Workspaces within kernels, such as those of a sort, are not in it.
 """
 
 from __future__ import annotations
 
+from argparse import Namespace
 from collections.abc import Callable, Mapping
 
 import torch
 from torch import nn
 
 from benchmarks.harness import record
-from benchmarks.harness.script import plain_parser
+from benchmarks.harness.page import filled
+from benchmarks.harness.record import Result
+from benchmarks.harness.script import page_parser, run
 from benchmarks.parts.pieces import of_network, vision_transformer
 from dynsparse.masks import sparse_layers
 from dynsparse.models.resnet50 import ResNet50Settings
 
+NAME = "mask_memory"
 NETWORKS: Mapping[str, Callable[[], nn.Module]] = {
     "ResNet-50": lambda: ResNet50Settings(name="imagenet_resnet50").build((3, 224, 224), 1000),
     "ViT-L": lambda: vision_transformer(24),
@@ -27,12 +33,21 @@ DENSITIES = (0.05, 0.1, 0.5, 1.0)
 
 
 def main() -> None:
-    parser = plain_parser(__doc__)
+    parser = page_parser(__doc__)
     parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=["ResNet-50", "ViT-L"])
     parser.add_argument("--densities", nargs="+", type=float, default=DENSITIES)
-    asked = parser.parse_args()
-    found = {name: {str(one): measured(name, one) for one in asked.densities} for name in asked.networks}
-    record.keep("mask_memory", {"bytes": found}, asked.output)
+    run(NAME, parser, measure, page)
+
+
+def measure(asked: Namespace) -> Result:
+    networks, densities = (["tiny"], [0.1, 0.5]) if asked.tiny else (asked.networks, asked.densities)
+    found: Result = {}
+    if record.path_of(NAME, asked.output).exists():
+        found = record.kept(NAME, asked.output)["bytes"]
+    for name in networks:
+        more = {str(density): measured(name, density) for density in densities}
+        found[name] = dict(sorted({**found.get(name, {}), **more}.items(), key=lambda one: float(one[0])))
+    return {"bytes": found}
 
 
 def measured(name: str, density: float) -> dict[str, int]:
@@ -43,6 +58,23 @@ def measured(name: str, density: float) -> dict[str, int]:
     for kind, most in found.items():
         print(f"{name}, density {density:g}: {kind} {most:,}", flush=True)
     return found
+
+
+def page(content: Result) -> str:
+    most = [
+        count
+        for densities in content["bytes"].values()
+        for kinds in densities.values()
+        for kind, count in kinds.items()
+        if kind != "weights"
+    ]
+    before = record.kept(f"{NAME}_before")
+    return filled(NAME, content, before=before, most=max(most), mebibytes=mebibytes)
+
+
+def mebibytes(count: int | None) -> str:
+    """Return bytes in MiB; a dash where they were not counted."""
+    return "-" if count is None else f"{count / (1 << 20):.1f}"
 
 
 if __name__ == "__main__":
