@@ -20,8 +20,9 @@ def largest_units(
 ) -> dict[str, int | Tensor]:
     """Return the `counts[name]` units of largest mean |weight| in each layer: int64, rising, on the CPU.
 
-    For a layer that keeps all its units their number is returned: their index takes twice its memory. Of equal ones those of lower index are taken. Means are computed on the CPU, so that they are the same whatever
-    device holds the weights. UserError for weights with NaN or inf.
+    For a layer that keeps all its units their number is returned: their index takes twice its memory. Of equal ones
+    those of lower index are taken. Means are computed on the CPU, so that they are the same whatever device holds the
+    weights. UserError for weights with NaN or inf.
 
     Example: of the weights 1 -3 2 -2 the two largest are units 1 and 2.
     """
