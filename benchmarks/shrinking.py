@@ -31,7 +31,7 @@ from benchmarks.parts.shrinking.workers import on_workers
 
 NAME = "shrinking"
 RESNET_18 = Case("resnet18", 48, epochs=8)
-RESNET_50 = Case("resnet50", 64, epochs=8, period=2, samples=320)
+RESNET_50 = Case("resnet50", 64, epochs=8, period=10, samples=1_280)
 ON_WORKERS = Case("resnet18", 64, epochs=4, period=5, samples=1_280)
 WORKERS = 4
 FAMILIES = {
