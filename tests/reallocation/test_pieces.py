@@ -78,9 +78,13 @@ CASES = [
     ("srigl", {}),
     ("nm", {}),
 ]
+QUICK = [("dsr", {}), ("rigl", {"scope": "global"}), ("topkast", {}), ("srigl", {})]
+"""One of each kind: growth at random, by one threshold, with a reserve, with a structure."""
 
 
-@pytest.mark.parametrize(("name", "options"), CASES)
+@pytest.mark.parametrize(
+    ("name", "options"), [pytest.param(*one, marks=[] if one in QUICK else pytest.mark.slow) for one in CASES]
+)
 def test_pieces_give_the_same_bits(name: str, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     """Pieces do what a processor does, and a GPU with all at once.
 

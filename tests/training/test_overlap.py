@@ -43,7 +43,7 @@ def order(worker: Worker, bucket_mb: float, compiled: bool) -> list[str]:
     return found
 
 
-@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("compiled", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_buckets_leave_before_the_backward_pass_ends(compiled: bool) -> None:
     """They do so too where it is compiled. One bucket for all waits for the last gradient."""
     for found in run_distributed(order, 2, A_LAYER, compiled):
