@@ -147,7 +147,7 @@ def silence(weight: Tensor, columns: Tensor) -> None:
 
 def page(content: Result) -> str:
     measured = [case for case in content["cases"] if "chosen" in case]
-    ratios = [case["ratio_to_dense"][OURS]["median"] for case in measured]
+    ratios = [case["ratio_to_dense"][OURS]["median"] for case in measured if case["chosen"] != DENSE]
     return filled(NAME, content, {"KINDS": KINDS, "OURS": OURS}, measured=measured, ratios=ratios)
 
 
