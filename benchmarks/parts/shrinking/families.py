@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -22,10 +21,10 @@ from dynsparse.training.shrinking import find_unused, size_of, take_biases
 DEAD = 0.4
 
 
-def family(name: str, size: int, options: Mapping[str, Any] | None = None) -> Result:
+def family(name: str, size: int) -> Result:
     """Starve 40 % of the channels that can go, shrink the network, and compare what it computes."""
     config = run_config(
-        {"name": f"torchvision/{name}", "options": dict(options or {})},
+        {"name": f"torchvision/{name}"},
         {"name": "static"},
         size,
         10,
