@@ -15,6 +15,16 @@ from dynsparse.reallocation import Reallocator
 from tests.methods.test_contract import method_named
 
 
+def step_with_random_numbers(masks: MaskSet, step: int) -> Clock:
+    """Give active weights and gradients random numbers, as a step would. Returns the clock of its event."""
+    generator = torch.Generator().manual_seed(step)
+    with torch.no_grad():
+        for layer in masks:
+            layer.scatter_(layer.weight, 0.1 * torch.randn(layer.active_units, 1, generator=generator))
+            layer.weight.grad = torch.randn(layer.spec.shape, generator=generator)
+    return Clock(2 * step, 2 * step - 1, steps_per_epoch=1, epochs=16)
+
+
 def run(name: str, in_cache: int, monkeypatch: pytest.MonkeyPatch) -> tuple[int, Any]:
     """Blocks, and what there is after each of four reallocations."""
     monkeypatch.setattr(block, "IN_CACHE", in_cache)
@@ -27,12 +37,7 @@ def run(name: str, in_cache: int, monkeypatch: pytest.MonkeyPatch) -> tuple[int,
     reallocator = Reallocator(model, masks, method, torch.optim.SGD(model.parameters(), lr=0.1), seed=2)
     found = []
     for step in range(1, 5):
-        generator = torch.Generator().manual_seed(step)
-        with torch.no_grad():
-            for layer in masks:
-                layer.scatter_(layer.weight, 0.1 * torch.randn(layer.active_units, 1, generator=generator))
-                layer.weight.grad = torch.randn(layer.spec.shape, generator=generator)
-        clock = Clock(2 * step, 2 * step - 1, steps_per_epoch=1, epochs=16)
+        clock = step_with_random_numbers(masks, step)
         seen = reallocator.before_step(clock)
         report = reallocator(clock, seen)
         masks.check()

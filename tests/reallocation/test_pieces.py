@@ -14,9 +14,9 @@ from benchmarks.parts.live_memory import as_on_gpu
 from benchmarks.parts.pieces import of_network
 from dynsparse.distributed import digest
 from dynsparse.masks import MaskSet, block, drawing, joint, sparse_layers
-from dynsparse.methods import Clock
 from dynsparse.reallocation import Reallocator, reallocator, seen
 from tests.methods.test_contract import method_named, structure_of
+from tests.reallocation.test_blocks import step_with_random_numbers
 
 Bounds = dict[str, int]
 WHOLE: Bounds = {"block": 1 << 22, "draw": 1 << 20, "hash": 1 << 21, "scores": 1 << 26}
@@ -50,12 +50,7 @@ def run(name: str, options: dict[str, Any], *, on_gpu: bool) -> tuple[int, int, 
         method.prepare(masks)
         mover = Reallocator(model, masks, method, optimizer, seed=2)
         for step in (1, 2):
-            generator = torch.Generator().manual_seed(step)
-            with torch.no_grad():
-                for layer in masks:
-                    layer.scatter_(layer.weight, 0.1 * torch.randn(layer.active_units, 1, generator=generator))
-                    layer.weight.grad = torch.randn(layer.spec.shape, generator=generator)
-            clock = Clock(2 * step, 2 * step - 1, steps_per_epoch=1, epochs=16)
+            clock = step_with_random_numbers(masks, step)
             with host_waits(torch.device("cpu")) as waits:
                 report = mover.after_step(clock, mover.before_step(clock))
             reads.append(len(waits))
