@@ -1,12 +1,11 @@
 """Training with shrinks beside dense and unstructured training: time, accuracy, inference, and what a shrink costs.
 
-    python -m benchmarks.shrinking --photographs DIR --seeds 0 1 2   (a quarter of an hour of one core a seed)
+    python -m benchmarks.shrinking --photographs DIR --seeds 0 1 2   (two hours of one core a seed)
     python -m benchmarks.shrinking --page                            (the page anew, from the JSON)
 
-`DIR` holds Imagenette with a shorter side of 80 pixels (`python -m benchmarks.shrink`). ResNet-18 is trained on it,
-dense, by RigL, by Chase, and by Chase with shrinks: an epoch of each in turn, in one process with one thread. ResNet-50
-is trained so on made-up images, for its time alone. Seeds and networks that are in the JSON already stay there: what is
-measured now is added, or takes their place.
+`DIR` holds Imagenette with a shorter side of 80 pixels (`python -m benchmarks.shrink`). ResNet-18 and ResNet-50 are
+trained on it, dense, by RigL, by Chase, and by Chase with shrinks: an epoch of each in turn, in one process with one
+thread. Seeds and networks that are in the JSON already stay there: what is measured now is added, or takes their place.
 """
 
 from __future__ import annotations
@@ -30,8 +29,10 @@ from benchmarks.parts.shrinking.training import WAYS, side_by_side
 from benchmarks.parts.shrinking.workers import on_workers
 
 NAME = "shrinking"
-RESNET_18 = Case("resnet18", 48, epochs=8)
-RESNET_50 = Case("resnet50", 64, epochs=8, period=10, samples=1_280)
+NETWORKS = {
+    "resnet18": Case("resnet18", 48, epochs=8),
+    "resnet50": Case("resnet50", 48, epochs=8, channel_sparsity=0.8),
+}
 ON_WORKERS = Case("resnet18", 64, epochs=4, period=5, samples=1_280)
 WORKERS = 4
 FAMILIES = {
@@ -44,7 +45,7 @@ FAMILIES = {
 }
 """Networks of torchvision, and the size of their images."""
 TINY: Mapping[str, Any] = {"epochs": 4, "batch": 8, "period": 1, "samples": 32, "size": 32}
-PARTS = ("resnet18", "resnet50", "workers", "families")
+PARTS = (*NETWORKS, "workers", "families")
 
 
 def main() -> None:
@@ -71,9 +72,9 @@ def measure(asked: Namespace) -> Result:
 
 
 def _measured(part: str, asked: Namespace) -> Iterator[tuple[str, Result]]:
-    case = {"resnet18": replace(RESNET_18, photographs=asked.photographs), "resnet50": RESNET_50}.get(part)
-    if case is not None:
-        for seed in asked.seeds if case.photographs else [0]:
+    if part in NETWORKS:
+        case = replace(NETWORKS[part], photographs=asked.photographs)
+        for seed in asked.seeds:
             yield str(seed), side_by_side(tiny(case) if asked.tiny else case, seed)
     elif part == "workers":
         yield str(WORKERS), on_workers(*((tiny(ON_WORKERS), 2, 1) if asked.tiny else (ON_WORKERS, WORKERS, 3)))
@@ -88,15 +89,15 @@ def tiny(case: Case) -> Case:
 
 
 def page(content: Result) -> str:
-    return filled(NAME, content, _rows(content.get("resnet18", {})), WAYS=WAYS, SHRUNK=SHRUNK)
+    networks = {name: _sums(content[name]) for name in NETWORKS if name in content}
+    return filled(NAME, content, CASES=NETWORKS, networks=networks, WAYS=WAYS, SHRUNK=SHRUNK)
 
 
-def _rows(seeds: Mapping[str, Any]) -> Result:
-    """Sum up the seeds of ResNet-18: accuracy, ratios of time, parameters, by way."""
-    if not seeds:
-        return {"top1": {}, "whole": {}, "step": {}, "shrink_steps": None}
+def _sums(seeds: Mapping[str, Any]) -> Result:
+    """Sum up the seeds of a network: accuracy and ratios of time by way, and a shrink's time in steps."""
     top1 = {way: [one["runs"][way]["top1"][-1] for one in seeds.values()] for way in WAYS}
     return {
+        "seeds": seeds,
         "top1": {way: (mean(values), stdev(values) if len(values) > 1 else None) for way, values in top1.items()},
         "whole": {way: summary([one["whole_run_to_dense"][way] for one in seeds.values()]) for way in WAYS},
         "step": {way: summary([one["last_step_to_dense"][way]["median"] for one in seeds.values()]) for way in WAYS},

@@ -26,6 +26,8 @@ class Case:
     batch: int = 64
     period: int = 50
     """Steps between two events."""
+    channel_sparsity: float = 0.7
+    """Fraction of the channels inside the blocks that die."""
     photographs: str = ""
     """Folder of Imagenette; else images are made up, and accuracies mean nothing."""
     samples: int = 2_560
@@ -73,7 +75,7 @@ class Case:
         rigl = {"period": self.period, "fraction": 0.3, "until": 0.8}
         if way == UNSTRUCTURED:
             return {**sparse, "method": {"name": "rigl", **rigl}}
-        dying = {"channel_sparsity": 0.7, "channels_until": 0.5}
+        dying = {"channel_sparsity": self.channel_sparsity, "channels_until": 0.5}
         train = {"shrink": {"at": list(self.shrinks)}} if way == SHRUNK else {}
         return {**sparse, "method": {"name": "chase", **rigl, **dying}, "train": train}
 
