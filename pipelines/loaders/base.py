@@ -63,9 +63,9 @@ class Loader(ABC):
 
     def fault(self, source: Encoded, index: int) -> str | None:
         """Read a sample and decode all of it. Return why that fails, or None: the same for every loader."""
-        from pipelines.sources.faults import fault  # Only here: a config is validated without Pillow.
-
         try:
+            from pipelines.sources.faults import fault  # Only here: a config is validated without Pillow.
+
             return fault(source, index, self.most_pixels)
         except MemoryError:
             raise no_memory(source, index) from None

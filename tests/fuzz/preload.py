@@ -43,7 +43,6 @@ MODULES = (
     "tensorboard.summary",
     "scipy.io",
     "torch._dynamo",
-    "torch.profiler._cupti_monitor",
     "torch.utils.serialization.config",
     "torch.utils.tensorboard",
 )
