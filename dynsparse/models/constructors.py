@@ -6,6 +6,7 @@ import inspect
 import re
 import sys
 from collections.abc import Callable, Collection, Container, Mapping
+from functools import partial
 from typing import Annotated, Any
 
 import torch
@@ -110,7 +111,8 @@ def _made(name: str, make: Make, options: Mapping[str, Any]) -> nn.Module:
         unknown = found[1]
     else:
         _require_kinds(name, model, options)
-        unread = [key for key in options if key not in _read_by(model)]
+        read = _read_by(type(model), partial(make, **options))
+        unread = [key for key in options if key not in read]
         if not unread:
             return model
         unknown = unread[0]
@@ -128,18 +130,22 @@ class _Anything:
         return True
 
 
-def _read_by(model: nn.Module) -> Container[str]:
+def _read_by(kind: type[nn.Module], make: Make) -> Container[str]:
     """Return the options that a network's constructor reads. It may take others too, and forget them.
 
-    torchvision's ConvNeXt and MobileNetV3 do, whose options are those of the class and of the functions of its module.
-    timm's hand on what they do not read, and somebody refuses it at last.
+    torchvision's ConvNeXt and MobileNetV3 do, and MetaFormer of older timm: whether one does shows with an option that
+    nobody has. What it reads are then the options of the class, and of the functions of its module and of timm's
+    builder. Most of timm's hand on what they do not read, and somebody refuses it at last.
     """
-    kind = type(model)
-    if not kind.__module__.startswith("torchvision.") or not _takes_anything(kind):
+    if not _takes_anything(kind):
         return _Anything()
-    module = sys.modules[kind.__module__]
-    members = inspect.getmembers(module, inspect.isfunction)
-    readers: list[Callable[..., Any]] = [kind, *(one for _, one in members if one.__module__ == module.__name__)]
+    try:
+        make(no_such_option=0)
+    except Exception:  # noqa: BLE001 - whoever refuses it, and however
+        return _Anything()
+    modules = [module for name in (kind.__module__, "timm.models._builder") if (module := sys.modules.get(name))]
+    members = [(one, module) for module in modules for _, one in inspect.getmembers(module, inspect.isfunction)]
+    readers: list[Callable[..., Any]] = [kind, *(one for one, module in members if one.__module__ == module.__name__)]
     return {key for one in readers for key in inspect.signature(one).parameters}
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections import OrderedDict, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from functools import cache
+from inspect import signature
 from typing import Any
 
 import torch
@@ -32,12 +34,31 @@ def step_beside(optimizer: optim.Optimizer, values: Sequence[tuple[nn.Parameter,
     Each comes with the group whose options hold for it, and with its state, which is empty before the first step and is
     changed in place.
     """
+    for value, group, state in values:
+        kind: Any = type(optimizer)
+        if not state and _has_state_when_made(kind):
+            state.update(_when_made(kind, value, group))
     twin = object.__new__(type(optimizer))
     twin.__dict__.update({key: value for key, value in vars(optimizer).items() if key not in _OWN})
     twin.param_groups = [{**group, "params": [value]} for value, group, _ in values]
     twin.state = defaultdict(dict, {value: state for value, _, state in values})
     twin._optimizer_step_pre_hooks, twin._optimizer_step_post_hooks = OrderedDict(), OrderedDict()
     twin.step()
+
+
+@cache
+def _has_state_when_made(kind: type[optim.Optimizer]) -> bool:
+    """Whether an optimizer has state before its first step, and counts on it, as Adagrad of torch 2.11 does."""
+    return bool(_when_made(kind, nn.Parameter(torch.zeros(1)), {}))
+
+
+def _when_made(kind: type[optim.Optimizer], value: nn.Parameter, group: Group) -> State:
+    """Return the state of a parameter in a new optimizer of this kind: {} where it comes with the first step."""
+    try:
+        options = {name: group[name] for name in signature(kind).parameters if name in group and name != "params"}
+        return dict(kind([value], **options).state[value])
+    except Exception:  # noqa: BLE001 - it cannot be made so: then it has no state
+        return {}
 
 
 def steps_alone(optimizer: optim.Optimizer, group: Group, like: Tensor) -> bool:

@@ -82,7 +82,10 @@ def _agrees(layer: Layer, inputs: Tensor, operand: type[Operand]) -> bool:
     with torch.no_grad():
         wholes[1].append(compressed(layer, operand)(inputs))
     wholes[0].append(wholes[0][0])
-    return all(float((a - b).detach().abs().max()) <= TOLERANCE * float(a.detach().abs().max()) for a, b in zip(*wholes, strict=True))
+    return all(
+        float((a - b).detach().abs().max()) <= TOLERANCE * float(a.detach().abs().max())
+        for a, b in zip(*wholes, strict=True)
+    )
 
 
 def _results(layer: nn.Module, inputs: Tensor) -> list[Tensor]:
