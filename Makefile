@@ -1,6 +1,7 @@
 # A fresh clone needs Python 3.10 to 3.13, make and a C compiler (torch.compile uses it).
 PYTHON ?= python3
 VENV ?= .venv
+CONSTRAINTS ?= constraints.txt
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
@@ -22,11 +23,11 @@ help:
 
 setup: $(READY)
 
-$(READY): constraints.txt pyproject.toml setup.py
+$(READY): $(CONSTRAINTS) pyproject.toml setup.py
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 10) <= v < (3, 14) else f"$(PYTHON) is Python {v[0]}.{v[1]}; dynsparse needs 3.10 to 3.13: make PYTHON=python3.12 ...")'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --constraint constraints.txt setuptools wheel
-	$(BIN)/pip install --quiet --constraint constraints.txt --no-build-isolation --editable '.[dev]'
+	$(BIN)/pip install --quiet --constraint $(CONSTRAINTS) setuptools wheel
+	$(BIN)/pip install --quiet --constraint $(CONSTRAINTS) --no-build-isolation --editable '.[dev]'
 	@touch $@
 
 demo: $(READY)
@@ -71,7 +72,7 @@ reproduce-digits: $(READY)
 	$(BIN)/python -m benchmarks.readme
 
 screenshots: $(READY)
-	$(BIN)/pip install --quiet --constraint constraints.txt --no-build-isolation --editable '.[screenshots]'
+	$(BIN)/pip install --quiet --constraint $(CONSTRAINTS) --no-build-isolation --editable '.[screenshots]'
 	$(BIN)/python docs/take_screenshots.py
 	$(BIN)/python docs/take_report_screenshots.py
 

@@ -13,7 +13,7 @@ from dynsparse import SparseTraining
 from dynsparse.errors import UserError
 from dynsparse.masks import MaskSet, sparse_layers
 from dynsparse.masks.reserve import Reserve
-from dynsparse.optimizers.beside import steps_alone
+from dynsparse.optimizers.beside import step_beside, steps_alone
 from tests import small_mlp
 from tests.small_mlp import mlp
 from tests.training import runs
@@ -184,6 +184,35 @@ def test_optimizers_that_move_each_weight_alone_are_taken(name: str, dtype: torc
     assert steps_alone(made, made.param_groups[0], weight)
     assert torch.equal(numbers, torch.get_rng_state()) and torch.equal(weight, torch.ones(2, 3, dtype=dtype))
     assert str(made.state_dict()) == str(before)
+
+
+class Early(optim.Optimizer):
+    """Adagrad with one rate, whose sums are made with the optimizer, as in torch 2.11."""
+
+    def __init__(self, params: Any, lr: float = 1.0, first: float = 3.0) -> None:
+        super().__init__(params, {"lr": lr, "first": first})
+        for group in self.param_groups:
+            for one in group["params"]:
+                self.state[one] = {"sum": torch.full_like(one, group["first"])}
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        for group in self.param_groups:
+            for one in group["params"]:
+                total = self.state[one]["sum"].add_(one.grad**2)
+                one.sub_(group["lr"] * one.grad / total.sqrt())
+
+
+def test_state_that_is_made_with_the_optimizer() -> None:
+    weight, state = nn.Parameter(torch.ones(4)), dict[str, Any]()
+    optimizer = Early([weight], first=5.0)
+    assert steps_alone(optimizer, optimizer.param_groups[0], weight)
+    beside = nn.Parameter(torch.ones(2))
+    beside.grad = torch.full((2,), 2.0)
+    step_beside(optimizer, [(beside, optimizer.param_groups[0], state)])
+    torch.testing.assert_close(beside.detach(), torch.full((2,), 1 - 2 / 3))
+    assert torch.equal(state["sum"], torch.full((2,), 9.0))
+    assert torch.equal(optimizer.state[weight]["sum"], torch.full((4,), 5.0))
 
 
 DAMAGED: dict[str, tuple[str, Any, str]] = {
