@@ -109,9 +109,10 @@ def _inputs(model: nn.Module, images: Tensor) -> dict[str, Callable[[], Tensor]]
 
 
 def _recording(forward: Callable[..., Tensor], name: str, found: dict[str, Callable[[], Tensor]]) -> Any:
-    def record(x: Tensor) -> Tensor:
+    def record(*inputs: Tensor, **by_name: Tensor) -> Tensor:
+        (x,) = (*inputs, *by_name.values())
         found[name] = _like(x)
-        return forward(x)
+        return forward(*inputs, **by_name)
 
     return record
 

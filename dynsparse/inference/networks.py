@@ -82,7 +82,7 @@ def _in_torch(dense: nn.Module, smaller: Network, example: Tensor, rounds: int) 
     bases = {DENSE: dense} if smaller.module is None else {COMPACT: smaller.module, DENSE: dense}
     for name, base in bases.items():
         yield from _as_csr(dense, base, example, rounds, name)
-    if sum(isinstance(module, nn.Conv2d) for module in dense.modules()) < LEAST_CONVOLUTIONS:
+    if example.dim() != 4 or sum(isinstance(one, nn.Conv2d) for one in dense.modules()) < LEAST_CONVOLUTIONS:
         return
     images = example.contiguous(memory_format=torch.channels_last)
     dense_last = _last(dense)

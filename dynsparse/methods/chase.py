@@ -48,7 +48,7 @@ class ChaseSettings(RiglSettings):
     channels_until: SomeShare = 0.8
     """Fraction of the run after which `channel_sparsity` is reached, by the cubic of gradual pruning."""
     residual: bool = False
-    """Let channels die that a residual connection adds, too ("prune skip")."""
+    """Let channels die that several layers write, too, as where a residual connection adds ("prune skip")."""
 
     @model_validator(mode="after")
     def _channels_die(self) -> ChaseSettings:
@@ -85,7 +85,8 @@ class Chase(Rigl):
     up to that of the moment; from then on the fraction moves.
 
     Only channels all of whose writers and readers are sparse layers can die. Of a residual network these are the inner
-    ones of the blocks, as in the authors' code; `residual` adds those of the shortcuts. A channel stays where the
+    ones of the blocks, as in the authors' code; `residual` adds those that several layers write: of shortcuts, and of
+    gates, as in squeeze-and-excitation. A channel stays where the
     budget would find no room without it, and where a layer would lose its last weight.
 
     Departures: channels die at the reallocations, not at a period of their own. The cubic ends with a last event at
@@ -136,11 +137,13 @@ class Chase(Rigl):
         """Raise UserError if no event may come once all channels are to be dead."""
         super().check_length(end)
         settings, period = self.settings, self._longest_period(end)
-        if self.wants_channels and period > (settings.until - settings.channels_until) * end.step:
+        stop = settings.stop_epoch / end.epochs
+        last, words = (settings.until, "method.until") if settings.until <= stop else (stop, "method.stop_epoch")
+        if self.wants_channels and period > (last - settings.channels_until) * end.step:
             raise UserError(
                 f"method.channels_until is {settings.channels_until:g}, and the {end.step:,} steps of the run may have "
-                f"no reallocation between it and method.until, {settings.until:g}: shorten method.period, {period:,}, "
-                f"or let channels_until be earlier"
+                f"no reallocation between it and {words}, {last:g}{' of the run' if last == stop else ''}: shorten "
+                f"method.period, {period:,}, or let channels_until be earlier"
             )
 
     def couple(self, groups: Sequence[ChannelGroup], layers: Sequence[LayerSpec]) -> None:
@@ -149,14 +152,14 @@ class Chase(Rigl):
         ours = [group for group in free if sparse.issuperset(group.layers)]
         taken = [group for group in ours if self.settings.residual or len(group.writers) == 1]
         if not taken:
-            others = f" but {_size(ours):,} that a residual connection adds" if ours else ""
+            others = f" but {_size(ours):,} that several layers write" if ours else ""
             raise UserError(
                 f"method chase lets channels die whose writers and readers are all sparse layers, and there are none"
                 f"{others}: {'set residual to true' if ours else 'make more layers sparse'}, or channel_sparsity to 0"
             )
         self.channels = Channels(taken)
         apart = _size(ours) - _size(taken), _size(free) - _size(ours)
-        reasons = "a residual connection adds", "dense layers use"
+        reasons = "several layers write", "dense layers use"
         stay = "".join(f"; {n:,} that {reason} stay" for n, reason in zip(apart, reasons, strict=True) if n)
         self._stay = stay
 

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from dynsparse.determinism import exact_float32
 from dynsparse.errors import UserError
 from dynsparse.shrinking.dead import Dead, dead_channels
-from dynsparse.shrinking.groups import LAYERS, OUTPUTS, Graph, Group
+from dynsparse.shrinking.groups import COMPACT, LAYERS, OUTPUTS, Graph, Group, first_line
+from dynsparse.shrinking.removal import tried
 
 TOLERANCE = 1e-4
 """Largest difference of an output that sums in another order may make, as a fraction of the largest output."""
@@ -37,14 +38,18 @@ def compact(model: nn.Module, image_shape: tuple[int, int, int]) -> Compacted:
     changed, which is then of no use.
     """
     images = torch.randn(2, *image_shape, generator=torch.Generator().manual_seed(0)).to(next(model.parameters()))
-    with torch.no_grad(), exact_float32():
-        before = model(images)
+    try:
+        with torch.no_grad(), exact_float32():
+            before = model(images)
+    except Exception as error:  # As many kinds as there are networks.
+        raise UserError(f"the network cannot take two images ({first_line(error)}): {COMPACT}") from error
     shapes = _shapes(model)
     frozen = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
     try:
         while _pass(model, images):
             pass
-        obstacles = {one.root: one.obstacle for one in Graph(model, images) if one.obstacle not in ("", OUTPUTS)}
+        groups = tried(list(Graph(model, images)), model, images)
+        obstacles = {one.root: one.obstacle for one in groups if one.obstacle not in ("", OUTPUTS)}
     finally:
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(name not in frozen)
@@ -67,7 +72,7 @@ def _difference(before: Tensor, after: Tensor) -> float:
 def _pass(model: nn.Module, images: Tensor) -> bool:
     """Take out what is dead now; what was read by it alone may be dead then. Returns whether there was any."""
     graph = Graph(model, images)
-    groups = [group for group in graph if not group.obstacle]
+    groups = [group for group in tried(list(graph), model, images) if not group.obstacle]
     found = dead_channels(groups, model, images)
     for dead in found:
         for module, values in dead.biases:

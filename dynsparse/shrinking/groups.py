@@ -60,6 +60,11 @@ class Group:
     obstacle: str
     """Reason to leave it alone, empty where there is none."""
 
+    @property
+    def least(self) -> int:
+        """Fewest channels that it can have: a depthwise convolution of one channel would be an ordinary one."""
+        return 2 if any(isinstance(side.module, nn.Conv2d) for side in self.followers) else 1
+
 
 class Graph:
     """The groups of a network. It is built anew when channels have been taken out."""
@@ -103,11 +108,13 @@ class Graph:
             if isinstance(module, LAYERS) and not _is_depthwise(module):
                 obstacle = obstacle or _grouped(name, module) or _peculiar(name, module)
                 (readers if reads else writers).append(_side(name, module, item))
+            elif isinstance(module, pruning_library().ops._OutputOp):
+                obstacle = obstacle or OUTPUTS
             elif not _is_per_channel(module):
                 obstacle = obstacle or f"{name} ({type(module).__name__}) may mix channels"
             elif next(module.parameters(), None) is not None or isinstance(module, PER_CHANNEL):
                 followers.append(_side(name, module, item))
-        obstacle = obstacle or ("" if readers else OUTPUTS)
+        obstacle = obstacle or ("" if readers else OUTPUTS)  # Outputs that are read as well are marked above.
         name = self._names[root.dep.target.module]
         return Group(name, len(root.idxs), writers, readers, followers, obstacle)
 
@@ -115,6 +122,11 @@ class Graph:
 def _reason(error: Exception) -> str:
     if isinstance(error, MemoryError) or "can't allocate" in str(error):
         return f"it takes more than {MOST_BYTES >> 20} MiB"
+    return first_line(error)
+
+
+def first_line(error: Exception) -> str:
+    """Return the first line of what an error says, or its type where it says nothing."""
     return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
@@ -152,7 +164,7 @@ def _side(name: str, module: nn.Module, item: Any) -> Side:
 
 
 def _is_depthwise(module: nn.Module) -> bool:
-    return isinstance(module, nn.Conv2d) and 1 < module.groups == module.in_channels
+    return isinstance(module, nn.Conv2d) and 1 < module.groups == module.in_channels == module.out_channels
 
 
 def _is_per_channel(module: object) -> bool:

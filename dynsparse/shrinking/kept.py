@@ -70,6 +70,13 @@ class Shrinkage:
         return {"epoch": self.epoch, "modules": modules}
 
 
+def sizes_of(module: nn.Module) -> tuple[int, ...]:
+    """Return a module's number of outputs, and of inputs if its weight has any. A norm may be without a weight."""
+    if isinstance(weight := getattr(module, "weight", None), Tensor):
+        return tuple(weight.shape[:2])
+    return (module.num_features,) if isinstance(module, nn.modules.batchnorm._BatchNorm) else ()
+
+
 def shrinkages_in(saved: Mapping[str, Any]) -> tuple[Shrinkage, ...]:
     """Return the shrinks of a checkpoint's content, in their order. Older ones have none."""
     return tuple(
@@ -114,12 +121,9 @@ def _describe(module: nn.Module, kept: Kept) -> None:
 def _module(model: nn.Module, name: str, kept: Kept) -> nn.Module:
     """Return a module of the model. UserError unless it has the channels that are kept."""
     module: nn.Module | None = dict(model.named_modules()).get(name)
-    weight = getattr(module, "weight", None)
-    fits = module is not None and isinstance(weight, Tensor)
-    for dimension, places in enumerate((kept.outputs, kept.inputs)):
-        if fits and places is not None:
-            assert isinstance(weight, Tensor)
-            fits = weight.dim() > dimension and int(places[-1]) < weight.shape[dimension]
+    sizes = () if module is None else sizes_of(module)
+    sides = enumerate((kept.outputs, kept.inputs))
+    fits = all(len(sizes) > side and int(places[-1]) < sizes[side] for side, places in sides if places is not None)
     if not fits or module is None:
         raise UserError(
             f"the checkpoint is of another model: it has made {name} smaller, and that is absent or too small here; "

@@ -71,12 +71,12 @@ def _growth(before: Sequence[SparseLayer], specs: Sequence[LayerSpec], left: Seq
     sizes = [spec.unit_size for spec in specs]
     room = [_room(layer, spec, kept) for layer, spec, kept in zip(before, specs, left, strict=True)]
     lost = [layer.active_weights - kept.numel() * size for layer, kept, size in zip(before, left, sizes, strict=True)]
-    own = [min(most, gone // size) for most, gone, size in zip(room, lost, sizes, strict=True)]
-    rest = sum(lost) - sum(count * size for count, size in zip(own, sizes, strict=True))
-    room = [most - count for most, count in zip(room, own, strict=True)]
+    least = [max(0, 1 - kept.numel()) for kept in left]  # A layer keeps one, frozen or not.
+    own = [max(few, min(most, gone // size)) for few, most, gone, size in zip(least, room, lost, sizes, strict=True)]
+    rest = max(0, sum(lost) - sum(count * size for count, size in zip(own, sizes, strict=True)))
+    room = [max(0, most - count) for most, count in zip(room, own, strict=True)]
     more = share_out(rest, [most * size for most, size in zip(room, sizes, strict=True)], room, sizes)
-    given = [count + extra for count, extra in zip(own, more, strict=True)]
-    return [max(count, 1 - kept.numel()) for count, kept in zip(given, left, strict=True)]
+    return [count + extra for count, extra in zip(own, more, strict=True)]
 
 
 def _room(layer: SparseLayer, spec: LayerSpec, left: Tensor) -> int:

@@ -18,6 +18,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from dynsparse.shrinking.dead import any_place, inputs_of, pads
 from dynsparse.shrinking.groups import Group, Side
 from dynsparse.shrinking.kept import Kept
+from dynsparse.shrinking.removal import without
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ def unused_channels(
     (outputs, inputs) by module, True where a weight is active; a module without any has active weights alone. `images`:
     float32, (batch, channels, height, width). `leave`: names of modules whose channels stay.
 
-    One channel stays of a group that is of no use as a whole.
+    One channel stays of a group that is of no use as a whole, or two where a depthwise convolution has it.
     """
     search = _Search(groups, models, links, images, leave)
     with torch.no_grad():
@@ -89,8 +90,8 @@ class _Search:
         if seen:
             going = going | silent & self._constant(group, seen)
         going = going & ~gone
-        if bool((going | gone).all()):
-            going[int((~gone).nonzero()[0])] = False
+        missing = group.least - int((~(going | gone)).sum())
+        going[going.nonzero().flatten()[: max(0, missing)]] = False
         return going
 
     def _unlinked(self, sides: Sequence[Side], size: int, *, rows: bool) -> Tensor:
@@ -148,25 +149,7 @@ class _Search:
 
     def modules(self) -> dict[str, Kept]:
         """Return what each module that changes keeps."""
-        rows: dict[str, Tensor] = {}
-        columns: dict[str, Tensor] = {}
-        for group, gone in zip(self.groups, self.gone, strict=True):
-            for found, sides in ((rows, [*group.writers, *group.followers]), (columns, group.readers)):
-                for side in sides:
-                    _note(found, side, side.places[gone[side.channels]], columns=found is columns)
-        return {name: Kept(_kept(rows.get(name)), _kept(columns.get(name))) for name in {**rows, **columns}}
-
-
-def _note(found: dict[str, Tensor], side: Side, places: Tensor, *, columns: bool) -> None:
-    """Mark places of a module's rows or columns as gone: bool, True for those that stay."""
-    if not places.numel():
-        return
-    length = side.module.get_parameter("weight").shape[1 if columns else 0]
-    found.setdefault(side.name, torch.ones(length, dtype=torch.bool))[places] = False
-
-
-def _kept(stays: Tensor | None) -> Tensor | None:
-    return None if stays is None else stays.nonzero().flatten()
+        return without(self.groups, self.gone)
 
 
 def _all_of(side: Side) -> Tensor:

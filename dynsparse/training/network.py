@@ -93,7 +93,7 @@ class Network:
     def shrink(self, shrinkage: Shrinkage, config: RunConfig) -> tuple[Parameters, ShrunkMasks]:
         """Take channels out of the model, in place, and make new masks.
 
-        Returns the new parameters, and the masks with what has grown in them.
+        Returns the new parameters, and the masks with what has grown in them. `note` does for a shrink of nothing.
         """
         if self.start is None:
             specs = {layer.name: layer.spec for layer in self.masks}
@@ -106,6 +106,10 @@ class Network:
         self.initial_weights = {}
         self._costs.clear()
         return parameters, shrunk
+
+    def note(self, shrinkage: Shrinkage) -> None:
+        """Take note of a shrink that found no channel to take out."""
+        self.shrinkages = (*self.shrinkages, shrinkage)
 
     @property
     def inference_flops(self) -> int | None:
@@ -216,7 +220,10 @@ def build_network(
     """
     network = _whole_network(config, device, sources)
     for one in shrinkages:
-        network.shrink(one, config)
+        if one.modules:
+            network.shrink(one, config)
+        else:
+            network.note(one)
     return network
 
 

@@ -18,8 +18,9 @@ from dynsparse.errors import UserError
 from dynsparse.masks import MaskSet, naming
 from dynsparse.masks.rows import by_parameter, whole_mask
 from dynsparse.shrinking.compact import TOLERANCE
-from dynsparse.shrinking.groups import Graph, Group, pruning_library
+from dynsparse.shrinking.groups import Graph, Group, first_line, pruning_library
 from dynsparse.shrinking.kept import Shrinkage, shrinkages_in
+from dynsparse.shrinking.removal import tried
 from dynsparse.shrinking.sizes import Size, channels
 from dynsparse.shrinking.unused import unused_channels
 from dynsparse.training.network import Network, build_method, build_without_weights, layer_specs
@@ -65,8 +66,7 @@ def find_unused(config: RunConfig, network: Network, average: nn.Module | None, 
         )
         shrinkage = Shrinkage(epoch, unused.modules)
         for model, outputs in zip(copies, before, strict=True):
-            shrinkage.apply(model)
-            _require_same(outputs, model.eval()(images), epoch)
+            _require_same(outputs, _outputs_without(shrinkage, model, images), epoch)
     return Found(shrinkage, unused.biases)
 
 
@@ -137,7 +137,8 @@ def _groups(config: RunConfig, shrinkages: Sequence[Shrinkage], *, limited: bool
     images = torch.empty(2, *config.data.image_shape, device="meta")
     try:
         with torch.enable_grad():
-            return list(Graph(model, images, limited=limited, so=_SO))
+            groups = list(Graph(model, images, limited=limited, so=_SO))
+        return tried(groups, model, images)
     except UserError as error:
         raise UserError(f"train.shrink: {error.lines[0]}") from None
 
@@ -160,6 +161,19 @@ def _left(model: nn.Module, masks: MaskSet) -> set[str]:
         holders.setdefault(id(parameter), []).append(name)
     shared = {name for names in holders.values() if len(names) > 1 for name in names}
     return {name.rpartition(".")[0] for name in packed | shared}
+
+
+def _outputs_without(shrinkage: Shrinkage, model: nn.Module, images: Tensor) -> Tensor:
+    """Return what a model gives after a shrink, in place, in evaluation mode. UserError if it does not run."""
+    try:
+        shrinkage.apply(model)
+        found: Tensor = model.eval()(images)
+    except Exception as error:  # As many kinds as there are networks.
+        raise UserError(
+            f"train.shrink: without the channels of no use before epoch {shrinkage.epoch}, the network does not run "
+            f"({first_line(error)}); {_SO}, and resume"
+        ) from error
+    return found
 
 
 def _require_same(before: Tensor, after: Tensor, epoch: int) -> None:

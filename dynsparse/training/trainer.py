@@ -288,9 +288,10 @@ class Trainer:
         if found.shrinkage.modules:
             self._lose(found.shrinkage)
             self.settle()
-            self._verify()
+            self.progress.desyncs_repaired += self._verify()
         else:
-            self.network.shrinkages = self.run.shrinkages = (*self.run.shrinkages, found.shrinkage)
+            self.network.note(found.shrinkage)
+            self.run.shrinkages = self.network.shrinkages
         after, seconds = size_of(self.network), time.monotonic() - began
         report = ShrinkReport(epoch, self.progress.step, before, after, self.network.costs, seconds)
         for line in str(report).splitlines():

@@ -67,6 +67,35 @@ def test_every_way_is_a_candidate_and_computes_the_same() -> None:
     assert found["compact"].module[3].weight.shape == (16, 16, 1, 1)
 
 
+class Sound(nn.Module):
+    """A network of convolutions whose input is no batch of images: [batch, 8, 8]."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.network, self.head = cnn()[:7], nn.Linear(16, 5)
+
+    def forward(self, sound: Tensor) -> Tensor:
+        found = self.network(sound.unsqueeze(1).expand(-1, 3, -1, -1))
+        return self.head(input=found.mean((2, 3)))  # type: ignore[no-any-return]
+
+
+def test_networks_of_other_inputs() -> None:
+    """Layers may get theirs by name."""
+    model, sound = Sound().eval(), torch.randn(2, 8, 8)
+    found = dynsparse.speed_up(model, sound, rounds=3)
+    torch.testing.assert_close(found(sound), model(sound).detach(), atol=1e-5, rtol=1e-4)
+    assert not any("channels_last" in row.name for row in found.table.networks)
+
+
+def test_a_network_for_one_image_stays_a_candidate() -> None:
+    model = nn.Sequential(nn.Flatten(0), *list(mlp().children())[1:]).eval()
+    image = torch.randn(1, 3, 8, 8)
+    found = dynsparse.speed_up(model, image, rounds=3)
+    torch.testing.assert_close(found(image), model(image).detach(), atol=1e-5, rtol=1e-4)
+    notes = {row.name: row.note for row in found.table.networks}
+    assert notes["compact"].startswith("the network cannot take two images (")
+
+
 def test_layers_are_timed_in_each_way() -> None:
     model = cnn().requires_grad_(False)
     smaller = next(one.module for one in networks(model, IMAGES, "torch", 3) if one.module is not None)

@@ -242,7 +242,7 @@ def test_shortcuts_lose_channels_where_told(residual: bool, candidates: int, cap
     run = trained(model, method={"residual": residual})
     method = run.method
     assert isinstance(method, Chase)
-    stay = "" if residual else "; 8 that a residual connection adds stay"
+    stay = "" if residual else "; 8 that several layers write stay"
     assert f"chase: {round(0.4 * candidates)} of {candidates} channels are to die by the end{stay}" in caplog.messages
     assert int(method.channels.dead.sum()) == round(0.4 * candidates)
     groups = method.channels.by_group(method.channels.dead)
@@ -321,7 +321,7 @@ def test_what_the_front_door_refuses() -> None:
     )
     refused(
         "method chase lets channels die whose writers and readers are all sparse layers, and there are none but 8 that "
-        "a residual connection adds: set residual to true, or channel_sparsity to 0",
+        "several layers write: set residual to true, or channel_sparsity to 0",
         model=Sum(),
     )
     refused(
@@ -333,6 +333,12 @@ def test_what_the_front_door_refuses() -> None:
         "method.channels_until is 0.8, and the 10 steps of the run may have no reallocation between it and "
         "method.until, 1: shorten method.period, 3, or let channels_until be earlier",
         method={"name": "chase", "period": 3},
+    )
+    refused(
+        "method.channels_until is 0.5, and the 10 steps of the run may have no reallocation between it and "
+        "method.stop_epoch, 0.4 of the run: shorten method.period, 1, or let channels_until be earlier",
+        method={"name": "chase", "period": 1, "channels_until": 0.5, "stop_epoch": 4},
+        steps_per_epoch=1,
     )
 
 

@@ -144,6 +144,86 @@ def test_what_may_not_lose_channels_is_left_alone_and_named(between: nn.Module, 
     assert found.left_alone["0"].startswith(reason)
 
 
+class Heads(nn.Module):
+    """Channels that go through a fixed number of heads, and a part that can lose some."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.value, self.out, self.first, self.last = (nn.Linear(4, 4) for _ in range(4))
+
+    def forward(self, images: Tensor) -> Tensor:
+        heads = self.value(images.flatten(1)).reshape(-1, 2, 2).softmax(1)
+        return self.last(self.first(self.out(heads.reshape(-1, 4))).relu())  # type: ignore[no-any-return]
+
+
+class Both(nn.Module):
+    """Outputs that are read once more."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head, self.more, self.last = nn.Linear(4, 3), nn.Linear(3, 5), nn.Linear(5, 3)
+
+    def forward(self, images: Tensor) -> Tensor:
+        found = self.head(images.flatten(1))
+        return found + self.last(self.more(found).relu())  # type: ignore[no-any-return]
+
+
+class Multiplied(nn.Module):
+    """A convolution of groups that gives two outputs for each input."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.groups, self.last = nn.Conv2d(4, 6, 1), nn.Conv2d(6, 12, 1, groups=6), nn.Conv2d(12, 3, 1)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.last(self.groups(self.first(images)).relu())  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize(
+    ("kind", "stays", "reason", "shrinks"),
+    [
+        (Heads, "value", "the network cannot run without one of them", "first"),
+        (Both, "head", "they are the network's outputs", "more"),
+        (Multiplied, "first", "groups has groups of channels", ""),
+    ],
+)
+def test_what_stays_whole_is_found_before(kind: type[nn.Module], stays: str, reason: str, shrinks: str) -> None:
+    """A channel that nobody reads stays where the network needs it, and goes elsewhere. It computes the same."""
+    torch.manual_seed(0)
+    model = kind().eval()
+    for name, module in model.named_children():
+        if name != "groups":
+            module.weight.data[:, 1] = 0  # type: ignore[operator]
+    images = torch.randn(3, 4, 1, 1)
+    before, whole = model(images).detach(), model.get_parameter(f"{stays}.weight").shape
+    found = compact(model, (4, 1, 1))
+    torch.testing.assert_close(model(images).detach(), before)
+    assert model.get_parameter(f"{stays}.weight").shape == whole
+    assert found.left_alone.get(stays, reason) == reason
+    assert not shrinks or len(model.get_parameter(f"{shrinks}.weight")) < len(kind().get_parameter(f"{shrinks}.weight"))
+
+
+def test_a_network_for_one_image_alone_is_refused() -> None:
+    model = nn.Sequential(nn.Flatten(0), nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2))
+    with pytest.raises(UserError, match=r"^the network cannot take two images \(.*\): it cannot be made compact$"):
+        compact(model.eval(), (4, 1, 1))
+
+
+def test_a_convolution_that_pads_by_itself_takes_no_constants() -> None:
+    layers = pytest.importorskip("timm.layers")
+    norm, reader = nn.BatchNorm2d(2), layers.create_conv2d(2, 1, 3, stride=2, padding="same")
+    assert type(reader).__name__ == "Conv2dSame" and reader.padding == (0, 0)
+    norm.bias.data[:] = torch.tensor([1.0, 4.0])
+    writer = nn.Conv2d(1, 2, 1, bias=False)
+    writer.weight.data[1] = 0
+    model = nn.Sequential(writer, norm, nn.ReLU(), reader).eval()
+    images = torch.randn(2, 1, 6, 6)
+    before = model(images).detach()
+    compact(model, (1, 6, 6))
+    torch.testing.assert_close(model(images).detach(), before)
+    assert reader.in_channels == 2
+
+
 def test_a_network_that_would_compute_something_else_is_refused() -> None:
     model = Normalised().eval()
     model.second.weight.data[:, 1] = 0

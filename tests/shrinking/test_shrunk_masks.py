@@ -62,6 +62,17 @@ def test_a_frozen_layer_takes_nothing() -> None:
     assert not model[1].weight.requires_grad
 
 
+def test_a_frozen_layer_that_loses_all_keeps_one_within_the_budget() -> None:
+    model = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 2))
+    masks = masks_of(model, {"0.weight": at(0, 1), "1.weight": at(1, 4)})
+    model[1].weight.requires_grad_(False)
+    LOST.apply(model)
+    found = shrunk_masks(masks, model, LOST, seed=0).masks
+    assert [layer.active_weights for layer in found] == [3, 1]
+    assert found.budget == 4
+    found.check()
+
+
 def test_what_was_explored_stays_so() -> None:
     model = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 2))
     masks = masks_of(model, {"0.weight": at(0, 8), "1.weight": at(0)})

@@ -57,6 +57,26 @@ def test_a_weight_that_has_just_grown_reads() -> None:
     assert plain(found([model], {"2": links([[1, 0]])}, 1, 1, 1).modules["1"]) == ([0], None)
 
 
+def test_a_norm_without_parameters_and_a_depthwise_convolution_follow() -> None:
+    """Nobody reads channels 1 to 3. The depthwise convolution keeps two: with one it would be an ordinary one."""
+    first, depthwise, last = nn.Conv2d(1, 4, 1), nn.Conv2d(4, 4, 3, padding=1, groups=4), nn.Conv2d(4, 2, 1)
+    model = nn.Sequential(first, nn.BatchNorm2d(4, affine=False), depthwise, nn.ReLU(), last)
+    with torch.no_grad():
+        last.weight[:, 1:] = 0
+    unused = found([model], {"4": links([[1, 0, 0, 0], [1, 0, 0, 0]])}, 1, 6, 6)
+    assert {name: plain(kept) for name, kept in unused.modules.items()} == {
+        "0": ([0, 1], None),
+        "1": ([0, 1], None),
+        "2": ([0, 1], None),
+        "4": (None, [0, 1]),
+    }
+    images = torch.randn(2, 1, 6, 6)
+    before = model.eval()(images)
+    Shrinkage(0, unused.modules).apply(model)
+    torch.testing.assert_close(model(images), before)
+    assert (depthwise.groups, depthwise.in_channels, depthwise.out_channels) == (2, 2, 2)
+
+
 def test_a_channel_goes_where_the_average_can_do_without_it_too() -> None:
     """Nobody writes neuron 1. The model has relu(-1) there, its average relu(1), and their reader has no bias."""
     first, reader = linear([[1.0], [0]], [0, -1]), nn.Linear(2, 1, bias=False)

@@ -27,7 +27,7 @@ from dynsparse.training.callbacks.summary_file import SummaryFile
 from dynsparse.training.callbacks.tensorboard import TensorBoard
 from dynsparse.training.checkpoint import CheckpointFolder, read_run
 from dynsparse.training.checkpoint.agreement import first_problem
-from dynsparse.training.network import build_without_weights
+from dynsparse.training.network import build_network, build_without_weights
 from dynsparse.training.shrinking import require_shrinkable
 from dynsparse.training.sources import read_sources
 from dynsparse.training.trainer import Trainer
@@ -373,6 +373,10 @@ def test_a_shrink_that_is_past_is_refused() -> None:
 def test_a_shrink_that_finds_nothing_is_noted() -> None:
     whole = state_after(Worker(), config(sparsity={"conv": 0.1, "fc": 0.1}), None, None)
     assert whole["shrinkages"] == [{"epoch": 1, "modules": {}}]
+    settings = config(sparsity={"conv": 0.1, "fc": 0.1})
+    network = build_network(settings, torch.device("cpu"), shrinkages=shrinkages_in(whole))
+    assert network.shrunk_line == "" and network.start is None
+    assert [one.epoch for one in network.shrinkages] == [1]
 
 
 @pytest.mark.parametrize(
