@@ -86,7 +86,13 @@ def rows_of(runs: Iterable[Tensor]) -> Tensor:
     On a GPU short runs are hashed together, and no more than AT_ONCE words, or one run, are taken from `runs` at once.
     """
     rows = [hashes(joined(group), [one.numel() for one in group]) for group in grouped(runs, AT_ONCE)]
-    return torch.cat(rows) if rows else torch.empty(0, dtype=torch.int64)
+    return all_rows(rows)
+
+
+def all_rows(rows: Iterable[Tensor]) -> Tensor:
+    """Checksums one after another: int64. None at all lie on the CPU, and a GPU joins no tensor from there."""
+    found = [one for one in rows if one.numel()]
+    return torch.cat(found) if found else torch.empty(0, dtype=torch.int64)
 
 
 def mask_rows(masks: MaskSet) -> Tensor:
@@ -128,8 +134,7 @@ def reserve_rows(reserve: Reserve | None) -> Tensor:
     """Checksums of the values beside the masks and of their optimizer state: int64 [layers of the reserve]."""
     parts = [] if reserve is None else [part.tensors() for part in reserve.layers.values()]
     words = [torch.cat([bits_of(one.contiguous().view(-1)).to(torch.int64) for one in part]) for part in parts]
-    rows = [hashes(one, [one.numel()]) for one in words]
-    return torch.cat(rows) if rows else torch.empty(0, dtype=torch.int64)
+    return all_rows(hashes(one, [one.numel()]) for one in words)
 
 
 def active_digest(masks: MaskSet) -> int:

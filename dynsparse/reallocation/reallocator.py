@@ -253,7 +253,7 @@ class Reallocator:
 
         def rows() -> Tensor:
             weights = digest.weight_rows(self.model, self.masks)
-            return torch.cat((digest.mask_rows(self.masks), weights, digest.reserve_rows(reserve)))
+            return digest.all_rows((digest.mask_rows(self.masks), weights, digest.reserve_rows(reserve)))
 
         return self._agree(names, rows, step)
 

@@ -1,0 +1,85 @@
+"""Everything of a run that may meet a tensor of another device, on a GPU that is none."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import nn, optim
+
+from benchmarks.parts.live_memory import as_on_gpu
+from dynsparse import SparseTraining
+from dynsparse.distributed import digest
+from dynsparse.runtime import Worker
+from tests.methods.test_contract import BUSY, structure_of
+from tests.pretended_gpu import pretended_gpu
+from tests.ranks import run_distributed
+
+METHODS = sorted({*BUSY, "static"} - {"pruning"})  # It counts epochs, in the trainer alone.
+STEPS = 8
+
+
+def network(structure: str) -> nn.Module:
+    torch.manual_seed(0)
+    if structure != "free":
+        return nn.Sequential(nn.Flatten(), nn.Linear(64, 24), nn.ReLU(), nn.Linear(24, 24), nn.ReLU(), nn.Linear(24, 4))
+    convolutions = nn.Conv2d(1, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 8, 3, padding=1), nn.ReLU()
+    return nn.Sequential(*convolutions, nn.Flatten(), nn.Linear(512, 16), nn.ReLU(), nn.Linear(16, 4))
+
+
+def trained(worker: Worker, name: str, *, far: bool) -> dict[str, Any]:
+    """Train the same on each rank, on the pretended GPU or the CPU; return what there is in the end."""
+    with pretended_gpu() if far else nullcontext(torch.device("cpu")) as device, as_on_gpu() if far else nullcontext():
+        model = network(structure_of(name)).to(device)
+        optimizer = optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+        run = SparseTraining(
+            model,
+            optimizer,
+            {"name": name, **BUSY.get(name, {})},
+            sparsity=0.5,
+            structure=structure_of(name),
+            total_steps=STEPS,
+            steps_per_epoch=2,
+            exclude=["0.weight"] if structure_of(name) == "free" else ["1.weight"],
+            input_shape=(1, 8, 8) if name == "chase" else None,
+            process_group=dist.group.WORLD if worker.world_size > 1 else None,
+        )
+        for step in range(STEPS):
+            torch.manual_seed(step)
+            images, labels = torch.randn(8, 1, 8, 8).to(device), torch.randint(4, (8,)).to(device)
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(model(images), labels).backward()
+            optimizer.step()
+        run.check()
+        assert {one.device.type for one in model.state_dict().values()} == {device.type}
+        found = run.state_dict()
+        return {"weights": digest.weight_digest(model, run.masks), "masks": found["masks"]}
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_each_method_trains_as_on_a_processor(name: str) -> None:
+    """On two ranks, so that they compare their digests."""
+    far = run_distributed(trained_far, 2, name)
+    near = run_distributed(trained_near, 2, name)
+    assert far[0]["weights"] == far[1]["weights"] == near[0]["weights"]
+
+
+def trained_far(worker: Worker, name: str) -> dict[str, Any]:
+    return trained(worker, name, far=True)
+
+
+def trained_near(worker: Worker, name: str) -> dict[str, Any]:
+    return trained(worker, name, far=False)
+
+
+def test_what_a_gpu_refuses_is_refused() -> None:
+    with pretended_gpu() as gpu:
+        far, near = torch.ones(3, device=gpu), torch.ones(3)
+        assert far.device == gpu and (far * 2 + torch.tensor(1.0)).sum().item() == 9
+        assert far[far > 0].tolist() == [1, 1, 1] and far.cpu().device.type == "cpu"
+        for act in (lambda: far + near, lambda: torch.cat((far, near[:0])), lambda: far.index_select(0, near.long())):
+            with pytest.raises(RuntimeError, match=r"^Expected all tensors to be on the same device"):
+                act()
