@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch import Tensor
@@ -108,6 +109,19 @@ class _Module(_DummyBackendModule):
         pass
 
 
+class _Stream:
+    """A stream whose work is done at once."""
+
+    def record_event(self) -> _Stream:
+        return self
+
+    def synchronize(self) -> None:
+        pass
+
+    def query(self) -> bool:
+        return True
+
+
 @contextmanager
 def pretended_gpu() -> Iterator[torch.device]:
     """Let there be a device `pretended`, which this gives, in this process."""
@@ -117,5 +131,6 @@ def pretended_gpu() -> Iterator[torch.device]:
         before = torch._C._only_lift_cpu_tensors()
         torch._C._set_only_lift_cpu_tensors(True)
         stack.callback(torch._C._set_only_lift_cpu_tensors, before)
+        stack.enter_context(patch.object(torch.cuda, "current_stream", lambda device=None: _Stream()))
         stack.enter_context(_Factories())
         yield torch.device(NAME, 0)

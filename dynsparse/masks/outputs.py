@@ -29,4 +29,5 @@ def _dead(layer: SparseLayer) -> Tensor:
     sizes = layer.spec.mask_shape
     of = layer.active // prod(sizes[dimension + 1 :]) % sizes[dimension]
     # A unit that spans all outputs, as a filter of a transposed convolution does, leads to each of them.
-    return (torch.bincount(of, minlength=sizes[dimension]) == 0).sum()
+    dead = torch.ones(sizes[dimension], dtype=torch.bool, device=of.device)
+    return dead.index_fill_(0, of, False).sum()  # A count of each would let the host wait for a GPU.

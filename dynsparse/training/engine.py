@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from itertools import islice
 
 import torch
@@ -77,9 +78,7 @@ class Engine:
         DDP takes the mean over the ranks. So each part is weighed by its samples: they need not be equally many.
         """
         images = self._laid_out(images)
-        if self.config.train.cuda_graphs:
-            torch.compiler.cudagraph_mark_step_begin()  # Outputs of the step before may be overwritten.
-        with self.precision.autocast():
+        with self.forward_pass():
             logits, taught = self.parallel(images), self.criterion.taught(images)
         loss = self.criterion(logits.float(), labels, taught)
         self.precision.backward(loss / (global_batch / self.worker.world_size / len(labels)))
@@ -88,6 +87,14 @@ class Engine:
         self.sums[1] += hits(logits.detach(), dominant(labels), 1)
         self.sums[2] += len(labels)
         return loss_sum
+
+    @contextmanager
+    def forward_pass(self) -> Iterator[None]:
+        """Compute in the run's precision. With CUDA graphs, what the pass before has given may be overwritten."""
+        if self.config.train.cuda_graphs:
+            torch.compiler.cudagraph_mark_step_begin()
+        with self.precision.autocast():
+            yield
 
     def _laid_out(self, images: Tensor) -> Tensor:
         last = self.config.train.channels_last

@@ -80,7 +80,7 @@ def evaluate(
     model: nn.Module,
     pipeline: EvaluationPipeline,
     device: torch.device,
-    precision: AbstractContextManager[object],
+    forward_pass: Callable[[], AbstractContextManager[object]],
     stop_requested: Callable[[], bool] = lambda: False,
     tally: Tally | None = None,
 ) -> Evaluation:
@@ -95,7 +95,7 @@ def evaluate(
     was_training = model.training
     model.eval()
     try:
-        counts, failure = _count(model, pipeline, device, precision, stop_requested, tally)
+        counts, failure = _count(model, pipeline, device, forward_pass, stop_requested, tally)
     finally:
         model.train(was_training)
     loss_sum, top1, top5, samples, left_out, failures = sync.sum_(counts).tolist()
@@ -111,7 +111,7 @@ def _count(
     model: nn.Module,
     pipeline: EvaluationPipeline,
     device: torch.device,
-    precision: AbstractContextManager[object],
+    forward_pass: Callable[[], AbstractContextManager[object]],
     stop_requested: Callable[[], bool],
     tally: Tally | None,
 ) -> tuple[Tensor, str | None]:
@@ -134,7 +134,7 @@ def _count(
             break
         if batch is not None:
             images, labels = batch
-            with precision:
+            with forward_pass():
                 logits = model(images).float()
             counts[0] += functional.cross_entropy(logits, labels, reduction="sum")
             counts[1] += hits(logits, labels, 1)

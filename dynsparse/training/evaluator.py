@@ -60,4 +60,4 @@ class Evaluator:
         if pipeline is None:
             return None
         engine = self._engine
-        return evaluate(model, pipeline, engine.device, engine.precision.autocast(), self._stop_requested, tally)
+        return evaluate(model, pipeline, engine.device, engine.forward_pass, self._stop_requested, tally)

@@ -14,9 +14,12 @@ ELSE = "or set data.loader: torch"
 
 
 def require_served(device: int, built_for: int) -> None:
-    """Raise UserError in one line if a DALI built for this version of CUDA, such as 13000, cannot use a GPU."""
+    """Raise UserError in one line if a DALI built for this version of CUDA cannot use a GPU.
+
+    DALI gives the version's digits without their dots: 1302 for 13.0.2, and 13492 for 13.4.92.
+    """
     name, capability = torch.cuda.get_device_name(device), torch.cuda.get_device_capability(device)
-    if refusal := refused(built_for // 1000, name, capability, driver()):
+    if refusal := refused(int(str(built_for)[:2]), name, capability, driver()):
         raise UserError(refusal)
 
 

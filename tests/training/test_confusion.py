@@ -39,7 +39,7 @@ def counted(worker: Worker) -> tuple[list[list[int]], float]:
     images, labels = data()
     start, end = worker.rank * 11 // worker.world_size, (worker.rank + 1) * 11 // worker.world_size
     pipeline, confusion = Samples(images[start:end], labels[start:end], claimed=11), Confusion.empty(7, CPU)
-    result = evaluate(nn.Identity(), pipeline, CPU, nullcontext(), tally=confusion.add)  # type: ignore[arg-type]
+    result = evaluate(nn.Identity(), pipeline, CPU, nullcontext, tally=confusion.add)  # type: ignore[arg-type]
     return confusion.summed().counts.tolist(), result.top1
 
 

@@ -33,14 +33,14 @@ def share(worker: Worker) -> Evaluation:
     images, labels = data()
     start, end = worker.rank * 11 // worker.world_size, (worker.rank + 1) * 11 // worker.world_size
     pipeline = Samples(images[start:end], labels[start:end], claimed=11)
-    return evaluate(nn.Identity(), pipeline, torch.device("cpu"), nullcontext())  # type: ignore[arg-type]
+    return evaluate(nn.Identity(), pipeline, torch.device("cpu"), nullcontext)  # type: ignore[arg-type]
 
 
 def test_worked_by_hand() -> None:
     """Logits for 6 classes. Top-1 right in the first of three; top-5 in the first two (the third's label is last)."""
     logits = torch.tensor([[5.0, 4, 3, 2, 1, 0], [5, 4, 3, 2, 1, 0], [5, 4, 3, 2, 1, 0]])
     labels = torch.tensor([0, 2, 5])
-    result = evaluate(nn.Identity(), Samples(logits, labels, 3, batch=2), torch.device("cpu"), nullcontext())  # type: ignore[arg-type]
+    result = evaluate(nn.Identity(), Samples(logits, labels, 3, batch=2), torch.device("cpu"), nullcontext)  # type: ignore[arg-type]
     assert result.top1 == pytest.approx(100 / 3)
     assert result.top5 == pytest.approx(200 / 3)
     log_sum = math.log(sum(math.exp(x) for x in range(6)))
@@ -59,7 +59,7 @@ def test_any_number_of_workers_gives_the_same(workers: int) -> None:
 def test_a_missed_sample_is_noticed() -> None:
     images, labels = data()
     with pytest.raises(AssertionError, match="evaluated 11 samples of 12"):
-        evaluate(nn.Identity(), Samples(images, labels, claimed=12), torch.device("cpu"), nullcontext())  # type: ignore[arg-type]
+        evaluate(nn.Identity(), Samples(images, labels, claimed=12), torch.device("cpu"), nullcontext)  # type: ignore[arg-type]
 
 
 def test_fewer_than_five_classes() -> None:
@@ -71,5 +71,5 @@ def test_the_mode_is_restored() -> None:
     images, labels = data()
     for mode in (True, False):
         model.train(mode)
-        evaluate(model, Samples(images, labels, 11), torch.device("cpu"), nullcontext())  # type: ignore[arg-type]
+        evaluate(model, Samples(images, labels, 11), torch.device("cpu"), nullcontext)  # type: ignore[arg-type]
         assert model.training is mode

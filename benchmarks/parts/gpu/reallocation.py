@@ -64,7 +64,7 @@ class Event:
             moves = max(1, round(self.share * self.masks.active_weights))
             return {"name": name, "period": 1, "initial_threshold": threshold, "target_moves": moves}
         if name == "deepr":
-            return {"name": name, "temperature": 0.0}  # Its noise is drawn on the device: another on each kind.
+            return {"name": name, "temperature": 1e-4}  # Its noise is counted, the same on each kind of device.
         return {"name": name, "period": 1, "fraction": round(self.share, 6)}
 
     @torch.no_grad()

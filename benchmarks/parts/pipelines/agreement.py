@@ -83,7 +83,7 @@ def network(bench: Bench, photographs: Path) -> Result:
     found: Result = {"epochs": amount.network_epochs}
     predictions = []
     for loader, (_, same_data) in parts.items():
-        on = evaluate(trained.model, evaluation_of(same_data), torch.device("cpu"), nullcontext())
+        on = evaluate(trained.model, evaluation_of(same_data), torch.device("cpu"), nullcontext)
         found[loader] = {"top1": on.top1, "loss": on.loss, "images": on.samples}
         predictions.append(_predictions(trained.model, same_data))
         close(same_data.train, evaluation_of(same_data))

@@ -57,12 +57,13 @@ def made(**settings: Any) -> object:
     return loader(SyntheticSettings(name="synthetic", **settings), request)
 
 
-def test_a_run_is_refused_with_dali_and_goes_on_with_torch() -> None:
+@pytest.mark.parametrize("built_for", [1302, 13492, 13000])
+def test_a_run_is_refused_with_dali_and_goes_on_with_torch(built_for: int) -> None:
     with (
         patch("torch.cuda.get_device_name", lambda device: "Tesla V100"),
         patch("torch.cuda.get_device_capability", lambda device: (7, 0)),
         patch("pipelines.loaders.dali_gpu.driver", lambda: 13000),
-        patch("pipelines.loaders.dali_loader.BUILT_FOR", 13000),
+        patch("pipelines.loaders.dali_loader.BUILT_FOR", built_for),
     ):
         with pytest.raises(UserError) as raised:
             made(loader="dali")
