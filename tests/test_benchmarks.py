@@ -89,6 +89,10 @@ def test_mask_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert thin.keys() == thick.keys() and thin["weights"] == thick["weights"]
     for kind in ("first masks, at random", "event of set", "digest of masks"):
         assert 0 < thin[kind] < thick[kind], kind
+    kept = json.loads((tmp_path / "mask_memory.json").read_text())["kept"]["tiny"]
+    for density, one in kept.items():  # A byte a weight, eight an active one, a bit for what was ever active.
+        assert one["contiguous"] == pytest.approx((1.125 + 8 * float(density)) * one["weights"], rel=0.02)
+        assert one["channels_last"] > one["contiguous"]
 
 
 @pytest.mark.slow

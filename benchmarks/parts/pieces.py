@@ -56,6 +56,21 @@ def of_network(model: nn.Module, density: float) -> dict[str, int]:
     return found
 
 
+def kept(model: nn.Module, density: float) -> int:
+    """Bytes that masks keep beside the network's own, once gradients were masked and digests made."""
+    specs = sparse_layers(model)
+    with torch.no_grad(), as_on_gpu():
+        masks = MaskSet(model, specs, {spec.name: max(1, round(density * spec.units)) for spec in specs})
+        for one in model.parameters():
+            one.grad = torch.zeros_like(one)
+        masks.mask_gradients()
+        mask_rows(masks)
+        weight_rows(model, masks)
+    own = {one.untyped_storage().data_ptr() for one in model.parameters()}
+    storages = {one.untyped_storage().data_ptr(): one.untyped_storage().nbytes() for one in tensors_of([masks])}
+    return sum(count for place, count in storages.items() if place not in own)
+
+
 def _of_event(
     model: nn.Module, specs: Sequence[LayerSpec], counts: Mapping[str, int], options: Mapping[str, Any]
 ) -> int:
