@@ -39,26 +39,33 @@ from benchmarks.parts.gpu.data import dali
 from benchmarks.parts.gpu.gradients import nccl
 from benchmarks.parts.gpu.machine import environment
 from benchmarks.parts.gpu.precision import amp, memory, recompiles
+from benchmarks.parts.gpu.profiling import profiles
 from benchmarks.parts.gpu.reallocation import reallocation
 from benchmarks.parts.gpu.resuming import checkpoints
 from benchmarks.parts.gpu.sparse_kernels import semi_structured
 from benchmarks.parts.gpu.training import training_steps
+from benchmarks.parts.gpu.two_ranks import two_ranks
 
 NAME = "gpu"
 Part = Callable[[Bench, Found], None]
 PARTS: Mapping[str, tuple[Part, int]] = {
     "environment": (environment, 20),
-    "nccl": (nccl, 40),
-    "amp": (amp, 30),
-    "reallocation": (reallocation, 100),
-    "memory": (memory, 30),
+    "nccl": (nccl, 30),
+    "two_ranks": (two_ranks, 40),
+    "amp": (amp, 25),
+    "reallocation": (reallocation, 70),
     "checkpoint": (checkpoints, 30),
+    "dali": (dali, 25),
     "recompiles": (recompiles, 40),
-    "dali": (dali, 30),
+    "memory": (memory, 25),
     "semi_structured": (semi_structured, 20),
-    "steps": (training_steps, 140),
+    "profile": (profiles, 20),
+    "steps": (training_steps, 135),
 }
-"""Parts with the seconds that each may take, its start included. The last has also what the others leave of all."""
+"""Parts with the seconds that each may take, its start included: what must be right comes first, then speed.
+
+The last has also what the others leave of all.
+"""
 SECONDS = 480
 LAST_SECONDS = 10
 """Seconds after its own, in which a part may still say what it was doing."""

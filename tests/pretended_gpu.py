@@ -100,7 +100,7 @@ def _require_one_device(func: Any, args: Sequence[Any], tensors: Sequence[Tensor
 
 
 class _Module(_DummyBackendModule):
-    """What stands where `torch.cuda` does: the GPU's random numbers are the processor's."""
+    """The module that stands where `torch.cuda` does: the GPU's random numbers are the processor's."""
 
     def get_rng_state(self, device: Any = None) -> Tensor:
         return torch.get_rng_state()
@@ -124,7 +124,7 @@ class _Stream:
 
 @contextmanager
 def pretended_gpu() -> Iterator[torch.device]:
-    """Let there be a device `pretended`, which this gives, in this process."""
+    """Let there be a device `pretended`, which this gives. It stays torch's accelerator: take a process of its own."""
     if torch._C._get_privateuse1_backend_name() != NAME:
         _setup_privateuseone_for_python_backend(NAME, _Module())
     with ExitStack() as stack:

@@ -61,7 +61,7 @@ def trained(worker: Worker, name: str, *, far: bool) -> dict[str, Any]:
 
 @pytest.mark.parametrize("name", METHODS)
 def test_each_method_trains_as_on_a_processor(name: str) -> None:
-    """On two ranks, so that they compare their digests."""
+    """Two ranks compare their digests."""
     far = run_distributed(trained_far, 2, name)
     near = run_distributed(trained_near, 2, name)
     assert far[0]["weights"] == far[1]["weights"] == near[0]["weights"]
@@ -76,6 +76,10 @@ def trained_near(worker: Worker, name: str) -> dict[str, Any]:
 
 
 def test_what_a_gpu_refuses_is_refused() -> None:
+    run_distributed(refuses, 1)
+
+
+def refuses(worker: Worker) -> None:
     with pretended_gpu() as gpu:
         far, near = torch.ones(3, device=gpu), torch.ones(3)
         assert far.device == gpu and (far * 2 + torch.tensor(1.0)).sum().item() == 9

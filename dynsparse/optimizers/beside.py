@@ -68,7 +68,8 @@ def steps_alone(optimizer: optim.Optimizer, group: Group, like: Tensor) -> bool:
     latter. Adafactor keeps one second moment for each row and column of the former.
     """
     values = torch.tensor([[1.0, 2.0], [3.0, -4.0]], dtype=like.dtype, device=like.device)
-    with torch.random.fork_rng([like.device] if like.is_cuda else []):
+    devices, kind = ([like.device], like.device.type) if like.is_cuda else ([], "cuda")
+    with torch.random.fork_rng(devices, device_type=kind):
         try:
             matrix, entries = (_tried(optimizer, group, one.clone()) for one in (values, values.view(-1)))
         except Exception:  # noqa: BLE001 - whatever it is, the step cannot be made

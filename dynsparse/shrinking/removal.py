@@ -1,4 +1,4 @@
-"""What modules keep when channels of groups go, and whether the network runs then."""
+"""Removal of channels: the places that each module keeps, and a trial whether the network runs then."""
 
 from __future__ import annotations
 

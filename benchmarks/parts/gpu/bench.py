@@ -44,6 +44,9 @@ WRN = {"name": "cifar10_WideResNet", "depth": 28, "widen_factor": 2}
 RESNET_224 = Case("ResNet-50, 224 px, batch 256", {"name": "imagenet_resnet50"}, 224, 1000, 256)
 WRN_32 = Case("WRN-28-2, 32 px, batch 128", WRN, 32, 10, 128)
 SMALL = Case("a small network", {"name": "small_cnn", "channels": [6, 8]}, 8, 10, 8)
+VIT_224 = Case("ViT-S/16, 224 px, batch 256", {"name": "timm/vit_small_patch16_224"}, 224, 1000, 256)
+SMALL_VIT = {"name": "timm/vit_small_patch16_224", "options": {"depth": 1, "embed_dim": 48, "num_heads": 3}}
+TINY_VIT = Case("a small ViT", SMALL_VIT, 32, 10, 2)
 TINY_RESNET = Case("a narrow ResNet-50", {"name": "imagenet_resnet50", "widen_factor": 0.1}, 32, 10, 2)
 
 
@@ -150,9 +153,9 @@ class BatchesOnDevice:
         pass
 
 
-def batches(config: RunConfig, device: torch.device, count: int = 2) -> BatchesOnDevice:
+def batches(config: RunConfig, device: torch.device, count: int = 2, seed: int = 7) -> BatchesOnDevice:
     """Make random images in the memory format that the config asks for, and random labels: the same on every device."""
-    generator = torch.Generator().manual_seed(7)
+    generator = torch.Generator().manual_seed(seed)
     made = []
     for _ in range(count):
         images = torch.randn(config.train.batch_at(0), *config.data.image_shape, generator=generator)
@@ -162,10 +165,13 @@ def batches(config: RunConfig, device: torch.device, count: int = 2) -> BatchesO
     return BatchesOnDevice(made)
 
 
-def make_trainer(config: RunConfig, device: torch.device, network: Network | None = None) -> Trainer:
-    """Return a trainer to be stepped by hand: there is nothing to evaluate on."""
-    data = Data(batches(config, device), cast(EvaluationPipeline, None))
-    return Trainer(config, network or build_network(config, device), data, Worker())
+def make_trainer(
+    config: RunConfig, device: torch.device, network: Network | None = None, worker: Worker | None = None
+) -> Trainer:
+    """Return a trainer to be stepped by hand: there is nothing to evaluate on. Each worker has batches of its own."""
+    worker = worker or Worker()
+    data = Data(batches(config, device, seed=7 + worker.rank), cast(EvaluationPipeline, None))
+    return Trainer(config, network or build_network(config, device), data, worker)
 
 
 def steps(trainer: Trainer, count: int) -> list[float]:
