@@ -18,7 +18,9 @@ from tests.methods.test_contract import BUSY, structure_of
 from tests.pretended_gpu import pretended_gpu
 from tests.ranks import run_distributed
 
-METHODS = sorted({*BUSY, "static"} - {"pruning"})  # It counts epochs, in the trainer alone.
+FIRST = ("chase", "deepr", "dsr", "nm", "rigl", "topkast")
+"""Methods that take ways of their own; the others repeat them."""
+REST = sorted({*BUSY, "static"} - {"pruning", *FIRST})  # Pruning counts epochs, in the trainer alone.
 STEPS = 8
 
 
@@ -59,7 +61,7 @@ def trained(worker: Worker, name: str, *, far: bool) -> dict[str, Any]:
         return {"weights": digest.weight_digest(model, run.masks), "masks": found["masks"]}
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", [*FIRST, *(pytest.param(name, marks=pytest.mark.slow) for name in REST)])
 def test_each_method_trains_as_on_a_processor(name: str) -> None:
     """Two ranks compare their digests."""
     far = run_distributed(trained_far, 2, name)

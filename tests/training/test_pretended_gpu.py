@@ -74,7 +74,7 @@ def trained(worker: Worker, case: str, far: bool) -> tuple[int, int, list[float]
 
 
 @pytest.mark.parametrize("case", RUNS)
-@pytest.mark.parametrize("world_size", [1, 2])
+@pytest.mark.parametrize("world_size", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_a_run_has_the_bits_of_a_processor(case: str, world_size: int) -> None:
     far = run_distributed(trained, world_size, case, True)
     near = run_distributed(trained, world_size, case, False)
