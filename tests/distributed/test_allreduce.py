@@ -78,7 +78,7 @@ METHODS = sorted(REGISTRY)
 
 
 @pytest.mark.parametrize("steps", [24, pytest.param(200, marks=pytest.mark.slow)])
-@pytest.mark.parametrize("methods", [METHODS[::2], METHODS[1::2]], ids=",".join)
+@pytest.mark.parametrize("methods", [METHODS[::2], pytest.param(METHODS[1::2], marks=pytest.mark.slow)], ids=",".join)
 def test_two_ranks_get_the_same_bits_either_way(methods: list[str], steps: int) -> None:
     """Weights and optimizer state after these steps, for every method."""
     for results in run_distributed(both_ways, 2, pairs(methods, steps)):

@@ -51,6 +51,7 @@ def test_the_example_learns_and_stays_sparse(name: str) -> None:
     require(run(EXAMPLES / f"{name}.py"), *ACTIVE[name])
 
 
+@pytest.mark.slow
 def test_two_workers() -> None:
     torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", 2)
     require(run(*torchrun, EXAMPLES / "ddp_amp.py"), 0.05, 80)

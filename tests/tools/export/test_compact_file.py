@@ -64,6 +64,7 @@ def test_other_formats_have_the_smaller_tensors(run: RunConfig, capsys: pytest.C
             assert list(file.get_tensor(layer).shape) == shape
 
 
+@pytest.mark.slow  # test_onnx.py has the format, and the tests above what is written.
 def test_onnx_gives_the_same_outputs(run: RunConfig, capsys: pytest.CaptureFixture[str]) -> None:
     onnxruntime = pytest.importorskip("onnxruntime")
     assert call(capsys, "export", run.folder, "--format", "onnx", "--compact")[0] == 0
