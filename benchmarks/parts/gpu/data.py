@@ -11,14 +11,26 @@ from tempfile import TemporaryDirectory
 import torch
 
 import pipelines
-from benchmarks.harness.rounds import compared, summaries
+from benchmarks.harness.rounds import Act, compared, summaries
 from benchmarks.harness.runs import evaluation_of
-from benchmarks.parts.gpu.bench import Bench, Found, rounds_until
+from benchmarks.parts.gpu.bench import (
+    FAST,
+    Bench,
+    Found,
+    make_trainer,
+    resnet,
+    rounds_until,
+    settings,
+    steps_without_reading,
+)
 from pipelines.base import Data, Request
 from pipelines.datasets.imagenet import ImagenetSettings
 from pipelines.datasets.photographs import STD
 from pipelines.order import Share
 from pipelines.tools import sample_images
+
+LEAST_SHARE = 0.95
+"""Share of the images a second of synthetic data that training on photographs is to reach."""
 
 
 def dali(bench: Bench, found: Found) -> None:
@@ -34,6 +46,7 @@ def dali(bench: Bench, found: Found) -> None:
         data = _data(bench, folder, batch, threads)
         _compare(found, data)
         _time(bench, found, data, batch, threads)
+        _train(bench, found, data["device"], batch)
         for one in data.values():
             one.close()
 
@@ -54,6 +67,25 @@ def _data(bench: Bench, folder: str, batch: int, threads: int) -> dict[str, Data
         where: pipelines.build(config, Request(0, batch, Share(), batch, device_id=index))
         for where, index in places.items()
     }
+
+
+def _train(bench: Bench, found: Found, data: Data, batch: int) -> None:
+    """Time an epoch's steps of a dense ResNet-50 from photographs, and as many from images that are there already."""
+    case = resnet(bench, batch)._replace(classes=len(sample_images.CLASSES), batch=batch)
+    trainer = make_trainer(settings(case, {"name": "dense"}, train=FAST), bench.device)
+    count = data.train.epochs.steps(0)
+
+    def from_photographs() -> None:
+        for micro_batches in data.train.epoch():
+            trainer.train_step([(images.to(bench.device), labels.to(bench.device)) for images, labels in micro_batches])
+
+    ways: dict[str, Act] = {
+        "synthetic": partial(steps_without_reading, trainer, count),
+        "photographs": from_photographs,
+    }
+    found.figures["training"] = compared(rounds_until(bench, ways, 5), "synthetic")
+    ratio = found.figures["training"]["ratio_to_synthetic"]["photographs"]["median"]
+    found.target(f"{case.title}: step from photographs over one from images that are there", ratio, 1 / LEAST_SHARE)
 
 
 def _compare(found: Found, data: Mapping[str, Data]) -> None:
