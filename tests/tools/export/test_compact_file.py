@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import copy
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import safetensors
+import safetensors.torch
 import torch
+from torch import nn
 
 from dynsparse.config.schema import RunConfig
+from dynsparse.shrinking import compact
 from tests.tools.trained import assert_one_line, call, images_for, network_of, train
 
+ROOT = Path(__file__).parents[3]
 LOADER = """
 import sys, numpy, torch
 program = torch.export.load(sys.argv[1])
@@ -62,6 +69,30 @@ def test_other_formats_have_the_smaller_tensors(run: RunConfig, capsys: pytest.C
         assert any(name.endswith(".bias") for name in shapes)
         for layer, shape in shapes.items():
             assert list(file.get_tensor(layer).shape) == shape
+
+
+def test_tensors_load_as_the_page_says(tmp_path: Path) -> None:
+    """Depthwise convolutions, norms without parameters, and layers that get a bias."""
+    torch.manual_seed(0)
+    block = nn.Conv2d(8, 8, 3, padding=1, groups=8), nn.BatchNorm2d(8, affine=False), nn.ReLU()
+    model = nn.Sequential(nn.Conv2d(3, 8, 1), *block, nn.Conv2d(8, 6, 1, bias=False), nn.Flatten(), nn.Linear(96, 4))
+    model.eval()[0].weight.data[2:4] = 0
+    model[4].weight.data[:, 5:] = 0
+    whole = copy.deepcopy(model)
+    compact(model, (3, 4, 4))
+    assert model[0].weight.shape[0] < 8
+    path = tmp_path / "small.safetensors"
+    safetensors.torch.save_file(model.state_dict(), path)
+    page = (ROOT / "docs" / "export.md").read_text()
+    (code,) = (part for part in re.findall(r"```python\n(.*?)```", page, re.DOTALL) if "load_smaller" in part)
+    names: dict[str, Any] = {}
+    exec(code, names)
+    loaded = names["load_smaller"](copy.deepcopy(whole), str(path))
+    images = torch.randn(5, 3, 4, 4)
+    torch.testing.assert_close(loaded(images), whole(images))
+    assert {name: one.shape for name, one in loaded.state_dict().items()} == {
+        name: one.shape for name, one in model.state_dict().items()
+    }
 
 
 @pytest.mark.slow  # test_onnx.py has the format, and the tests above what is written.
