@@ -110,8 +110,7 @@ def _inputs(model: nn.Module, images: Tensor) -> dict[str, Callable[[], Tensor]]
 
 def _recording(forward: Callable[..., Tensor], name: str, found: dict[str, Callable[[], Tensor]]) -> Any:
     def record(*inputs: Tensor, **by_name: Tensor) -> Tensor:
-        (x,) = (*inputs, *by_name.values())
-        found[name] = _like(x)
+        found[name] = _like((*inputs, *by_name.values())[0])
         return forward(*inputs, **by_name)
 
     return record

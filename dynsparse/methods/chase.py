@@ -86,8 +86,8 @@ class Chase(Rigl):
 
     Only channels all of whose writers and readers are sparse layers can die. Of a residual network these are the inner
     ones of the blocks, as in the authors' code; `residual` adds those that several layers write: of shortcuts, and of
-    gates, as in squeeze-and-excitation. A channel stays where the
-    budget would find no room without it, and where a layer would lose its last weight.
+    gates, as in squeeze-and-excitation. A channel stays where the budget would find no room without it, and where a
+    layer would lose its last weight.
 
     Departures: channels die at the reallocations, not at a period of their own. The cubic ends with a last event at
     `channels_until` or after it. The fraction falls to 0, theirs to 0.005, and the soft bound goes by the curves that
@@ -138,12 +138,14 @@ class Chase(Rigl):
         super().check_length(end)
         settings, period = self.settings, self._longest_period(end)
         stop = settings.stop_epoch / end.epochs
-        last, words = (settings.until, "method.until") if settings.until <= stop else (stop, "method.stop_epoch")
+        last, words = min(
+            (settings.until, "method.until"), (stop, "method.stop_epoch, as a share of the run"), key=lambda one: one[0]
+        )
         if self.wants_channels and period > (last - settings.channels_until) * end.step:
             raise UserError(
                 f"method.channels_until is {settings.channels_until:g}, and the {end.step:,} steps of the run may have "
-                f"no reallocation between it and {words}, {last:g}{' of the run' if last == stop else ''}: shorten "
-                f"method.period, {period:,}, or let channels_until be earlier"
+                f"no reallocation between it and {words}, {last:g}: shorten method.period, {period:,}, "
+                f"or let channels_until be earlier"
             )
 
     def couple(self, groups: Sequence[ChannelGroup], layers: Sequence[LayerSpec]) -> None:

@@ -336,7 +336,7 @@ def test_what_the_front_door_refuses() -> None:
     )
     refused(
         "method.channels_until is 0.5, and the 10 steps of the run may have no reallocation between it and "
-        "method.stop_epoch, 0.4 of the run: shorten method.period, 1, or let channels_until be earlier",
+        "method.stop_epoch, as a share of the run, 0.4: shorten method.period, 1, or let channels_until be earlier",
         method={"name": "chase", "period": 1, "channels_until": 0.5, "stop_epoch": 4},
         steps_per_epoch=1,
     )
