@@ -17,6 +17,7 @@ from torch import Tensor
 from benchmarks.parts.gpu.waits import host_waits
 from dynsparse import later
 from dynsparse.config.schema import RunConfig
+from dynsparse.distributed import sync
 from dynsparse.errors import DivergedError
 from dynsparse.runtime import Worker
 from dynsparse.training.checkpoint import CheckpointFolder
@@ -91,18 +92,17 @@ def test_methods_that_learn_from_each_step_leave_none_open(
 
 
 @pytest.mark.usefixtures("far")
-def test_an_outcome_is_read_when_the_next_passes_are_queued(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The device has work then, while the host waits for it."""
+def test_flags_travel_and_outcomes_are_read_while_the_device_works(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Flags of the next step while a step runs, its outcome when the next one's passes are queued."""
     told: list[str] = []
-    backward, read, step = Engine.backward, later.Later.read, Engine.step
-    for owner, name, act in ((Engine, "backward", backward), (later.Later, "read", read), (Engine, "step", step)):
-        monkeypatch.setattr(owner, name, _telling(told, name, act))
+    for owner, name in ((Engine, "backward"), (later.Later, "read"), (Engine, "step"), (sync, "any_of")):
+        monkeypatch.setattr(owner, name, _telling(told, name, getattr(owner, name)))
     trainer = runs.trainer(set_every(100, {}))
-    epoch = trainer.data.train.epoch()
+    steps = trainer.steps()
     for _ in range(5):
-        trainer.train_step(next(epoch))
-    ordinary = ["backward", "read", "step"]
-    assert told == ["backward", "step", "backward", "step", *ordinary, *ordinary, *ordinary]
+        trainer.train_step(next(steps))
+    first, ordinary = ["any_of", "backward", "step"], ["any_of", "backward", "read", "step"]
+    assert told == [*first, *first, *ordinary, *ordinary, *ordinary]
     trainer.outcomes.catch_up()
     assert told[-1] == "read"
 
