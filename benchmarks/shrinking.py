@@ -31,7 +31,7 @@ from benchmarks.parts.shrinking.workers import on_workers
 NAME = "shrinking"
 NETWORKS = {
     "resnet18": Case("resnet18", 48, epochs=8),
-    "resnet50": Case("resnet50", 48, epochs=8, channel_sparsity=0.8),
+    "resnet50": Case("resnet50", 48, epochs=8, channel_sparsity=0.5, channel_floor=0.9, residual=True),
 }
 ON_WORKERS = Case("resnet18", 64, epochs=4, period=5, samples=1_280)
 WORKERS = 4

@@ -27,7 +27,11 @@ class Case:
     period: int = 50
     """Steps between two events."""
     channel_sparsity: float = 0.7
-    """Fraction of the channels inside the blocks that die."""
+    """Fraction of the channels that die: of those inside the blocks, or of all with `residual`."""
+    channel_floor: float = 0.2
+    """Fraction of an even share of the living that each group keeps."""
+    residual: bool = False
+    """Let channels die that several layers write, too."""
     photographs: str = ""
     """Folder of Imagenette; else images are made up, and accuracies mean nothing."""
     samples: int = 2_560
@@ -75,7 +79,8 @@ class Case:
         rigl = {"period": self.period, "fraction": 0.3, "until": 0.8}
         if way == UNSTRUCTURED:
             return {**sparse, "method": {"name": "rigl", **rigl}}
-        dying = {"channel_sparsity": self.channel_sparsity, "channels_until": 0.5}
+        which = {"channel_floor": self.channel_floor, "residual": self.residual}
+        dying = {"channel_sparsity": self.channel_sparsity, "channels_until": 0.5, **which}
         train = {"shrink": {"at": list(self.shrinks)}} if way == SHRUNK else {}
         return {**sparse, "method": {"name": "chase", **rigl, **dying}, "train": train}
 
