@@ -35,8 +35,10 @@ def random_bits(seeds: Tensor | int, places: Tensor) -> Tensor:
     return words.bitwise_xor_(_shifted_right(words, 31)).bitwise_and_((1 << 63) - 1)
 
 
-def random_normal(seed: int, places: Tensor) -> Tensor:
+def random_normal(seeds: Tensor | int, places: Tensor) -> Tensor:
     """Return float32 numbers of mean 0 and standard deviation 1, one for each of `places` (int64, below 2^61).
+
+    `seeds` is as for `random_bits`.
 
     Each is the sum of twelve uniform integers of 15 bits, less its mean, over 2^15: nearly normal (excess kurtosis
     -0.1), and at most 6 away from 0. Integers and a power of 2 alone are in it, so that the bits are the same on every
@@ -46,7 +48,7 @@ def random_normal(seed: int, places: Tensor) -> Tensor:
     """
     total = torch.zeros_like(places)
     for part in range(3):
-        words = random_bits(seed, 3 * places + part)
+        words = random_bits(seeds, 3 * places + part)
         for shift in (0, 15, 30, 45):
             total += (words >> shift).bitwise_and_(0x7FFF)
     return total.sub_(6 * 0x7FFF).float().mul_(2.0**-15)

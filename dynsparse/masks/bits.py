@@ -6,6 +6,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+AT_ONCE = 1 << 20
+"""Flags that are read or written at once, at up to 30 bytes each."""
+
 
 class Bits:
     """Set of numbers below `size`, on a device.
@@ -51,7 +54,11 @@ class Bits:
         return ((part[:, None] & self._of_bit) != 0).view(-1)[start - 8 * first : stop - 8 * first]
 
     def set(self, start: int, flags: Tensor) -> None:
-        """Write a range: the numbers from `start` on are in the set where `flags` (bool [n]) are True."""
+        """Write a range: the numbers from `start` on are in the set where `flags` (bool [n]) are True. In pieces."""
+        for at in range(0, len(flags), AT_ONCE):
+            self._set(start + at, flags[at : at + AT_ONCE])
+
+    def _set(self, start: int, flags: Tensor) -> None:
         first, last = start // 8, -(-(start + len(flags)) // 8)
         whole = self.flags(8 * first, min(8 * last, self.size))
         whole[start - 8 * first : start - 8 * first + len(flags)] = flags

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -99,6 +99,19 @@ class SparseLayer:
         self._explored, self._start = explored, start
         if flags is not None:
             explored.set(start, flags)
+
+    def active_pieces(self, weights: int) -> Iterator[Tensor]:
+        """Yield the active units in pieces of at most so many weights, or of one unit: int64, rising.
+
+        Only the piece of a full layer is made, as such a layer has no index.
+        """
+        at_once = max(1, weights // self.spec.unit_size)
+        for first in range(0, self.active_units, at_once):
+            last = min(first + at_once, self.active_units)
+            if self._active is None:
+                yield torch.arange(first, last, device=self.parameter.device)
+            else:
+                yield self._active[first:last]
 
     @property
     def active_units(self) -> int:

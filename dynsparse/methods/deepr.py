@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 import torch
@@ -13,10 +13,16 @@ from torch import Tensor
 from dynsparse.masks import MaskSet, SparseLayer
 from dynsparse.masks.bits import Bits, pack_bits, unpack_bits
 from dynsparse.masks.selection import Cut, cuts_below
+from dynsparse.masks.tensors import joined, on_device
 from dynsparse.methods.clock import Clock
 from dynsparse.methods.dynamic import Dynamic, DynamicSettings
 from dynsparse.schedules import NotNegative, Period, StepTable
 from dynsparse.seeds import random_bits, random_normal, seed_for
+
+AT_ONCE = 1 << 20
+"""Weights that are worked on at once, at some 70 bytes each: 70 MiB, whatever the size of a layer or of the network."""
+Part = tuple[SparseLayer, Tensor]
+"""Layer, and some of its active units: int64, rising."""
 
 
 class DeepRSettings(DynamicSettings):
@@ -55,28 +61,38 @@ class DeepR(Dynamic):
         #: Numbers of the weights that were born negative, by layer. Only those of active weights mean something.
         self.negative = {layer.name: Bits(layer.spec.weights, layer.weight.device) for layer in masks}
         for layer in masks:
-            self.negative[layer.name].set(0, layer.weight.detach().reshape(-1) < 0)
+            rows = max(1, AT_ONCE * len(layer.weight) // layer.spec.weights)
+            at = 0
+            for part in layer.weight.detach().split(rows):  # In logical order, whatever the memory format.
+                self.negative[layer.name].set(at, part.reshape(-1) < 0)
+                at += part.numel()
 
     @torch.no_grad()
     def after_step(self, masks: MaskSet, clock: Clock, seed: int) -> None:
         std = math.sqrt(2 * self.settings.eta * self.settings.temperature.at(clock.epoch))
         if std == 0 or clock.epoch >= self.settings.stop_epoch:
             return
-        for layer in masks:
-            if not layer.weight.requires_grad:  # Frozen after the start: it stays as it is.
-                continue
-            values = layer.gather(layer.weight)
-            noise = random_normal(seed_for(seed, "noise", clock.step, layer.name), _weights(layer, layer.active))
-            layer.scatter_(layer.weight, values.add_(noise, alpha=std))
+        moving = [layer for layer in masks if layer.parameter.requires_grad]  # One frozen after the start stays.
+        for parts in _groups(moving):
+            seeds = [seed_for(seed, "noise", clock.step, layer.name) for layer, _ in parts]
+            for (layer, units), noise in zip(parts, _noise(parts, seeds), strict=True):
+                values = layer.at(layer.weight, units).view(-1)
+                layer.put_(layer.weight, units, values.add_(noise, alpha=std))
 
     def born_negative(self, layer: SparseLayer) -> Tensor:
         """Bool [active units, unit size]: True for active weights that stay below 0."""
-        return self.negative[layer.name].at(_weights(layer, layer.active))
+        return joined([self._born_negative(layer, units) for units in layer.active_pieces(AT_ONCE)])
+
+    def _born_negative(self, layer: SparseLayer, units: Tensor) -> Tensor:
+        return self.negative[layer.name].at(_weights(layer, units))
 
     def drop_scores(self, layer: SparseLayer) -> Tensor:
         """Negated fraction of a unit's weights that have crossed 0, float [active units]."""
-        values = layer.gather(layer.weight)
-        return -torch.where(self.born_negative(layer), values > 0, values < 0).float().mean(1)
+        return joined([self._drop_scores(layer, units) for units in layer.active_pieces(AT_ONCE)])
+
+    def _drop_scores(self, layer: SparseLayer, units: Tensor) -> Tensor:
+        values = layer.at(layer.weight, units)
+        return -torch.where(self._born_negative(layer, units), values > 0, values < 0).float().mean(1)
 
     def drop_cuts(self, scores: Sequence[Tensor], clock: Clock) -> Sequence[Cut]:
         return cuts_below(scores, -0.5)
@@ -84,16 +100,19 @@ class DeepR(Dynamic):
     def begin(self, layer: SparseLayer, units: Tensor, generator: torch.Generator) -> Tensor | None:
         values = super().begin(layer, units, generator)
         seed = generator.initial_seed()
-        self.negative[layer.name].put(_weights(layer, units).view(-1), _signs(seed, units, layer.spec.unit_size))
+        size = layer.spec.unit_size
+        at = 0
+        for part in units.split(max(1, AT_ONCE // size)):
+            self.negative[layer.name].put(_weights(layer, part).view(-1), _signs(seed, at, part.numel() * size, part))
+            at += part.numel() * size
         if values is None:
             return None
-        negative = _signs(seed, units.new_empty(units.shape, device="cpu"), layer.spec.unit_size)
+        negative = _signs(seed, 0, values.numel(), values)
         return torch.where(negative.view_as(values), -values.abs(), values.abs())
 
     def state_dict(self) -> dict[str, Any]:
         """One bit for each active weight: whether it was born negative."""
-        born = {layer.name: self.born_negative(layer) for layer in self.masks}
-        return {"negative": {name: pack_bits(bits.view(-1)) for name, bits in born.items()}}
+        return {"negative": {layer.name: pack_bits(self.born_negative(layer).view(-1)) for layer in self.masks}}
 
     def check_state(self, state: Mapping[str, Any], layers: Mapping[str, tuple[Sequence[int], int]]) -> None:
         for name, (_, active) in layers.items():
@@ -104,12 +123,43 @@ class DeepR(Dynamic):
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         for layer in self.masks:
             bits = unpack_bits(state["negative"][layer.name], layer.active_weights)
-            self.negative[layer.name].put(_weights(layer, layer.active).view(-1), bits.to(layer.weight.device))
+            at = 0
+            for units in layer.active_pieces(AT_ONCE):
+                numbers = _weights(layer, units).view(-1)
+                self.negative[layer.name].put(numbers, bits[at : at + len(numbers)].to(layer.weight.device))
+                at += len(numbers)
 
 
-def _signs(seed: int, units: Tensor, size: int) -> Tensor:
-    """Toss coins, bool [units x size]. They are the same on every device, so that no copy is needed."""
-    return random_bits(seed, torch.arange(units.numel() * size, device=units.device)) % 2 == 0
+def _groups(layers: Sequence[SparseLayer]) -> Iterator[list[Part]]:
+    """Divide the active weights of layers into groups of at most AT_ONCE, or of one unit. Small layers go together."""
+    group: list[Part] = []
+    held = 0
+    for layer in layers:
+        for units in layer.active_pieces(AT_ONCE):
+            more = units.numel() * layer.spec.unit_size
+            if group and held + more > AT_ONCE:
+                yield group
+                group, held = [], 0
+            group.append((layer, units))
+            held += more
+    if group:
+        yield group
+
+
+def _noise(parts: Sequence[Part], seeds: Sequence[int]) -> Sequence[Tensor]:
+    """Draw normal numbers for the weights of each part by its seed: float32 [weights]. Few kernels for all parts."""
+    places = [_weights(layer, units).view(-1) for layer, units in parts]
+    if len(parts) == 1:
+        return [random_normal(seeds[0], places[0])]
+    counts, total = [len(one) for one in places], sum(map(len, places))
+    device = places[0].device
+    of_each = on_device(seeds, device).repeat_interleave(on_device(counts, device), output_size=total)
+    return random_normal(of_each, joined(places)).split(counts)
+
+
+def _signs(seed: int, first: int, count: int, like: Tensor) -> Tensor:
+    """Toss coins number `first` to `first` + `count`, bool [count], on the device of `like`: the same on every one."""
+    return random_bits(seed, torch.arange(first, first + count, device=like.device)) % 2 == 0
 
 
 def _weights(layer: SparseLayer, units: Tensor) -> Tensor:

@@ -1,10 +1,13 @@
 from __future__ import annotations
 
+from unittest.mock import patch
+
 import numpy as np
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from dynsparse.masks import bits as bits_module
 from dynsparse.masks.bits import Bits, pack_bits, unpack_bits
 
 CPU = torch.device("cpu")
@@ -26,8 +29,13 @@ def test_a_set_of_numbers(case: tuple[int, list[set[int]]]) -> None:
     assert bits._bytes.tolist() == np.packbits(flags).tolist()
 
 
-@given(st.data(), st.integers(1, 70))
-def test_any_part_can_be_read_and_replaced(data: st.DataObject, size: int) -> None:
+@given(st.data(), st.integers(1, 70), st.sampled_from([1, 3, 8, 1 << 20]))
+def test_any_part_can_be_read_and_replaced(data: st.DataObject, size: int, at_once: int) -> None:
+    with patch.object(bits_module, "AT_ONCE", at_once):
+        check_replaced(data, size)
+
+
+def check_replaced(data: st.DataObject, size: int) -> None:
     flags = data.draw(st.lists(st.booleans(), min_size=size, max_size=size))
     start = data.draw(st.integers(0, size))
     part = data.draw(st.lists(st.booleans(), max_size=size - start))

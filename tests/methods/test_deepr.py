@@ -1,16 +1,22 @@
 from __future__ import annotations
 
 import math
+from typing import Any, cast
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from dynsparse.masks import MaskSet, sparse_layers
-from dynsparse.methods import Clock
-from dynsparse.methods.deepr import DeepRSettings
+from benchmarks.parts.live_memory import Live
+from benchmarks.parts.pieces import tensors_of
+from dynsparse.masks import MaskSet, bits, sparse_layers
+from dynsparse.masks.bits import unpack_bits
+from dynsparse.masks.granularity import Granularity
+from dynsparse.methods import Clock, deepr
+from dynsparse.methods.deepr import DeepR, DeepRSettings
 from dynsparse.reallocation import Reallocator
 from dynsparse.schedules import StepTable
+from dynsparse.seeds import random_bits, random_normal, seed_for
 from tests.methods.hand import by_hand, set_weights, values
 
 COLD = DeepRSettings(name="deepr", temperature=StepTable(((0, 0),)))
@@ -124,3 +130,91 @@ def test_after_the_stop_epoch_weights_change_sign_freely_and_there_is_no_noise()
     set_weights(layer, [-0.3, 0.2, -0.1, 0, 0, 0, 0, 0])
     assert reallocator.after_step(Clock(9, 1)) is None
     assert values(layer) == [-0.3, 0.2, -0.1, 0, 0, 0, 0, 0]
+
+
+HOT = DeepRSettings(name="deepr", eta=0.5, temperature=StepTable(((0, 1.0),)))
+
+
+def convolutions(granularity: Granularity) -> tuple[nn.Module, MaskSet, DeepR]:
+    """Three layers in channels-last memory, the second of them full."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(4, 6, 3), nn.Conv2d(6, 5, 3), nn.Linear(9, 7)).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    specs = sparse_layers(model, granularity=granularity)
+    masks = MaskSet(model, specs, {spec.name: spec.units // (1 if spec.name == "1.weight" else 3) for spec in specs})
+    method = HOT.build()
+    method.prepare(masks)
+    return model, masks, method
+
+
+@pytest.mark.parametrize("granularity", [4, 3, 2])
+@pytest.mark.parametrize("at_once", [1, 8, 50, 1 << 20])
+def test_pieces_are_the_whole(granularity: Granularity, at_once: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Noise, signs, scores and state are those of formulas over whole layers, whatever a piece's size."""
+    for module in (deepr, bits):
+        monkeypatch.setattr(module, "AT_ONCE", at_once)
+    model, masks, method = convolutions(granularity)
+    clock = Clock(3, 0)
+    born = {layer.name: layer.values() < 0 for layer in masks}
+    expected = {}
+    for layer in masks:
+        size = layer.spec.unit_size
+        numbers = (layer.active[:, None] * size + torch.arange(size)).view(-1)
+        noise = random_normal(seed_for(9, "noise", 3, layer.name), numbers)
+        expected[layer.name] = layer.values().add_(noise, alpha=1.0)
+    method.after_step(masks, clock, seed=9)
+    state = method.state_dict()["negative"]
+    for layer in masks:
+        values, is_negative = layer.values(), born[layer.name]
+        assert torch.equal(values, expected[layer.name])
+        assert torch.equal(unpack_bits(state[layer.name], layer.active_weights), is_negative)
+        crossed = torch.where(is_negative, values > 0, values < 0).view(layer.active_units, -1).float().mean(1)
+        assert torch.equal(method.drop_scores(layer), -crossed)
+    masks.check()
+    again = HOT.build()
+    again.prepare(masks)  # Signs of other weights: the state brings back the first ones.
+    again.load_state_dict({"negative": state})
+    for layer in masks:
+        assert torch.equal(again.born_negative(layer).view(-1), born[layer.name])
+        units = layer.active[::2]
+        again.begin(layer, units, torch.Generator().manual_seed(5))
+        coins = random_bits(5, torch.arange(units.numel() * layer.spec.unit_size)) % 2 == 0
+        assert torch.equal(again.born_negative(layer)[::2].reshape(-1), coins)
+
+
+def test_memory_of_the_noise_does_not_grow_with_layers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One large layer, and many, take at most 80 bytes for each weight of a piece."""
+    at_once = 1000
+    for module in (deepr, bits):
+        monkeypatch.setattr(module, "AT_ONCE", at_once)
+    for layers, side in ((1, 100), (20, 40)):
+        model = nn.Sequential(*(nn.Linear(side, side, bias=False) for _ in range(layers)))
+        specs = sparse_layers(model)
+        masks = MaskSet(model, specs, {spec.name: spec.units for spec in specs})
+        method = HOT.build()
+        known = [*model.parameters(), *tensors_of([masks])]
+        with torch.no_grad(), Live(known) as prepared:
+            method.prepare(masks)
+        with Live([*known, *tensors_of([method])]) as live:
+            method.after_step(masks, Clock(1, 0), seed=0)
+        assert prepared.extra <= 80 * at_once
+        assert 40 * at_once <= live.extra <= 80 * at_once
+
+
+def test_small_layers_draw_their_noise_together() -> None:
+    """Forty layers take fewer random streams than two did alone."""
+    calls: list[int] = []
+    real = deepr.random_normal
+
+    def counted(seeds: Tensor | int, places: Tensor) -> Tensor:
+        calls.append(len(places))
+        return real(seeds, places)
+
+    model = nn.Sequential(*(nn.Linear(5, 5) for _ in range(40)))
+    specs = sparse_layers(model)
+    masks = MaskSet(model, specs, {spec.name: 7 for spec in specs})
+    method = HOT.build()
+    method.prepare(masks)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(deepr, "random_normal", cast(Any, counted))
+        method.after_step(masks, Clock(1, 0), seed=0)
+    assert calls == [40 * 7]
