@@ -2,6 +2,7 @@
 
     python -m benchmarks.mask_memory                                     (half an hour)
     python -m benchmarks.mask_memory --networks ViT-L --densities 0.1    (some of it anew, beside what the JSON has)
+    python -m benchmarks.mask_memory --only methods                      (one part anew: kept, bytes, methods or meta)
     python -m benchmarks.mask_memory --page                              (the page anew, from the JSON)
 
 Bytes of tensors are counted exactly. Workspaces within kernels, such as those of a sort, are not in it.
@@ -10,7 +11,8 @@ Bytes of tensors are counted exactly. Workspaces within kernels, such as those o
 from __future__ import annotations
 
 from argparse import Namespace
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
+from functools import partial
 
 import torch
 from torch import nn
@@ -19,7 +21,15 @@ from benchmarks.harness import record
 from benchmarks.harness.page import filled
 from benchmarks.harness.record import Result
 from benchmarks.harness.script import page_parser, run
-from benchmarks.parts.pieces import kept, of_network, vision_transformer
+from benchmarks.parts.pieces import (
+    METHODS,
+    kept,
+    language_model,
+    of_method,
+    of_network,
+    vision_transformer,
+    without_values,
+)
 from dynsparse.masks import sparse_layers
 from dynsparse.models.resnet50 import ResNet50Settings
 
@@ -31,27 +41,60 @@ NETWORKS: Mapping[str, Callable[[], nn.Module]] = {
 }
 FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 DENSITIES = (0.05, 0.1, 0.5, 1.0)
+PARTS = ("bytes", "kept", "methods", "meta")
+METHODS_AT = 0.1
+"""Density of the table of methods."""
+BLOCKS = 32
+"""Blocks of the language model."""
 
 
 def main() -> None:
     parser = page_parser(__doc__)
     parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=["ResNet-50", "ViT-L"])
     parser.add_argument("--densities", nargs="+", type=float, default=DENSITIES)
-    parser.add_argument("--kept", action="store_true", help="count what is kept alone; the rest stays")
+    parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS, help="count these parts; the others stay")
+    parser.add_argument("--works", nargs="+", default=(), help="in the part bytes, such as 'event of rigl'; all")
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS), help="in the part methods")
     run(NAME, parser, measure, page)
 
 
 def measure(asked: Namespace) -> Result:
     networks, densities = (["tiny"], [0.1, 0.5]) if asked.tiny else (asked.networks, asked.densities)
     before = record.kept(NAME, asked.output) if record.path_of(NAME, asked.output).exists() else {}
-    counts = {"kept": what_is_kept} if asked.kept else {"kept": what_is_kept, "bytes": measured}
-    found = {part: before.get(part, {}) for part in ("bytes", "kept")}
+    found = {part: before.get(part, {}) for part in PARTS}
+    counts = {"bytes": partial(measured, only=asked.works), "kept": what_is_kept}
     for part, count in counts.items():
-        for name in networks:
-            more = {str(density): count(name, density) for density in densities}
-            found[part][name] = dict(
-                sorted({**found[part].get(name, {}), **more}.items(), key=lambda one: float(one[0]))
-            )
+        for name in networks if part in asked.only else ():
+            known = found[part].get(name, {})
+            more = {str(density): {**known.get(str(density), {}), **count(name, density)} for density in densities}
+            found[part][name] = dict(sorted({**known, **more}.items(), key=lambda one: float(one[0])))
+    if "methods" in asked.only:
+        found["methods"] |= of_methods("tiny" if asked.tiny else "ResNet-50", asked.methods)
+    if "meta" in asked.only:
+        found["meta"] |= {str(density): on_meta(0 if asked.tiny else BLOCKS, density) for density in (0.1, 0.5)}
+    return found
+
+
+def of_methods(network: str, methods: Sequence[str]) -> dict[str, dict[str, int]]:
+    """Return the extra bytes of methods' events at METHODS_AT, printed as they come."""
+    found = {}
+    for name in methods:
+        torch.manual_seed(0)
+        model = NETWORKS[network]()
+        found[name] = {
+            "weights": sum(spec.weights for spec in sparse_layers(model)),
+            "extra": of_method(model, METHODS_AT, name),
+        }
+        print(f"event of {name}: {found[name]['extra']:,}", flush=True)
+    return found
+
+
+def on_meta(blocks: int, density: float) -> dict[str, int]:
+    """Return what a language model's masks keep, and extra bytes of work on them, counted without its memory."""
+    model = language_model(blocks)
+    found = {"weights": sum(spec.weights for spec in sparse_layers(model)), **without_values(model, density)}
+    for kind, count in found.items():
+        print(f"on meta, density {density:g}: {kind} {count:,}", flush=True)
     return found
 
 
@@ -67,11 +110,11 @@ def what_is_kept(name: str, density: float) -> dict[str, float]:
     return found
 
 
-def measured(name: str, density: float) -> dict[str, int]:
-    """Print and return the weights of a network's layers, and the extra bytes of each kind of work on its masks."""
+def measured(name: str, density: float, only: Collection[str] = ()) -> dict[str, int]:
+    """Print and return the weights of a network's layers, and the extra bytes of kinds of work on its masks."""
     torch.manual_seed(0)
     model = NETWORKS[name]()
-    found = {"weights": sum(spec.weights for spec in sparse_layers(model)), **of_network(model, density)}
+    found = {"weights": sum(spec.weights for spec in sparse_layers(model)), **of_network(model, density, only)}
     for kind, most in found.items():
         print(f"{name}, density {density:g}: {kind} {most:,}", flush=True)
     return found

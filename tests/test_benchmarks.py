@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from benchmarks import __main__ as every
 from benchmarks import (
@@ -25,6 +26,7 @@ from benchmarks import (
     soak,
 )
 from benchmarks.harness import record
+from benchmarks.parts.pieces import METHODS, without_values
 from tests.hosts import why_not
 from tests.pipelines.pictures import picture
 
@@ -83,16 +85,23 @@ def test_every_benchmark_is_run_or_looked_at() -> None:
 def test_mask_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """First masks, an event and a digest hold more at a higher density."""
     run(mask_memory, monkeypatch, "--tiny", "--output", str(tmp_path))
-    assert (tmp_path / "mask_memory.md").read_text().count("\n| tiny, 0.0 million weights | 0.5 | ") == 9
+    assert (tmp_path / "mask_memory.md").read_text().count("\n| tiny, 0.0 million weights | 0.5 | ") == 11
     found = json.loads((tmp_path / "mask_memory.json").read_text())["bytes"]["tiny"]
     thin, thick = found["0.1"], found["0.5"]
     assert thin.keys() == thick.keys() and thin["weights"] == thick["weights"]
     for kind in ("first masks, at random", "event of set", "digest of masks"):
         assert 0 < thin[kind] < thick[kind], kind
-    kept = json.loads((tmp_path / "mask_memory.json").read_text())["kept"]["tiny"]
+    assert found["0.1"]["noise of deepr, each step"] > 0
+    content = json.loads((tmp_path / "mask_memory.json").read_text())
+    assert set(content["methods"]) == set(METHODS)
+    assert all(one["extra"] > 0 for one in content["methods"].values())
+    kept = content["kept"]["tiny"]
     for density, one in kept.items():  # A byte a weight, eight an active one, a bit for what was ever active.
         assert one["contiguous"] == pytest.approx((1.125 + 8 * float(density)) * one["weights"], rel=0.02)
         assert one["channels_last"] > one["contiguous"]
+    with torch.device("meta"):
+        model = mask_memory.NETWORKS["tiny"]()
+    assert without_values(model, 0.5)["kept"] == kept["0.5"]["contiguous"], "the same without values"
 
 
 @pytest.mark.slow

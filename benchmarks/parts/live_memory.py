@@ -8,6 +8,7 @@ from typing import Any
 from unittest.mock import patch
 from weakref import ref
 
+import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
@@ -60,7 +61,7 @@ class Live(TorchDispatchMode):
 
 
 class _AsOnGpu(TorchFunctionMode):
-    """Tensors of the CPU that say they were a GPU's."""
+    """Tensors that say they were a GPU's. Those without values, of the device meta, are read as zeros."""
 
     def __torch_function__(
         self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
@@ -69,6 +70,8 @@ class _AsOnGpu(TorchFunctionMode):
             return True
         if func == Tensor.is_cpu.__get__:  # type: ignore[attr-defined]
             return False
+        if func == Tensor.tolist and args[0].is_meta:
+            return torch.zeros(args[0].shape, dtype=args[0].dtype, device="cpu").tolist()
         return func(*args, **(kwargs or {}))
 
 

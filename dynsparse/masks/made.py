@@ -9,7 +9,7 @@ from torch import Tensor
 
 T = TypeVar("T")
 MOST = 1 << 26
-"""Bytes of the scores of all layers that are kept on a GPU. If there are more, they are made anew or fetched."""
+"""Bytes of the scores of all layers that are kept on a GPU. If there are more, they are made anew."""
 
 
 class MadeAnew(Sequence[T]):

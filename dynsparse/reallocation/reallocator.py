@@ -13,13 +13,14 @@ from torch import Tensor, nn, optim
 from dynsparse.distributed import agreement, digest, sync
 from dynsparse.errors import DesyncError
 from dynsparse.masks import MaskSet, SparseLayer
-from dynsparse.masks.made import MOST, Costs, MadeAnew
+from dynsparse.masks.made import Costs, MadeAnew
 from dynsparse.masks.soft import sharpened, soft_costs, soft_order
 from dynsparse.methods import Clock, Method
 from dynsparse.reallocation.applying import Applier
 from dynsparse.reallocation.plan import Plan
 from dynsparse.reallocation.planning import Planner
 from dynsparse.reallocation.report import ReallocationReport
+from dynsparse.reallocation.room import are_many, staying
 from dynsparse.reallocation.seen import Seen, excluded, growth_costs, unscaled
 from dynsparse.seeds import seed_for
 
@@ -86,7 +87,7 @@ class Reallocator:
         if self.method.observes_at(clock):  # Copies, for entries outside the masks are lost next.
             seen.observed = {layer.name: unscaled(gradient, scale).clone() for layer, gradient in gradients}
         if self.is_due(clock) and self.method.grows_by_gradient:
-            seen.growth_costs = growth_costs(self.method, [layer for layer, _ in gradients], scale)
+            seen.growth_costs = self._scored([layer for layer, _ in gradients], scale)
         return seen
 
     @torch.no_grad()
@@ -113,7 +114,12 @@ class Reallocator:
 
     def _scored_now(self) -> Seen:
         """Growth scores of a method that needs no gradients of the very step."""
-        return Seen(growth_costs=growth_costs(self.method, self.masks))
+        return Seen(growth_costs=self._scored(self.masks))
+
+    def _scored(self, layers: Iterable[SparseLayer], scale: Tensor | None = None) -> Costs:
+        """Negated growth scores of these layers, which stay on a GPU as far as there is room."""
+        stays = staying(self.masks, soft=self.method.soft_growth > 0)
+        return growth_costs(self.method, layers, stays, scale)
 
     @torch.no_grad()
     def __call__(self, clock: Clock, seen: Seen | None = None) -> ReallocationReport:
@@ -198,7 +204,7 @@ class Reallocator:
 
     def _is_large(self, numbers: int) -> bool:
         """Whether so many doubles are more than a GPU may keep in an event."""
-        return 8 * numbers > MOST and any(layer.parameter.is_cuda for layer in self.masks)
+        return are_many(numbers) and any(layer.parameter.is_cuda for layer in self.masks)
 
     def _settle(self, clock: Clock, resting: set[str]) -> None:
         """Let all ranks follow what the method decides on rank 0, if it decides more than a plan holds."""

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from dynsparse.masks import SparseLayer
-from dynsparse.masks.made import MOST, Costs
+from dynsparse.masks.made import Costs
 from dynsparse.methods import Method
 
 
@@ -55,19 +55,20 @@ class Kept:
         return self.values.to(self.device, non_blocking=True, copy=self.away)
 
 
-def growth_costs(method: Method, layers: Iterable[SparseLayer], scale: Tensor | None = None) -> Costs:
+def growth_costs(
+    method: Method, layers: Iterable[SparseLayer], stays: Container[str], scale: Tensor | None = None
+) -> Costs:
     """Let the method score the units of these layers for growth. Layers that grow at random are absent.
 
-    A GPU keeps the first MOST bytes. The others wait in the host's memory: the optimizer's step comes in between, and
-    gradients are masked for it. The host waits for no copy.
+    A GPU keeps those of the layers in `stays`. The others wait in the host's memory: the optimizer's step comes in
+    between, and gradients are masked for it. The host waits for no copy.
     """
-    found, held = dict[str, Kept](), 0
+    found = dict[str, Kept]()
     for layer in layers:
         scores = method.grow_scores(layer)
         if scores is not None:
             costs = -unscaled(scores, scale)
-            held += costs.nbytes
-            away = costs.is_cuda and held > MOST
+            away = costs.is_cuda and layer.name not in stays
             found[layer.name] = Kept(to_host(costs) if away else costs, costs.device, away)
     return Costs(found)
 

@@ -1,0 +1,57 @@
+"""Room on a GPU for the growth scores of a step, which wait there for the event that follows.
+
+An event takes at most EVENT bytes beside what is kept between steps, whatever the network. The scores may have what is
+left beside the largest piece of its other work.
+"""
+
+from __future__ import annotations
+
+from dynsparse.distributed import digest
+from dynsparse.masks import MaskSet
+from dynsparse.masks.block import Block
+from dynsparse.masks.made import MOST
+
+EVENT = 1 << 28
+"""Bytes that an event may take on a GPU. A network whose largest layer takes more by itself is the exception."""
+A_UNIT, AN_ACTIVE_WEIGHT = 16, 32
+"""Bytes that work on a block takes at most, for each unit and each active weight: see `benchmarks.mask_memory`."""
+A_WORD = 56
+"""Bytes that a digest takes at most for each word that it hashes at once."""
+
+
+def are_many(numbers: int) -> bool:
+    """Whether so many doubles are more than a GPU may keep in an event. Then they are made anew when they are read."""
+    return 8 * numbers > MOST
+
+
+def staying(masks: MaskSet, *, soft: bool) -> set[str]:
+    """Names of the layers whose growth scores stay on a GPU: the first ones, as far as there is room for them.
+
+    `soft`: costs of growth are drawn, and small networks keep those too. It depends on the masks alone, and not on
+    which gradients have been looked at before.
+
+    Example: 25.5 million weights, a tenth active. The largest block, of 4.2 million units, takes 80 MB, a digest 117
+    MB and the drop scores 20 MB. Of the 268 MB 131 are left, and all scores take 102.
+    """
+    left, found = _room(masks, soft), set[str]()
+    for layer in masks:
+        left -= layer.spec.units * layer.parameter.element_size()
+        if left < 0:
+            break
+        found.add(layer.name)
+    return found
+
+
+def _room(masks: MaskSet, soft: bool) -> int:
+    """Bytes that an event leaves for growth scores."""
+    largest = max((_work(block) for block in masks.blocks), default=0)
+    active, units = sum(layer.active_units for layer in masks), sum(layer.spec.units for layer in masks)
+    drops = 0 if are_many(active) else 8 * active
+    draws = 0 if are_many(units) or not soft else 8 * units
+    return EVENT - max(largest, A_WORD * digest.AT_ONCE) - drops - draws
+
+
+def _work(block: Block) -> int:
+    """Bytes that moving the units of a block takes at most."""
+    units = sum(layer.spec.units for layer in block.layers)
+    return A_UNIT * units + AN_ACTIVE_WEIGHT * sum(layer.active_weights for layer in block.layers)
