@@ -38,6 +38,7 @@ from benchmarks.parts.gpu.bench import Bench, Found, Row
 from benchmarks.parts.gpu.data import dali
 from benchmarks.parts.gpu.gradients import nccl
 from benchmarks.parts.gpu.machine import environment
+from benchmarks.parts.gpu.overlap import overlap
 from benchmarks.parts.gpu.precision import amp, memory, recompiles
 from benchmarks.parts.gpu.profiling import profiles
 from benchmarks.parts.gpu.reallocation import reallocation
@@ -49,18 +50,19 @@ from benchmarks.parts.gpu.two_ranks import two_ranks
 NAME = "gpu"
 Part = Callable[[Bench, Found], None]
 PARTS: Mapping[str, tuple[Part, int]] = {
-    "environment": (environment, 20),
-    "nccl": (nccl, 30),
-    "two_ranks": (two_ranks, 40),
-    "amp": (amp, 25),
-    "reallocation": (reallocation, 65),
-    "checkpoint": (checkpoints, 30),
-    "dali": (dali, 35),
-    "recompiles": (recompiles, 40),
+    "environment": (environment, 15),
+    "nccl": (nccl, 25),
+    "two_ranks": (two_ranks, 35),
+    "amp": (amp, 20),
+    "reallocation": (reallocation, 60),
+    "checkpoint": (checkpoints, 25),
+    "dali": (dali, 45),
+    "recompiles": (recompiles, 35),
     "memory": (memory, 20),
     "semi_structured": (semi_structured, 20),
     "profile": (profiles, 20),
-    "steps": (training_steps, 135),
+    "overlap": (overlap, 60),
+    "steps": (training_steps, 100),
 }
 """Parts with the seconds that each may take, its start included: what must be right comes first, then speed.
 

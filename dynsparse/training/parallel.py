@@ -44,7 +44,7 @@ class Parallel:
         self._sent = 0
         if not sync.connected():
             return
-        self._module = _data_parallel(module, device, bucket_mb)
+        self._module = data_parallel(module, device, bucket_cap_mb=bucket_mb)
         trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
         self._dense_bytes = sum(parameter.numel() * parameter.element_size() for parameter in trained)
         if gradients != "dense":
@@ -128,18 +128,17 @@ class Parallel:
         )
 
 
-def _data_parallel(module: nn.Module, device: torch.device, bucket_mb: float | None) -> DistributedDataParallel:
+def data_parallel(module: nn.Module, device: torch.device, **others: Any) -> DistributedDataParallel:
     """Wrap in DDP that leaves buffers alone: statistics are averaged before evaluation, not sent at every forward.
 
     A compiled module stays inside: its graph is then cut at the buckets, so that each travels once its part has run.
+    `others` are options of DDP that add to ours or replace them.
     """
     # torch 2.13 renamed the argument.
     known = inspect.signature(DistributedDataParallel.__init__).parameters
-    off: dict[str, Any] = {"forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers": False}
-    return DistributedDataParallel(
-        module,
-        device_ids=[device.index] if device.type == "cuda" else None,
-        bucket_cap_mb=bucket_mb,
-        gradient_as_bucket_view=True,
-        **off,
-    )
+    ours: dict[str, Any] = {
+        "device_ids": [device.index] if device.type == "cuda" else None,
+        "gradient_as_bucket_view": True,
+        "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers": False,
+    }
+    return DistributedDataParallel(module, **{**ours, **others})

@@ -13,12 +13,13 @@ import pytest
 import torch
 
 from benchmarks import gpu
+from benchmarks.parts.gpu import overlap
 from benchmarks.parts.gpu.bench import MOVING, Bench, Found
 from benchmarks.parts.gpu.sparse_kernels import semi_structured
 from tests.pipelines.pictures import picture
 
 ROOT = Path(__file__).parents[2]
-COMPILING = ("steps", "recompiles")
+COMPILING = ("steps", "recompiles", "overlap")
 
 
 def run(tmp_path: Path, *parts: str) -> dict[str, Any]:
@@ -92,6 +93,37 @@ def test_steps(tmp_path: Path) -> None:
         losses = {way: loss for way, (loss,) in found["first_losses"].items()}
         assert losses["static"] == losses["dsr"] == losses["rigl"] == losses["deepr"] != losses["dense"]
         assert losses["multiplied"] == pytest.approx(losses["static"], rel=0.01), "the same masks, in bf16"
+
+
+@pytest.mark.slow
+def test_overlap(tmp_path: Path) -> None:
+    """Every way of DDP and of compiling is timed beside the product's, and one row of each tells if it is beaten."""
+    part = run(tmp_path, "overlap")["parts"]["overlap"]
+    found = part["figures"]
+    assert set(found["a small network"]["ratio_to_ours"]) == set(overlap.DDP)
+    assert len(found["a small network, compiled"][f"ratio_to_{overlap.COMPILED}"]) == 2
+    fastest = [row for row in part["rows"] if row["what"].endswith("over the fastest other way")]
+    assert [row["wanted"] for row in fastest] == ["at most 1.02"] * len(fastest)
+    if torch.cuda.is_available():
+        assert len(fastest) == 3
+    else:
+        assert len(fastest) == 2
+        assert any(row["found"] == "left out: there is no GPU" for row in part["rows"])
+
+
+def test_the_fastest_other_way_is_the_one_told() -> None:
+    """Ours takes 1.25 of the fastest other: the goal is missed, which is no fault."""
+    found = Found()
+    ratios = {"ratio_to_ours": {way: {"median": value} for way, value in (("ours", 1.0), ("a", 0.8), ("b", 1.5))}}
+    overlap.tell(found, "a title", ratios, "ours")
+    said = {row.what: row for row in found.rows}
+    assert said["a title: step of a over ours"].found == "0.800"
+    goal = said["a title: step of ours over the fastest other way"]
+    assert (goal.found, goal.holds, goal.must) == ("1.250", False, False)
+
+
+def test_all_parts_fit_into_the_call() -> None:
+    assert sum(seconds for _, seconds in gpu.PARTS.values()) <= gpu.SECONDS
 
 
 ALONE = """

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from tempfile import TemporaryDirectory
 
@@ -21,11 +22,18 @@ from dynsparse.training.network import Network, build_network
 
 def nccl(bench: Bench, found: Found) -> None:
     """Look with one rank, so that nothing travels, whether the hook is right on a GPU, and what packing costs there."""
+    with one_rank(bench):
+        _hooked(bench, found)
+
+
+@contextmanager
+def one_rank(bench: Bench) -> Iterator[None]:
+    """Be a group of one rank, with NCCL on a GPU."""
     backend = "cpu:gloo,cuda:nccl" if bench.on_gpu else "gloo"
     with TemporaryDirectory() as folder:
         dist.init_process_group(backend, store=FileStore(f"{folder}/store", 1), rank=0, world_size=1)
         try:
-            _hooked(bench, found)
+            yield
         finally:
             dist.destroy_process_group()
 
