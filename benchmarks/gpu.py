@@ -2,6 +2,7 @@
 
     python -m benchmarks.gpu                            (on a GPU: 8 minutes at most)
     python -m benchmarks.gpu --only nccl steps          (these parts alone)
+    python -m benchmarks.gpu --photographs DIR          (of one's own, train/ and val/, in place of made ones)
     python -m benchmarks.gpu --page                     (the page anew, from the JSON)
     python -m benchmarks.gpu --cifar10 DIR              (the paper's WRN-28-2, 90 % sparse, 200 epochs)
     python -m benchmarks.gpu --imagenette DIR           (ResNet-18 at 128 px, every method)
@@ -79,6 +80,7 @@ _CONTEXT.set_forkserver_preload(["benchmarks.parts.gpu.training", "benchmarks.pa
 def main() -> None:
     parser = script.page_parser(__doc__)
     parser.add_argument("--only", metavar="PART", nargs="+", choices=PARTS, help=f"of {', '.join(PARTS)}")
+    parser.add_argument("--photographs", metavar="DIR", type=Path, help="read these images where photographs are read")
     parser.add_argument("--cifar10", metavar="DIR", type=Path, help="measure nothing; train WRN-28-2 on these images")
     parser.add_argument("--imagenette", metavar="DIR", type=Path, help="measure nothing; train ResNet-18 on these")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="change the configs of these runs")
@@ -120,7 +122,7 @@ def measure(asked: Namespace) -> Result:
         seconds = PARTS[name][1]
         if name == list(PARTS)[-1]:
             seconds = max(seconds, round(SECONDS - (time.monotonic() - began)))
-        result["parts"][name] = run_part(name, seconds, tiny=result["tiny"])
+        result["parts"][name] = run_part(name, seconds, tiny=result["tiny"], photographs=asked.photographs)
         print(f"{name}: {result['parts'][name]['state']}", file=sys.stderr, flush=True)
         if keeps:
             script.keep(NAME, result, page, asked.output)
@@ -130,12 +132,12 @@ def measure(asked: Namespace) -> Result:
 # A part in a process of its own
 
 
-def run_part(name: str, seconds: int, *, tiny: bool) -> Result:
+def run_part(name: str, seconds: int, *, tiny: bool, photographs: Path | None = None) -> Result:
     """Run a part. Returns what it found, its state ("done", "failed" or "not in time") and, if it failed, its error."""
     began = time.monotonic()
     seconds *= 5 if tiny else 1  # A CPU that others share may take long over a little.
     ours, theirs = _CONTEXT.Pipe(duplex=False)
-    process = _CONTEXT.Process(target=_part_main, args=(name, tiny, seconds, theirs))
+    process = _CONTEXT.Process(target=_part_main, args=(name, tiny, seconds, theirs, photographs))
     process.start()
     theirs.close()
     try:
@@ -150,13 +152,13 @@ def run_part(name: str, seconds: int, *, tiny: bool) -> Result:
     return {"rows": [], "figures": {}, **answer, "seconds": round(time.monotonic() - began, 1)}
 
 
-def _part_main(name: str, tiny: bool, seconds: int, pipe: Connection) -> None:
+def _part_main(name: str, tiny: bool, seconds: int, pipe: Connection, photographs: Path | None = None) -> None:
     on_gpu = torch.cuda.is_available()
     if not on_gpu:
         torch.set_num_threads(1)
     device = torch.device("cuda", 0) if on_gpu else torch.device("cpu")
     # Some seconds before the end, so that what has been measured is summed up by then.
-    bench, found = Bench(device, tiny, time.monotonic() + 0.9 * seconds), Found()
+    bench, found = Bench(device, tiny, time.monotonic() + 0.9 * seconds, photographs), Found()
     answer: Result = {"state": "done"}
     signal.signal(signal.SIGALRM, _too_late)
     signal.alarm(seconds)

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from benchmarks import gpu
-from benchmarks.parts.gpu import overlap
+from benchmarks.parts.gpu import decoders, overlap
 from benchmarks.parts.gpu.bench import MOVING, Bench, Found
 from benchmarks.parts.gpu.sparse_kernels import semi_structured
 from tests.pipelines.pictures import picture
@@ -59,6 +59,15 @@ def test_parts(tmp_path: Path) -> None:
     assert amp["bf16"]["skipped_steps"] == 0 < amp["fp16, 2^60"]["skipped_steps"]
     assert parts["checkpoint"]["figures"]["deterministic"] == {"two_runs_agree": True, "resumed_agrees": True}
     assert len(parts["memory"]["figures"]) >= 1
+    data = parts["dali"]["figures"]
+    refused = {where: set(names) for where, names in data["verdicts"].items() if where != "files"}
+    assert len(refused) >= 3 and len(set(map(frozenset, refused.values()))) == 1
+    assert {"JPEG without its end mark", "progressive JPEG, half", "an empty file"} <= refused["scan"]
+    assert not refused["scan"] & decoders.good().keys()
+    odd = data["mean_differences_of_odd_files"]["CPU"]
+    assert odd.keys() == decoders.good().keys() and set(odd.values()) == {0.0}, "the CPU's bits are Pillow's"
+    assert any(row["what"] == "data.decode: auto takes" for row in parts["dali"]["rows"])
+    assert torch.cuda.is_available() or any(row["found"] == decoders.NO_GPU for row in parts["dali"]["rows"])
 
 
 def test_2_of_4_layers_are_timed_and_compared() -> None:
@@ -146,8 +155,8 @@ class Pipe:
         print(json.dumps({"seconds": 1, **answer}))
 
 gpu.PARTS.update({"amp": (broken, 1), "memory": (endless, 1)})
-for name in ("amp", "memory", "dali"):
-    gpu._part_main(name, True, 1, Pipe())
+for name, seconds in (("amp", 1), ("memory", 1), ("dali", 200)):
+    gpu._part_main(name, True, seconds, Pipe())
 """
 
 
@@ -160,6 +169,8 @@ def test_what_fails_is_seen() -> None:
     assert "and no further" in broken["error"]
     assert (endless["state"], gpu.faults(endless)) == ("not in time", ["one and one is three"])
     assert (dali["state"], dali["rows"][0]["found"]) == ("done", "not installed")
+    assert [row["found"] for row in dali["rows"] if row["must"]] == ["yes"], "the scan needs no DALI"
+    assert dali["rows"][-1]["found"] == "left out: nvidia.dali is not installed"
     result = {"on_gpu": True, "tiny": False, "parts": {"amp": broken, "memory": endless, "dali": dali}}
     assert not gpu.all_is_well(result)
     text = "\n".join(gpu.paragraphs(result))

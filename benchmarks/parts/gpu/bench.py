@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -88,6 +89,8 @@ class Bench:
     tiny: bool
     ends: float
     """`time.monotonic()` by which the part is to be done. Rounds end before it, once there are a few."""
+    photographs: Path | None = None
+    """Folder of images to read; None: they are made."""
 
     @property
     def on_gpu(self) -> bool:
