@@ -1,24 +1,31 @@
-"""A group of many ranks of which one alone is there: it hears from the others what it says itself.
+"""One rank of many, with the others absent: torch's fake process group, whose calls are counted and given a meaning.
 
 All ranks of a run hold the same weights, masks and plans. So one process goes through a run's steps as one of many
-would: the same calls with the same sizes, counted. What differs between ranks it does not show: gradients are those of
-its own samples.
+would: the same calls with the same sizes. What differs between ranks it does not show: gradients are those of its own
+samples.
+
+torch's group sends nothing, and leaves most results as they were. A mode of torch's dispatcher sees each call, those of
+DDP's C++ too, as torch's own CommDebugMode does.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from datetime import timedelta
 from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed import HashStore, Store  # type: ignore[attr-defined]
+from torch.distributed import HashStore  # type: ignore[attr-defined]
 from torch.futures import Future
+from torch.testing._internal.distributed import fake_pg  # noqa: F401 - it registers the backend
+from torch.utils._python_dispatch import TorchDispatchMode
 
-_NAME = "dynsparse_rehearsal"
+_FAKE = "fake"
+_GATHERS = {"allgather_": "all_gather", "gather_": "gather"}
+_CALLS = {"allreduce_": "all_reduce", "broadcast_": "broadcast", "send": "send", "barrier": "barrier", **_GATHERS}
+"""Names in `torch.distributed` of the operators by which a rank hands something over."""
 
 
 class Sent(NamedTuple):
@@ -28,92 +35,60 @@ class Sent(NamedTuple):
     bytes: int
 
 
-class LoneRank(dist.ProcessGroup):
-    """One rank of a group whose others are not there.
+class LoneRank(TorchDispatchMode):
+    """Calls of a rank whose others are not there: it hears from them what it says itself.
 
     A sum is taken as if every rank had given the same, a gathered list has this rank's value in all places, and a
     message that is received has the lowest number in all places, so that the larger one of two stays.
     """
 
-    def __init__(self, rank: int, world_size: int) -> None:
-        super().__init__(rank, world_size)  # type: ignore[call-arg] # Its stub knows the one with a store alone.
+    def __init__(self, world_size: int) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
         self.world_size = world_size
         self.sent: list[Sent] = []
 
-    def getBackendName(self) -> str:  # noqa: N802
-        """Return the name that torch shows."""
-        return _NAME
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        return self._meant(func.overloadpacket.__name__, args, result) if func.namespace == "c10d" else result
 
-    def _get_backend(self, device: torch.device) -> LoneRank:  # type: ignore[override]
-        """Return what carries tensors of any device."""
-        return self
-
-    def allreduce(self, tensors: Sequence[Tensor], opts: Any = None) -> Any:  # type: ignore[override]
-        """Sum tensors, in place."""
-        sums = opts is None or opts.reduceOp == dist.ReduceOp.SUM
+    def _meant(self, name: str, args: Any, result: Any) -> Any:
+        """Count a call, and return its result with what the fake group leaves open."""
+        if name == "recv_":
+            _fill_with_lowest(args[0])
+            return result
+        tensors = [] if name == "barrier" else args[name in _GATHERS]
+        self.sent.append(Sent(_CALLS[name], sum(tensor.nbytes for tensor in tensors)))
+        if name == "gather_":
+            for places, tensor in zip(args[0], tensors, strict=True):
+                for place in places:
+                    place.copy_(tensor)
+        if name != "allreduce_":
+            return result
+        assert args[2].op() == dist.ReduceOp.RedOpType.SUM.value, "no other result is defined"  # type: ignore[attr-defined]
         for tensor in tensors:
-            if sums:
-                tensor.mul_(self.world_size)
-        return self._done("all_reduce", tensors)
-
-    def broadcast(self, tensors: Sequence[Tensor], opts: Any = None) -> Any:  # type: ignore[override]
-        """Take this rank's tensors for those of rank 0."""
-        return self._done("broadcast", tensors)
-
-    def allgather(  # type: ignore[override]
-        self, outputs: Sequence[Sequence[Tensor]], tensors: Sequence[Tensor], opts: Any = None
-    ) -> Any:
-        """Fill every rank's place with this rank's tensors."""
-        for places, tensor in zip(outputs, tensors, strict=True):
-            for place in places:
-                place.copy_(tensor)
-        return self._done("all_gather", tensors, outputs)
-
-    def gather(  # type: ignore[override]
-        self, outputs: Sequence[Sequence[Tensor]], tensors: Sequence[Tensor], opts: Any = None
-    ) -> Any:
-        """Fill every rank's place on rank 0 with this rank's tensors."""
-        for places, tensor in zip(outputs, tensors, strict=False):
-            for place in places:
-                place.copy_(tensor)
-        return self._done("gather", tensors, outputs)
-
-    def send(self, tensors: Sequence[Tensor], to: int, tag: int) -> Any:
-        """Send tensors to nobody."""
-        return self._done("send", tensors)
-
-    def recv(self, tensors: Sequence[Tensor], source: int, tag: int) -> Any:
-        """Fill tensors with the lowest number, which changes nothing where the largest is sought."""
-        for tensor in tensors:
-            numbers = torch.finfo(tensor.dtype) if tensor.is_floating_point() else torch.iinfo(tensor.dtype)
-            tensor.fill_(numbers.min)
-        return self._done("", tensors)
-
-    def barrier(self, opts: Any = None) -> Any:
-        """Wait for nobody."""
-        return self._done("barrier", [])
-
-    def _done(self, call: str, tensors: Sequence[Tensor], result: Any = None) -> Any:
-        if call:
-            self.sent.append(Sent(call, sum(tensor.numel() * tensor.element_size() for tensor in tensors)))
-        future: Future[Any] = Future()
-        future.set_result(list(tensors) if result is None else result)
-        return torch._C._distributed_c10d._create_work_from_future(future)  # type: ignore[attr-defined]
+            tensor.mul_(self.world_size)
+        return tensors, _done(tensors)
 
 
-def _create(store: Store, rank: int, world_size: int, timeout: timedelta) -> LoneRank:
-    return LoneRank(rank, world_size)
+def _fill_with_lowest(tensors: Sequence[Tensor]) -> None:
+    """Fill tensors with the lowest number, which changes nothing where the largest is sought."""
+    for tensor in tensors:
+        tensor.fill_((torch.finfo if tensor.is_floating_point() else torch.iinfo)(tensor.dtype).min)
+
+
+def _done(tensors: list[Tensor]) -> Any:
+    """Return work that is done, with a result: DDP reads that, and the fake group's has none."""
+    future: Future[list[Tensor]] = Future()
+    future.set_result(tensors)
+    return torch._C._distributed_c10d._create_work_from_future(future).boxed()  # type: ignore[attr-defined]
 
 
 @contextmanager
 def lone_rank(world_size: int) -> Iterator[LoneRank]:
     """Be rank 0 of so many for the time of the block."""
-    if _NAME.upper() not in dist.Backend._plugins:
-        dist.Backend.register_backend(_NAME, _create, devices=["cpu", "cuda"])
-    dist.init_process_group(_NAME, store=HashStore(), rank=0, world_size=world_size)
+    dist.init_process_group(_FAKE, store=HashStore(), rank=0, world_size=world_size)
     try:
-        group = dist.group.WORLD
-        assert isinstance(group, LoneRank)
-        yield group
+        with LoneRank(world_size) as calls:
+            yield calls
     finally:
         dist.destroy_process_group()
