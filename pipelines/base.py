@@ -10,7 +10,7 @@ from torch import Tensor
 
 from pipelines.common.epochs import EpochTable
 from pipelines.mixing import NO_MIXING, MixingSettings
-from pipelines.order import Share
+from pipelines.order import Indices, Share
 from pipelines.phases import Phase, Phases
 from pipelines.views import Normalisation
 
@@ -39,6 +39,13 @@ class TrainPipeline(Protocol):
         """Yield the remaining steps of the current epoch, each a list of micro-batches, then move to the next epoch.
 
         Raises UserError at a bad sample, unless bad samples are skipped.
+        """
+        ...
+
+    def samples(self, epoch: int, batch: int) -> list[Indices]:
+        """Return the numbers in the data set of the samples of each micro-batch of a step, int64 [samples] each.
+
+        They are those that `epoch` reads there, as far as it is known by now which are bad. Both are counted from 0.
         """
         ...
 

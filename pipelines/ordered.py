@@ -92,6 +92,11 @@ class OrderedTraining:
         places = (self._share.part(part, at.order.global_batch) for part in range(len(step)))
         return [mixing.mixed(*batch, draw.part(place)) for batch, place in zip(step, places, strict=True)]
 
+    def samples(self, epoch: int, batch: int) -> list[Indices]:
+        order, every = self._at.order_in(epoch), self._samples
+        parts = (order.micro_batch(epoch, batch, part, self._share) for part in range(self._share.micro_batches))
+        return [self._bad.replaced(every[places], every) for places in parts]
+
     @property
     def bad_samples(self) -> dict[int, str]:
         return dict(self._bad.faults)

@@ -38,7 +38,11 @@ class Position:
     @property
     def order(self) -> SampleOrder:
         """The order of samples in the current epoch's phase."""
-        return self._orders[self.phase]
+        return self.order_in(self.epoch)
+
+    def order_in(self, epoch: int) -> SampleOrder:
+        """Return the order of samples in an epoch's phase."""
+        return self._orders[phase_at(self._phases, epoch)]
 
     def next_epoch(self) -> None:
         """Go to the first batch of the next epoch."""

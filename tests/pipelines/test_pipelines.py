@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 import pipelines
@@ -46,6 +48,19 @@ def samples_of(step: list[tuple[torch.Tensor, torch.Tensor]]) -> list[int]:
     return [int(label) for _, labels in step for label in labels]
 
 
+@given(st.integers(1, 9), st.integers(1, 4), st.integers(0, 12), st.integers(0, 20), st.integers(0, 3))
+def test_the_samples_of_all_workers_are_the_global_batch(
+    workers: int, parts: int, more: int, left: int, epoch: int
+) -> None:
+    batch = workers * parts + more
+    recipe = numbered(batch + left)
+    ranks = [training(recipe, request(rank, workers, parts, batch), "torch") for rank in range(workers)]
+    found = np.concatenate([part for rank in ranks for part in rank.samples(epoch, 0)])
+    assert found.tolist() == SampleOrder(7, batch + left, batch).batch(epoch, 0).tolist()
+    assert len(np.unique(found)) == batch
+    assert all(len(rank.samples(epoch, 0)) == parts for rank in ranks)
+
+
 @pytest.mark.parametrize("loader", FOR_ARRAYS)
 @pytest.mark.parametrize("size", [96, 101])
 @pytest.mark.parametrize(("workers", "parts"), [(1, 1), (2, 1), (3, 1), (4, 1), (2, 3)])
@@ -57,6 +72,8 @@ def test_training_follows_the_order_for_any_number_of_workers(size: int, workers
         assert len(steps) == size // 24
         for number, shares in enumerate(steps):
             assert [i for share in shares for i in samples_of(share)] == order.batch(epoch, number).tolist()
+            for rank, share in zip(ranks, shares, strict=True):
+                assert np.concatenate(rank.samples(epoch, number)).tolist() == samples_of(share)
 
 
 @pytest.mark.parametrize("loader", FOR_ARRAYS)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -19,6 +20,7 @@ from dynsparse.training.network import Network, build_network
 from dynsparse.training.trainer import Trainer
 from pipelines.base import Batch, Data, EvaluationPipeline
 from pipelines.common.epochs import EpochTable
+from pipelines.order import Indices
 
 FOR_EVER = 1_000_000_000
 """A period in steps: no reallocation in any run here."""
@@ -139,6 +141,10 @@ class BatchesOnDevice:
         while self._place < self.epochs.steps(0):
             self._place += 1
             yield [self._batches[(self._place - 1) % len(self._batches)]]
+
+    def samples(self, epoch: int, batch: int) -> list[Indices]:
+        size, place = len(self._batches[0][1]), batch % len(self._batches)
+        return [np.arange(place * size, (place + 1) * size, dtype=np.int64)]
 
     def state_dict(self) -> dict[str, Any]:
         return {"place": self._place}
