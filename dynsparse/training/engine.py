@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import islice
 
@@ -77,16 +77,20 @@ class Engine:
 
         DDP takes the mean over the ranks. So each part is weighed by its samples: they need not be equally many.
         """
-        images = self._laid_out(images)
-        with self.forward_pass():
-            logits, taught = self.parallel(images), self.criterion.taught(images)
-        loss = self.criterion(logits.float(), labels, taught)
+        logits, loss = self.loss(images, labels, self.parallel)
         self.precision.backward(loss / (global_batch / self.worker.world_size / len(labels)))
         loss_sum = loss.detach() * len(labels)
         self.sums[0] += loss_sum
         self.sums[1] += hits(logits.detach(), dominant(labels), 1)
         self.sums[2] += len(labels)
         return loss_sum
+
+    def loss(self, images: Tensor, labels: Tensor, forward: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
+        """Return the logits that `forward` gives in the run's precision, and their mean loss."""
+        images = self._laid_out(images)
+        with self.forward_pass():
+            logits, taught = forward(images), self.criterion.taught(images)
+        return logits, self.criterion(logits.float(), labels, taught)
 
     @contextmanager
     def forward_pass(self) -> Iterator[None]:
