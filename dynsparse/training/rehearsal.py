@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import pickle
+from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass
+from itertools import chain
 
 from torch import Tensor
 
 from dynsparse.config.schema import RunConfig
 from dynsparse.distributed.rehearsing import LoneRank, Sent, lone_rank
 from dynsparse.runtime import Worker
+from dynsparse.training.activations import of_step
 from dynsparse.training.building import build, build_criterion, data_request
 from dynsparse.training.trainer import Trainer
+from pipelines.base import Batch
 
 MOST_STEPS = 1_000_000
 """Steps that are looked through for the first event."""
@@ -33,7 +37,11 @@ class Rehearsal:
     steps_per_epoch: int
     """Steps of the first epoch."""
     memory: dict[str, int]
-    """Bytes that the rank holds, by what they are for. Activations are not among them."""
+    """Bytes that the rank holds, by what they are for: those of a trainer that was really built."""
+    activations: int | str
+    """Bytes that the forward pass of the largest micro-batch keeps (`activations.of_step`), or why they are unknown."""
+    samples: tuple[tuple[int, ...], ...]
+    """Numbers in the data set of the rank's samples in the first step of each of the first two epochs, as there are."""
     step: tuple[Sent, ...]
     """Calls of a step without an event."""
     gradients: dict[str, int]
@@ -86,6 +94,7 @@ def _of(trainer: Trainer, group: LoneRank, chosen: str) -> Rehearsal:
         world_size=world_size,
         global_batch=batch,
         share=tuple((part.start, len(part)) for part in parts),
+        samples=_samples(trainer),
         fewest=min(samples),
         most=max(samples),
         steps_per_epoch=trainer.data.train.epochs.steps(first),
@@ -95,6 +104,7 @@ def _of(trainer: Trainer, group: LoneRank, chosen: str) -> Rehearsal:
         gradients=_gradients(trainer),
         chosen=chosen,
         memory=memory_of(trainer),
+        activations=of_step(trainer.engine, max(_first_batch(trainer), key=lambda part: len(part[1]))),
         state=len(pickle.dumps(trainer.run.of_this_rank())),
     )
 
@@ -123,10 +133,22 @@ def _sent_in(trainer: Trainer, step: int, group: LoneRank) -> tuple[Sent, ...]:
     progress, data = trainer.progress, trainer.data.train
     progress.epoch, progress.step = data.epochs.epoch_of(step - 1), step - 1
     trainer.sparse.steps = progress.step
-    data.seek(trainer.config.train.start_epoch, 0)
     before = len(group.sent)
-    trainer.train_step(next(trainer.steps()))
+    trainer.train_step(_first_batch(trainer))
     return tuple(group.sent[before:])
+
+
+def _first_batch(trainer: Trainer) -> Sequence[Batch]:
+    """Return the micro-batches of the rank in the first step of the run."""
+    trainer.data.train.seek(trainer.config.train.start_epoch, 0)
+    return next(trainer.steps())
+
+
+def _samples(trainer: Trainer) -> tuple[tuple[int, ...], ...]:
+    """Return the rank's samples in the first step of each of the first two epochs, in the order of its reading."""
+    first, end = trainer.config.train.start_epoch, trainer.config.train.epochs
+    steps = [trainer.data.train.samples(epoch, 0) for epoch in range(first, end)[:2]]
+    return tuple(tuple(map(int, chain.from_iterable(parts))) for parts in steps)
 
 
 def _gradients(trainer: Trainer) -> dict[str, int]:

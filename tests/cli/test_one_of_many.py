@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from dynsparse.cli.actions.one_of_many import lines
+from dynsparse.cli.actions.one_of_many import MEMORY, lines
 from dynsparse.cli.asking import action_of
 from dynsparse.cli.options import parse
 from dynsparse.distributed.rehearsing import Sent
@@ -23,6 +23,8 @@ def test_a_table_and_nothing_written(tmp_path: Path, capsys: pytest.CaptureFixtu
     action.run(Worker())
     said = capsys.readouterr().out.splitlines()
     assert said[0] == "worker 3 of 16, alone on this machine: no message was sent"
+    numbers = [line.split(" | ")[1].split(", ") for line in said if line.startswith("| its first samples, ")]
+    assert list(map(len, numbers)) == [4, 4], "four samples in each of two epochs"
     assert "| samples of each global batch | 4 of 64 (places 12 to 15); each worker 4 |" in said
     assert "| connections of gloo | 15 |" in said
     assert not (tmp_path / "runs").exists()
@@ -37,7 +39,9 @@ def test_all_lines() -> None:
         fewest=2,
         most=3,
         steps_per_epoch=1250,
+        samples=(tuple(range(100, 109)), (7, 5)),
         memory={"weights": 102_000_000, "average": 0},
+        activations="the network does not run on shapes alone (no)",
         step=(Sent("send", 24), Sent("send", 24), Sent("all_reduce", 1_500)),
         gradients={"active": 1_500, "dense": 2_000_000_000},
         chosen="auto",
@@ -47,12 +51,16 @@ def test_all_lines() -> None:
     )
     assert lines(found) == [
         "worker 0 of 1,024, alone on this machine: no message was sent",
+        MEMORY,
         "",
         "| what | size |",
         "| --- | --- |",
         "| samples of each global batch | 2 of 2,050 (places 0 to 0, 1 to 1); workers 2 to 3 |",
+        "| its first samples, first epoch | 100, 101, 102, 103, 104, 105, 106, 107, ... |",
+        "| its first samples, second epoch | 7, 5 |",
         "| steps of an epoch | 1,250 |",
         "| memory: weights | 102 MB |",
+        "| memory: kept by a forward pass | cannot be counted: the network does not run on shapes alone (no) |",
         "| gradients of a step, active | 1.5 kB |",
         "| gradients of a step, all | 2 GB |",
         "| distributed.gradients | auto, here as active |",

@@ -16,6 +16,7 @@ from dynsparse.distributed import sync
 from dynsparse.distributed.rehearsing import Sent, lone_rank
 from dynsparse.runtime import Worker
 from dynsparse.training.rehearsal import rehearse
+from pipelines.datasets.synthetic import SyntheticSettings, load
 from tests.ranks import run_distributed
 from tests.training import runs
 
@@ -82,8 +83,50 @@ def test_shares_and_memory() -> None:
     inactive = trainer.masks.weights - trainer.masks.active_weights
     assert found.gradients["active"] == parameters - 4 * inactive
     assert found.memory["average"] == 0
+    assert isinstance(found.activations, int)
+    assert found.activations > 3 * 4 * 36, "the images of three samples, and what is computed from them"
     held = found.memory["masks"]
     assert 8 * trainer.masks.active_weights <= held <= 16 * trainer.masks.active_weights + trainer.masks.weights
+
+
+def read_in_a_run(worker: Worker, config: RunConfig) -> list[list[str]]:
+    """Return the images that a real rank trains on, step by step."""
+    trainer, read = runs.trainer(config, worker), []
+    train_step = trainer.train_step
+
+    def noted(micro_batches: Any) -> Any:
+        read.append([name_of(image) for images, _ in micro_batches for image in images])
+        return train_step(micro_batches)
+
+    trainer.train_step = noted  # type: ignore[method-assign]
+    trainer.fit()
+    return read
+
+
+def name_of(image: torch.Tensor) -> str:
+    """Return the grey levels of a normalised image, as `synthetic.build` normalises it."""
+    return (image * 64 + 127.5).round().to(torch.uint8).numpy().tobytes().hex()
+
+
+def test_the_samples_are_those_that_real_ranks_read() -> None:
+    config = runs.config(
+        method=METHODS["static"],
+        data={"samples": 60, "validation_samples": 10},
+        train={"micro_batches": 2, "global_batch_size": 13},
+    )
+    assert isinstance(config.data, SyntheticSettings)
+    images = load(config.data)[0].images.transpose(0, 3, 1, 2)
+    number_of = {image.tobytes().hex(): number for number, image in enumerate(images)}
+    assert len(number_of) == 60
+    found = [rehearse(config, rank, 2).samples for rank in range(2)]
+    real = run_distributed(read_in_a_run, 2, config)
+    for rank, epochs in enumerate(found):
+        for epoch, numbers in enumerate(epochs):
+            assert [number_of[name] for name in real[rank][3 * epoch]] == list(numbers)
+    for ours, theirs in zip(*found, strict=True):
+        assert not set(ours) & set(theirs)
+        assert len(ours) + len(theirs) == 13
+    assert set(found[0][0]) != set(found[0][1]), "each epoch has an order of its own"
 
 
 def test_auto_sends_the_active_gradients() -> None:
@@ -102,8 +145,12 @@ def test_a_lone_rank_hears_itself(ranks: int) -> None:
         assert sync.any_of(True, False) == (True, False)
         assert sync.largest_(torch.tensor([3, -5])).tolist() == [3, -5]
         assert sync.sum_(torch.tensor([1.5])).tolist() == [1.5 * ranks]
+        assert dist.all_reduce(torch.ones(2), async_op=True).get_future().value()[0].tolist() == [ranks, ranks]
         dist.barrier()
         assert sum(sent.call == "send" for sent in group.sent) > 0
+        assert dist.get_backend() == "fake"
+        with pytest.raises(AssertionError, match="no other result is defined"):
+            dist.all_reduce(torch.ones(2), op=dist.ReduceOp.MAX)
     assert not dist.is_initialized()
 
 

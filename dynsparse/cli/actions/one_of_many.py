@@ -13,6 +13,11 @@ from dynsparse.errors import UserError
 from dynsparse.runtime import Worker
 from dynsparse.training.rehearsal import Rehearsal, rehearse
 
+EPOCHS = ("first epoch", "second epoch")
+FEW = 8
+"""Samples of a step that are shown."""
+MEMORY = "memory is that of the trainer built here; what a forward pass keeps is counted on shapes, without computing"
+
 
 @dataclass(frozen=True)
 class OneOfMany(Action):
@@ -49,8 +54,10 @@ def lines(found: Rehearsal) -> list[str]:
     """Return the table of a rehearsal, as lines of Markdown."""
     rows = {
         "samples of each global batch": _share(found),
+        **{f"its first samples, {epoch}": _few(numbers) for epoch, numbers in zip(EPOCHS, found.samples, strict=False)},
         "steps of an epoch": f"{found.steps_per_epoch:,}",
         **{f"memory: {name}": _size(size) for name, size in found.memory.items() if size},
+        "memory: kept by a forward pass": _activations(found.activations),
         "gradients of a step, active": _size(found.gradients["active"]),
         "gradients of a step, all": _size(found.gradients["dense"]),
         "distributed.gradients": f"{found.chosen}{', here as active' * (found.chosen == 'auto')}",
@@ -63,7 +70,7 @@ def lines(found: Rehearsal) -> list[str]:
         "a save": f"{_size(found.state)} to worker 0, which gets {_size(found.state * (found.world_size - 1))}",
         "connections of gloo": f"{found.world_size - 1:,}",
     }
-    head = [f"worker {found.rank} of {found.world_size:,}, alone on this machine: no message was sent", ""]
+    head = [f"worker {found.rank} of {found.world_size:,}, alone on this machine: no message was sent", MEMORY, ""]
     return [*head, "| what | size |", "| --- | --- |", *(f"| {name} | {value} |" for name, value in rows.items())]
 
 
@@ -71,6 +78,15 @@ def _share(found: Rehearsal) -> str:
     parts = ", ".join(f"{first} to {first + size - 1}" for first, size in found.share)
     alike = f"each worker {found.most}" if found.fewest == found.most else f"workers {found.fewest} to {found.most}"
     return f"{sum(size for _, size in found.share)} of {found.global_batch:,} (places {parts}); {alike}"
+
+
+def _few(numbers: Sequence[int]) -> str:
+    """Write the first numbers of samples."""
+    return ", ".join(map(str, numbers[:FEW])) + ", ..." * (len(numbers) > FEW)
+
+
+def _activations(found: int | str) -> str:
+    return _size(found) if isinstance(found, int) else f"cannot be counted: {found}"
 
 
 def _calls(sent: Sequence[Sent]) -> str:
