@@ -2,15 +2,18 @@
 
     python -m benchmarks.speed_up                                  (half an hour; a quiet machine)
     python -m benchmarks.speed_up --networks resnet50 vit_b_16     (some of them anew, beside what the JSON has)
+    python -m benchmarks.speed_up --through onnxruntime            (figures and page of their own: ..._onnxruntime)
     python -m benchmarks.speed_up --page                           (the page anew, from the JSON)
 
 Each network at batch 1 and 32 with zeros of two kinds: random ERK masks at 90 %, and 40 % of the inner channels dead.
 What `speed_up` returns is timed once more beside the dense network, in turns. Images have 96 pixels a side, so that the
-whole takes half an hour.
+whole takes half an hour. Through another program the dense network is timed in it, too.
 """
 
 from __future__ import annotations
 
+import shlex
+import sys
 from argparse import Namespace
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -25,7 +28,7 @@ from benchmarks.harness.rounds import compared, in_rounds
 from benchmarks.harness.script import page_parser, run
 from dynsparse import SparseTraining, speed_up, usually_dense
 from dynsparse.errors import UserError
-from dynsparse.inference.engines import ENGINES, TORCH
+from dynsparse.inference.engines import ENGINES, TORCH, made
 from dynsparse.shrinking.groups import Graph
 from pipelines.common.command_line import at_least_1
 from pipelines.common.torchvision_ops import import_torchvision
@@ -33,7 +36,7 @@ from pipelines.common.torchvision_ops import import_torchvision
 NAME = "speed_up"
 SPARSITY, DEAD = 0.9, 0.4
 KINDS = {"masks": "random masks, 90 %", "channels": "40 % of inner channels dead"}
-DENSE, OURS = "dense", "sped up"
+DENSE, OURS, THROUGH = "dense", "sped up", "dense, through the other program"
 NETWORKS = (
     *("resnet18", "resnet50", "wide_resnet50_2", "resnext50_32x4d", "regnet_y_400mf", "vgg16_bn"),
     *("mobilenet_v2", "mobilenet_v3_large", "mnasnet1_0", "efficientnet_b0", "efficientnet_v2_s", "shufflenet_v2_x1_0"),
@@ -57,7 +60,11 @@ def main() -> None:
     parser.add_argument("--batch", metavar="N", nargs="+", type=at_least_1, default=(1, 32), help="(1 32)")
     parser.add_argument("--size", metavar="PIXELS", type=at_least_1, default=Amount(()).size, help="(%(default)s)")
     parser.add_argument("--through", choices=(TORCH, *ENGINES), default=TORCH, help="(%(default)s)")
-    run(NAME, parser, measure, page)
+    run(_name(parser.parse_args().through), parser, measure, page)
+
+
+def _name(through: str) -> str:
+    return NAME if through == TORCH else f"{NAME}_{through}"
 
 
 def measure(asked: Namespace) -> Result:
@@ -66,15 +73,17 @@ def measure(asked: Namespace) -> Result:
         amount = Amount(("mobilenet_v3_small",), (1, 2), 32, 3)
     found = {(case["network"], case["kind"], case["batch"]): case for case in _before(asked, amount)}
     found.update({(case["network"], case["kind"], case["batch"]): case for case in by_case(amount, asked.through)})
-    return {"through": asked.through, "size": amount.size, "cases": list(found.values())}
+    command = shlex.join(["python", "-m", f"benchmarks.{NAME}", *sys.argv[1:]])
+    return {"command": command, "through": asked.through, "size": amount.size, "cases": list(found.values())}
 
 
 def _before(asked: Namespace, amount: Amount) -> Sequence[Result]:
     """Return the cases that the JSON has, where they were measured in the same way."""
-    if not record.path_of(NAME, asked.output).exists():
+    name = _name(asked.through)
+    if not record.path_of(name, asked.output).exists():
         return []
-    before = record.kept(NAME, asked.output)
-    return before["cases"] if (before["through"], before["size"]) == (asked.through, amount.size) else []
+    before = record.kept(name, asked.output)
+    return before["cases"] if before["size"] == amount.size else []
 
 
 def by_case(amount: Amount, through: str) -> Iterator[Result]:
@@ -92,8 +101,12 @@ def one(name: str, kind: str, batch: int, amount: Amount, through: str) -> Resul
         found = speed_up(model, images, through=through, rounds=amount.rounds)
     except UserError as error:
         return {"refused": error.lines[0]}
+    ways = {DENSE: lambda: model(images), OURS: lambda: found(images)}
+    if through != TORCH:
+        other = made(through, model, images)
+        ways[THROUGH] = lambda: other(images)
     with torch.no_grad():
-        times = in_rounds({DENSE: lambda: model(images), OURS: lambda: found(images)}, amount.rounds)
+        times = in_rounds(ways, amount.rounds)
     table = found.table
     layers: dict[str, int] = {}
     for row in table.layers:
@@ -148,7 +161,8 @@ def silence(weight: Tensor, columns: Tensor) -> None:
 def page(content: Result) -> str:
     measured = [case for case in content["cases"] if "chosen" in case]
     ratios = [case["ratio_to_dense"][OURS]["median"] for case in measured if case["chosen"] != DENSE]
-    return filled(NAME, content, {"KINDS": KINDS, "OURS": OURS}, measured=measured, ratios=ratios)
+    words = {"KINDS": KINDS, "OURS": OURS, "THROUGH": THROUGH, "TORCH": TORCH}
+    return filled(NAME, content, words, measured=measured, ratios=ratios)
 
 
 if __name__ == "__main__":

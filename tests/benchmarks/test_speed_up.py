@@ -15,11 +15,16 @@ from dynsparse.shrinking import compact
 
 
 @pytest.mark.slow
-def test_speed_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.timeout(900)  # Each case exports the network twice or more.
+@pytest.mark.parametrize("through", ["torch", "onnxruntime"])
+def test_speed_up(through: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every case has its figures and its place on the page. How fast it is only a quiet machine can say."""
-    monkeypatch.setattr(sys, "argv", ["speed_up", "--tiny", "--output", str(tmp_path)])
+    if through != "torch":
+        pytest.importorskip(through)
+    monkeypatch.setattr(sys, "argv", ["speed_up", "--tiny", "--output", str(tmp_path), "--through", through])
     speed_up.main()
-    content = json.loads((tmp_path / "speed_up.json").read_text())
+    name, others = ("speed_up", set()) if through == "torch" else (f"speed_up_{through}", {speed_up.THROUGH})
+    content = json.loads((tmp_path / f"{name}.json").read_text())
     assert [(case["kind"], case["batch"]) for case in content["cases"]] == [
         ("masks", 1),
         ("masks", 2),
@@ -27,10 +32,10 @@ def test_speed_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         ("channels", 2),
     ]
     for case in content["cases"]:
-        assert set(case["ratio_to_dense"]) == {"dense", "sped up"}
+        assert set(case["ratio_to_dense"]) == {"dense", "sped up", *others}
         assert case["promised"] <= 1 and 0 <= case["difference"] <= 1e-4
-    assert (tmp_path / "speed_up.md").read_text().count("\n| mobilenet_v3_small | ") == 4
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["speed_up.json", "speed_up.md"]
+    assert (tmp_path / f"{name}.md").read_text().count("\n| mobilenet_v3_small | ") == 4
+    assert sorted(path.name for path in tmp_path.iterdir()) == [f"{name}.json", f"{name}.md"]
 
 
 def test_the_networks_have_the_zeros_that_the_page_tells_of() -> None:
