@@ -62,7 +62,10 @@ def measure(asked: Namespace) -> Result:
     networks, densities = (["tiny"], [0.1, 0.5]) if asked.tiny else (asked.networks, asked.densities)
     before = record.kept(NAME, asked.output) if record.path_of(NAME, asked.output).exists() else {}
     found = {part: before.get(part, {}) for part in PARTS}
-    counts = {"bytes": partial(measured, only=asked.works), "kept": what_is_kept}
+    counts: dict[str, Callable[[str, float], Result]] = {
+        "bytes": partial(measured, only=asked.works),
+        "kept": what_is_kept,
+    }
     for part, count in counts.items():
         for name in networks if part in asked.only else ():
             known = found[part].get(name, {})

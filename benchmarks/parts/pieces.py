@@ -116,7 +116,8 @@ def without_values(model: nn.Module, density: float) -> dict[str, int]:
         found["digest of masks"] = _extra(lambda: mask_rows(masks), model, masks)
         found["digest of weights"] = _extra(lambda: weight_rows(model, masks), model, masks)
         found["masking gradients"] = _extra(masks.mask_gradients, model, masks)
-        found["finite gradients"] = _extra(lambda: all_finite([one.grad for one in model.parameters()]), model)
+        gradients = [one.grad for one in model.parameters() if one.grad is not None]
+        found["finite gradients"] = _extra(lambda: all_finite(gradients), model)
         rigl = Reallocator(model, masks, _method(EVENTS["rigl"]))
         clock = Clock(1, 0, steps_per_epoch=1, epochs=4)
         found["growth scores of rigl"] = _extra(lambda: rigl.look(clock, masks), model, masks, all_of=True)

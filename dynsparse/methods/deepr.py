@@ -154,7 +154,7 @@ def _noise(parts: Sequence[Part], seeds: Sequence[int]) -> Sequence[Tensor]:
     counts, total = [len(one) for one in places], sum(map(len, places))
     device = places[0].device
     of_each = on_device(seeds, device).repeat_interleave(on_device(counts, device), output_size=total)
-    return random_normal(of_each, joined(places)).split(counts)
+    return list(torch.split(random_normal(of_each, joined(places)), counts))
 
 
 def _signs(seed: int, first: int, count: int, like: Tensor) -> Tensor:

@@ -52,7 +52,7 @@ def held(masks: MaskSet) -> int:
 
 @pytest.mark.parametrize("density", [0.05, 0.1, 0.2])
 def test_no_score_of_resnet_50_goes_by_the_host(density: float) -> None:
-    """At usual densities all 102 MB stay, and nothing is copied to the host or from it."""
+    """Keep all 102 MB at usual densities, and copy nothing to the host or from it."""
     model = network("ResNet-50")
     masks, mover = with_gradients(model, density)
     moved: list[Any] = []
