@@ -65,7 +65,7 @@ def _parse() -> argparse.Namespace:
     packing.add_argument("--more", metavar="NAME", nargs="*", default=[], help="packages beside the project's")
     packing.add_argument("--dali", action="store_true", help="carry DALI too")
     packing.add_argument("--wheels", metavar="FOLDER", type=Path, help="take wheels from there, and from no index")
-    packing.add_argument("--mib", metavar="N", type=int, default=60, help="MiB of a piece at most (60)")
+    packing.add_argument("--mib", metavar="N", type=int, default=50, help="MiB of a piece at most (50)")
     packing.set_defaults(act=pack)
     installing = verbs.add_parser("install", help="install the wheels of these pieces")
     installing.add_argument("folder", metavar="DIR", type=Path, help="folder that holds the pieces and their list")

@@ -90,7 +90,7 @@ def tiny(case: Case) -> Case:
 
 def page(content: Result) -> str:
     networks = {name: _sums(content[name]) for name in NETWORKS if name in content}
-    return filled(NAME, content, CASES=NETWORKS, networks=networks, WAYS=WAYS, SHRUNK=SHRUNK)
+    return filled(NAME, content, networks=networks, WAYS=WAYS, SHRUNK=SHRUNK)
 
 
 def _sums(seeds: Mapping[str, Any]) -> Result:

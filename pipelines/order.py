@@ -103,9 +103,10 @@ class SampleOrder:
 
     def permutation(self, epoch: int) -> Indices:
         """Return the samples in the order of an epoch, int64 [size]. The latest epoch's order is kept."""
-        if self._latest is None or self._latest[0] != epoch:
-            self._latest = (epoch, shuffled(self.size, self.seed, "order", epoch))
-        return self._latest[1]
+        latest = self._latest  # Another thread may read ahead in another epoch.
+        if latest is None or latest[0] != epoch:
+            latest = self._latest = (epoch, shuffled(self.size, self.seed, "order", epoch))
+        return latest[1]
 
     def batch(self, epoch: int, batch: int) -> Indices:
         """Return the samples of one global batch, int64 [global_batch].

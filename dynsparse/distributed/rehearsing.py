@@ -22,6 +22,8 @@ from torch.futures import Future
 from torch.testing._internal.distributed import fake_pg  # noqa: F401 - it registers the backend
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from dynsparse.errors import UserError
+
 _FAKE = "fake"
 _GATHERS = {"allgather_": "all_gather", "gather_": "gather"}
 _CALLS = {"allreduce_": "all_reduce", "broadcast_": "broadcast", "send": "send", "barrier": "barrier", **_GATHERS}
@@ -56,6 +58,10 @@ class LoneRank(TorchDispatchMode):
         if name == "recv_":
             _fill_with_lowest(args[0])
             return result
+        if name not in _CALLS:
+            raise UserError(
+                f"--rehearse does not know the call {name.strip('_')}, which this run makes between workers"
+            )
         tensors = [] if name == "barrier" else args[name in _GATHERS]
         self.sent.append(Sent(_CALLS[name], sum(tensor.nbytes for tensor in tensors)))
         if name == "gather_":

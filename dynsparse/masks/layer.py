@@ -111,7 +111,7 @@ class SparseLayer:
             if self._active is None:
                 yield torch.arange(first, last, device=self.parameter.device)
             else:
-                yield self._active[first:last]
+                yield self._active if at_once >= self.active_units else self._active[first:last]
 
     @property
     def active_units(self) -> int:
@@ -184,11 +184,11 @@ class SparseLayer:
 
     def at(self, tensor: Tensor, units: Tensor) -> Tensor:
         """Copy the entries of a weight-shaped tensor at `units` (int64 [k]): [k, unit size], in logical order."""
-        return flat_view(tensor).index_select(0, self._offsets(units, tensor.stride())).view(-1, self.spec.unit_size)
+        return flat_view(tensor).index_select(0, self._places(units, tensor)).view(-1, self.spec.unit_size)
 
     def put_(self, tensor: Tensor, units: Tensor, values: Tensor) -> None:
         """Write values [k, unit size] to a weight-shaped tensor at `units` (int64 [k]), in place."""
-        flat_view(tensor)[self._offsets(units, tensor.stride())] = values.reshape(-1).to(tensor)
+        flat_view(tensor)[self._places(units, tensor)] = values.reshape(-1).to(tensor)
 
     def zero_(self, tensor: Tensor, units: Tensor) -> None:
         """Set a weight-shaped tensor to 0 at `units` (int64 [k]), in place."""
@@ -205,6 +205,10 @@ class SparseLayer:
         if strides not in self._positions:
             self._positions[strides] = self._offsets(self.active, strides)
         return self._positions[strides]
+
+    def _places(self, units: Tensor, tensor: Tensor) -> Tensor:
+        """Places of all weights of `units` in the flat memory of `tensor`. Those of the index itself are kept."""
+        return self.positions(tensor) if units is self._active else self._offsets(units, tensor.stride())
 
     @property
     def held_bytes(self) -> int:

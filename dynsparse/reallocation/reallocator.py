@@ -118,7 +118,8 @@ class Reallocator:
 
     def _scored(self, layers: Iterable[SparseLayer], scale: Tensor | None = None) -> Costs:
         """Negated growth scores of these layers, which stay on a GPU as far as there is room."""
-        stays = staying(self.masks, soft=self.method.soft_growth > 0)
+        on_gpu = any(layer.parameter.is_cuda for layer in self.masks)
+        stays = staying(self.masks, draws=self.method.soft_growth > 0) if on_gpu else set[str]()
         return growth_costs(self.method, layers, stays, scale)
 
     @torch.no_grad()

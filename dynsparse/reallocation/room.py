@@ -7,7 +7,7 @@ left beside the largest piece of its other work.
 from __future__ import annotations
 
 from dynsparse.distributed import digest
-from dynsparse.masks import MaskSet
+from dynsparse.masks import MaskSet, soft
 from dynsparse.masks.block import Block
 from dynsparse.masks.made import MOST
 
@@ -17,6 +17,8 @@ A_UNIT, AN_ACTIVE_WEIGHT = 16, 32
 """Bytes that work on a block takes at most, for each unit and each active weight: see `benchmarks.mask_memory`."""
 A_WORD = 56
 """Bytes that a digest takes at most for each word that it hashes at once."""
+A_DRAWN_UNIT, A_DRAW = 28, 90
+"""Bytes that soft growth takes at most for each unit of a layer, and for each that it draws at once."""
 
 
 def are_many(numbers: int) -> bool:
@@ -24,16 +26,16 @@ def are_many(numbers: int) -> bool:
     return 8 * numbers > MOST
 
 
-def staying(masks: MaskSet, *, soft: bool) -> set[str]:
+def staying(masks: MaskSet, *, draws: bool) -> set[str]:
     """Names of the layers whose growth scores stay on a GPU: the first ones, as far as there is room for them.
 
-    `soft`: costs of growth are drawn, and small networks keep those too. It depends on the masks alone, and not on
-    which gradients have been looked at before.
+    `draws`: growth is soft, so costs are drawn, and small networks keep those too. It depends on the masks alone, and
+    not on which gradients have been looked at before.
 
     Example: 25.5 million weights, a tenth active. The largest block, of 4.2 million units, takes 80 MB, a digest 117
     MB and the drop scores 20 MB. Of the 268 MB 131 are left, and all scores take 102.
     """
-    left, found = _room(masks, soft), set[str]()
+    left, found = _room(masks, draws), set[str]()
     for layer in masks:
         left -= layer.spec.units * layer.parameter.element_size()
         if left < 0:
@@ -42,13 +44,19 @@ def staying(masks: MaskSet, *, soft: bool) -> set[str]:
     return found
 
 
-def _room(masks: MaskSet, soft: bool) -> int:
+def _room(masks: MaskSet, draws: bool) -> int:
     """Bytes that an event leaves for growth scores."""
     largest = max((_work(block) for block in masks.blocks), default=0)
     active, units = sum(layer.active_units for layer in masks), sum(layer.spec.units for layer in masks)
-    drops = 0 if are_many(active) else 8 * active
-    draws = 0 if are_many(units) or not soft else 8 * units
-    return EVENT - max(largest, A_WORD * digest.AT_ONCE) - drops - draws
+    kept = 0 if are_many(active) else 8 * active
+    kept += 0 if are_many(units) or not draws else 8 * units
+    return EVENT - max(largest, _drawing(masks) if draws else 0, A_WORD * digest.AT_ONCE) - kept
+
+
+def _drawing(masks: MaskSet) -> int:
+    """Bytes that drawing the costs of one layer takes at most."""
+    units = max((layer.spec.units for layer in masks), default=0)
+    return A_DRAWN_UNIT * units + A_DRAW * min(units, soft.AT_ONCE)
 
 
 def _work(block: Block) -> int:

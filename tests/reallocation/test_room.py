@@ -46,7 +46,7 @@ def with_gradients(model: nn.Module, density: float) -> tuple[MaskSet, Reallocat
 
 def held(masks: MaskSet) -> int:
     """Bytes of the growth scores that stay on the GPU."""
-    stays = room.staying(masks, soft=False)
+    stays = room.staying(masks, draws=False)
     return sum(4 * layer.spec.units for layer in masks if layer.name in stays)
 
 
@@ -97,4 +97,4 @@ def test_looks_at_parts_leave_no_more_on_the_gpu_than_one_look(monkeypatch: pyte
             mover.look(CLOCK, [layer])
     assert sorted(set(first) | set(moved)) == sorted(layer.name for layer in masks)
     assert not set(first) & set(moved)
-    assert room.staying(masks, soft=True) == set(), "the drawn costs have the room"
+    assert room.staying(masks, draws=True) == set(), "the drawn costs have the room"

@@ -14,6 +14,7 @@ from benchmarks.parts.scaling.counting import counted
 from dynsparse.config.schema import RunConfig
 from dynsparse.distributed import sync
 from dynsparse.distributed.rehearsing import Sent, lone_rank
+from dynsparse.errors import UserError
 from dynsparse.runtime import Worker
 from dynsparse.training.rehearsal import rehearse
 from pipelines.datasets.synthetic import SyntheticSettings, load
@@ -151,6 +152,8 @@ def test_a_lone_rank_hears_itself(ranks: int) -> None:
         assert dist.get_backend() == "fake"
         with pytest.raises(AssertionError, match="no other result is defined"):
             dist.all_reduce(torch.ones(2), op=dist.ReduceOp.MAX)
+        with pytest.raises(UserError, match="--rehearse does not know the call reduce, which this run makes"):
+            dist.reduce(torch.ones(2), 0)
     assert not dist.is_initialized()
 
 

@@ -48,6 +48,8 @@ DDP: Mapping[str, Options] = {
 """Options of DDP beside the product's. Ours are 1 MiB in the first bucket and 25 in each other."""
 COMPILED = "DDP around the compiled network"
 """The product's choice where it compiles."""
+SECONDS = 30
+"""Seconds that a compilation may take: with fewer left none begins."""
 MOST = 1.02
 """Most that a step takes in the product's way, in steps of the fastest other way."""
 CLOSE = 0.02
@@ -76,13 +78,19 @@ def _ddp(bench: Bench, found: Found, case: Case) -> None:
 
 def _compiled(bench: Bench, found: Found, case: Case) -> None:
     """Compile two networks alone, with the product's options: each compilation takes tens of seconds."""
+    title = f"{case.title}, compiled"
     torch._dynamo.reset()
     wrapped: dict[str, Callable[[nn.Module], nn.Module]] = {
         COMPILED: lambda model: data_parallel(_compile(model), bench.device),
         "all compiled, DDP inside": lambda model: _compile(data_parallel(model, bench.device)),
     }
-    ways = {way: _step(bench, case, wrap) for way, wrap in wrapped.items()}
-    _beside(bench, found, f"{case.title}, compiled", ways, COMPILED)
+    ways: dict[str, Step] = {}
+    for way, wrap in wrapped.items():
+        if not bench.tiny and bench.ends - time.monotonic() < SECONDS:
+            found.say(title, f"left out: less than {SECONDS} s are left")
+            return
+        ways[way] = _step(bench, case, wrap)
+    _beside(bench, found, title, ways, COMPILED)
 
 
 def _compile(module: nn.Module) -> nn.Module:

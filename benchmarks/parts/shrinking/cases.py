@@ -11,6 +11,8 @@ from dynsparse.config import loading
 from dynsparse.config.schema import RunConfig
 
 DENSE, UNSTRUCTURED, STARVED, SHRUNK = "dense", "RigL", "Chase", "Chase, shrunk"
+ASKED = ("channel_sparsity", "channel_floor", "residual")
+"""What is asked of Chase in a case, and told with its figures."""
 Document = Mapping[str, Any]
 
 

@@ -11,7 +11,7 @@ import torch
 
 from benchmarks.harness.record import Result
 from benchmarks.harness.rounds import compared, in_rounds, ratio
-from benchmarks.parts.shrinking.cases import DENSE, SHRUNK, STARVED, UNSTRUCTURED, Case
+from benchmarks.parts.shrinking.cases import ASKED, DENSE, SHRUNK, STARVED, UNSTRUCTURED, Case
 from dynsparse.distributed import digest
 from dynsparse.runtime import Worker
 from dynsparse.training.building import build_trainer
@@ -59,7 +59,8 @@ def side_by_side(case: Case, seed: int) -> Result:
         runs = {way: trainer.epochs() for way, trainer in trainers.items()}
         in_rounds({way: partial(next, run) for way, run in runs.items()}, case.epochs, warm_up=0)
         found = {way: _of_run(trainers[way], courses[way]) for way in WAYS}
-        return {**_ratios(case, courses), "runs": found, "inference": _inference(case, trainers)}
+        asked = {key: getattr(case, key) for key in ASKED}
+        return {"asked": asked, **_ratios(case, courses), "runs": found, "inference": _inference(case, trainers)}
 
 
 def _of_run(trainer: Trainer, course: Course) -> Result:
