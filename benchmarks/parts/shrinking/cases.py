@@ -12,7 +12,7 @@ from dynsparse.config.schema import RunConfig
 
 DENSE, UNSTRUCTURED, STARVED, SHRUNK = "dense", "RigL", "Chase", "Chase, shrunk"
 ASKED = ("channel_sparsity", "channel_floor", "residual")
-"""What is asked of Chase in a case, and told with its figures."""
+"""Settings of Chase that are told with a case's figures."""
 Document = Mapping[str, Any]
 
 
