@@ -98,3 +98,18 @@ def test_looks_at_parts_leave_no_more_on_the_gpu_than_one_look(monkeypatch: pyte
     assert sorted(set(first) | set(moved)) == sorted(layer.name for layer in masks)
     assert not set(first) & set(moved)
     assert room.staying(masks, draws=True) == set(), "the drawn costs have the room"
+
+
+def test_drawing_softly_takes_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Draws for the largest layer, here of 100 units, are made while the scores wait: at 28 + 90 bytes a unit.
+
+    With 8 bytes for the drop score of each of 400 active weights and the drawn cost of each of 800 units, 3 layers of
+    400 bytes fit into what is left.
+    """
+    monkeypatch.setattr(room, "A_WORD", 0)
+    monkeypatch.setattr(room, "A_UNIT", 0)
+    monkeypatch.setattr(room, "AN_ACTIVE_WEIGHT", 0)
+    masks, _ = with_gradients(nn.Sequential(*(nn.Linear(10, 10, bias=False, device="meta") for _ in range(8))), 0.5)
+    monkeypatch.setattr(room, "EVENT", 100 * (28 + 90) + 8 * (400 + 800) + 3 * 400)
+    assert room.staying(masks, draws=True) == {"0.weight", "1.weight", "2.weight"}
+    assert len(room.staying(masks, draws=False)) == 8
