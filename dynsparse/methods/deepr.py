@@ -20,7 +20,7 @@ from dynsparse.schedules import NotNegative, Period, StepTable
 from dynsparse.seeds import random_bits, random_normal, seed_for
 
 AT_ONCE = 1 << 20
-"""Weights that are worked on at once, at 60 to 80 bytes each: 80 MiB at most, whatever the size of a layer or of the network."""
+"""Weights that are worked on at once, at 60 to 80 bytes each: 80 MiB at most, whatever the network."""
 Part = tuple[SparseLayer, Tensor]
 """Layer, and some of its active units: int64, rising."""
 
