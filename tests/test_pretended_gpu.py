@@ -13,6 +13,8 @@ from torch import nn, optim
 from benchmarks.parts.live_memory import as_on_gpu
 from dynsparse import SparseTraining
 from dynsparse.distributed import digest
+from dynsparse.masks import block
+from dynsparse.reallocation.parted_choice import PartedChoice
 from dynsparse.runtime import Worker
 from tests.methods.test_contract import BUSY, structure_of
 from tests.pretended_gpu import pretended_gpu
@@ -67,6 +69,33 @@ def test_each_method_trains_as_on_a_processor(name: str) -> None:
     far = run_distributed(trained_far, 2, name)
     near = run_distributed(trained_near, 2, name)
     assert far[0]["weights"] == far[1]["weights"] == near[0]["weights"]
+
+
+@pytest.mark.parametrize(
+    "name", ["rigl", "dsr", *(pytest.param(name, marks=pytest.mark.slow) for name in ("set", "deepr", "gmp", "granet"))]
+)
+def test_large_layers_train_in_parts_as_on_a_processor(name: str) -> None:
+    far = run_distributed(trained_in_parts, 2, name)
+    assert far[0].pop("moved") > 1
+    near = run_distributed(trained_near, 1, name)
+    assert far[0]["weights"] == far[1]["weights"] == near[0]["weights"]
+
+
+def trained_in_parts(worker: Worker, name: str) -> dict[str, Any]:
+    """Train with parts of at most 1,000 weights; return how often a layer moved in parts, too."""
+    moved = 0
+    move = PartedChoice.move
+
+    def counted(choice: PartedChoice, *known: Any) -> Any:
+        nonlocal moved
+        moved += 1
+        return move(choice, *known)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(block, "ON_GPU", 2_000)
+        patch.setattr(block, "A_PART", 1_000)
+        patch.setattr(PartedChoice, "move", counted)
+        return {**trained(worker, name, far=True), "moved": moved}
 
 
 def trained_far(worker: Worker, name: str) -> dict[str, Any]:

@@ -8,7 +8,8 @@ of any one word changes it.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 
 import torch
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 from dynsparse.masks import MaskSet, SparseLayer
 from dynsparse.masks.naming import named_parameters
 from dynsparse.masks.reserve import Reserve
-from dynsparse.masks.rows import by_parameter, kept_values
+from dynsparse.masks.rows import by_parameter, kept_in_pieces, kept_values
 from dynsparse.masks.tensors import bits_of, grouped, joined, on_device
 from dynsparse.seeds import random_bits, seed_for
 
@@ -80,13 +81,44 @@ def _sums_in(words: Tensor, first: int, starts: Tensor, ends: Tensor, factors: T
     return upto[1] - upto[0]  # Sums wrap, and so do their differences.
 
 
-def rows_of(runs: Iterable[Tensor]) -> Tensor:
+@dataclass(frozen=True)
+class LongRun:
+    """Run of `size` words, any integers, that comes in pieces."""
+
+    size: int
+    pieces: Callable[[], Iterator[Tensor]]
+
+    def numel(self) -> int:
+        """Number of words."""
+        return self.size
+
+
+def rows_of(runs: Iterable[Tensor | LongRun]) -> Tensor:
     """Checksums of runs of words, any integers [n] each: int64 [runs].
 
     On a GPU short runs are hashed together, and no more than AT_ONCE words, or one run, are taken from `runs` at once.
     """
-    rows = [hashes(joined(group), [one.numel() for one in group]) for group in grouped(runs, AT_ONCE)]
-    return all_rows(rows)
+    return all_rows(_row_of_group(group) for group in grouped(runs, AT_ONCE))
+
+
+def _row_of_group(group: Sequence[Tensor | LongRun]) -> Tensor:
+    words = [one for one in group if isinstance(one, Tensor)]
+    long = [one for one in group if isinstance(one, LongRun)]
+    return _hash(*long) if long else hashes(joined(words), [len(one) for one in words])
+
+
+def _hash(run: LongRun) -> Tensor:
+    """Checksum of a run that comes in pieces, on a GPU: int64 [1]. The same as `hashes` gives."""
+    total, first = torch.zeros(1, dtype=torch.int64), 0
+    for piece in run.pieces():
+        for words in piece.split(AT_ONCE):
+            if first == 0:
+                ends = on_device([run.size], words.device)
+                starts, factors = torch.zeros_like(ends), _factors(1 + run.size // _CHUNK, words.device)
+                total = ends * (seed_for("digest", "length") | 1)
+            total += _sums_in(words, first, starts, ends, factors)
+            first += len(words)
+    return total
 
 
 def all_rows(rows: Iterable[Tensor]) -> Tensor:
@@ -118,14 +150,20 @@ def weight_rows(model: nn.Module, masks: MaskSet) -> Tensor:
     indexed = [[layer for layer in sparse.get(id(one), ()) if not layer.is_full] for one in parameters]
     if not indexed:
         return torch.empty(0, dtype=torch.int64)
-    rows = rows_of(_words(one, layers) for one, layers in zip(parameters, indexed, strict=True))
+    rows = rows_of(_run(one, layers) for one, layers in zip(parameters, indexed, strict=True))
     zero = torch.zeros_like(rows[0])
     stray = [torch.stack([layer.stray_bits() for layer in layers]).sum() if layers else zero for layers in indexed]
     return rows + torch.stack(stray)
 
 
-def _words(parameter: nn.Parameter, layers: Sequence[SparseLayer]) -> Tensor:
-    """Bits of a parameter's active and dense weights, given its layers that have an index."""
+def _run(parameter: nn.Parameter, layers: Sequence[SparseLayer]) -> Tensor | LongRun:
+    """Bits of a parameter's active and dense weights, given its layers that have an index.
+
+    Those of a GPU come in pieces, if they are many.
+    """
+    size = parameter.numel() - sum(layer.spec.weights - layer.active_weights for layer in layers)
+    if parameter.is_cuda and size > AT_ONCE:
+        return LongRun(size, lambda: (bits_of(piece) for piece in kept_in_pieces(parameter, layers)))
     values = kept_values(parameter, layers) if layers else parameter.detach().contiguous().view(-1)
     return bits_of(values)
 

@@ -47,16 +47,22 @@ class Bits:
         change = flags.to(torch.uint8) - ((self._bytes[where] & bits) != 0).to(torch.uint8)  # 1, 0 or -1, modulo 256
         self._bytes.index_add_(0, where, change * bits)
 
-    def flags(self, start: int, stop: int) -> Tensor:
-        """Read a range: bool [stop - start], True where the number is in the set."""
+    def flags(self, start: int, stop: int, device: torch.device | None = None) -> Tensor:
+        """Read a range: bool [stop - start] on `device`, True where the number is in the set. Default: where it lies.
+
+        Only the set's bytes are copied to another device.
+        """
         first = start // 8
-        part = self._bytes[first : -(-stop // 8)]
-        return ((part[:, None] & self._of_bit) != 0).view(-1)[start - 8 * first : stop - 8 * first]
+        part = self._bytes[first : -(-stop // 8)].to(device or self.device)
+        return ((part[:, None] & self._of_bit.to(part.device)) != 0).view(-1)[start - 8 * first : stop - 8 * first]
 
     def set(self, start: int, flags: Tensor) -> None:
-        """Write a range: the numbers from `start` on are in the set where `flags` (bool [n]) are True. In pieces."""
+        """Write a range: the numbers from `start` on are in the set where `flags` (bool [n]) are True. In pieces.
+
+        The flags may lie on the host.
+        """
         for at in range(0, len(flags), AT_ONCE):
-            self._set(start + at, flags[at : at + AT_ONCE])
+            self._set(start + at, flags[at : at + AT_ONCE].to(self.device))
 
     def _set(self, start: int, flags: Tensor) -> None:
         first, last = start // 8, -(-(start + len(flags)) // 8)

@@ -10,11 +10,13 @@ from itertools import accumulate, pairwise
 import torch
 from torch import Tensor, nn
 
+from dynsparse.masks import bits
 from dynsparse.masks.bits import Bits
 from dynsparse.masks.drawing import (
     Repeats,
     count_in,
     draw_distinct,
+    foreseen,
     insert,
     merge_sorted,
     selected,
@@ -22,12 +24,18 @@ from dynsparse.masks.drawing import (
 )
 from dynsparse.masks.granularity import LayerSpec
 from dynsparse.masks.layer import SparseLayer
-from dynsparse.masks.tensors import on_device
+from dynsparse.masks.parted_drawing import counts_of, draw_in_parts, parted_half
+from dynsparse.masks.tensors import on_device, places_of
 
 IN_CACHE = 1 << 19
 """Most active units of a block on a processor. Larger intermediates leave its cache and cost page faults."""
 ON_GPU = 1 << 22
-"""Most units of a block on a GPU, active or not. It bounds the memory of intermediates; a larger layer is alone."""
+"""Most units of a block on a GPU, active or not. It bounds the memory of intermediates.
+
+A larger layer is alone in its block. Work that knows how goes through it in parts.
+"""
+A_PART = 1 << 21
+"""Most units of a part of a large layer, or those of one row. Its work takes more bytes a unit than that of a block."""
 
 
 class Block:
@@ -62,8 +70,17 @@ class Block:
         """Make these units of each layer (int64, rising, distinct) the active ones."""
         for layer, units in zip(self.layers, active, strict=True):
             layer.activate(units)
-        is_new = self._explored.add(self.numbers())
-        self.note_explored(count_in(is_new, [layer.active_units for layer in self.layers]).tolist())
+        self.note_explored(torch.stack([self._explore_all(i) for i in range(len(self.layers))]).tolist())
+
+    def _explore_all(self, i: int) -> Tensor:
+        """Note that all active units of layer i are active. Returns how many never were before: int64 scalar."""
+        start = sum(self._units[:i])
+        pieces = self.layers[i].active_pieces(bits.AT_ONCE * self.layers[i].spec.unit_size)
+        return torch.stack([self.explore(piece + start).count_nonzero() for piece in pieces]).sum()
+
+    def explore(self, numbers: Tensor) -> Tensor:
+        """Note that units, numbered through (int64 [n], distinct), are active: bool [n], True where none ever was."""
+        return self._explored.add(numbers)
 
     def note_explored(self, counts: Sequence[int]) -> None:
         """Take note that so many units of each layer have become active for the first time."""
@@ -77,7 +94,24 @@ class Block:
 
     def draw(self, counts: Sequence[int], seeds: Sequence[int]) -> list[Tensor]:
         """Draw `counts[i]` units of layer i at random, free or not: each layer's own numbers, int64, rising."""
+        if self.is_large:
+            return [self._drawn_in_parts(counts[0], seeds[0])]
         return self._by_layer(draw_distinct(self._units, counts, seeds, self.device), counts)
+
+    def _drawn_in_parts(self, count: int, seed: int) -> Tensor:
+        """Draw `count` units of the only layer: int64, rising."""
+        sizes = [min(A_PART, self._units[0] - first) for first in range(0, self._units[0], A_PART)]
+        (repeats,) = foreseen([parted_half(sizes, count, seed)], self.device)
+        drawn = torch.empty(count, dtype=torch.int64, device=self.device)
+        places = zip(drawn.split(counts_of(sizes, count, repeats)), accumulate(sizes, initial=0), strict=False)
+        for (part, start), marks in zip(places, draw_in_parts(sizes, count, seed, self.device, repeats), strict=True):
+            torch.add(places_of(marks, len(part)), start, out=part)
+        return drawn
+
+    @property
+    def is_large(self) -> bool:
+        """Whether the only layer has more units than a block on a GPU should have."""
+        return is_large(self.layers[0])
 
     def free(self) -> list[int]:
         """Number of inactive units of each layer."""
@@ -121,7 +155,7 @@ class Block:
         dropped, kept = selected(before, gone, falling), selected(before, ~gone, gone.numel() - falling)
         gone_before = torch.cat((gone.new_zeros(1, dtype=torch.int64), gone.cumsum(0)))
         after = insert(kept, grown, older - gone_before.index_select(0, older))
-        explored = count_in(self._explored.add(grown), numbers.grown)
+        explored = count_in(self.explore(grown), numbers.grown)
         moved = Moved(self._by_layer(dropped, numbers.dropped), self._by_layer(grown, numbers.grown), explored)
         changes = zip(self.layers, numbers.dropped, numbers.grown, strict=True)
         left = [layer.active_units - lost + won for layer, lost, won in changes]
@@ -174,6 +208,11 @@ def blocks(specs: Sequence[LayerSpec], weights: Sequence[nn.Parameter], active_u
     layers = [SparseLayer(spec, weight) for spec, weight in zip(specs, weights, strict=True)]
     sizes = [_size(weight, spec.units, count) for spec, weight, count in zip(specs, weights, active_units, strict=True)]
     return [Block(layers[first:last]) for first, last in _ranges(sizes)]
+
+
+def is_large(layer: SparseLayer) -> bool:
+    """Whether a layer lies on a GPU and has more units than a block should have."""
+    return bool(layer.parameter.is_cuda) and layer.spec.units > ON_GPU
 
 
 def _size(weight: nn.Parameter, units: int, active_units: int) -> Fraction:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -19,7 +20,21 @@ from dynsparse.seeds import random_bits, seed_for
 AT_ONCE = 1 << 20
 """Random numbers that are made at once, at some 64 bytes each."""
 Repeats = Sequence[Sequence[int]]
-"""Distinct numbers that each round of a draw finds in each range."""
+"""Distinct numbers that each round of a draw finds in each range, or in each part of one."""
+
+
+class Rounds(Protocol):
+    """Draw in rounds, each of which finds some of the numbers that are left."""
+
+    @property
+    def left(self) -> int:
+        """Numbers that are left to draw."""
+
+    def found(self, device: torch.device) -> Tensor:
+        """Count the distinct numbers of a round: int64 [ranges or parts]."""
+
+    def after(self, got: Sequence[int]) -> Rounds:
+        """Return what is left to draw once a round has found so many."""
 
 
 @dataclass(frozen=True)
@@ -29,6 +44,15 @@ class Draw:
     sizes: Sequence[int]
     counts: Sequence[int]
     seeds: Sequence[int]
+
+    @property
+    def left(self) -> int:
+        """Numbers that are left to draw."""
+        return sum(self.counts)
+
+    def found(self, device: torch.device) -> Tensor:
+        """Count the distinct numbers of a round in each range: int64 [ranges]."""
+        return count_in(_round(self, device)[1], self.counts)
 
     def after(self, got: Sequence[int]) -> Draw:
         """Return what is left to draw once a round has found so many: ranks among the numbers that it has not found."""
@@ -69,15 +93,14 @@ def at_most_half(sizes: Sequence[int], counts: Sequence[int], seeds: Sequence[in
     return Draw(sizes, [min(count, size - count) for size, count in zip(sizes, counts, strict=True)], seeds)
 
 
-def foreseen(draws: Sequence[Draw], device: torch.device) -> list[list[list[int]]]:
+def foreseen(draws: Sequence[Rounds], device: torch.device) -> list[list[list[int]]]:
     """Find the `Repeats` of several draws. A round of all draws takes one copy to the host; no number is kept."""
     found: list[list[list[int]]] = [[] for _ in draws]
-    while any(sum(draw.counts) for draw in draws):
-        counted = torch.cat([count_in(_round(draw, device)[1], draw.counts) for draw in draws])
-        parts = counted.split([len(draw.counts) for draw in draws])
-        got = iter(counted.tolist())
-        for known, part in zip(found, parts, strict=True):
-            known.append([next(got) for _ in range(len(part))])
+    while any(draw.left for draw in draws):
+        counted = [draw.found(device) for draw in draws]
+        got = iter(torch.cat(counted).tolist())
+        for known, of_draw in zip(found, counted, strict=True):
+            known.append([next(got) for _ in range(len(of_draw))])
         draws = [draw.after(known[-1]) for draw, known in zip(draws, found, strict=True)]
     return found
 

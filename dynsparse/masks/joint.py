@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from functools import reduce
 
 import torch
 from torch import Tensor
 
 from dynsparse.masks.made import MOST, MadeAnew
+from dynsparse.masks.parted import Parted, Scores
+
+Ordered = Iterable[Tensor]
+"""Integers of a layer that are ordered as its scores are, in parts."""
+_FLOATS = {32: torch.float32, 64: torch.float64}
+_INTEGERS = {32: torch.int32, 64: torch.int64}
 
 
 def joint_counts(
-    scores: Sequence[Tensor], sizes: Sequence[int], weights: int, least: Sequence[int], most: Sequence[int]
+    scores: Sequence[Scores], sizes: Sequence[int], weights: int, least: Sequence[int], most: Sequence[int]
 ) -> list[int]:
     """Units to take of each layer, so that all together have `weights` weights: the lowest scores of all go first.
 
@@ -20,18 +27,19 @@ def joint_counts(
     the layer that is next, unless all give their most; it exceeds it only where `least` does.
 
     Exact: a search over the 2^32 bit patterns of a float, 2^64 of a double, without a sort. Each pass over the scores
-    finds one bit of the threshold. Scores of a GPU that do not fit MOST bytes are asked for anew in each pass. It then
-    finds four bits. One copy to the host.
+    finds one bit of the threshold. Scores of a GPU that do not fit MOST bytes, or are parted, are asked for anew in
+    each pass. It then finds four bits. One copy to the host.
 
     Example: 3 weights of [1 5 2] and [3 4], at most 2 of each: 1, 2 and 3, that is 2 and 1.
     """
     kinds = [(layer.dtype, layer.numel(), layer.device, layer.is_cuda) for layer in scores]  # Each is made once for it.
     bits = 64 if any(dtype == torch.float64 for dtype, *_ in kinds) else 32
     _, _, device, on_gpu = kinds[0]
-    ordered: Sequence[Tensor] = MadeAnew(lambda i: _ordered(scores[i], bits), len(scores))
+    fits = not on_gpu or sum(size for _, size, *_ in kinds) * bits // 8 <= MOST
+    ordered: Sequence[Ordered] = MadeAnew(lambda i: _ordered(scores[i], bits), len(scores))
     found_at_once = 4
-    if not on_gpu or sum(size for _, size, *_ in kinds) * bits // 8 <= MOST:
-        ordered, found_at_once = list(ordered), 1
+    if fits and not any(isinstance(layer, Parted) for layer in scores):
+        ordered, found_at_once = [list(layer) for layer in ordered], 1
     limits = torch.tensor([list(least), list(most)], device=device)
     threshold = _least_threshold(ordered, limits, sizes, weights, bits, found_at_once)
     below, upto = _taken(ordered, torch.stack((threshold - 1, threshold)), limits).tolist()
@@ -42,8 +50,17 @@ def joint_counts(
     return list(map(int, below))
 
 
+def kth_smallest(scores: Parted, k: int) -> Tensor:
+    """Return the k-th smallest score, counted from 1: a scalar. Nothing goes to the host."""
+    dtype = scores.dtype
+    bits = 64 if dtype == torch.float64 else 32
+    limits = torch.tensor([[0], [scores.numel()]], device=scores.device)
+    found = _least_threshold([_ordered(scores, bits)], limits, [1], k, bits, 4)
+    return _turned(found.to(_INTEGERS[bits]), bits).view(_FLOATS[bits]).to(dtype)
+
+
 def _least_threshold(
-    ordered: Sequence[Tensor], limits: Tensor, sizes: Sequence[int], weights: int, bits: int, at_once: int
+    ordered: Sequence[Ordered], limits: Tensor, sizes: Sequence[int], weights: int, bits: int, at_once: int
 ) -> Tensor:
     """Return the least integer up to which all layers have `weights` weights; the largest of `bits` bits if none has.
 
@@ -61,17 +78,29 @@ def _least_threshold(
     return low
 
 
-def _taken(ordered: Sequence[Tensor], upto: Tensor, limits: Tensor) -> Tensor:
+def _taken(ordered: Sequence[Ordered], upto: Tensor, limits: Tensor) -> Tensor:
     """Count each layer's integers up to each of `upto` (int64 [n]), within limits, int64 [2, layers]: [n, layers]."""
-    counts = [torch.stack([(layer <= one).count_nonzero() for one in upto]) for layer in ordered]
+    counts = [
+        reduce(torch.add, (torch.stack([(part <= one).count_nonzero() for one in upto]) for part in layer))
+        for layer in ordered
+    ]
     return torch.stack(counts, 1).clamp(limits[0], limits[1])
 
 
-def _ordered(scores: Tensor, bits: int) -> Tensor:
-    """Return integers that are ordered as the floats are, NaN last: negative floats have their other bits turned over.
+def _ordered(scores: Scores, bits: int) -> Ordered:
+    """Return integers that are ordered as the floats are, in the parts of these; parts are made anew in each pass.
 
     They are int32 for 32 bits, of the scores as float32; else int64, of them as float64.
     """
-    floats, integers = (torch.float32, torch.int32) if bits == 32 else (torch.float64, torch.int64)
-    words = scores.to(floats).contiguous().view(integers)
+    if isinstance(scores, Parted):
+        return scores.then(lambda _, part: _as_integers(part, bits))
+    return (_as_integers(scores, bits),)
+
+
+def _as_integers(scores: Tensor, bits: int) -> Tensor:
+    return _turned(scores.to(_FLOATS[bits]).contiguous().view(_INTEGERS[bits]), bits)
+
+
+def _turned(words: Tensor, bits: int) -> Tensor:
+    """Turn the bits of floats into integers in their order, NaN last, or back: of negative ones all but the sign."""
     return words ^ ((words >> (bits - 1)) & ((1 << (bits - 1)) - 1))

@@ -3,13 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
 
 from dynsparse.masks.bits import Bits
-from dynsparse.masks.granularity import LayerSpec
-from dynsparse.masks.tensors import bits_of, flat_view, is_row_major, nonzero, strided, sum_of
+from dynsparse.masks.granularity import LayerSpec, RowBlock
+from dynsparse.masks.made import MadeAnew
+from dynsparse.masks.tensors import (
+    AT_ONCE,
+    bits_of,
+    flat_view,
+    is_row_major,
+    nonzero,
+    on_device,
+    row_pieces,
+    strided,
+    sum_of,
+)
 
 FEW = 0.2
 """Density up to which a processor masks through the index, which is as fast and saves a mask of a byte a weight.
@@ -24,15 +37,19 @@ class SparseLayer:
     The index makes work on the active weights linear in their number. Only `MaskSet` changes which units are active.
     """
 
-    def __init__(self, spec: LayerSpec, parameter: nn.Parameter) -> None:
+    def __init__(self, spec: LayerSpec, parameter: nn.Parameter, explored: Bits | None = None, start: int = 0) -> None:
         self.spec = spec
         self.parameter = parameter
         """The parameter that holds the weights. It is the weight itself, but for a layer that is a block of rows."""
         self.explored_units = 0
-        self._explored, self._start = Bits(spec.units, parameter.device), 0
+        self._explored = Bits(spec.units, parameter.device) if explored is None else explored
+        self._start = start
+        self.first_unit = 0
+        """Number of the first unit in the whole layer, of which this may be a part: see `parts`."""
         self._active: Tensor | None = None
         self._inactive: Tensor | None = None
         self._positions: dict[tuple[int, ...], Tensor] = {}
+        self._ends: dict[int, Sequence[int]] = {}
 
     @property
     def name(self) -> str:
@@ -93,6 +110,15 @@ class SparseLayer:
         self._explored.set(self._start, flags)
         self.explored_units = int(flags.count_nonzero())
 
+    def on_host(self) -> tuple[Tensor, Tensor]:
+        """Copy to the host the index of the active units, int64, and flags of units that ever were: bool [units].
+
+        Neither is made on the device.
+        """
+        host = torch.device("cpu")
+        active = torch.arange(self.spec.units) if self._active is None else self._active.to(host)
+        return active, self._explored.flags(self._start, self._start + self.spec.units, host)
+
     def keep_explored_in(self, explored: Bits, start: int) -> None:
         """Keep the flags of units that were ever active elsewhere: in a set, from the number `start` on."""
         flags = self.explored if self.explored_units else None
@@ -112,6 +138,37 @@ class SparseLayer:
                 yield torch.arange(first, last, device=self.parameter.device)
             else:
                 yield self._active if at_once >= self.active_units else self._active[first:last]
+
+    def parts(self, units: int) -> Sequence[SparseLayer]:
+        """Divide the layer into parts of consecutive rows: of at most so many units each, or of one row.
+
+        A part is a layer of the same name, whose weights are views. It has a copy of its piece of the index. It is made
+        when it is asked for, of the mask as it is now. One copy to the host, if the mask is another than last time.
+        """
+        in_a_row = self.spec.units // self.spec.shape[0]
+        at_once = max(1, units // in_a_row)
+        firsts = [*range(0, self.spec.shape[0], at_once), self.spec.shape[0]]
+        if at_once not in self._ends:
+            self._ends[at_once] = self._active_below([first * in_a_row for first in firsts])
+        pieces = list(zip(pairwise(firsts), pairwise(self._ends[at_once]), strict=True))
+        return MadeAnew(lambda k: self._part(slice(*pieces[k][0]), slice(*pieces[k][1])), len(pieces))
+
+    def _active_below(self, bounds: Sequence[int]) -> Sequence[int]:
+        """Count the active units below each bound."""
+        if self._active is None:
+            return list(bounds)
+        return [int(n) for n in torch.searchsorted(self._active, on_device(bounds, self._active.device)).tolist()]
+
+    def _part(self, rows: slice, active: slice) -> SparseLayer:
+        """Make a part of the layer, given its rows and the places of its active units in the index."""
+        spec = self.spec
+        block = RowBlock(spec.parameter, spec.rows.start + rows.start, spec.parameter_shape[0])
+        shape, first = (rows.stop - rows.start, *spec.shape[1:]), rows.start * (spec.units // spec.shape[0])
+        part = SparseLayer(replace(spec, shape=shape, block=block), self.parameter, self._explored, self._start + first)
+        part.first_unit = self.first_unit + first
+        if self._active is not None:
+            part.activate(self._active[active] - first)
+        return part
 
     @property
     def active_units(self) -> int:
@@ -146,6 +203,14 @@ class SparseLayer:
         """Copy the active weights as one dimension, in logical order."""
         return self.gather(self.weight).flatten()
 
+    def values_in_pieces(self, tensor: Tensor) -> Iterator[Tensor]:
+        """Yield what `gather` copies, as one dimension, in pieces of bounded size."""
+        if self.is_full:
+            yield from row_pieces(tensor)
+        else:
+            flat = flat_view(tensor)
+            yield from (flat.index_select(0, piece) for piece in self.positions(tensor).split(AT_ONCE))
+
     def scatter_(self, tensor: Tensor, values: Tensor) -> None:
         """Write values [active units, unit size] to the active entries of a weight-shaped tensor, in place."""
         if self.is_full:
@@ -174,13 +239,19 @@ class SparseLayer:
         """
         if self.is_full:
             return torch.zeros((), dtype=torch.int64, device=self.parameter.device)
-        return (sum_of(bits_of(flat_view(self.weight))) - sum_of(bits_of(self.gather(self.weight)))).to(torch.int64)
+        stray = sum_of(bits_of(flat_view(self.weight)))
+        for piece in self.values_in_pieces(self.weight):
+            stray = stray - sum_of(bits_of(piece))
+        return stray.to(torch.int64)
 
     def strays(self) -> Tensor:
         """Count the weights outside the mask that are not 0, NaN among them: int64 scalar. A pass over all weights."""
         if self.is_full:
             return torch.zeros((), dtype=torch.int64, device=self.parameter.device)
-        return nonzero(flat_view(self.weight)) - nonzero(self.gather(self.weight))
+        stray = nonzero(flat_view(self.weight))
+        for piece in self.values_in_pieces(self.weight):
+            stray = stray - nonzero(piece)
+        return stray
 
     def at(self, tensor: Tensor, units: Tensor) -> Tensor:
         """Copy the entries of a weight-shaped tensor at `units` (int64 [k]): [k, unit size], in logical order."""
@@ -239,9 +310,11 @@ class SparseLayer:
         self._active = None if self._active is None else self._active.to(device)
         self._inactive = None
         self._positions.clear()
+        self._ends.clear()
 
     def activate(self, active: Tensor) -> None:
         """Make `active` (int64, rising, distinct) the active units."""
         self._active = None if active.numel() == self.spec.units else active
         self._inactive = None
         self._positions.clear()
+        self._ends.clear()

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Iterator, Mapping, Sequence
-from typing import Any, TypeVar, overload
-
-from torch import Tensor
+from collections.abc import Callable, Iterator, Sequence
+from typing import TypeVar, overload
 
 T = TypeVar("T")
 MOST = 1 << 26
@@ -35,50 +33,3 @@ class MadeAnew(Sequence[T]):
         if not -self._length <= index < self._length:
             raise IndexError(index)
         return self._make(index % self._length)
-
-
-class Costs(Mapping[str, Tensor]):
-    """Costs of growth by layer, float [units], each made when it is asked for."""
-
-    def __init__(self, make: Mapping[str, Callable[[], Tensor]] | None = None) -> None:
-        self._make = dict(make or {})
-
-    def __getitem__(self, name: str) -> Tensor:
-        return self._make[name]()
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._make)
-
-    def __len__(self) -> int:
-        return len(self._make)
-
-    def __contains__(self, name: object) -> bool:
-        return name in self._make
-
-    def get(self, name: str, default: Any = None) -> Any:
-        """Return a layer's costs, or the default. Else a KeyError of what makes them would pass for an absent layer."""
-        return self[name] if name in self._make else default
-
-    def held(self) -> Costs:
-        """Return these costs, made once, now."""
-        return Costs({name: _same(make()) for name, make in self._make.items()})
-
-    def adding(self, other: Costs) -> Costs:
-        """Return these and other layers' costs."""
-        return Costs({**self._make, **other._make})
-
-    def of(self, names: Container[str]) -> Costs:
-        """Return the costs of these layers alone."""
-        return Costs({name: make for name, make in self._make.items() if name in names})
-
-    def then(self, change: Callable[[str, Tensor], Tensor]) -> Costs:
-        """Return costs that `change`, given the layer's name, makes of these."""
-        return Costs({name: _changed(make, change, name) for name, make in self._make.items()})
-
-
-def _same(costs: Tensor) -> Callable[[], Tensor]:
-    return lambda: costs
-
-
-def _changed(make: Callable[[], Tensor], change: Callable[[str, Tensor], Tensor], name: str) -> Callable[[], Tensor]:
-    return lambda: change(name, make())

@@ -176,7 +176,7 @@ class MaskSet:
     def snapshot(self) -> Callable[[], dict[str, Any]]:
         """Copy what `state_dict` needs. The function returned gives it, in any thread, though masks move meanwhile."""
         budget = self.budget
-        taken = [(layer.spec, layer.active.cpu(), layer.explored.cpu()) for layer in self.layers]
+        taken = [(layer.spec, *layer.on_host()) for layer in self.layers]
         return lambda: {"budget": budget, "layers": {spec.name: _packed(spec, *parts) for spec, *parts in taken}}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -191,7 +191,7 @@ class MaskSet:
         for block, parts in self.by_block(masks):
             block.set_active([torch.nonzero(mask).squeeze(1).to(block.device) for mask in parts])
         for layer, one, mask in zip(self.layers, saved, masks, strict=True):
-            layer.explored = _explored(one, mask).to(layer.device)
+            layer.explored = _explored(one, mask)
         self.budget = int(state["budget"])
 
 

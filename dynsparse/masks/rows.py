@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from dynsparse.masks.layer import SparseLayer
-from dynsparse.masks.tensors import flat_view
+from dynsparse.masks.tensors import flat_view, row_pieces
 
 
 def by_parameter(layers: Iterable[SparseLayer]) -> dict[str, list[SparseLayer]]:
@@ -47,6 +47,12 @@ def kept_values(tensor: Tensor, layers: Sequence[SparseLayer]) -> Tensor:
             for rows, layer in pieces(tensor, layers)
         ]
     )
+
+
+def kept_in_pieces(tensor: Tensor, layers: Sequence[SparseLayer]) -> Iterator[Tensor]:
+    """Yield what `kept_values` copies in pieces of bounded size: 1 dimension each."""
+    for rows, layer in pieces(tensor, layers):
+        yield from row_pieces(tensor[rows]) if layer is None else layer.values_in_pieces(tensor[rows])
 
 
 @torch.no_grad()

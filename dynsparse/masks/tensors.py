@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
+from typing import Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -11,7 +12,17 @@ from torch import Tensor
 
 from dynsparse import later
 
+AT_ONCE = 1 << 22
+"""Values of a large tensor that are copied or counted at once."""
+Counted = TypeVar("Counted", bound="HasNumel")
 _INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
+class HasNumel(Protocol):
+    """Tensor, or what is as long as one."""
+
+    def numel(self) -> int:
+        """Number of entries."""
 
 
 def flat_view(tensor: Tensor) -> Tensor:
@@ -27,6 +38,12 @@ def is_dense(tensor: Tensor) -> bool:
     return extent == tensor.numel()
 
 
+def row_pieces(tensor: Tensor) -> Iterator[Tensor]:
+    """Yield all values of a tensor in logical order, in pieces of at most AT_ONCE, or of one row: 1 dimension each."""
+    rows = max(1, AT_ONCE * len(tensor) // max(1, tensor.numel()))
+    return (piece.contiguous().view(-1) for piece in tensor.detach().split(rows))
+
+
 def bits_of(values: Tensor) -> Tensor:
     """View values as integers of the same size."""
     return values.view(_INTEGERS[values.element_size()])
@@ -38,13 +55,13 @@ def sum_of(words: Tensor) -> Tensor:
 
 
 def nonzero(values: Tensor) -> Tensor:
-    """Count the values that are not 0, NaN among them: an int64 scalar.
+    """Count the values of one dimension that are not 0, NaN among them: an int64 scalar.
 
     On a processor NumPy counts integers ten times as fast as torch counts floats. There -0 counts as not 0: an
     optimizer that leaves one outside a mask has multiplied, and may have more to leave.
     """
     if values.device.type != "cpu" or later.is_far(values.device):
-        return torch.count_nonzero(values)
+        return torch.stack([torch.count_nonzero(piece) for piece in values.split(AT_ONCE)]).sum()
     return torch.tensor(np.count_nonzero(bits_of(values).numpy()))
 
 
@@ -70,12 +87,12 @@ def joined(parts: Sequence[Tensor]) -> Tensor:
     return parts[0] if len(parts) == 1 else torch.cat(list(parts))
 
 
-def grouped(parts: Iterable[Tensor], most: int) -> Iterator[list[Tensor]]:
-    """Divide tensors into groups of consecutive ones with at most `most` entries each; a larger one is alone.
+def grouped(parts: Iterable[Counted], most: int) -> Iterator[list[Counted]]:
+    """Divide tensors, or what is as long, into groups of consecutive ones with at most `most` entries each.
 
-    Example: of the sizes 2 3 9 1 with at most 5 the groups are 2 3, 9 and 1.
+    A larger one is alone. Example: of the sizes 2 3 9 1 with at most 5 the groups are 2 3, 9 and 1.
     """
-    group: list[Tensor] = []
+    group: list[Counted] = []
     for part in parts:
         if group and sum(one.numel() for one in group) + part.numel() > most:
             yield group

@@ -8,10 +8,10 @@ weights, as most methods have them.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import torch
 from pydantic import Field
@@ -127,6 +127,21 @@ class MethodSettings(Settings):
     def tie(self, model: nn.Module, spec: LayerSpec, values: int, *, seed: int) -> TiedLayer:
         """Let a layer's weights share so many values. Only where the network `starts` tied."""
         raise NotImplementedError(self.name)
+
+
+F = TypeVar("F", bound=Callable[..., object])
+
+
+def in_parts(function: F) -> F:
+    """Mark a method's function as one that takes large layers in parts, so that memory does not grow with a layer.
+
+    A part is a `SparseLayer` of some rows. Its scores must be those of the layer at these rows: they may depend on the
+    weights and gradients of the part, not on the layer's name, shape or number. Scores that are given to `drop_cuts`
+    may be `Parted`, which the functions of `masks.selection` and `masks.joint` take. An override is not marked until it
+    says so itself.
+    """
+    function.in_parts = True  # type: ignore[attr-defined]
+    return function
 
 
 class Method:
@@ -276,6 +291,7 @@ class Method:
     def follow(self, decided: Tensor) -> None:
         """Take over what rank 0 has decided. Called on every rank, before the scores of the same event."""
 
+    @in_parts
     def closed(self, layer: SparseLayer) -> Tensor | None:
         """Units that may not grow: bool [units]. Default: None, all may. Only for a method that scores growth.
 
@@ -299,6 +315,14 @@ class Method:
         """Power of the soft draw of what falls in this event. Default: `soft_drop`, at all times."""
         return self.soft_drop
 
+    @property
+    def works_in_parts(self) -> bool:
+        """Whether large layers on a GPU are handled in parts: all functions that see their scores are `in_parts`."""
+        seeing = (type(self).drop_scores, type(self).drop_cuts, type(self).grow_scores, type(self).closed)
+        marked = all(getattr(one, "in_parts", False) for one in seeing)
+        return marked and not (self.soft_drop or self.soft_growth or self.keeps_reserve)
+
+    @in_parts
     def drop_scores(self, layer: SparseLayer) -> Tensor:
         """Scores for dropping, float [active units]: the lowest go first. Default: mean |w| over each unit."""
         values = layer.gather(layer.weight).abs_()
@@ -334,6 +358,7 @@ class Method:
         """
         return [None] * len(wishes)
 
+    @in_parts
     def grow_scores(self, layer: SparseLayer) -> Tensor | None:
         """Scores for growth, float [units]: the highest free units grow. Default: None, uniformly at random.
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from dynsparse.errors import UserError
 from dynsparse.masks import LayerSpec
 from dynsparse.masks.selection import Cut, cuts_below
-from dynsparse.methods.base import LayerChange, by_kept
+from dynsparse.methods.base import LayerChange, by_kept, in_parts
 from dynsparse.methods.clock import Clock
 from dynsparse.methods.dynamic import Dynamic, DynamicSettings
 from pipelines.common.settings import MOST, AtLeast1
@@ -90,6 +90,7 @@ class Dsr(Dynamic):
         """Share that the threshold aims at."""
         return self._target(self._active) / self._active
 
+    @in_parts
     def drop_cuts(self, scores: Sequence[Tensor], clock: Clock) -> Sequence[Cut]:
         return cuts_below(scores, self.threshold)
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from dynsparse.errors import UserError
 from dynsparse.masks import LayerSpec
 from dynsparse.masks.selection import NO_CUT, Cut
+from dynsparse.methods.base import in_parts
 from dynsparse.methods.clock import Clock
 from dynsparse.methods.dynamic import Scoped, ScopedSettings, is_set
 from dynsparse.schedules import AnyDensity, CubicDensity, Period, StepTable
@@ -71,6 +72,7 @@ class Gmp(Scoped):
     def moved_share(self, clock: Clock) -> float:
         return 0.0
 
+    @in_parts
     def drop_cuts(self, scores: Sequence[Tensor], clock: Clock) -> Sequence[Cut]:
         """Choose none: the budget says how many of the lowest scores go."""
         return [NO_CUT] * len(scores)

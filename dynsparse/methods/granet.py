@@ -12,7 +12,7 @@ from torch import Tensor
 from dynsparse.masks import MaskSet, SparseLayer
 from dynsparse.masks.joint import joint_counts
 from dynsparse.masks.selection import Cut, cuts_smallest
-from dynsparse.methods.base import LayerChange, SomeShare
+from dynsparse.methods.base import LayerChange, SomeShare, in_parts
 from dynsparse.methods.clock import Clock
 from dynsparse.methods.dynamic import Dynamic, DynamicSettings
 from dynsparse.methods.exploration import Counts
@@ -62,6 +62,7 @@ class Granet(Dynamic):
     def grown_units(self, now: Counts, after: Counts, clock: Clock) -> Counts:
         return np.asarray(np.rint(self.moved_share(clock) * after) if self.moves(clock) else 0 * after)
 
+    @in_parts
     def drop_cuts(self, scores: Sequence[Tensor], clock: Clock) -> Sequence[Cut]:
         pruned = self._pruned(scores, clock)
         fraction = Fraction(str(self.moved_share(clock)))
@@ -81,6 +82,7 @@ class Granet(Dynamic):
     def shares(self, layers: Sequence[LayerChange]) -> Sequence[float | Fraction]:
         return [Fraction(count * layer.unit_size) for count, layer in zip(self._regrown, layers, strict=True)]
 
+    @in_parts
     def grow_scores(self, layer: SparseLayer) -> Tensor:
         assert layer.weight.grad is not None  # Layers without one rest (`grows_by_gradient`).
         return layer.unit_means(layer.weight.grad.abs())

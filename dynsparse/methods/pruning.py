@@ -16,7 +16,7 @@ from dynsparse.masks import LayerSpec, MaskSet, SparseLayer
 from dynsparse.masks.allocation import share_out
 from dynsparse.masks.granularity import Kind
 from dynsparse.masks.selection import Cut, cuts_smallest
-from dynsparse.methods.base import Method, MethodSettings
+from dynsparse.methods.base import Method, MethodSettings, in_parts
 from dynsparse.methods.clock import Clock
 from pipelines.common.settings import AtLeast1, Count
 from pipelines.common.text import alike, cut
@@ -139,6 +139,7 @@ class Pruning(Method):
     def is_settled(self, clock: Clock) -> bool:
         return clock.epoch >= self.settings.last_prune
 
+    @in_parts
     def drop_cuts(self, scores: Sequence[Tensor], clock: Clock) -> Sequence[Cut]:
         keeps = self._keeps(clock)
         counts = [layer.active_units - keeps[layer.name] for layer in self.masks]

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from dynsparse.masks import SparseLayer
 from dynsparse.masks.selection import Cut
-from dynsparse.methods.base import SomeShare
+from dynsparse.methods.base import SomeShare, in_parts
 from dynsparse.methods.clock import Clock
 from dynsparse.methods.dynamic import Scoped, ScopedSettings
 from dynsparse.schedules import Period, StepTable, cosine
@@ -58,9 +58,11 @@ class Rigl(Scoped):
     def moved_share(self, clock: Clock) -> float:
         return cosine(self.settings.fraction, 0, clock.progress / self.settings.until)
 
+    @in_parts
     def drop_cuts(self, scores: Sequence[Tensor], clock: Clock) -> Sequence[Cut]:
         return self.cuts_of(scores, self.moved_share(clock))
 
+    @in_parts
     def grow_scores(self, layer: SparseLayer) -> Tensor:
         assert layer.weight.grad is not None  # Layers without one rest (`grows_by_gradient`).
         return layer.unit_means(layer.weight.grad.abs())

@@ -10,7 +10,7 @@ from pydantic import model_validator
 from torch import Tensor
 
 from dynsparse.masks.selection import Cut
-from dynsparse.methods.base import LayerChange, SomeShare, by_kept
+from dynsparse.methods.base import LayerChange, SomeShare, by_kept, in_parts
 from dynsparse.methods.clock import Clock
 from dynsparse.methods.dynamic import Scoped, ScopedSettings
 
@@ -58,6 +58,7 @@ class Set(Scoped):
     def moved_share(self, clock: Clock) -> float:
         return self.settings.fraction
 
+    @in_parts
     def drop_cuts(self, scores: Sequence[Tensor], clock: Clock) -> Sequence[Cut]:
         return self.cuts_of(scores, self.moved_share(clock))
 

@@ -16,17 +16,22 @@ from torch import Tensor, optim
 from dynsparse.errors import UserError
 from dynsparse.masks import MaskSet, SparseLayer, optimizer_state
 from dynsparse.masks.block import Block, Known
-from dynsparse.masks.drawing import Draw, Repeats, foreseen
+from dynsparse.masks.drawing import Repeats, Rounds, foreseen
 from dynsparse.masks.made import MadeAnew
+from dynsparse.masks.parted import Parted, Scores, whole
+from dynsparse.masks.parted_drawing import PartedDraw
 from dynsparse.masks.regrouping import Wish
 from dynsparse.masks.selection import NO_CUT, chosen
 from dynsparse.masks.structure import FREE
 from dynsparse.masks.tensors import sent
 from dynsparse.methods import Method
 from dynsparse.reallocation.choice import Choice
+from dynsparse.reallocation.parted_choice import PartedChoice
 from dynsparse.reallocation.plan import LayerPlan, Plan
 from dynsparse.reallocation.structured import structured_moves
 from dynsparse.seeds import seed_for
+
+AnyChoice = Choice | PartedChoice
 
 
 @dataclass(frozen=True)
@@ -36,15 +41,15 @@ class Applier:
     masks: MaskSet
     method: Method
     optimizers: Sequence[optim.Optimizer]
-    growth_costs: Mapping[str, Tensor]
+    growth_costs: Mapping[str, Scores]
     """Negated growth scores by layer, float [units], inf at active units. Layers without any grow at random."""
-    draws: Mapping[str, Tensor]
+    draws: Mapping[str, Scores]
     """The costs of growth that the plan was made with: these scores, or a soft draw by them."""
 
-    def apply(self, plan: Plan, scores: Sequence[Tensor]) -> None:
+    def apply(self, plan: Plan, scores: Sequence[Scores]) -> None:
         """Drop, then grow, given the drop scores of each layer. UserError for weights that are NaN."""
         parts = list(self.masks.by_block(list(enumerate(plan.layers))))
-        choices: Sequence[Choice] = MadeAnew(lambda k: self._choice(plan.seed, *parts[k], scores), len(parts))
+        choices: Sequence[AnyChoice] = MadeAnew(lambda k: self._choice(plan.seed, *parts[k], scores), len(parts))
         if len(parts) == 1 or not self.masks.layers[0].parameter.is_cuda:
             choices = list(choices)
         numbers = self._numbers(plan, choices)
@@ -54,16 +59,20 @@ class Applier:
         found = [self._carry_out(plan.seed, choice, choice.known(*numbers)) for choice, numbers in known]
         if reserve is not None:
             reserve.close(self.optimizers)
-        for (block, _), counts in zip(parts, _by_block(self.masks, found), strict=True):
+        for (block, _), counts in zip(parts, _to_host(found), strict=True):
             block.note_explored(counts)
         optimizer_state.forget_directions(self.optimizers)
         self.masks.budget = plan.budget
 
     def _choice(
-        self, seed: int, block: Block, decided: Sequence[tuple[int, LayerPlan]], scores: Sequence[Tensor]
-    ) -> Choice:
+        self, seed: int, block: Block, decided: Sequence[tuple[int, LayerPlan]], scores: Sequence[Scores]
+    ) -> AnyChoice:
         """Choose in one block, given each layer's number and decision."""
-        layers = [(layer, scores[i], plan) for layer, (i, plan) in zip(block.layers, decided, strict=True)]
+        layers = list[tuple[SparseLayer, Tensor, LayerPlan]]()
+        for layer, (i, plan) in zip(block.layers, decided, strict=True):
+            if isinstance(one := scores[i], Parted):  # It is the only layer of its block.
+                return PartedChoice(block, one, self._parted_draws(layer), plan, seed_for(seed, layer.name))
+            layers.append((layer, one, plan))
         structured = self._structured(layers, seed)
         gone = [
             structured[layer.name][0] if layer.name in structured else chosen(scores, plan.drop)
@@ -73,13 +82,18 @@ class Applier:
         at_random = [plan.grow.count if flags is None else 0 for flags, (_, _, plan) in zip(grown, layers, strict=True)]
         return Choice(block, gone, grown, at_random, [seed_for(seed, layer.name) for layer in block.layers])
 
+    def _parted_draws(self, layer: SparseLayer) -> Parted | None:
+        costs = self.draws.get(layer.name)
+        assert costs is None or isinstance(costs, Parted), layer.name
+        return costs
+
     def _grown(
         self, layer: SparseLayer, plan: LayerPlan, structured: Mapping[str, tuple[Tensor, Tensor]]
     ) -> Tensor | None:
         """Mark the units of a layer that grow other than at random: bool [units]. None: all do at random."""
         if layer.name in structured:
             return structured[layer.name][1]
-        return chosen(self.draws[layer.name], plan.grow) if layer.name in self.draws else None
+        return chosen(whole(self.draws[layer.name]), plan.grow) if layer.name in self.draws else None
 
     def _structured(
         self, layers: Sequence[tuple[SparseLayer, Tensor, LayerPlan]], seed: int
@@ -89,7 +103,7 @@ class Applier:
             Wish(
                 layer,
                 scores,
-                self.draws.get(layer.name),
+                whole(self.draws[layer.name]) if layer.name in self.draws else None,
                 units=int(plan.grow.threshold),
                 dropped=int(plan.drop.threshold),
                 seed=seed_for(seed, layer.name),
@@ -100,16 +114,17 @@ class Applier:
         names = [wish.layer.name for wish in wishes]
         return dict(zip(names, structured_moves(self.method, wishes), strict=True))
 
-    def _numbers(self, plan: Plan, choices: Sequence[Choice]) -> list[tuple[Sequence[Sequence[int]], Repeats | None]]:
+    def _numbers(
+        self, plan: Plan, choices: Sequence[AnyChoice]
+    ) -> list[tuple[Sequence[Sequence[int]], Repeats | None]]:
         """Learn what `Choice.known` needs for each block. A copy to the host, and one for each round of random draws.
 
         UserError for weights that are NaN, before anything has moved.
         """
         looked = [(choice.counts(), choice.draw()) for choice in choices]
-        counts = _by_block(self.masks, [one for one, _ in looked])
-        self._require_numbers(plan, [lost for one in counts for lost, _ in one])
-        repeats = self._repeats([draw for _, draw in looked])
-        return list(zip(counts, repeats, strict=True))
+        counts = _to_host([one for one, _ in looked])
+        self._require_numbers(plan, [n for one in zip(self.masks.blocks, counts, strict=True) for n in _lost(*one)])
+        return list(zip(counts, self._repeats([draw for _, draw in looked]), strict=True))
 
     def _require_numbers(self, plan: Plan, dropped: Sequence[int]) -> None:
         for layer, decided, units in zip(self.masks, plan.layers, dropped, strict=True):
@@ -119,20 +134,20 @@ class Applier:
                     f"lower the learning rate, or resume from an earlier checkpoint"
                 )
 
-    def _repeats(self, draws: Sequence[Draw]) -> Sequence[Repeats | None]:
+    def _repeats(self, draws: Sequence[Rounds]) -> Sequence[Repeats | None]:
         """Foresee the draws of all blocks together, where each would make the host wait for a GPU."""
-        if len(draws) == 1 or not self.masks.layers[0].parameter.is_cuda:
+        alone = len(draws) == 1 and not isinstance(draws[0], PartedDraw)
+        if alone or not self.masks.layers[0].parameter.is_cuda:
             return [None] * len(draws)
         return foreseen(draws, self.masks.layers[0].device)
 
-    def _carry_out(self, seed: int, choice: Choice, known: Known) -> Tensor:
+    def _carry_out(self, seed: int, choice: AnyChoice, known: Known) -> Tensor:
         """Move the units of one block. Returns how many of each layer were never active before: int64 [layers]."""
-        names = [layer.name for layer in choice.block.layers if layer.name in self.growth_costs]
-        costs = {name: self.growth_costs[name] for name in names}  # Active units cost inf: taken before they move.
-        moved = choice.move(known)
+        moved, costs = choice.move(known, self.growth_costs)
         self._begin_weights(seed, choice.block.layers, moved.grown)
-        for layer, gone, new in zip(choice.block.layers, moved.dropped, moved.grown, strict=True):
-            gradients = costs[layer.name].index_select(0, new) / self.method.gain if layer.name in costs else None
+        changes = zip(choice.block.layers, moved.dropped, moved.grown, costs, strict=True)
+        for layer, gone, new, cost in changes:
+            gradients = None if cost is None else cost / self.method.gain
             for optimizer in self.optimizers:
                 optimizer_state.clear(optimizer, layer, gone)
                 optimizer_state.begin(optimizer, layer, new, gradients)
@@ -156,7 +171,13 @@ class Applier:
                 layer.put_(layer.weight, units, next(parts))
 
 
-def _by_block(masks: MaskSet, of_blocks: Sequence[Tensor]) -> list[list[Any]]:
-    """Copy numbers of each block's layers, [layers, ...], to the host, all at once."""
-    rows = torch.cat(list(of_blocks)).tolist() if of_blocks else []
-    return [list(part) for _, part in masks.by_block(rows)]
+def _lost(block: Block, counts: Sequence[Sequence[int]]) -> list[int]:
+    """Units that each layer of a block loses. A single layer has a row for each of its parts."""
+    lost = [units for units, _ in counts]
+    return [sum(lost)] if len(block.layers) == 1 else lost
+
+
+def _to_host(of_blocks: Sequence[Tensor]) -> list[list[Any]]:
+    """Copy numbers of each block's layers or parts, [n, ...] each, to the host, all at once."""
+    rows = iter(torch.cat(list(of_blocks)).tolist() if of_blocks else [])
+    return [[next(rows) for _ in range(len(one))] for one in of_blocks]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -10,6 +10,7 @@ from torch import Tensor
 
 from dynsparse.masks.block import Block, Known, Moved
 from dynsparse.masks.drawing import Draw, Repeats, at_most_half
+from dynsparse.masks.parted import Scores, whole
 from dynsparse.masks.tensors import places_of
 
 
@@ -42,10 +43,15 @@ class Choice:
         """Wish for what grows at random."""
         return at_most_half(self.block.free(), self.at_random, self.seeds)
 
-    def move(self, known: Known) -> Moved:
-        """Carry the choice out."""
+    def move(self, known: Known, costs: Mapping[str, Scores]) -> tuple[Moved, list[Tensor | None]]:
+        """Carry the choice out. Returns its effect, and the costs of the units that have grown in each layer.
+
+        `costs`: negated growth scores of layers, if they have any.
+        """
+        before = [costs.get(layer.name) for layer in self.block.layers]  # Active units cost inf: so before they move.
         scored = self._scored(sum(known.grown) - sum(self.at_random))
-        return self.block.move(torch.cat(list(self.gone)), self.at_random, self.seeds, scored, known)
+        moved = self.block.move(torch.cat(list(self.gone)), self.at_random, self.seeds, scored, known)
+        return moved, [_at(one, units) for one, units in zip(before, moved.grown, strict=True)]
 
     def _scored(self, count: int) -> Tensor | None:
         """Units that grow by score, int64 [count], rising, numbered through. None: all grow at random."""
@@ -56,3 +62,7 @@ class Choice:
             for layer, flags in zip(self.block.layers, self.grown, strict=True)
         ]
         return places_of(torch.cat(each), count)
+
+
+def _at(costs: Scores | None, units: Tensor) -> Tensor | None:
+    return None if costs is None else whole(costs).index_select(0, units)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -13,6 +14,7 @@ from dynsparse.masks import MaskSet, SparseLayer
 from dynsparse.masks.allocation import share_out
 from dynsparse.masks.joint import joint_counts
 from dynsparse.masks.made import MadeAnew
+from dynsparse.masks.parted import Scores, whole
 from dynsparse.masks.regrouping import Wish
 from dynsparse.masks.selection import NO_CUT, Cut, cuts_smallest
 from dynsparse.masks.structure import FREE, blocks_of
@@ -31,7 +33,7 @@ class Planner:
     resting: Collection[str] = ()
     """Layers in which nothing moves in this event."""
 
-    def plan(self, clock: Clock, scores: Sequence[Tensor], growth_costs: Mapping[str, Tensor], seed: int) -> Plan:
+    def plan(self, clock: Clock, scores: Sequence[Scores], growth_costs: Mapping[str, Scores], seed: int) -> Plan:
         """Decide. `scores` are the drop scores of each layer, `growth_costs` are inf at active units."""
         layers = list(self.masks)
         after = [
@@ -40,7 +42,8 @@ class Planner:
         ]
         now = [layer.active_weights for layer in layers]
         budget = self.masks.budget if after == now else sum(after)  # The first has what large units could not use.
-        wished = self.method.drop_cuts(scores, clock) if self.method.exchanges(clock) else [NO_CUT] * len(layers)
+        known = cast(Sequence[Tensor], scores)  # Parted ones are made for a method that `works_in_parts`.
+        wished = self.method.drop_cuts(known, clock) if self.method.exchanges(clock) else [NO_CUT] * len(layers)
         cuts = [NO_CUT if layer.name in self.resting else cut for layer, cut in zip(layers, wished, strict=True)]
         drops: Sequence[int]
         grows: Sequence[int]
@@ -69,8 +72,8 @@ class Planner:
     def _structured(
         self,
         clock: Clock,
-        scores: Sequence[Tensor],
-        costs: Mapping[str, Tensor],
+        scores: Sequence[Scores],
+        costs: Mapping[str, Scores],
         seed: int,
         drops: Sequence[int],
         grows: Sequence[int],
@@ -80,7 +83,12 @@ class Planner:
         bound = [layer.spec.structure != FREE and layer.name not in self.resting for layer in self.masks]
         wishes = [
             Wish(
-                layer, score, costs.get(layer.name), layer.active_units - drop + grow, drop, seed_for(seed, layer.name)
+                layer,
+                whole(score),
+                whole(costs[layer.name]) if layer.name in costs else None,
+                layer.active_units - drop + grow,
+                drop,
+                seed_for(seed, layer.name),
             )
             for (layer, score, drop, grow), one in zip(asked, bound, strict=True)
             if one
@@ -94,7 +102,7 @@ class Planner:
         )
         return Plan(clock.step, seed, budget, tuple(decided))
 
-    def _traded_drops(self, scores: Sequence[Tensor], cuts: Sequence[Cut], budget: int) -> Sequence[int]:
+    def _traded_drops(self, scores: Sequence[Scores], cuts: Sequence[Cut], budget: int) -> Sequence[int]:
         """Units to drop in each layer where layers trade: never a layer's last, nor more than can grow elsewhere.
 
         A position that is dropped in this event may not grow in it. So a nearly dense network moves only as many
@@ -117,7 +125,7 @@ class Planner:
         most = room - (budget - self.masks.active_weights)  # Kept weights must reach the budget in places free before.
         return counts if sum(wanted) <= most else share_out(most, wanted, capacity=counts, unit_size=sizes)
 
-    def _traded_growth(self, drops: Sequence[int], budget: int, costs: Mapping[str, Tensor]) -> Sequence[int]:
+    def _traded_growth(self, drops: Sequence[int], budget: int, costs: Mapping[str, Scores]) -> Sequence[int]:
         """Units that each layer grows, so that all together reach `budget` weights.
 
         In the method's proportions, or where the growth scores of all layers compete by these.
@@ -136,7 +144,7 @@ class Planner:
         return share_out(max(0, budget - kept), self.method.shares(changes), capacity=room, unit_size=sizes)
 
 
-def _free_plans(asked: Sequence[tuple[SparseLayer, Tensor, int, int]], costs: Mapping[str, Tensor]) -> list[LayerPlan]:
+def _free_plans(asked: Sequence[tuple[SparseLayer, Scores, int, int]], costs: Mapping[str, Scores]) -> list[LayerPlan]:
     """Plan for layers without a structure, or at rest, given their drop scores, and units to drop and to grow."""
     falls = _with_counts(
         [scores for _, scores, _, _ in asked], [NO_CUT] * len(asked), [drop for _, _, drop, _ in asked]
@@ -145,7 +153,7 @@ def _free_plans(asked: Sequence[tuple[SparseLayer, Tensor, int, int]], costs: Ma
     return [LayerPlan(drop, grow) for drop, grow in zip(falls, grown, strict=True)]
 
 
-def _costs_of(layer: SparseLayer, costs: Mapping[str, Tensor]) -> Tensor:
+def _costs_of(layer: SparseLayer, costs: Mapping[str, Scores]) -> Scores:
     """Return the costs of growth in a layer; none if it rests."""
     return costs[layer.name] if layer.name in costs else torch.empty(0, device=layer.device)
 
@@ -164,7 +172,7 @@ def _own_moves(layer: SparseLayer, cut: Cut, budget: int, closed: int) -> tuple[
     return dropped, units - layer.active_units + dropped
 
 
-def _with_counts(scores: Sequence[Tensor], cuts: Sequence[Cut], counts: Sequence[int]) -> list[Cut]:
+def _with_counts(scores: Sequence[Scores], cuts: Sequence[Cut], counts: Sequence[int]) -> list[Cut]:
     """The cuts; where `counts` asks for another number, a cut that takes as many of the lowest scores."""
     result = list(cuts)
     others = [i for i, (cut, count) in enumerate(zip(cuts, counts, strict=True)) if count != cut.count]
@@ -174,7 +182,7 @@ def _with_counts(scores: Sequence[Tensor], cuts: Sequence[Cut], counts: Sequence
     return result
 
 
-def _growth_cuts(layers: Sequence[SparseLayer], grows: Sequence[int], costs: Mapping[str, Tensor]) -> list[Cut]:
+def _growth_cuts(layers: Sequence[SparseLayer], grows: Sequence[int], costs: Mapping[str, Scores]) -> list[Cut]:
     """Cuts that take the units of least cost; for layers without costs only the counts."""
     cuts = [replace(NO_CUT, count=count) for count in grows]
     scored = [i for i, layer in enumerate(layers) if layer.name in costs]

@@ -13,7 +13,9 @@ from torch import Tensor, nn, optim
 from dynsparse.distributed import agreement, digest, sync
 from dynsparse.errors import DesyncError
 from dynsparse.masks import MaskSet, SparseLayer
-from dynsparse.masks.made import Costs, MadeAnew
+from dynsparse.masks.costs import Costs
+from dynsparse.masks.made import MadeAnew
+from dynsparse.masks.parted import Scores, whole
 from dynsparse.masks.soft import sharpened, soft_costs, soft_order
 from dynsparse.methods import Clock, Method
 from dynsparse.reallocation.applying import Applier
@@ -21,7 +23,7 @@ from dynsparse.reallocation.plan import Plan
 from dynsparse.reallocation.planning import Planner
 from dynsparse.reallocation.report import ReallocationReport
 from dynsparse.reallocation.room import are_many, staying
-from dynsparse.reallocation.seen import Seen, excluded, growth_costs, unscaled
+from dynsparse.reallocation.seen import Seen, drop_scores, excluded, growth_costs, unscaled
 from dynsparse.seeds import seed_for
 
 log = logging.getLogger(__name__)
@@ -119,7 +121,8 @@ class Reallocator:
     def _scored(self, layers: Iterable[SparseLayer], scale: Tensor | None = None) -> Costs:
         """Negated growth scores of these layers, which stay on a GPU as far as there is room."""
         on_gpu = any(layer.parameter.is_cuda for layer in self.masks)
-        stays = staying(self.masks, draws=self.method.soft_growth > 0) if on_gpu else set[str]()
+        draws, in_parts = self.method.soft_growth > 0, self.method.works_in_parts
+        stays = staying(self.masks, draws=draws, in_parts=in_parts) if on_gpu else set[str]()
         return growth_costs(self.method, layers, stays, scale)
 
     @torch.no_grad()
@@ -154,7 +157,7 @@ class Reallocator:
             seconds=time.monotonic() - began,
         )
 
-    def _resting(self, clock: Clock, costs: Mapping[str, Tensor]) -> set[str]:
+    def _resting(self, clock: Clock, costs: Mapping[str, Scores]) -> set[str]:
         """Layers that were frozen, and, where weights grow by gradient, layers without one on some rank."""
         resting = {layer.name for layer in self.masks if not layer.parameter.requires_grad} | self.untrained
         if not self.method.grows_by_gradient:
@@ -168,7 +171,7 @@ class Reallocator:
             )
         return resting | without
 
-    def _drop_scores(self, clock: Clock) -> Sequence[Tensor]:
+    def _drop_scores(self, clock: Clock) -> Sequence[Scores]:
         """Float [active units] for each layer, the lowest to fall; the same on every rank.
 
         Those of a large network on a GPU are made anew whenever they are read. A reserve changes under them as units
@@ -178,19 +181,19 @@ class Reallocator:
         large = self._is_large(sum(layer.active_units for layer in self.masks))
         return made if large and self.method.reserve is None else list(made)
 
-    def _drop_scores_of(self, layer: SparseLayer, clock: Clock) -> Tensor:
-        scores = self.method.drop_scores(layer)
+    def _drop_scores_of(self, layer: SparseLayer, clock: Clock) -> Scores:
+        scores = drop_scores(self.method, layer)
         if not (power := self.method.soft_drop_at(clock)):
             return scores
-        return soft_order(scores, power, seed_for(self.seed, clock.step, "soft drop", layer.name))
+        return soft_order(whole(scores), power, seed_for(self.seed, clock.step, "soft drop", layer.name))
 
     def _growth_draws(self, clock: Clock, costs: Costs) -> Costs:
         """Costs of growth by layer, float [units], the lowest to grow, inf where active: as scored, or drawn softly."""
         if not (power := self.method.soft_growth):
             return costs
 
-        def drawn(name: str, cost: Tensor) -> Tensor:
-            return soft_costs(sharpened(-cost, power), seed_for(self.seed, clock.step, "soft growth", name))
+        def drawn(name: str, cost: Scores) -> Tensor:
+            return soft_costs(sharpened(-whole(cost), power), seed_for(self.seed, clock.step, "soft growth", name))
 
         return self._excluded(costs.then(drawn))
 
@@ -224,7 +227,7 @@ class Reallocator:
         costs = self._excluded(seen.growth_costs if seen else Costs())
         return self._plan(clock, self._drop_scores(clock), self._growth_draws(clock, costs), set())
 
-    def _plan(self, clock: Clock, scores: Sequence[Tensor], costs: Mapping[str, Tensor], resting: set[str]) -> Plan:
+    def _plan(self, clock: Clock, scores: Sequence[Scores], costs: Mapping[str, Scores], resting: set[str]) -> Plan:
         planner = Planner(self.masks, self.method, resting)
         return planner.plan(clock, scores, costs, seed_for(self.seed, clock.step))
 
@@ -232,7 +235,7 @@ class Reallocator:
     def apply(
         self,
         plan: Plan,
-        scores: Sequence[Tensor] | None = None,
+        scores: Sequence[Scores] | None = None,
         costs: Costs | None = None,
         draws: Costs | None = None,
     ) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dynsparse.distributed import digest
 from dynsparse.masks import MaskSet, soft
+from dynsparse.masks import block as blocks
 from dynsparse.masks.block import Block
 from dynsparse.masks.made import MOST
 
@@ -15,6 +16,8 @@ EVENT = 1 << 28
 """Bytes that an event may take on a GPU. A network whose largest layer takes more by itself is the exception."""
 A_UNIT, AN_ACTIVE_WEIGHT = 16, 32
 """Bytes that work on a block takes at most, for each unit and each active weight: see `benchmarks.mask_memory`."""
+AN_INDEX = 16
+"""Bytes for each active weight of a layer in parts: its old index, and the units that go and grow."""
 A_WORD = 56
 """Bytes that a digest takes at most for each word that it hashes at once."""
 A_DRAWN_UNIT, A_DRAW = 28, 90
@@ -26,16 +29,16 @@ def are_many(numbers: int) -> bool:
     return 8 * numbers > MOST
 
 
-def staying(masks: MaskSet, *, draws: bool) -> set[str]:
+def staying(masks: MaskSet, *, draws: bool, in_parts: bool = False) -> set[str]:
     """Names of the layers whose growth scores stay on a GPU: the first ones, as far as there is room for them.
 
-    `draws`: growth is soft, so costs are drawn, and small networks keep those too. It depends on the masks alone, and
-    not on which gradients have been looked at before.
+    `draws`: growth is soft, so costs are drawn, and small networks keep those too. `in_parts`: large layers are handled
+    in parts. It depends on the masks alone, and not on which gradients have been looked at before.
 
     Example: 25.5 million weights, a tenth active. The largest block, of 4.2 million units, takes 80 MB, a digest 117
     MB and the drop scores 20 MB. Of the 268 MB 131 are left, and all scores take 102.
     """
-    left, found = _room(masks, draws), set[str]()
+    left, found = _room(masks, draws, in_parts), set[str]()
     for layer in masks:
         left -= layer.spec.units * layer.parameter.element_size()
         if left < 0:
@@ -44,9 +47,9 @@ def staying(masks: MaskSet, *, draws: bool) -> set[str]:
     return found
 
 
-def _room(masks: MaskSet, draws: bool) -> int:
+def _room(masks: MaskSet, draws: bool, in_parts: bool) -> int:
     """Bytes that an event leaves for growth scores."""
-    largest = max((_work(block) for block in masks.blocks), default=0)
+    largest = max((_work(block, in_parts) for block in masks.blocks), default=0)
     active, units = sum(layer.active_units for layer in masks), sum(layer.spec.units for layer in masks)
     kept = 0 if are_many(active) else 8 * active
     kept += 0 if are_many(units) or not draws else 8 * units
@@ -59,7 +62,10 @@ def _drawing(masks: MaskSet) -> int:
     return A_DRAWN_UNIT * units + A_DRAW * min(units, soft.AT_ONCE)
 
 
-def _work(block: Block) -> int:
+def _work(block: Block, in_parts: bool) -> int:
     """Bytes that moving the units of a block takes at most."""
     units = sum(layer.spec.units for layer in block.layers)
-    return A_UNIT * units + AN_ACTIVE_WEIGHT * sum(layer.active_weights for layer in block.layers)
+    active = sum(layer.active_weights for layer in block.layers)
+    if not (in_parts and block.is_large):
+        return A_UNIT * units + AN_ACTIVE_WEIGHT * active
+    return A_UNIT * blocks.A_PART + AN_ACTIVE_WEIGHT * active * blocks.A_PART // units + AN_INDEX * active

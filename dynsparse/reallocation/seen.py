@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable
+from collections.abc import Callable, Container, Iterable, Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from dynsparse.masks import SparseLayer
-from dynsparse.masks.made import Costs
+from dynsparse.masks import block as blocks
+from dynsparse.masks.costs import Costs
+from dynsparse.masks.parted import Parted, Scores
+from dynsparse.masks.structure import FREE
 from dynsparse.methods import Method
 
 
@@ -61,16 +64,46 @@ def growth_costs(
     """Let the method score the units of these layers for growth. Layers that grow at random are absent.
 
     A GPU keeps those of the layers in `stays`. The others wait in the host's memory: the optimizer's step comes in
-    between, and gradients are masked for it. The host waits for no copy.
+    between, and gradients are masked for it. The host waits for no copy. Large layers are scored in parts.
     """
-    found = dict[str, Kept]()
+    found = dict[str, Callable[[], Scores]]()
     for layer in layers:
-        scores = method.grow_scores(layer)
-        if scores is not None:
-            costs = -unscaled(scores, scale)
-            away = costs.is_cuda and layer.name not in stays
-            found[layer.name] = Kept(to_host(costs) if away else costs, costs.device, away)
+        in_parts = in_parts_by(method, layer)
+        kept = [_scored(method, part, layer.name in stays, scale) for part in (_parts(layer) if in_parts else [layer])]
+        if (first := kept[0]) is not None:
+            found[layer.name] = _parted(layer, kept) if in_parts else first
     return Costs(found)
+
+
+def in_parts_by(method: Method, layer: SparseLayer) -> bool:
+    """Whether the method's work on a layer is done in parts: it knows how, and the layer is a large one on a GPU."""
+    return blocks.is_large(layer) and method.works_in_parts and layer.spec.structure == FREE
+
+
+def drop_scores(method: Method, layer: SparseLayer) -> Scores:
+    """Let the method score the active units of a layer for dropping, in parts if it is a large one."""
+    if not in_parts_by(method, layer):
+        return method.drop_scores(layer)
+    return Parted(_parts(layer), lambda _, part: method.drop_scores(part), layer.active_units)
+
+
+def _parts(layer: SparseLayer) -> Sequence[SparseLayer]:
+    return layer.parts(blocks.A_PART)
+
+
+def _scored(method: Method, layer: SparseLayer, stays: bool, scale: Tensor | None) -> Kept | None:
+    """Let the method score a layer, or a part of one, and keep the costs. None: growth is at random."""
+    if (scores := method.grow_scores(layer)) is None:
+        return None
+    costs = -unscaled(scores, scale)
+    away = costs.is_cuda and not stays
+    return Kept(to_host(costs) if away else costs, costs.device, away)
+
+
+def _parted(layer: SparseLayer, kept: Sequence[Kept | None]) -> Callable[[], Parted]:
+    """Return what gives the costs of a layer, of which the parts are kept."""
+    known = [one for one in kept if one is not None]
+    return lambda: Parted(_parts(layer), lambda k, _: known[k](), layer.spec.units)
 
 
 def to_host(values: Tensor) -> Tensor:
@@ -79,11 +112,17 @@ def to_host(values: Tensor) -> Tensor:
     return host.copy_(values, non_blocking=True)
 
 
-def excluded(method: Method, layer: SparseLayer, costs: Tensor) -> Tensor:
+def excluded(method: Method, layer: SparseLayer, costs: Scores) -> Scores:
     """Give units that may not grow an infinite cost, which no cut reaches: active ones as they are by now, and closed.
 
     All others cost less. Those whose score is NaN cost the most that a float can. In place.
     """
+    if isinstance(costs, Parted):
+        return costs.then(lambda part, one: _excluded(method, part, one))
+    return _excluded(method, layer, costs)
+
+
+def _excluded(method: Method, layer: SparseLayer, costs: Tensor) -> Tensor:
     most = torch.finfo(costs.dtype).max
     costs.nan_to_num_(most, most, -most).index_fill_(0, layer.active, float("inf"))
     closed = method.closed(layer)

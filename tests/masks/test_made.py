@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from dynsparse.masks.made import Costs, MadeAnew
+from dynsparse.masks.costs import Costs
+from dynsparse.masks.made import MadeAnew
 
 
 def test_entries_are_made_each_time() -> None:
