@@ -1,6 +1,6 @@
 """Memory that work on masks takes beside what is kept, in a GPU's ways: counted on the CPU, without a GPU.
 
-    python -m benchmarks.mask_memory                                     (half an hour)
+    python -m benchmarks.mask_memory                                     (an hour)
     python -m benchmarks.mask_memory --networks ViT-L --densities 0.1    (some of it anew, beside what the JSON has)
     python -m benchmarks.mask_memory --only methods                      (one part anew: kept, bytes, methods or meta)
     python -m benchmarks.mask_memory --page                              (the page anew, from the JSON)
@@ -27,6 +27,7 @@ from benchmarks.parts.pieces import (
     language_model,
     of_method,
     of_network,
+    vgg16,
     vision_transformer,
     without_values,
 )
@@ -37,6 +38,7 @@ NAME = "mask_memory"
 NETWORKS: Mapping[str, Callable[[], nn.Module]] = {
     "ResNet-50": lambda: ResNet50Settings(name="imagenet_resnet50").build((3, 224, 224), 1000),
     "ViT-L": lambda: vision_transformer(24),
+    "VGG-16": vgg16,
     "tiny": lambda: vision_transformer(1, width=16),
 }
 FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
@@ -50,7 +52,7 @@ BLOCKS = 32
 
 def main() -> None:
     parser = page_parser(__doc__)
-    parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=["ResNet-50", "ViT-L"])
+    parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=["ResNet-50", "ViT-L", "VGG-16"])
     parser.add_argument("--densities", nargs="+", type=float, default=DENSITIES)
     parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS, help="count these parts; the others stay")
     parser.add_argument("--works", nargs="+", default=(), help="in the part bytes, such as 'event of rigl'; all")

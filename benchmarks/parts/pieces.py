@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -15,10 +16,12 @@ from benchmarks.parts.live_memory import Live, as_on_gpu
 from dynsparse.distributed.digest import mask_rows, weight_rows
 from dynsparse.masks import LayerSpec, MaskSet, sparse_layers
 from dynsparse.masks.magnitude import largest_units
+from dynsparse.masks.parted import each
 from dynsparse.masks.structure import fitted, n_of_m
 from dynsparse.methods import AnyMethod, Clock, Method
 from dynsparse.methods.base import Aim
 from dynsparse.reallocation import Reallocator
+from dynsparse.reallocation.seen import drop_scores
 from dynsparse.training.precision import all_finite
 
 EVENTS: Mapping[str, Mapping[str, Any]] = {
@@ -60,6 +63,14 @@ def vision_transformer(blocks: int, width: int = 1024) -> nn.Module:
     return nn.Sequential(nn.Conv2d(3, width, 16, bias=False), *layers)
 
 
+def vgg16() -> nn.Module:
+    """Layers of the shapes of VGG-16's, the largest of which has 103 million weights."""
+    widths = (3, 64, 64, 128, 128, 256, 256, 256, *[512] * 6)
+    shapes = [(25088, 4096), (4096, 4096), (4096, 1000)]
+    convolutions = [nn.Conv2d(i, o, 3, bias=False) for i, o in pairwise(widths)]
+    return nn.Sequential(*convolutions, *(nn.Linear(i, o, bias=False) for i, o in shapes))
+
+
 def of_network(model: nn.Module, density: float, only: Collection[str] = ()) -> dict[str, int]:
     """Extra bytes of each kind of work on a network's masks, or of the kinds in `only`."""
     specs = sparse_layers(model)
@@ -71,8 +82,9 @@ def of_network(model: nn.Module, density: float, only: Collection[str] = ()) -> 
 def _works(model: nn.Module, specs: Sequence[LayerSpec], counts: Mapping[str, int]) -> Mapping[str, Callable[[], int]]:
     values = dict(model.named_parameters())
 
-    def by_magnitude() -> MaskSet:
-        return MaskSet(model, specs, largest_units(specs, counts, values), apply=False)
+    def by_magnitude() -> int:
+        units = largest_units(specs, counts, values)  # Chosen in the host's memory.
+        return _extra(lambda: MaskSet(model, specs, units, apply=False), model)
 
     def of_digest(rows: Callable[[MaskSet], object]) -> int:
         masks = MaskSet(model, specs, counts)
@@ -81,7 +93,7 @@ def _works(model: nn.Module, specs: Sequence[LayerSpec], counts: Mapping[str, in
 
     gradients = [torch.zeros_like(one) for one in values.values()]
     return {
-        "first masks, by magnitude": lambda: _extra(by_magnitude, model),
+        "first masks, by magnitude": by_magnitude,
         "first masks, at random": lambda: _extra(lambda: MaskSet(model, specs, counts, apply=False), model),
         **{f"event of {name}": partial(_of_event, model, specs, counts, options) for name, options in EVENTS.items()},
         "noise of deepr, each step": lambda: _of_noise(model, specs, counts),
@@ -124,7 +136,7 @@ def without_values(model: nn.Module, density: float) -> dict[str, int]:
         deepr = _method(EVENTS["deepr"])
         deepr.prepare(masks)
         found["drop scores of deepr, of all layers in turn"] = _extra(
-            lambda: [deepr.drop_scores(layer).numel() for layer in masks], model, masks, deepr
+            lambda: [one.numel() for layer in masks for one in each(drop_scores(deepr, layer))], model, masks, deepr
         )
         found["noise of deepr, each step"] = _extra(lambda: deepr.after_step(masks, clock, 0), model, masks, deepr)
     return found
