@@ -49,6 +49,33 @@ def bits_of(values: Tensor) -> Tensor:
     return values.view(_INTEGERS[values.element_size()])
 
 
+@torch.no_grad()
+def copy_(tensors: Sequence[Tensor], others: Sequence[Tensor], where: Tensor | None = None) -> None:
+    """Copy `others` into `tensors`, one into each, of the same shapes and dtypes; or only if a flag is set.
+
+    The flag is a bool scalar on their device, and the host does not read it. Bits are chosen as integers, in a few
+    kernels for all tensors: t + 1 * (o - t) is o, though o - t may overflow, and t + 0 * (o - t) is t. As floats a NaN
+    in o would stay, for 0 * NaN is NaN.
+    """
+    for places in by_dtype(tensors):
+        ours, theirs = [tensors[i] for i in places], [others[i] for i in places]
+        if where is None:
+            torch._foreach_copy_(ours, theirs)
+            continue
+        bits = [bits_of(one) for one in ours]
+        changes = torch._foreach_sub([bits_of(one) for one in theirs], bits)
+        torch._foreach_mul_(changes, where.to(bits[0].dtype))
+        torch._foreach_add_(bits, changes)
+
+
+def by_dtype(tensors: Sequence[Tensor]) -> Iterable[list[int]]:
+    """Group the places of tensors of one dtype: kernels for many tensors take those alone."""
+    groups: dict[torch.dtype, list[int]] = {}
+    for place, tensor in enumerate(tensors):
+        groups.setdefault(tensor.dtype, []).append(place)
+    return groups.values()
+
+
 def sum_of(words: Tensor) -> Tensor:
     """Sum integers into one of at least 32 bits, which wraps. Zeros leave it as it is."""
     return words.sum(dtype=words.dtype if words.element_size() >= 4 else torch.int32)

@@ -13,10 +13,9 @@ from torch import Tensor, nn
 from dynsparse.config.recipe import EmaSettings
 from dynsparse.distributed import sync
 from dynsparse.masks import MaskSet
-from dynsparse.masks.tensors import flat_view
+from dynsparse.masks.tensors import copy_, flat_view
 from dynsparse.shrinking.kept import Shrinkage
 from dynsparse.training import packing
-from dynsparse.training.undo import copy_
 from pipelines.common.epochs import EpochTable
 
 log = logging.getLogger(__name__)

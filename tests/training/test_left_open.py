@@ -25,7 +25,6 @@ from dynsparse.training.engine import Engine
 from dynsparse.training.norms import GradientNorms, Norms
 from dynsparse.training.outcomes import Outcomes
 from dynsparse.training.trainer import Trainer
-from dynsparse.training.undo import copy_
 from tests.ranks import run_distributed
 from tests.training import runs
 from tests.training.test_bad_steps import CNN, everything, poison
@@ -246,19 +245,6 @@ def test_a_run_says_why_each_step_waits(
         trainer.fit()
     lines = [line for line in caplog.messages if line.startswith("the host waits")]
     assert lines == ([] if reason is None else [f"the host waits for the GPU in every step: {reason}"])
-
-
-def test_bits_are_chosen_as_they_are() -> None:
-    """NaN, infinities, -0 and integers at the ends of their range, into each other and back."""
-    wild = torch.tensor([torch.nan, torch.inf, -torch.inf, -0.0, 0.0, 3e38, -3e38, 1e-45])
-    whole = torch.tensor([2**63 - 1, -(2**63), 0, -1])
-    ours = [wild.clone(), wild.flip(0).double(), whole.clone(), torch.tensor(torch.nan)]
-    theirs = [wild.roll(3), wild.double(), whole.flip(0), torch.tensor(-0.0)]
-    for flag, expected in ((False, ours), (True, theirs)):
-        tensors = [one.clone() for one in ours]
-        copy_(tensors, theirs, torch.tensor(flag))
-        for one, other in zip(tensors, expected, strict=True):
-            assert one.numpy().tobytes() == other.numpy().tobytes()
 
 
 def test_an_epoch_of_bad_steps_alone_has_no_norm() -> None:
