@@ -19,7 +19,7 @@ from dynsparse.keeping.first import Given
 from dynsparse.keeping.gradients import Gradients, closure_that_looks
 from dynsparse.keeping.host import on_the_host
 from dynsparse.keeping.notices import warn_at_start, warn_if_nothing_moved
-from dynsparse.keeping.optimizers import KnownOptimizers, overflows
+from dynsparse.keeping.optimizers import KnownOptimizers, overflows, skip_flag
 from dynsparse.keeping.setup import Setup
 from dynsparse.keeping.state import restore, state_of
 from dynsparse.keeping.steps import Closure, Watcher, unwatch, watch
@@ -232,7 +232,8 @@ class SparseTraining(Watcher):
     def needs_outcome(self, step: int) -> bool:
         """Whether more than the optimizer depends on whether the step with this number, counted from 1, is made.
 
-        So it is where weights are reallocated, and where the method learns from gradients or moves weights itself.
+        So it is where weights are reallocated, and where the method moves weights itself, or learns from gradients what
+        a device cannot undo.
         """
         return self.reallocator.acts_at(self.clock(step))
 
@@ -342,7 +343,8 @@ class SparseTraining(Watcher):
         if not self._gradients.are_there or (not self._is_open and overflows(optimizer)):
             self._begin_round()
             return
-        self.reallocator.learn(self._gradients.seen, self._optimizers.layers_of(optimizer, self.masks))
+        unless = skip_flag(optimizer) if self._is_open else None
+        self.reallocator.learn(self._gradients.seen, self._optimizers.layers_of(optimizer, self.masks), unless=unless)
         number = self._optimizers.number_of(optimizer, self.masks)
         if number is not None:
             self._stepped.add(number)

@@ -561,12 +561,53 @@ def test_a_step_that_is_left_open_counts_unread() -> None:
         assert sparse.steps == number
 
 
-@pytest.mark.parametrize("method", ["rigl", "sparse_momentum", "deepr"])
+def record_of(sparse: SparseTraining, number: int) -> list[torch.Tensor]:
+    """Tensors of what the method has learnt of a layer."""
+    layer = sparse.masks.layers[number]
+    return [one.clone() for one in sparse.method.learnt(layer)]
+
+
+@pytest.mark.parametrize("kind", ["SGD", "AdamW"])
+@pytest.mark.parametrize("method", ["sparse_momentum"])
+def test_each_optimizer_of_a_step_that_is_left_open_has_a_flag_of_its_own(method: str, kind: str) -> None:
+    """Step 4 is skipped by the first one alone, so the method learns of the second layer alone."""
+    models = mlp(), mlp()
+    options: dict[str, Any] = {"lr": 0.01, "fused": True, **({"momentum": 0.9} if kind == "SGD" else {})}
+    both = [[getattr(torch.optim, kind)(model[place].parameters(), **options) for place in (0, 2)] for model in models]
+    settings = {"name": method, "period": 6}
+    found = [
+        SparseTraining(model, optimizers, settings, sparsity=0.9, total_steps=8)
+        for model, optimizers in zip(models, both, strict=True)
+    ]
+    for number in range(1, 6):
+        before = record_of(found[0], 0)
+        for sparse, model, optimizers in zip(found, models, both, strict=True):
+            model.zero_grad()
+            loss_of(model, number).backward()
+            if sparse is found[0]:
+                sparse.leave_open()
+                optimizers[0].found_inf = torch.tensor(float(number == 4))
+                optimizers[1].found_inf = torch.tensor(0.0)
+            with host_waits(torch.device("cpu")) as waits:
+                for optimizer in optimizers:
+                    optimizer.step()
+                    vars(optimizer).pop("found_inf", None)
+            assert waits == [] or number <= 3, "strays are counted in the first steps"
+        if number == 4:
+            assert all(map(torch.equal, record_of(found[0], 0), before))
+            assert all(map(torch.equal, record_of(found[0], 1), record_of(found[1], 1)))
+            assert not all(map(torch.equal, record_of(found[0], 0), record_of(found[1], 0)))
+        elif number < 4:
+            assert all(map(torch.equal, record_of(found[0], 0), record_of(found[1], 0)))
+    assert found[0].steps == 5
+
+
+@pytest.mark.parametrize("method", ["rigl", "topkast", "deepr"])
 def test_a_step_that_something_depends_on_cannot_be_left_open(method: str) -> None:
-    """A reallocation is due in step 2; the two others act in each step."""
+    """A reallocation is due in step 2, no fused optimizer skips for the reserve, and the last acts in each step."""
     model = mlp()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    sparse = SparseTraining(model, optimizer, MOVING[method], sparsity=0.9, total_steps=8)
+    sparse = SparseTraining(model, optimizer, MOVING.get(method, method), sparsity=0.9, total_steps=8)
     if method == "rigl":
         sparse.leave_open()
         step(model, optimizer)

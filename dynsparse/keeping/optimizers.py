@@ -137,7 +137,16 @@ def held_by(optimizers: Sequence[optim.Optimizer]) -> set[int]:
     return {id(parameter) for group in groups for parameter in group["params"]}
 
 
+def skip_flag(optimizer: optim.Optimizer) -> Tensor | None:
+    """Flag on the device, a bool scalar, whether a fused optimizer skips this step; None where nothing can tell it to.
+
+    A GradScaler sets it, or a trainer in its place.
+    """
+    found = getattr(optimizer, "found_inf", None)
+    return found != 0 if isinstance(found, Tensor) else None
+
+
 def overflows(optimizer: optim.Optimizer) -> bool:
     """Whether a GradScaler has told a fused optimizer to skip this step."""
-    found = getattr(optimizer, "found_inf", None)
-    return isinstance(found, Tensor) and bool(found.item())
+    flag = skip_flag(optimizer)
+    return flag is not None and bool(flag)

@@ -53,7 +53,7 @@ def bits_of(values: Tensor) -> Tensor:
 def copy_(tensors: Sequence[Tensor], others: Sequence[Tensor], where: Tensor | None = None) -> None:
     """Copy `others` into `tensors`, one into each, of the same shapes and dtypes; or only if a flag is set.
 
-    The flag is a bool scalar on their device, and the host does not read it. Bits are chosen as integers, in a few
+    The flag is a bool scalar on a device, and the host does not read it. Bits are chosen as integers, in a few
     kernels for all tensors: t + 1 * (o - t) is o, though o - t may overflow, and t + 0 * (o - t) is t. As floats a NaN
     in o would stay, for 0 * NaN is NaN.
     """
@@ -64,7 +64,7 @@ def copy_(tensors: Sequence[Tensor], others: Sequence[Tensor], where: Tensor | N
             continue
         bits = [bits_of(one) for one in ours]
         changes = torch._foreach_sub([bits_of(one) for one in theirs], bits)
-        torch._foreach_mul_(changes, where.to(bits[0].dtype))
+        torch._foreach_mul_(changes, where.to(bits[0]))
         torch._foreach_add_(bits, changes)
 
 

@@ -255,6 +255,20 @@ class Method:
         It is whole where the method `observes`. Elsewhere only its entries at active weights count.
         """
 
+    def learnt(self, layer: SparseLayer) -> Sequence[Tensor]:
+        """Tensors with all that `observe` has learnt of a layer, on its device. Default: none are named.
+
+        Where they are, a GPU's host queues `observe` before it knows whether the step is skipped, and a skipped one
+        gives them their bits from before. So `observe` changes nothing else then, no number on the host either, and
+        keeps their shapes and dtypes. A class with an `observe` of its own names them anew: see `names_learnt`.
+        """
+        return ()
+
+    @property
+    def names_learnt(self) -> bool:
+        """Whether `learnt` was written for the `observe` that is called: in its class, or in one derived from it."""
+        return issubclass(_origin(type(self), "learnt"), _origin(type(self), "observe"))
+
     def after_step(self, masks: MaskSet, clock: Clock, seed: int) -> None:
         """Change active weights after every optimizer step. `seed` is the run's."""
 
@@ -393,6 +407,11 @@ class Method:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take over a saved state. The masks given to `prepare` have been restored before."""
         assert not state, f"{type(self).__name__} keeps no state, yet {sorted(state)} was saved"
+
+
+def _origin(kind: type[Method], name: str) -> type:
+    """Return the class from which a method's class has the attribute."""
+    return next(one for one in kind.__mro__ if name in vars(one))
 
 
 def require_method(method: Method, name: str, layers: Sequence[LayerSpec], active_units: Mapping[str, int]) -> None:

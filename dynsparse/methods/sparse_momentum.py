@@ -66,6 +66,9 @@ class SparseMomentum(Dynamic):
     def observe(self, layer: SparseLayer, gradient: Tensor) -> None:
         self.momentum[layer.name].mul_(self.settings.momentum).add_(gradient)
 
+    def learnt(self, layer: SparseLayer) -> Sequence[Tensor]:
+        return [self.momentum[layer.name]]
+
     def _is_period(self, clock: Clock) -> bool:
         return clock.ends_epoch if self.settings.period is None else super()._is_period(clock)
 

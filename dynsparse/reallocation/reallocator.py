@@ -17,6 +17,7 @@ from dynsparse.masks.costs import Costs
 from dynsparse.masks.made import MadeAnew
 from dynsparse.masks.parted import Scores, whole
 from dynsparse.masks.soft import sharpened, soft_costs, soft_order
+from dynsparse.masks.tensors import copy_
 from dynsparse.methods import Clock, Method
 from dynsparse.reallocation.applying import Applier
 from dynsparse.reallocation.plan import Plan
@@ -62,8 +63,12 @@ class Reallocator:
         return len(self.masks) > 0 and self.method.is_due(clock)
 
     def acts_at(self, clock: Clock) -> bool:
-        """Whether the step that ends at `clock` changes more than the optimizer does: the masks, or what is learnt."""
-        return self.is_due(clock) or self.method.observes_at(clock) or self.method.changes_weights
+        """Whether the step that ends at `clock` changes what the device cannot leave as it was if it is skipped.
+
+        The optimizer's part aside, that is the masks, active weights that the method moves, or what it learns.
+        """
+        learns = self.method.observes_at(clock) and not self.method.names_learnt
+        return self.is_due(clock) or self.method.changes_weights or learns
 
     def wants_whole_gradients(self, clock: Clock) -> bool:
         """Whether the method reads gradients outside the masks too in the step that ends at `clock`."""
@@ -93,11 +98,20 @@ class Reallocator:
         return seen
 
     @torch.no_grad()
-    def learn(self, seen: Seen, layers: Iterable[SparseLayer]) -> None:
-        """Let the method observe the gradients seen of these layers, each once: the optimizer uses them."""
+    def learn(self, seen: Seen, layers: Iterable[SparseLayer], *, unless: Tensor | None = None) -> None:
+        """Let the method observe the gradients seen of these layers, each once: the optimizer uses them.
+
+        It has skipped its step where `unless`, a flag on the device (bool scalar), is set: then nothing is learnt.
+        """
         for layer in layers:
             if layer.name in seen.observed:
-                self.method.observe(layer, seen.observed.pop(layer.name))
+                self._observe(layer, seen.observed.pop(layer.name), unless)
+
+    def _observe(self, layer: SparseLayer, gradient: Tensor, unless: Tensor | None) -> None:
+        before = [] if unless is None else [one.clone() for one in self.method.learnt(layer)]
+        self.method.observe(layer, gradient)
+        if unless is not None:
+            copy_(self.method.learnt(layer), before, where=unless)
 
     def after_step(self, clock: Clock, seen: Seen | None = None) -> ReallocationReport | None:
         """Reallocate if due, after the optimizer's step. `seen` is what `before_step` gave for the same clock."""

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from benchmarks.parts.gpu.waits import host_waits
 from dynsparse import methods
 from dynsparse.masks import MaskSet, SparseLayer, sparse_layers
 from dynsparse.masks.allocation import allocated
@@ -288,6 +289,86 @@ def test_gradients_outside_the_masks_are_wanted_or_do_not_matter(name: str) -> N
         run.step(number)
         twin.step(number)
     assert_same(run, twin)
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+@pytest.mark.parametrize("name", [name for name in NAMES if name not in ("deepr", "tied", *RESERVED)])
+def test_a_step_that_the_device_skips_leaves_nothing_learnt(name: str, optimizer: str) -> None:
+    """Methods name all that they learn: with a flag set, their state has the bits of before. Nobody waits.
+
+    DeepR moves weights in each step, and tied networks have no masks.
+    """
+    run = Run(name, 4, 0.5, optimizer)
+    run.step(1)
+    clock = Clock(3, 1, steps_per_epoch=2, epochs=STEPS)
+    assert not run.reallocator.acts_at(clock)
+    before = run.save()
+    for layer in run.masks:
+        layer.weight.grad = torch.full_like(layer.weight, torch.nan)
+    with host_waits(torch.device("cpu")) as waits:
+        seen = run.reallocator.look(clock, run.masks)
+        run.reallocator.learn(seen, run.masks, unless=torch.tensor(True))
+        run.reallocator.after_step(clock, seen)
+    assert waits == []
+    for ours, theirs in zip(_leaves(run.save()), _leaves(before), strict=True):
+        assert torch.equal(ours, theirs) if isinstance(ours, Tensor) else ours == theirs
+
+
+def test_a_flag_that_is_not_set_changes_nothing() -> None:
+    for name in ("sparse_momentum",):
+        run, twin = (Run(name, 4, 0.5, "adamw") for _ in range(2))
+        run.step(1)
+        twin.step(1)
+        clock = Clock(3, 1, steps_per_epoch=2, epochs=STEPS)
+        for one, unless in ((run, torch.tensor(False)), (twin, None)):
+            for layer in one.masks:
+                layer.weight.grad = torch.ones_like(layer.weight)
+            seen = one.reallocator.look(clock, one.masks)
+            one.reallocator.learn(seen, one.masks, unless=unless)
+            one.reallocator.after_step(clock, seen)
+        assert_same(run, twin)
+
+
+class Learning(Method):
+    """Keeps the last gradient of each layer, in a new tensor each time."""
+
+    def prepare(self, masks: MaskSet) -> None:
+        self.last = {layer.name: torch.zeros_like(layer.weight) for layer in masks}
+
+    def observe(self, layer: SparseLayer, gradient: Tensor) -> None:
+        self.last[layer.name] = gradient
+
+
+class Named(Learning):
+    def learnt(self, layer: SparseLayer) -> Sequence[Tensor]:
+        return [self.last[layer.name]]
+
+
+class LearningMore(Named):
+    def observe(self, layer: SparseLayer, gradient: Tensor) -> None:
+        super().observe(layer, gradient)
+
+
+class NamedAnew(LearningMore):
+    def learnt(self, layer: SparseLayer) -> Sequence[Tensor]:
+        return super().learnt(layer)
+
+
+def test_names_hold_for_the_observe_that_they_were_written_for() -> None:
+    assert [kind().names_learnt for kind in (Learning, Named, LearningMore, NamedAnew)] == [False, True, False, True]
+
+
+def test_what_is_named_may_be_other_tensors_each_time() -> None:
+    model = nn.Linear(3, 2, bias=False)
+    masks = MaskSet(model, sparse_layers(model), {"weight": 3}, seed=1)
+    method = Named()
+    method.prepare(masks)
+    reallocator = Reallocator(model, masks, method)
+    for value, flag, expected in ((2.0, None, 2.0), (torch.nan, True, 2.0), (5.0, False, 5.0)):
+        model.weight.grad = torch.full((2, 3), value)
+        seen = reallocator.look(Clock(1, 0), masks)
+        reallocator.learn(seen, masks, unless=None if flag is None else torch.tensor(flag))
+        assert torch.equal(method.last["weight"], torch.full((2, 3), expected))
 
 
 @pytest.mark.parametrize("name", sorted(set(BUSY) - {"pruning", *RESERVED}))

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_leaves
 
 from benchmarks.parts.gpu.waits import host_waits
 from dynsparse import later
@@ -37,6 +38,27 @@ TRAIN: list[dict[str, Any]] = [
     {"precision": "bf16", "micro_batches": 2, "ema": {"decay": 0.75, "every_steps": 3}},
     {"precision": "fp16", "micro_batches": 3, "optimizer": {"name": "adamw"}, **CLIPPED},
 ]
+LEARNING: dict[str, dict[str, Any]] = {
+    "sparse_momentum": {"method": {"name": "sparse_momentum", "period": 6, "fraction": 0.3}},
+}
+"""Methods that learn from the gradients of each step."""
+OWN = """
+from typing import Literal
+
+from dynsparse.methods.sparse_momentum import SparseMomentum, SparseMomentumSettings
+
+
+class OwnSettings(SparseMomentumSettings):
+    name: Literal["own"] = "own"
+
+    def build(self):
+        return Own(self)
+
+
+class Own(SparseMomentum):
+    def observe(self, layer, gradient):
+        super().observe(layer, gradient)
+"""
 
 
 @pytest.fixture(name="far")
@@ -74,16 +96,28 @@ def test_an_ordinary_step_waits_for_nothing(train: dict[str, Any]) -> None:
     assert len(waits) == 20
 
 
+@pytest.mark.usefixtures("far")
+@pytest.mark.parametrize("train", [CLIPPED, {"optimizer": {"name": "adamw"}}], ids=["sgd", "adamw"])
+@pytest.mark.parametrize("name", LEARNING)
+def test_a_step_from_which_a_method_learns_waits_for_nothing(name: str, train: dict[str, Any]) -> None:
+    waits = waits_of(runs.trainer(runs.config(model=CNN, train=train, data={"samples": 240}, **LEARNING[name])))
+    assert {step for step, count in waits.items() if count} == {1, 2, 3, 6, 7, 12, 13, 18, 19}
+    assert all(waits[step] <= 2 for step in (1, 2, 3, 7, 13, 19)), waits
+
+
 def test_on_a_processor_each_step_is_read() -> None:
     waits = waits_of(runs.trainer(set_every(100, {})))
     assert all(count >= 1 for count in waits.values())
 
 
 @pytest.mark.usefixtures("far")
-@pytest.mark.parametrize("method", [{"name": "sparse_momentum", "period": 4}, {"name": "deepr"}], ids=str)
-def test_methods_that_learn_from_each_step_leave_none_open(
-    method: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("method", [{"path": "own.py", "name": "own"}, {"name": "deepr"}], ids=["own", "deepr"])
+def test_methods_that_move_weights_or_learn_what_they_do_not_name_leave_no_step_open(
+    method: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """A class with an `observe` of its own may learn more than the class names that it is derived from."""
+    monkeypatch.chdir(tmp_path)
+    Path("own.py").write_text(OWN)
     opened: list[Any] = []
     monkeypatch.setattr(Outcomes, "leave_open", lambda self, outcome: opened.append(outcome))
     runs.trainer(runs.config(model=CNN, method=method, train={"epochs": 1})).fit()
@@ -122,7 +156,7 @@ def course(settings: RunConfig, bad: set[int]) -> tuple[list[list[Tensor]], Any,
 
     def watched(batches: Any) -> Tensor:
         loss = train_step(batches)
-        after.append(everything(trainer))
+        after.append([*everything(trainer), *learnt_by(trainer)])
         return loss
 
     def counted(outcome: Tensor) -> None:
@@ -137,6 +171,11 @@ def course(settings: RunConfig, bad: set[int]) -> tuple[list[list[Tensor]], Any,
     state = trainer.run.save([trainer.run.of_this_rank()])
     state["progress"].pop("seconds")
     return after, state, lines, opened
+
+
+def learnt_by(trainer: Trainer) -> list[Tensor]:
+    """Tensors of the method's state: momenta, or values in reserve with their optimizer's state."""
+    return [one.clone() for one in tree_leaves(trainer.sparse.method.state_dict()) if isinstance(one, Tensor)]
 
 
 class _warnings(logging.Handler):  # noqa: N801 - a context
@@ -162,6 +201,21 @@ def test_bad_steps_leave_no_trace(train: dict[str, Any], seed: int, monkeypatch:
     chance = random.Random(seed)
     bad = {step for step in range(1, 19) if chance.random() < 0.25} | {chance.choice([5, 8, 11])}
     settings = set_every(chance.choice([3, 7, 100]), {**train, "lr": {"name": "steps", "table": 0.02}})
+    require_no_trace(settings, bad, monkeypatch)
+
+
+@pytest.mark.parametrize(
+    ("name", "train"),
+    [("sparse_momentum", TRAIN[0]), pytest.param("sparse_momentum", TRAIN[2], marks=pytest.mark.slow)],
+)
+def test_nothing_is_learnt_from_bad_steps(name: str, train: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Steps 5, 9 and 14 follow good ones, so they are left open; 6 and 12 are events, 10 follows a bad one."""
+    train = {"epochs": 2, **train, "lr": {"name": "steps", "table": 0.02}}
+    require_no_trace(runs.config(model=CNN, train=train, **LEARNING[name]), {5, 9, 10, 12, 14}, monkeypatch)
+
+
+def require_no_trace(settings: RunConfig, bad: set[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Assert that two runs are the same to the bit after each step, one read at once and one left open."""
     at_once = course(settings, bad)
     monkeypatch.setattr(later, "is_far", lambda device: True)
     left_open = course(settings, bad)
@@ -174,10 +228,11 @@ def test_bad_steps_leave_no_trace(train: dict[str, Any], seed: int, monkeypatch:
 
 
 @pytest.mark.usefixtures("far")
-@pytest.mark.parametrize("stop", [4, 5, 8])
-def test_saved_in_any_step_a_run_ends_alike(stop: int, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("stop", "name"), [(4, None), (5, None), (8, None), (5, "sparse_momentum")])
+def test_saved_in_any_step_a_run_ends_alike(stop: int, name: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
     """Stopped after step 5, whose outcome is open by then, among others. The first half is of the other kind."""
-    settings = set_every(7, TRAIN[0])
+    learning = {} if name is None else runs.config(model=CNN, train={"epochs": 2, **TRAIN[2]}, **LEARNING[name])
+    settings = learning or set_every(7, TRAIN[0])
     half = state_after(Worker(), settings, None, stop)
     whole = state_after(Worker(), settings, None, None)
     half["progress"]["seconds"] = 0.0
@@ -214,11 +269,14 @@ def on_ranks(worker: Worker, settings: RunConfig, far: bool) -> tuple[list[Tenso
         trainer.fit()
     finally:
         later.is_far = before
-    return everything(trainer), trainer.progress.model_dump(exclude={"seconds"})
+    return [*everything(trainer), *learnt_by(trainer)], trainer.progress.model_dump(exclude={"seconds"})
 
 
-def test_ranks_decide_alike() -> None:
-    settings = set_every(7, {**TRAIN[2], "micro_batches": 2, "epochs": 1}, distributed={"gradients": "active"})
+@pytest.mark.parametrize("name", [None, "sparse_momentum"])
+def test_ranks_decide_alike(name: str | None) -> None:
+    learning = {"method": {"name": "set", "period": 7, "fraction": 0.3}} if name is None else LEARNING[name]
+    train = {**TRAIN[2], "micro_batches": 2, "epochs": 1}
+    settings = runs.config(model=CNN, train=train, distributed={"gradients": "active"}, **learning)
     near, far = (run_distributed(on_ranks, 2, settings, kind) for kind in (False, True))
     for (ours, progress), (theirs, expected) in zip(far, near, strict=True):
         assert all(map(torch.equal, ours, theirs))
@@ -234,8 +292,9 @@ def test_ranks_decide_alike() -> None:
         ({"name": "deepr"}, {}, "method deepr learns from each step, or moves weights in it"),
         ({"name": "set"}, {"max_bad_steps": 1}, "train.max_bad_steps is 1, so that any step may be the last"),
         ({"name": "set"}, {}, None),
+        ({"name": "sparse_momentum"}, {}, None),
     ],
-    ids=["lamb", "deepr", "max_bad_steps", "none"],
+    ids=["lamb", "deepr", "max_bad_steps", "set", "sparse_momentum"],
 )
 def test_a_run_says_why_each_step_waits(
     method: dict[str, Any], train: dict[str, Any], reason: str | None, caplog: pytest.LogCaptureFixture
