@@ -156,7 +156,13 @@ class SparseTraining(Watcher):
         self.masks.apply_to_weights()
         self._optimizers.mask_new_states(self.masks)
         self.reallocator = Reallocator(
-            self.model, self.masks, self.method, seed=asked.seed, on_desync=on_desync, group=process_group
+            self.model,
+            self.masks,
+            self.method,
+            *self._optimizers.alive,
+            seed=asked.seed,
+            on_desync=on_desync,
+            group=process_group,
         )
         self._weights = KeptWeights(self.model, self.masks)
         self._gradients = Gradients(

@@ -562,13 +562,14 @@ def test_a_step_that_is_left_open_counts_unread() -> None:
 
 
 def record_of(sparse: SparseTraining, number: int) -> list[torch.Tensor]:
-    """Tensors of what the method has learnt of a layer."""
+    """Tensors of what the method has learnt of a layer: its momentum, or its reserve."""
     layer = sparse.masks.layers[number]
-    return [one.clone() for one in sparse.method.learnt(layer)]
+    reserve = sparse.method.reserve
+    return [one.clone() for one in (reserve.layers[layer.name].tensors() if reserve else sparse.method.learnt(layer))]
 
 
 @pytest.mark.parametrize("kind", ["SGD", "AdamW"])
-@pytest.mark.parametrize("method", ["sparse_momentum"])
+@pytest.mark.parametrize("method", ["sparse_momentum", "topkast"])
 def test_each_optimizer_of_a_step_that_is_left_open_has_a_flag_of_its_own(method: str, kind: str) -> None:
     """Step 4 is skipped by the first one alone, so the method learns of the second layer alone."""
     models = mlp(), mlp()

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from itertools import accumulate
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -18,6 +19,8 @@ from dynsparse.masks.layer import SparseLayer
 from dynsparse.masks.layer_reserve import LayerReserve, problem_of
 from dynsparse.masks.maskset import MaskSet
 from dynsparse.masks.selection import chosen, cuts_smallest
+from dynsparse.masks.tensors import sent
+from dynsparse.optimizers import skips_on_device
 from dynsparse.optimizers.beside import Group, State, holders, step_beside
 
 
@@ -43,12 +46,31 @@ class Reserve:
         self.layers[layer.name].note(gradient, pull)
 
     @torch.no_grad()
-    def step(self, optimizers: Sequence[optim.Optimizer]) -> None:
-        """Let the values with a gradient make the step that their layers' optimizers make."""
+    def step(self, optimizers: Sequence[optim.Optimizer], unless: Mapping[str, Tensor] = MappingProxyType({})) -> None:
+        """Let the values with a gradient make the step that their layers' optimizers make.
+
+        `unless`: flags on the device by layer, bool scalars. Where one is set, the layer's optimizer has skipped its
+        step, and so does the reserve. Only where it `can_skip`.
+        """
         found = holders(optimizers)
         for optimizer in {id(one): one for one, _ in found.values()}.values():
             mine = [(part, found[key][1]) for part, key in self._due() if key in found and found[key][0] is optimizer]
-            _step(optimizer, mine)
+            flags = [unless[part.layer.name] for part, _ in mine if part.layer.name in unless]
+            _step(optimizer, mine, flags[0] if flags else None)  # A step of one optimizer has one flag.
+
+    def can_skip(self, optimizers: Sequence[optim.Optimizer]) -> bool:
+        """Return whether the device can skip the reserve's coming step by a flag, and nothing is left of it.
+
+        The optimizers must be able to, and values must have state where their layer's weights have: in a first step
+        torch's fused SGD takes memory for momentum, and would leave it unset (`optimizers.has_begun`).
+        """
+        found = holders(optimizers)
+        parts = [(part, id(part.layer.parameter)) for part in self.layers.values() if part.units.numel()]
+        moved = [(part, found[key][0]) for part, key in parts if key in found]
+        return all(
+            skips_on_device(optimizer) and (bool(part.state) or not optimizer.state.get(part.layer.parameter))
+            for part, optimizer in moved
+        )
 
     def _due(self) -> list[tuple[LayerReserve, int]]:
         """Reserves with a gradient, each with the identity of its layer's parameter."""
@@ -99,14 +121,17 @@ def check_saved(saved: Mapping[str, Any], layers: Mapping[str, Sequence[int]]) -
         raise ValueError(f"{min(strange)} is of no such layer")
 
 
-def _step(optimizer: optim.Optimizer, parts: Sequence[tuple[LayerReserve, Group]]) -> None:
-    """Make the step of one optimizer on the values of these layers."""
+def _step(
+    optimizer: optim.Optimizer, parts: Sequence[tuple[LayerReserve, Group]], unless: Tensor | None = None
+) -> None:
+    """Make the step of one optimizer on the values of these layers, or none where a flag on the device is set."""
     if not parts:
         return
     lent = [part.lent() for part, _ in parts]
     for part, _ in parts:
         _place_scalars(part.state, optimizer.state.get(part.layer.parameter, {}))
-    step_beside(optimizer, [(values, group, part.state) for values, (part, group) in zip(lent, parts, strict=True)])
+    values_and_states = [(values, group, part.state) for values, (part, group) in zip(lent, parts, strict=True)]
+    step_beside(optimizer, values_and_states, unless)
     for values, (part, _) in zip(lent, parts, strict=True):
         part.take_back(values)
 
@@ -116,4 +141,4 @@ def _place_scalars(state: State, like: State) -> None:
     for key, value in state.items():
         theirs = like.get(key)
         if isinstance(value, Tensor) and isinstance(theirs, Tensor) and not value.dim():
-            state[key] = value.to(theirs.device)
+            state[key] = sent(value, theirs.device)

@@ -87,6 +87,10 @@ class Reserved(Dynamic):
         assert self.reserve is not None
         self.reserve.note(layer, gradient, self.pull(layer))
 
+    def learnt(self, layer: SparseLayer) -> Sequence[Tensor]:
+        """Return no tensors: gradients are forgotten in the reserve's step, which a device skips as the optimizer's."""
+        return ()
+
     def drop_scores(self, layer: SparseLayer) -> Tensor:
         """Negated rank of each active unit among all of its group, float [active units]: 0 for the largest."""
         assert self.reserve is not None

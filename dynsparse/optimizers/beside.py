@@ -28,11 +28,13 @@ def holders(optimizers: Iterable[optim.Optimizer]) -> dict[int, tuple[optim.Opti
 
 
 @torch.no_grad()
-def step_beside(optimizer: optim.Optimizer, values: Sequence[tuple[nn.Parameter, Group, State]]) -> None:
+def step_beside(
+    optimizer: optim.Optimizer, values: Sequence[tuple[nn.Parameter, Group, State]], unless: Tensor | None = None
+) -> None:
     """Make the optimizer's step on other values with gradients, in place. Its own parameters and state stay.
 
     Each comes with the group whose options hold for it, and with its state, which is empty before the first step and is
-    changed in place.
+    changed in place. An optimizer that `skips_on_device` makes no step where `unless`, a bool scalar there, is set.
     """
     for value, group, state in values:
         kind: Any = type(optimizer)
@@ -42,6 +44,8 @@ def step_beside(optimizer: optim.Optimizer, values: Sequence[tuple[nn.Parameter,
     twin.__dict__.update({key: value for key, value in vars(optimizer).items() if key not in _OWN})
     twin.param_groups = [{**group, "params": [value]} for value, group, _ in values]
     twin.state = defaultdict(dict, {value: state for value, _, state in values})
+    if unless is not None:
+        twin.found_inf = unless.float()  # type: ignore[attr-defined]
     twin._optimizer_step_pre_hooks, twin._optimizer_step_post_hooks = OrderedDict(), OrderedDict()
     twin.step()
 

@@ -67,8 +67,14 @@ class Reallocator:
 
         The optimizer's part aside, that is the masks, active weights that the method moves, or what it learns.
         """
-        learns = self.method.observes_at(clock) and not self.method.names_learnt
+        learns = self.method.observes_at(clock) and not self._can_unlearn
         return self.is_due(clock) or self.method.changes_weights or learns
+
+    @property
+    def _can_unlearn(self) -> bool:
+        """Whether a flag on the device can undo what the method learns from the coming step."""
+        reserve = self.method.reserve
+        return self.method.names_learnt and (reserve is None or reserve.can_skip(self.optimizers))
 
     def wants_whole_gradients(self, clock: Clock) -> bool:
         """Whether the method reads gradients outside the masks too in the step that ends at `clock`."""
@@ -106,6 +112,8 @@ class Reallocator:
         for layer in layers:
             if layer.name in seen.observed:
                 self._observe(layer, seen.observed.pop(layer.name), unless)
+                if unless is not None:
+                    seen.unless[layer.name] = unless
 
     def _observe(self, layer: SparseLayer, gradient: Tensor, unless: Tensor | None) -> None:
         before = [] if unless is None else [one.clone() for one in self.method.learnt(layer)]
@@ -117,7 +125,7 @@ class Reallocator:
         """Reallocate if due, after the optimizer's step. `seen` is what `before_step` gave for the same clock."""
         self.method.after_step(self.masks, clock, self.seed)
         if self.method.reserve is not None:
-            self.method.reserve.step(self.optimizers)
+            self.method.reserve.step(self.optimizers, {} if seen is None else seen.unless)
         if not self.is_due(clock):
             return None
         return self(clock, seen if self.method.grows_by_gradient else self._scored_now())

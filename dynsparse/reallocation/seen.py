@@ -27,6 +27,11 @@ class Seen:
     """Copies of the gradients by layer, for a method that keeps a record of them."""
     growth_costs: Costs = field(default_factory=Costs)
     """Negated growth scores by layer, float [units]: the lowest grow first."""
+    unless: dict[str, Tensor] = field(default_factory=dict)
+    """Flags on the device, bool scalars, of layers that were learnt from before the host knew whether they may be.
+
+    One is set where the layer's optimizer has skipped the step.
+    """
 
     def add(self, other: Seen) -> None:
         """Take over what was seen of other layers."""

@@ -76,6 +76,49 @@ def test_second_moments_that_come_from_nowhere_begin_with_the_mean_of_active_one
     assert part.state["exp_avg"].tolist() == [0]
 
 
+@pytest.mark.parametrize("kind", ["SGD", "AdamW"])
+def test_a_step_is_skipped_by_a_flag(kind: str) -> None:
+    """Two layers of one optimizer in one step. A flag that is not set changes nothing."""
+    options = {"lr": 0.1, "weight_decay": 0.1, "fused": True, **({"momentum": 0.9} if kind == "SGD" else {})}
+    model = nn.Sequential(nn.Linear(3, 2, bias=False), nn.Linear(2, 2, bias=False))
+    masks = MaskSet(model, sparse_layers(model), {"0.weight": 2, "1.weight": 2}, seed=1, apply=False)
+    reserves = [Reserve(masks) for _ in range(2)]
+    optimizer: optim.Optimizer = getattr(optim, kind)(model.parameters(), **options)
+
+    def stepped(reserve: Reserve, gradient: float, flag: bool | None) -> list[Tensor]:
+        for layer in masks:
+            reserve.note(layer, torch.full_like(layer.weight, gradient), 0.0)
+        reserve.step([optimizer], {} if flag is None else dict.fromkeys(reserve.layers, torch.tensor(flag)))
+        return [one.clone() for part in reserve.layers.values() for one in part.tensors()]
+
+    open_, read = ([stepped(reserve, 1.0, None)] for reserve in reserves)
+    open_ += [stepped(reserves[0], gradient, flag) for gradient, flag in ((torch.nan, True), (2.0, False))]
+    read += [read[0], stepped(reserves[1], 2.0, None)]
+    for ours, theirs in zip(open_, read, strict=True):
+        assert len(ours) == (4 if kind == "SGD" else 8)
+        assert all(map(torch.equal, ours, theirs))
+    assert not hasattr(optimizer, "found_inf")
+
+
+def test_what_the_device_can_skip() -> None:
+    """A fused optimizer's step, unless values would begin in it and the weights have begun: their state stays unset."""
+    model, masks = layer_of_two_rows()
+    (layer,) = masks
+    reserve = Reserve(masks)
+    fused = optim.SGD(model.parameters(), lr=0.1, momentum=0.9, fused=True)
+    plain = optim.SGD(model.parameters(), lr=0.1, fused=True)
+    assert reserve.can_skip([fused]) and reserve.can_skip([plain])
+    assert not reserve.can_skip([optim.SGD(model.parameters(), lr=0.1)])
+    model.weight.grad = torch.ones(2, 3)
+    fused.step()
+    plain.step()
+    assert (reserve.can_skip([fused]), reserve.can_skip([plain])) == (False, True)
+    reserve.note(layer, torch.ones(2, 3), 0.0)
+    reserve.step([fused])
+    assert reserve.can_skip([fused])
+    assert reserve.can_skip([]), "nothing moves it"
+
+
 @pytest.mark.parametrize("name", ["nm", "topkast"])
 def test_a_run_begins_with_the_first_weights_of_the_whole_network(name: str) -> None:
     """The trainer's network is masked when it is built. Values outside are those that were drawn, not 0."""

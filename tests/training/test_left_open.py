@@ -38,8 +38,11 @@ TRAIN: list[dict[str, Any]] = [
     {"precision": "bf16", "micro_batches": 2, "ema": {"decay": 0.75, "every_steps": 3}},
     {"precision": "fp16", "micro_batches": 3, "optimizer": {"name": "adamw"}, **CLIPPED},
 ]
+NM = {"structure": "1:2", "conv": 0.5, "fc": 0.5, "exclude": ["conv1.weight"]}
 LEARNING: dict[str, dict[str, Any]] = {
     "sparse_momentum": {"method": {"name": "sparse_momentum", "period": 6, "fraction": 0.3}},
+    "topkast": {"method": {"name": "topkast", "period": 6, "reserve": 0.2, "exploration_loss": 0.01}},
+    "nm": {"method": {"name": "nm", "period": 6}, "sparsity": NM},
 }
 """Methods that learn from the gradients of each step."""
 OWN = """
@@ -206,7 +209,16 @@ def test_bad_steps_leave_no_trace(train: dict[str, Any], seed: int, monkeypatch:
 
 @pytest.mark.parametrize(
     ("name", "train"),
-    [("sparse_momentum", TRAIN[0]), pytest.param("sparse_momentum", TRAIN[2], marks=pytest.mark.slow)],
+    [
+        ("sparse_momentum", TRAIN[0]),
+        ("topkast", TRAIN[2]),
+        ("nm", TRAIN[0]),
+        *(
+            pytest.param(name, train, marks=pytest.mark.slow)
+            for name, train in [("sparse_momentum", TRAIN[2]), ("topkast", TRAIN[0]), ("nm", TRAIN[2])]
+        ),
+        ("topkast", {"optimizer": {"name": "sgd", "momentum": 0, "nesterov": False}}),
+    ],
 )
 def test_nothing_is_learnt_from_bad_steps(name: str, train: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     """Steps 5, 9 and 14 follow good ones, so they are left open; 6 and 12 are events, 10 follows a bad one."""
@@ -228,7 +240,7 @@ def require_no_trace(settings: RunConfig, bad: set[int], monkeypatch: pytest.Mon
 
 
 @pytest.mark.usefixtures("far")
-@pytest.mark.parametrize(("stop", "name"), [(4, None), (5, None), (8, None), (5, "sparse_momentum")])
+@pytest.mark.parametrize(("stop", "name"), [(4, None), (5, None), (8, None), (5, "sparse_momentum"), (5, "topkast")])
 def test_saved_in_any_step_a_run_ends_alike(stop: int, name: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
     """Stopped after step 5, whose outcome is open by then, among others. The first half is of the other kind."""
     learning = {} if name is None else runs.config(model=CNN, train={"epochs": 2, **TRAIN[2]}, **LEARNING[name])
@@ -272,7 +284,7 @@ def on_ranks(worker: Worker, settings: RunConfig, far: bool) -> tuple[list[Tenso
     return [*everything(trainer), *learnt_by(trainer)], trainer.progress.model_dump(exclude={"seconds"})
 
 
-@pytest.mark.parametrize("name", [None, "sparse_momentum"])
+@pytest.mark.parametrize("name", [None, "sparse_momentum", "topkast"])
 def test_ranks_decide_alike(name: str | None) -> None:
     learning = {"method": {"name": "set", "period": 7, "fraction": 0.3}} if name is None else LEARNING[name]
     train = {**TRAIN[2], "micro_batches": 2, "epochs": 1}
@@ -293,8 +305,9 @@ def test_ranks_decide_alike(name: str | None) -> None:
         ({"name": "set"}, {"max_bad_steps": 1}, "train.max_bad_steps is 1, so that any step may be the last"),
         ({"name": "set"}, {}, None),
         ({"name": "sparse_momentum"}, {}, None),
+        ({"name": "topkast"}, {}, None),
     ],
-    ids=["lamb", "deepr", "max_bad_steps", "set", "sparse_momentum"],
+    ids=["lamb", "deepr", "max_bad_steps", "set", "sparse_momentum", "topkast"],
 )
 def test_a_run_says_why_each_step_waits(
     method: dict[str, Any], train: dict[str, Any], reason: str | None, caplog: pytest.LogCaptureFixture

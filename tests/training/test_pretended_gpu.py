@@ -1,4 +1,7 @@
-"""Runs on a GPU that is none: every tensor of a run lies where it has to, and the bits are the processor's."""
+"""Runs on a GPU that is none: every tensor of a run lies where it has to, and the bits are the processor's.
+
+Ordinary steps stay open there, as on a GPU.
+"""
 
 from __future__ import annotations
 
@@ -6,12 +9,14 @@ from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
 
 import pipelines
 from benchmarks.parts.live_memory import as_on_gpu
+from dynsparse import later
 from dynsparse.distributed import digest
 from dynsparse.runtime import Worker
 from dynsparse.training.building import data_request
@@ -32,6 +37,7 @@ RUNS: dict[str, dict[str, Any]] = {
         "train": {"channels_last": True, "micro_batches": 2},
     },
     "a reserve": {"method": {"name": "topkast", "period": 3}},
+    "momenta of gradients": {"method": {"name": "sparse_momentum", "period": 3}},
     "layers without masks": {"method": {"name": "dense"}, "sparsity": {"conv": None, "fc": None}},
     "penalties, clipping": {
         "method": {"name": "set", "period": 3},
@@ -63,11 +69,18 @@ def _moved(batch: Any, device: torch.device) -> Any:
 def trained(worker: Worker, case: str, far: bool) -> tuple[int, int, list[float]]:
     """Train; return digests of masks and weights, and the losses."""
     settings = runs.config(**{**RUNS[case], "train": {"epochs": 2, **RUNS[case].get("train", {})}})
-    with pretended_gpu() if far else nullcontext(torch.device("cpu")) as device, as_on_gpu() if far else nullcontext():
+    with (
+        pretended_gpu() if far else nullcontext(torch.device("cpu")) as device,
+        as_on_gpu() if far else nullcontext(),
+        patch.object(later, "is_far", lambda device: far),
+    ):
         data = pipelines.build(settings.data, replace(data_request(settings, worker), device_id=None))
         on(data, device)
         trainer = Trainer(settings, build_network(settings, device), data, worker, observers=[])
-        trainer.fit()
+        outcomes = trainer.outcomes
+        with patch.object(outcomes, "leave_open", wraps=outcomes.leave_open) as left_open:
+            trainer.fit()
+        assert left_open.called == far
         results = trainer.evaluate()
         found = digest.mask_digest(trainer.masks), digest.weight_digest(trainer.model, trainer.masks)
     return (*found, [one.loss for one in (results.validation, results.test) if one is not None])
