@@ -31,7 +31,8 @@ from benchmarks.parts.shrinking.workers import on_workers
 NAME = "shrinking"
 NETWORKS = {
     "resnet18": Case("resnet18", 48, epochs=8),
-    "resnet50": Case("resnet50", 48, epochs=8, channel_sparsity=0.62, channel_floor=0.9),
+    "resnet50": Case("resnet50", 48, epochs=8, channel_sparsity=0.65, channel_floor=0.9),
+    "resnet50_62": Case("resnet50", 48, epochs=8, channel_sparsity=0.62, channel_floor=0.9),
     "resnet50_residual": Case("resnet50", 48, epochs=8, channel_sparsity=0.5, channel_floor=0.9, residual=True),
     "resnet50_low_floor": Case("resnet50", 48, epochs=8, channel_sparsity=0.8),
 }
