@@ -36,6 +36,13 @@ NETWORKS = {
     "resnet50_residual": Case("resnet50", 48, epochs=8, channel_sparsity=0.5, channel_floor=0.9, residual=True),
     "resnet50_low_floor": Case("resnet50", 48, epochs=8, channel_sparsity=0.8),
 }
+TITLES = {
+    "resnet18": "ResNet-18",
+    "resnet50": "ResNet-50",
+    "resnet50_62": "ResNet-50 with a little more width",
+    "resnet50_residual": "ResNet-50 with shortcuts that shrink",
+    "resnet50_low_floor": "ResNet-50 with a low floor",
+}
 ON_WORKERS = Case("resnet18", 64, epochs=4, period=5, samples=1_280)
 WORKERS = 4
 FAMILIES = {
@@ -78,7 +85,7 @@ def _measured(part: str, asked: Namespace) -> Iterator[tuple[str, Result]]:
     if part in NETWORKS:
         case = replace(NETWORKS[part], photographs=asked.photographs)
         for seed in asked.seeds:
-            yield str(seed), side_by_side(tiny(case) if asked.tiny else case, seed)
+            yield str(seed), {**side_by_side(tiny(case) if asked.tiny else case, seed), **record.origin()}
     elif part == "workers":
         yield str(WORKERS), on_workers(*((tiny(ON_WORKERS), 2, 1) if asked.tiny else (ON_WORKERS, WORKERS, 3)))
     else:
@@ -93,14 +100,16 @@ def tiny(case: Case) -> Case:
 
 def page(content: Result) -> str:
     networks = {name: _sums(content[name]) for name in NETWORKS if name in content}
-    return filled(NAME, content, networks=networks, WAYS=WAYS, SHRUNK=SHRUNK)
+    return filled(NAME, content, networks=networks, WAYS=WAYS, SHRUNK=SHRUNK, TITLES=TITLES)
 
 
 def _sums(seeds: Mapping[str, Any]) -> Result:
     """Sum up the seeds of a network: accuracy and ratios of time by way, and a shrink's time in steps."""
     top1 = {way: [one["runs"][way]["top1"][-1] for one in seeds.values()] for way in WAYS}
+    origins = {f"{one['processor']}, commit {one['commit']}": None for one in seeds.values()}
     return {
         "seeds": seeds,
+        "origins": list(origins),
         "top1": {way: (mean(values), stdev(values) if len(values) > 1 else None) for way, values in top1.items()},
         "whole": {way: summary([one["whole_run_to_dense"][way] for one in seeds.values()]) for way in WAYS},
         "step": {way: summary([one["last_step_to_dense"][way]["median"] for one in seeds.values()]) for way in WAYS},

@@ -49,6 +49,11 @@ def _commit() -> str | None:
     return found.stdout.strip() or None
 
 
+def origin() -> Result:
+    """Return the commit and the processor, for a part of a result that may come from another call than the others."""
+    return {"commit": _commit(), "processor": _processor()}
+
+
 def described(name: str, result: Mapping[str, Any], command: str | None = None) -> Result:
     """Return a result with the command that made it, machine, versions and commit, as JSON gives it back."""
     command = command or shlex.join(["python", "-m", f"benchmarks.{name}", *sys.argv[1:]])

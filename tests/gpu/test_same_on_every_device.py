@@ -8,11 +8,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from dynsparse.distributed import digest
 from dynsparse.distributed.digest import mask_digest, weight_digest
-from dynsparse.masks import MaskSet, sparse_layers
+from dynsparse.masks import MaskSet, block, sparse_layers
 from dynsparse.masks.allocation import uniform
 from dynsparse.masks.selection import Cut, chosen, cuts_below, cuts_fraction, cuts_smallest
-from tests.gpu.devices import CPU, Reallocating, everywhere, network, unequal
+from tests.gpu.devices import CPU, GPU, Reallocating, everywhere, network, unequal
 from tests.methods.test_contract import REGISTRY
 
 #: Tied weights have no masks.
@@ -58,6 +59,18 @@ def test_the_same_plan_is_made(name: str, device: torch.device) -> None:
         if ours.reallocator.is_due(clock):
             assert ours.reallocator.plan(clock, ours.seen) == theirs.reallocator.plan(clock, theirs.seen)
             assert ours.reallocator(clock, ours.seen) == theirs.reallocator(clock, theirs.seen)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", ["rigl", "dsr", "set", "deepr", "gmp", "granet"])
+def test_large_layers_in_parts_give_the_same(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Parts of at most 100 units: masks that are drawn, plans, moves and digests."""
+    monkeypatch.setattr(block, "ON_GPU", 200)
+    monkeypatch.setattr(block, "A_PART", 100)
+    monkeypatch.setattr(digest, "AT_ONCE", 50)
+    assert block.is_large(Reallocating(name, GPU).masks.layers[0])
+    test_one_plan_gives_the_same_masks_and_weights(name, GPU)
+    test_the_same_plan_is_made(name, GPU)
 
 
 @everywhere
