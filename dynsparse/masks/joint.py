@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from functools import reduce
 
@@ -10,7 +11,10 @@ from torch import Tensor
 
 from dynsparse.masks.made import MOST, MadeAnew
 from dynsparse.masks.parted import Parted, Scores
+from dynsparse.masks.tensors import on_device
 
+AT_ONCE = 1 << 24
+"""Bytes of flags that are made at once on a GPU."""
 Ordered = Iterable[Tensor]
 """Integers of a layer that are ordered as its scores are, in parts."""
 _FLOATS = {32: torch.float32, 64: torch.float64}
@@ -40,7 +44,7 @@ def joint_counts(
     found_at_once = 4
     if fits and not any(isinstance(layer, Parted) for layer in scores):
         ordered, found_at_once = [list(layer) for layer in ordered], 1
-    limits = torch.tensor([list(least), list(most)], device=device)
+    limits = on_device([list(least), list(most)], device)
     threshold = _least_threshold(ordered, limits, sizes, weights, bits, found_at_once)
     below, upto = _taken(ordered, torch.stack((threshold - 1, threshold)), limits).tolist()
     left = weights - sum(count * one for count, one in zip(below, sizes, strict=True))
@@ -54,7 +58,7 @@ def kth_smallest(scores: Parted, k: int) -> Tensor:
     """Return the k-th smallest score, counted from 1: a scalar. Nothing goes to the host."""
     dtype = scores.dtype
     bits = 64 if dtype == torch.float64 else 32
-    limits = torch.tensor([[0], [scores.numel()]], device=scores.device)
+    limits = on_device([[0], [scores.numel()]], scores.device)
     found = _least_threshold([_ordered(scores, bits)], limits, [1], k, bits, 4)
     return _turned(found.to(_INTEGERS[bits]), bits).view(_FLOATS[bits]).to(dtype)
 
@@ -68,7 +72,7 @@ def _least_threshold(
     whose end is enough. Example, 2 bits a pass: of 0..15 the ends are 3, 7, 11. If 7 is enough and 3 is not, 4..7 is
     left.
     """
-    size = torch.tensor(list(sizes), device=limits.device)
+    size = on_device(list(sizes), limits.device)
     low = torch.full((), -(1 << (bits - 1)), device=limits.device)
     for left in range(bits - at_once, -1, -at_once):
         part = 1 << left if left < 63 else -(1 << 63)  # The same, as 64 bits wrap.
@@ -80,11 +84,16 @@ def _least_threshold(
 
 def _taken(ordered: Sequence[Ordered], upto: Tensor, limits: Tensor) -> Tensor:
     """Count each layer's integers up to each of `upto` (int64 [n]), within limits, int64 [2, layers]: [n, layers]."""
-    counts = [
-        reduce(torch.add, (torch.stack([(part <= one).count_nonzero() for one in upto]) for part in layer))
-        for layer in ordered
-    ]
+    counts = [reduce(torch.add, (_counts_upto(part, upto) for part in layer)) for layer in ordered]
     return torch.stack(counts, 1).clamp(limits[0], limits[1])
+
+
+def _counts_upto(numbers: Tensor, upto: Tensor) -> Tensor:
+    """Count integers up to each of `upto`: on a GPU in few kernels, with AT_ONCE bytes of flags at a time."""
+    if not numbers.is_cuda:
+        return torch.stack([(numbers <= one).count_nonzero() for one in upto])
+    some = upto.split(max(1, AT_ONCE // max(1, len(numbers))))
+    return torch.cat([(numbers <= ends[:, None]).sum(1) for ends in some])
 
 
 def _ordered(scores: Scores, bits: int) -> Ordered:
@@ -98,9 +107,11 @@ def _ordered(scores: Scores, bits: int) -> Ordered:
 
 
 def _as_integers(scores: Tensor, bits: int) -> Tensor:
-    return _turned(scores.to(_FLOATS[bits]).contiguous().view(_INTEGERS[bits]), bits)
+    floats = scores.to(_FLOATS[bits])
+    floats = torch.where(floats.isnan(), math.nan, floats)  # A NaN with a sign would come first.
+    return _turned(floats.contiguous().view(_INTEGERS[bits]), bits)
 
 
 def _turned(words: Tensor, bits: int) -> Tensor:
-    """Turn the bits of floats into integers in their order, NaN last, or back: of negative ones all but the sign."""
-    return words ^ ((words >> (bits - 1)) & ((1 << (bits - 1)) - 1))
+    """Turn the bits of floats into integers in their order, or back, in place: of negative ones all but the sign."""
+    return words.bitwise_xor_((words >> (bits - 1)).bitwise_and_((1 << (bits - 1)) - 1))

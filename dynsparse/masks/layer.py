@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from itertools import pairwise
+from itertools import accumulate, pairwise
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,7 @@ from dynsparse.masks.tensors import (
     AT_ONCE,
     bits_of,
     flat_view,
+    is_dense,
     is_row_major,
     nonzero,
     on_device,
@@ -44,12 +45,10 @@ class SparseLayer:
         self.explored_units = 0
         self._explored = Bits(spec.units, parameter.device) if explored is None else explored
         self._start = start
-        self.first_unit = 0
-        """Number of the first unit in the whole layer, of which this may be a part: see `parts`."""
         self._active: Tensor | None = None
         self._inactive: Tensor | None = None
         self._positions: dict[tuple[int, ...], Tensor] = {}
-        self._ends: dict[int, Sequence[int]] = {}
+        self._active_in_parts: dict[int, list[int]] = {}
 
     @property
     def name(self) -> str:
@@ -132,7 +131,7 @@ class SparseLayer:
         Only the piece of a full layer is made, as such a layer has no index.
         """
         at_once = max(1, weights // self.spec.unit_size)
-        for first in range(0, self.active_units, at_once):
+        for first in range(0, max(1, self.active_units), at_once):  # One that is empty, of none.
             last = min(first + at_once, self.active_units)
             if self._active is None:
                 yield torch.arange(first, last, device=self.parameter.device)
@@ -143,15 +142,40 @@ class SparseLayer:
         """Divide the layer into parts of consecutive rows: of at most so many units each, or of one row.
 
         A part is a layer of the same name, whose weights are views. It has a copy of its piece of the index. It is made
-        when it is asked for, of the mask as it is now. One copy to the host, if the mask is another than last time.
+        when it is asked for, of the mask as it is now. See `active_in_parts` for what the host must know.
         """
-        in_a_row = self.spec.units // self.spec.shape[0]
-        at_once = max(1, units // in_a_row)
-        firsts = [*range(0, self.spec.shape[0], at_once), self.spec.shape[0]]
-        if at_once not in self._ends:
-            self._ends[at_once] = self._active_below([first * in_a_row for first in firsts])
-        pieces = list(zip(pairwise(firsts), pairwise(self._ends[at_once]), strict=True))
+        firsts, counts = self._first_rows(units), self.active_in_parts(units)
+        pieces = list(zip(pairwise(firsts), pairwise(accumulate(counts, initial=0)), strict=True))
         return MadeAnew(lambda k: self._part(slice(*pieces[k][0]), slice(*pieces[k][1])), len(pieces))
+
+    def units_in_parts(self, units: int) -> list[int]:
+        """Units of each of the `parts`, active or not."""
+        return [(last - first) * self._units_in_a_row for first, last in pairwise(self._first_rows(units))]
+
+    def active_in_parts(self, units: int) -> list[int]:
+        """Active units of each of the `parts`. One copy to the host, if nobody has told since the mask has moved."""
+        if units not in self._active_in_parts:
+            bounds = [first * self._units_in_a_row for first in self._first_rows(units)]
+            self._active_in_parts[units] = [b - a for a, b in pairwise(self._active_below(bounds))]
+        return self._active_in_parts[units]
+
+    def tell_active_in_parts(self, units: int, active: Sequence[int]) -> None:
+        """Tell how many active units each of the `parts` has, so that no device is asked."""
+        self._active_in_parts[units] = list(active)
+
+    @property
+    def _units_in_a_row(self) -> int:
+        return self.spec.units // self.spec.shape[0]
+
+    def _first_rows(self, units: int) -> list[int]:
+        """First row of each part of at most so many units, and the number of all rows."""
+        rows = self.spec.shape[0]
+        return [*range(0, rows, max(1, units // self._units_in_a_row)), rows]
+
+    @property
+    def divides(self) -> bool:
+        """Whether parts of the rows lie in memory without gaps. Those of a weight that lies column by column do not."""
+        return is_dense(self.parameter.detach()[:1])
 
     def _active_below(self, bounds: Sequence[int]) -> Sequence[int]:
         """Count the active units below each bound."""
@@ -163,9 +187,8 @@ class SparseLayer:
         """Make a part of the layer, given its rows and the places of its active units in the index."""
         spec = self.spec
         block = RowBlock(spec.parameter, spec.rows.start + rows.start, spec.parameter_shape[0])
-        shape, first = (rows.stop - rows.start, *spec.shape[1:]), rows.start * (spec.units // spec.shape[0])
+        shape, first = (rows.stop - rows.start, *spec.shape[1:]), rows.start * self._units_in_a_row
         part = SparseLayer(replace(spec, shape=shape, block=block), self.parameter, self._explored, self._start + first)
-        part.first_unit = self.first_unit + first
         if self._active is not None:
             part.activate(self._active[active] - first)
         return part
@@ -310,11 +333,11 @@ class SparseLayer:
         self._active = None if self._active is None else self._active.to(device)
         self._inactive = None
         self._positions.clear()
-        self._ends.clear()
+        self._active_in_parts.clear()
 
     def activate(self, active: Tensor) -> None:
         """Make `active` (int64, rising, distinct) the active units."""
         self._active = None if active.numel() == self.spec.units else active
         self._inactive = None
         self._positions.clear()
-        self._ends.clear()
+        self._active_in_parts.clear()

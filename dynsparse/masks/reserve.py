@@ -19,7 +19,6 @@ from dynsparse.masks.layer import SparseLayer
 from dynsparse.masks.layer_reserve import LayerReserve, problem_of
 from dynsparse.masks.maskset import MaskSet
 from dynsparse.masks.selection import chosen, cuts_smallest
-from dynsparse.masks.tensors import sent
 from dynsparse.optimizers import skips_on_device
 from dynsparse.optimizers.beside import Group, State, holders, step_beside
 
@@ -140,5 +139,6 @@ def _place_scalars(state: State, like: State) -> None:
     """Move scalars of a state to where the optimizer has its own: after a load they are on the CPU."""
     for key, value in state.items():
         theirs = like.get(key)
-        if isinstance(value, Tensor) and isinstance(theirs, Tensor) and not value.dim():
-            state[key] = sent(value, theirs.device)
+        is_scalar = isinstance(value, Tensor) and not value.dim()
+        if is_scalar and isinstance(theirs, Tensor) and value.device != theirs.device:
+            state[key] = value.to(theirs.device)

@@ -135,12 +135,12 @@ F = TypeVar("F", bound=Callable[..., object])
 def in_parts(function: F) -> F:
     """Mark a method's function as one that takes large layers in parts, so that memory does not grow with a layer.
 
-    A part is a `SparseLayer` of some rows. Its scores must be those of the layer at these rows: they may depend on the
-    weights and gradients of the part, not on the layer's name, shape or number. Scores that are given to `drop_cuts`
-    may be `Parted`, which the functions of `masks.selection` and `masks.joint` take. An override is not marked until it
-    says so itself.
+    A part is a `SparseLayer` of some rows, which may have no active unit. Its scores must be those of the layer at
+    these rows: they may depend on the weights and gradients of the part, not on the layer's name, shape or number.
+    Scores that are given to `drop_cuts` may be `Parted`, which the functions of `masks.selection` and `masks.joint`
+    take. An override, or what wraps a function, is not marked until it says so itself.
     """
-    function.in_parts = True  # type: ignore[attr-defined]
+    function.in_parts = function  # type: ignore[attr-defined]  # Itself: what wraps it may copy the mark.
     return function
 
 
@@ -155,6 +155,8 @@ class Method:
     forecast: Forecast | None = None
     #: Powers of soft draws; 0: the lowest scores fall, the highest grow. See `masks.soft`.
     soft_drop = soft_growth = 0
+    #: Names of the functions that see scores or make them, or say how they are read.
+    sees_scores: tuple[str, ...] = ("drop_scores", "soft_drop_at", "drop_cuts", "grow_scores", "closed")
     #: Whether inactive weights keep values beside the masks: see `reserve`.
     keeps_reserve = False
     #: Those values, made by `prepare`. `Reallocator` lets the optimizers move them after each step.
@@ -325,15 +327,19 @@ class Method:
         """Whether the budget has its final value: only such epochs can be a run's best. Default: always."""
         return True
 
+    @in_parts
     def soft_drop_at(self, clock: Clock) -> int:
         """Power of the soft draw of what falls in this event. Default: `soft_drop`, at all times."""
         return self.soft_drop
 
     @property
     def works_in_parts(self) -> bool:
-        """Whether large layers on a GPU are handled in parts: all functions that see their scores are `in_parts`."""
-        seeing = (type(self).drop_scores, type(self).drop_cuts, type(self).grow_scores, type(self).closed)
-        marked = all(getattr(one, "in_parts", False) for one in seeing)
+        """Whether large layers on a GPU are handled in parts: all functions that see their scores are `in_parts`.
+
+        A soft draw is made of all scores of a layer at once, and so is the choice of a method with a reserve.
+        """
+        seeing = [getattr(type(self), name) for name in self.sees_scores]
+        marked = all(getattr(one, "in_parts", None) is one for one in seeing)
         return marked and not (self.soft_drop or self.soft_growth or self.keeps_reserve)
 
     @in_parts

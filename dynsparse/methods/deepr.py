@@ -14,7 +14,6 @@ from dynsparse.masks import MaskSet, SparseLayer
 from dynsparse.masks.bits import Bits, pack_bits, unpack_bits
 from dynsparse.masks.selection import Cut, cuts_below
 from dynsparse.masks.tensors import joined, on_device
-from dynsparse.methods.base import in_parts
 from dynsparse.methods.clock import Clock
 from dynsparse.methods.dynamic import Dynamic, DynamicSettings
 from dynsparse.schedules import NotNegative, Period, StepTable
@@ -85,9 +84,8 @@ class DeepR(Dynamic):
         return joined([self._born_negative(layer, units) for units in layer.active_pieces(AT_ONCE)])
 
     def _born_negative(self, layer: SparseLayer, units: Tensor) -> Tensor:
-        return self.negative[layer.name].at(_weights(layer, units + layer.first_unit))
+        return self.negative[layer.name].at(_weights(layer, units))
 
-    @in_parts
     def drop_scores(self, layer: SparseLayer) -> Tensor:
         """Negated fraction of a unit's weights that have crossed 0, float [active units]."""
         return joined([self._drop_scores(layer, units) for units in layer.active_pieces(AT_ONCE)])
@@ -96,7 +94,6 @@ class DeepR(Dynamic):
         values = layer.at(layer.weight, units)
         return -torch.where(self._born_negative(layer, units), values > 0, values < 0).float().mean(1)
 
-    @in_parts
     def drop_cuts(self, scores: Sequence[Tensor], clock: Clock) -> Sequence[Cut]:
         return cuts_below(scores, -0.5)
 

@@ -19,7 +19,7 @@ from dynsparse.masks.initial import initial_weights
 from dynsparse.masks.joint import joint_counts
 from dynsparse.masks.selection import Cut, cuts_fraction, cuts_smallest
 from dynsparse.masks.structure import fitted
-from dynsparse.methods.base import Aim, Method, MethodSettings
+from dynsparse.methods.base import Aim, Method, MethodSettings, in_parts
 from dynsparse.methods.clock import Clock, Schedule
 from dynsparse.methods.exploration import Basis, Counts, Forecast, events_of, forecast, longest_period
 from dynsparse.schedules import AnyDensity, Period, StepTable
@@ -309,6 +309,7 @@ class Scoped(Dynamic):
     """Base of rules that work in each layer, or by one threshold over all of them."""
 
     settings: ScopedSettings
+    sees_scores = (*Dynamic.sees_scores, "cuts_of")
 
     @property
     def trades(self) -> bool:
@@ -337,6 +338,7 @@ class Scoped(Dynamic):
         """Learn the layers."""
         self.masks = masks
 
+    @in_parts
     def cuts_of(self, scores: Sequence[Tensor], fraction: float) -> Sequence[Cut]:
         """Return cuts that take this fraction of the lowest scores, in each layer or of all together."""
         if self.settings.scope == "layer":

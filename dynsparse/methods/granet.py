@@ -71,6 +71,7 @@ class Granet(Dynamic):
         self._regrown = [min(round(fraction * count), free) for count, free in zip(left, room, strict=True)]
         return cuts_smallest(scores, [a + b for a, b in zip(pruned, self._regrown, strict=True)])
 
+    @in_parts
     def _pruned(self, scores: Sequence[Tensor], clock: Clock) -> list[int]:
         """Units of each layer that fall to the threshold over all layers."""
         layers = list(self.masks)

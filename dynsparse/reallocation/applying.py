@@ -70,7 +70,8 @@ class Applier:
         """Choose in one block, given each layer's number and decision."""
         layers = list[tuple[SparseLayer, Tensor, LayerPlan]]()
         for layer, (i, plan) in zip(block.layers, decided, strict=True):
-            if isinstance(one := scores[i], Parted):  # It is the only layer of its block.
+            if isinstance(one := scores[i], Parted):
+                assert len(block.layers) == 1, "a large layer is alone in its block"
                 return PartedChoice(block, one, self._parted_draws(layer), plan, seed_for(seed, layer.name))
             layers.append((layer, one, plan))
         structured = self._structured(layers, seed)

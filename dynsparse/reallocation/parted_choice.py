@@ -79,7 +79,10 @@ class PartedChoice:
             if cost is not None:
                 their_costs.append(cost.index_select(0, won))
             start, written = start + part.spec.units, written + count
+        now = zip(layer.active_in_parts(blocks.A_PART), known.dropped, known.grown, strict=True)
+        counts = [active - lost + won for active, lost, won in now]
         layer.activate(after)
+        layer.tell_active_in_parts(blocks.A_PART, counts)
         moved = Moved([torch.cat(dropped)], [torch.cat(grown)], new)
         layer.zero_(layer.weight, moved.dropped[0])
         return moved, [torch.cat(their_costs) if their_costs else None]
@@ -103,4 +106,5 @@ class PartedChoice:
     @property
     def _free(self) -> list[int]:
         """Inactive units of each part, before the move."""
-        return [part.spec.units - part.active_units for part in self.layer.parts(blocks.A_PART)]
+        units, active = self.layer.units_in_parts(blocks.A_PART), self.layer.active_in_parts(blocks.A_PART)
+        return [all_of_it - some for all_of_it, some in zip(units, active, strict=True)]

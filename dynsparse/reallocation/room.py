@@ -68,4 +68,5 @@ def _work(block: Block, in_parts: bool) -> int:
     active = sum(layer.active_weights for layer in block.layers)
     if not (in_parts and block.is_large):
         return A_UNIT * units + AN_ACTIVE_WEIGHT * active
-    return A_UNIT * blocks.A_PART + AN_ACTIVE_WEIGHT * active * blocks.A_PART // units + AN_INDEX * active
+    part = min(units, max(blocks.A_PART, units // block.layers[0].spec.shape[0]))
+    return A_UNIT * part + AN_ACTIVE_WEIGHT * active * part // units + AN_INDEX * active

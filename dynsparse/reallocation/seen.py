@@ -82,7 +82,7 @@ def growth_costs(
 
 def in_parts_by(method: Method, layer: SparseLayer) -> bool:
     """Whether the method's work on a layer is done in parts: it knows how, and the layer is a large one on a GPU."""
-    return blocks.is_large(layer) and method.works_in_parts and layer.spec.structure == FREE
+    return blocks.is_large(layer) and method.works_in_parts and layer.spec.structure == FREE and layer.divides
 
 
 def drop_scores(method: Method, layer: SparseLayer) -> Scores:

@@ -20,7 +20,7 @@ from dynsparse.masks.parted_drawing import counts_of, draw_in_parts, parted_half
 from dynsparse.masks.selection import chosen, chosen_in_parts, cuts_below, cuts_fraction, cuts_smallest
 
 CPU = torch.device("cpu")
-VALUES = st.sampled_from([-math.inf, -2.0, -0.5, -0.0, 0.0, 1e-38, 0.5, 1.0, 3.0, math.inf, math.nan])
+VALUES = st.sampled_from([-math.inf, -2.0, -0.5, -0.0, 0.0, 1e-38, 0.5, 1.0, 3.0, math.inf, math.nan, -math.nan])
 
 
 def layer_of(rows: int, columns: int, density: float, **options: int) -> SparseLayer:
@@ -81,8 +81,12 @@ def test_parts_are_views_of_rows(units: int, density: float) -> None:
     layer.parameter.grad = torch.randn_like(layer.parameter)
     parts = list(layer.parts(units))
     assert all(part.spec.units <= max(units, 7) for part in parts)
-    assert [part.first_unit for part in parts] == list(accumulate([0, *(part.spec.units for part in parts)]))[:-1]
-    assert torch.equal(torch.cat([part.active + part.first_unit for part in parts]), layer.active)
+    assert [part.spec.units for part in parts] == layer.units_in_parts(units)
+    assert [part.active_units for part in parts] == layer.active_in_parts(units)
+    starts = accumulate(layer.units_in_parts(units), initial=0)
+    assert torch.equal(
+        torch.cat([part.active + start for part, start in zip(parts, starts, strict=False)]), layer.active
+    )
     assert torch.equal(torch.cat([part.values() for part in parts]), layer.values())
     assert torch.equal(torch.cat([part.explored for part in parts]), layer.explored)
     assert sum(part.active_units for part in parts) == layer.active_units
@@ -105,6 +109,28 @@ def test_parts_of_a_part_and_of_a_moved_mask() -> None:
     layer = masks.layers[1]
     masks.set_active(layer, torch.tensor([0, 30, 35]))
     assert [part.active.tolist() for part in layer.parts(12)] == [[0], [], [6, 11]]
+
+
+def test_an_empty_part_has_a_piece_of_none() -> None:
+    layer = layer_of(9, 7, 0.02)
+    pieces = [list(part.active_pieces(4)) for part in layer.parts(7)]
+    assert [len(one) for one in pieces] == [1] * 9
+    assert sum(piece.numel() for one in pieces for piece in one) == layer.active_units == 1
+
+
+def test_a_weight_that_lies_column_by_column_is_not_divided() -> None:
+    """Its rows have gaps, of which there is no flat view."""
+    linear = nn.Linear(4, 6, bias=False)
+    for by_columns in (False, True):
+        if by_columns:
+            linear.weight = nn.Parameter(linear.weight.detach().t().contiguous().t())
+        specs = sparse_layers(linear)
+        (layer,) = MaskSet(linear, specs, {specs[0].name: 5})
+        assert layer.divides == (not by_columns)
+    convolution = nn.Conv2d(3, 4, 3).to(memory_format=torch.channels_last)
+    specs = sparse_layers(convolution)
+    (layer,) = MaskSet(convolution, specs, {specs[0].name: 5})
+    assert layer.divides
 
 
 def test_pieces_of_values_in_channels_last(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import importlib
 import pkgutil
 from collections.abc import Sequence
@@ -24,8 +25,10 @@ from dynsparse.masks.selection import Cut, cuts_smallest
 from dynsparse.masks.structure import n_of_m
 from dynsparse.masks.tying import tie
 from dynsparse.methods import Aim, AnyMethod, Clock, Method, MethodSettings
+from dynsparse.methods.base import in_parts
 from dynsparse.methods.dynamic import DynamicSettings, ScopedSettings
 from dynsparse.methods.reserved import ReservedSettings
+from dynsparse.methods.rigl import Rigl, RiglSettings
 from dynsparse.optimizers import AdamWSettings, SgdSettings
 from dynsparse.reallocation import Reallocator
 from dynsparse.runtime import Worker
@@ -435,3 +438,33 @@ def test_growth_by_score_takes_the_largest_free() -> None:
     seen = reallocator.before_step(Clock(2, 0))
     reallocator(Clock(2, 0), seen)
     assert layer.active.tolist() == [0, 1, 2, 3, 6]
+
+
+def test_a_rule_works_in_parts_only_as_far_as_it_says_so() -> None:
+    """An override that is not marked, what wraps one, and soft draws get whole layers."""
+    marked = {name for name in REGISTRY if method_named(name).works_in_parts}
+    assert marked == {"acdc", "dsr", "gmp", "granet", "pruning", "rigl", "set", "srigl"}  # The last has a structure.
+
+    class Sorting(Rigl):
+        def cuts_of(self, scores: Sequence[Tensor], fraction: float) -> Sequence[Cut]:
+            return super().cuts_of(scores, fraction)
+
+    class Soft(Rigl):
+        def soft_drop_at(self, clock: Clock) -> int:
+            return 2
+
+    class Wrapping(Rigl):
+        @functools.wraps(Rigl.drop_cuts)
+        def drop_cuts(self, scores: Sequence[Tensor], clock: Clock) -> Sequence[Cut]:
+            return super().drop_cuts(scores, clock)
+
+    class Marking(Rigl):
+        @in_parts
+        def drop_cuts(self, scores: Sequence[Tensor], clock: Clock) -> Sequence[Cut]:
+            return super().drop_cuts(scores, clock)
+
+    settings = RiglSettings(name="rigl")
+    found = [kind(settings).works_in_parts for kind in (Sorting, Soft, Wrapping, Marking)]
+    assert found == [False, False, False, True]
+    assert not Rigl(RiglSettings(name="rigl", soft_drop=2)).works_in_parts
+    assert not Rigl(RiglSettings(name="rigl", soft_growth=2)).works_in_parts

@@ -41,6 +41,7 @@ class _Reads(TorchFunctionMode):
         by_mask = name in self.INDEXING and _holds_mask(args[1])
         read = name in self.ALWAYS and not any(one is held for one in args[:1] for held in self._on_host)
         copied = name == "to" and any(isinstance(a, torch.device) for a in (*args, *options.values()))
+        copied |= name in ("tensor", "as_tensor") and options.get("device") is not None
         if read or by_mask or (copied and not options.get("non_blocking") and not _in_torch(sys._getframe(1))):
             self.seen.append(name)
         if name == "copy_" and options.get("non_blocking"):
