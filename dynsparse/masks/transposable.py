@@ -14,6 +14,8 @@ from itertools import combinations
 import torch
 from torch import Tensor
 
+from dynsparse.masks.tensors import on_device
+
 _ALL_UP_TO = 4
 """M up to which all patterns are scored: 90 for 2:4."""
 _ENTRIES = 1 << 22
@@ -102,7 +104,7 @@ def patterns(n: int, m: int, device: torch.device) -> Tensor:
     """All patterns of a block: float64 [patterns, M x M] of 0 and 1, in the order of their rows' choices."""
     rows = [sum(1 << column for column in columns) for columns in combinations(range(m), n)]
     flags = [[row >> column & 1 for row in chosen for column in range(m)] for chosen in _rows(rows, n, m)]
-    return torch.tensor(flags, dtype=torch.float64, device=device)
+    return on_device(flags, device).double()
 
 
 def _rows(rows: list[int], n: int, m: int) -> list[tuple[int, ...]]:

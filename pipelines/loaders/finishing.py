@@ -23,7 +23,7 @@ class Finishing:
         self.device = device_of(loader)
         normalisation = recipe.normalisation
         self._mean, self._std = (
-            torch.tensor(values, device=self.device).view(1, -1, 1, 1)
+            torch.tensor(values).to(self.device, non_blocking=True).view(1, -1, 1, 1)
             for values in (normalisation.mean, normalisation.std)
         )
 

@@ -91,8 +91,8 @@ def grey(images: Tensor) -> Tensor:
 
 @cache
 def _constants(values: tuple[float, ...], device: torch.device) -> Tensor:
-    """Return numbers on a device. They are copied there once, as the host would wait for a GPU at each copy."""
-    return torch.tensor(values, device=device)
+    """Return numbers on a device. They are copied there once."""
+    return torch.tensor(values).to(device, non_blocking=True)
 
 
 def mixed(images: Tensor, others: Tensor, factors: Tensor) -> Tensor:
