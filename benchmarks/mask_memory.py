@@ -131,7 +131,7 @@ def page(content: Result) -> str:
         for densities in content["bytes"].values()
         for kinds in densities.values()
         for kind, count in kinds.items()
-        if kind != "weights"
+        if kind != "weights" and "deepr" not in kind  # It takes whole layers.
     ]
     before = record.kept(f"{NAME}_before")
     return filled(NAME, content, before=before, most=max(most), mebibytes=mebibytes, FORMATS=FORMATS)
