@@ -81,7 +81,8 @@ class Applier:
         ]
         grown = [self._grown(layer, plan, structured) for layer, _, plan in layers]
         at_random = [plan.grow.count if flags is None else 0 for flags, (_, _, plan) in zip(grown, layers, strict=True)]
-        return Choice(block, gone, grown, at_random, [seed_for(seed, layer.name) for layer in block.layers])
+        seeds = [seed_for(seed, layer.name) for layer in block.layers]
+        return Choice(block, gone, grown, at_random, seeds, self.growth_costs)
 
     def _parted_draws(self, layer: SparseLayer) -> Parted | None:
         costs = self.draws.get(layer.name)
@@ -144,7 +145,7 @@ class Applier:
 
     def _carry_out(self, seed: int, choice: AnyChoice, known: Known) -> Tensor:
         """Move the units of one block. Returns how many of each layer were never active before: int64 [layers]."""
-        moved, costs = choice.move(known, self.growth_costs)
+        moved, costs = choice.move(known)
         self._begin_weights(seed, choice.block.layers, moved.grown)
         changes = zip(choice.block.layers, moved.dropped, moved.grown, costs, strict=True)
         for layer, gone, new, cost in changes:

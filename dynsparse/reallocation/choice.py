@@ -26,6 +26,8 @@ class Choice:
     at_random: Sequence[int]
     """Number of units that grow at random."""
     seeds: Sequence[int]
+    costs: Mapping[str, Scores]
+    """Negated growth scores of the layers that have any, float [units] each, made when they are asked for."""
 
     def counts(self) -> Tensor:
         """Count what goes, and what grows by score: int64 [layers, 2], on the device."""
@@ -43,12 +45,9 @@ class Choice:
         """Wish for what grows at random."""
         return at_most_half(self.block.free(), self.at_random, self.seeds)
 
-    def move(self, known: Known, costs: Mapping[str, Scores]) -> tuple[Moved, list[Tensor | None]]:
-        """Carry the choice out. Returns its effect, and the costs of the units that have grown in each layer.
-
-        `costs`: negated growth scores of layers, if they have any.
-        """
-        before = [costs.get(layer.name) for layer in self.block.layers]  # Active units cost inf: so before they move.
+    def move(self, known: Known) -> tuple[Moved, list[Tensor | None]]:
+        """Carry the choice out. Returns its effect, and the costs of the units that have grown in each layer."""
+        before = [self.costs.get(layer.name) for layer in self.block.layers]  # Before: active units cost inf.
         scored = self._scored(sum(known.grown) - sum(self.at_random))
         moved = self.block.move(torch.cat(list(self.gone)), self.at_random, self.seeds, scored, known)
         return moved, [_at(one, units) for one, units in zip(before, moved.grown, strict=True)]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -12,7 +12,7 @@ from dynsparse.masks import SparseLayer
 from dynsparse.masks import block as blocks
 from dynsparse.masks.block import Block, Known, Moved
 from dynsparse.masks.drawing import Repeats, selected
-from dynsparse.masks.parted import Parted, Scores
+from dynsparse.masks.parted import Parted
 from dynsparse.masks.parted_drawing import PartedDraw, counts_of, draw_in_parts, parted_half
 from dynsparse.masks.selection import chosen_in_parts
 from dynsparse.masks.tensors import places_of
@@ -54,7 +54,7 @@ class PartedChoice:
         grown = [won for _, won in counts] if self.costs else counts_of(self._free, self._at_random, repeats)
         return Known([lost for lost, _ in counts], grown, repeats)
 
-    def move(self, known: Known, costs: Mapping[str, Scores]) -> tuple[Moved, list[Tensor | None]]:
+    def move(self, known: Known) -> tuple[Moved, list[Tensor | None]]:
         """Carry the choice out. Returns its effect, and the costs of the units that have grown, if there are any.
 
         Only one part is in memory, beside the old index of the layer and the new one.

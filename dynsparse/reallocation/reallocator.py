@@ -149,7 +149,7 @@ class Reallocator:
 
     @torch.no_grad()
     def __call__(self, clock: Clock, seen: Seen | None = None) -> ReallocationReport:
-        """Reallocate once. Linear in the active weights; traffic of 48 bytes a layer and a digest."""
+        """Reallocate once. Linear in the active weights, of large layers on a GPU in all; 48 bytes a layer travel."""
         began = time.monotonic()
         repaired = self.verify(clock.step)
         if repaired and seen and not self.method.grows_by_gradient:
