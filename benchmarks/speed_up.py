@@ -40,7 +40,7 @@ DENSE, OURS, THROUGH = "dense", "sped up", "dense, through the other program"
 NETWORKS = (
     *("resnet18", "resnet50", "wide_resnet50_2", "resnext50_32x4d", "regnet_y_400mf", "vgg16_bn"),
     *("mobilenet_v2", "mobilenet_v3_large", "mnasnet1_0", "efficientnet_b0", "efficientnet_v2_s", "shufflenet_v2_x1_0"),
-    *("densenet121", "squeezenet1_1", "googlenet", "inception_v3", "convnext_tiny", "vit_b_16", "swin_t"),
+    *("alexnet", "densenet121", "squeezenet1_1", "googlenet", "inception_v3", "convnext_tiny", "vit_b_16", "swin_t"),
 )
 
 
