@@ -65,7 +65,7 @@ class Engine:
         for norm in self.fixed:
             norm.eval()
         global_batch = self.config.train.batch_at(epoch)
-        batches = forward_seeds.each(micro_batches, self.config.seed, step, self._share)
+        batches = forward_seeds.each(micro_batches, self.config.seed, step, self._share, self.device)
         with self.parallel.accumulating():
             losses = [self._forward_backward(*batch, global_batch) for batch in islice(batches, len(micro_batches) - 1)]
         with self.parallel.reducing(whole=whole):

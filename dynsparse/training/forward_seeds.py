@@ -11,13 +11,24 @@ from pipelines.base import Batch
 from pipelines.order import Share
 
 
-def each(micro_batches: Sequence[Batch], seed: int, step: int, share: Share) -> Iterator[Batch]:
-    """Yield the micro-batches, and before each seed torch's generators for its part of the global batch.
+def each(micro_batches: Sequence[Batch], seed: int, step: int, share: Share, device: torch.device) -> Iterator[Batch]:
+    """Yield the micro-batches, and before each seed the host's and the device's generators for its part of the batch.
 
     The numbers depend on the run's seed, the step and the part alone. So they are other ones on each worker, and the
     same ones in a run that is resumed, or cut into as many parts on another number of workers.
     """
     first = share.rank * share.micro_batches
     for place, batch in enumerate(micro_batches, start=first):
-        torch.manual_seed(seed_for(seed, "forward", step, place))
+        _seed(seed_for(seed, "forward", step, place), device)
         yield batch
+
+
+def _seed(seed: int, device: torch.device) -> None:
+    """Seed the generators that a forward pass on the device draws from.
+
+    As `torch.manual_seed`, which seeds those of all devices and where there is none writes down who asked, a tenth of
+    the step of a small network.
+    """
+    torch.default_generator.manual_seed(seed)
+    if device.type not in ("cpu", "meta"):
+        torch.get_device_module(device).manual_seed(seed)

@@ -9,6 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from dynsparse.runtime import Worker
+from dynsparse.seeds import seed_for
+from dynsparse.training.forward_seeds import each
+from pipelines.order import Share
 from tests.ranks import run_distributed
 from tests.training import runs
 from tests.training.test_resume import assert_same, state_after
@@ -68,3 +71,12 @@ def test_whatever_draws_between_steps_changes_no_run() -> None:
 
     disturbed.train_step = after_a_draw  # type: ignore[method-assign]
     assert plain.fit().weight_digest == disturbed.fit().weight_digest
+
+
+def test_a_forward_pass_draws_as_after_torchs_own_seeding() -> None:
+    images, labels = torch.zeros(2, 1), torch.zeros(2, dtype=torch.int64)
+    share = Share(rank=1, workers=2, micro_batches=2)
+    drawn = [torch.rand(3) for _ in each([(images, labels)] * 2, 7, 5, share, images.device)]
+    for place, numbers in enumerate(drawn, start=2):
+        torch.manual_seed(seed_for(7, "forward", 5, place))
+        assert torch.equal(numbers, torch.rand(3))
