@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
+from copy import deepcopy
 from typing import Any
 
 import pytest
@@ -34,24 +35,39 @@ def network(structure: str) -> nn.Module:
     return nn.Sequential(*convolutions, nn.Flatten(), nn.Linear(512, 16), nn.ReLU(), nn.Linear(16, 4))
 
 
-def trained(worker: Worker, name: str, *, far: bool) -> dict[str, Any]:
+def started(worker: Worker, name: str, device: torch.device) -> tuple[nn.Module, optim.Optimizer, SparseTraining]:
+    model = network(structure_of(name)).to(device)
+    optimizer = optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    run = SparseTraining(
+        model,
+        optimizer,
+        {"name": name, **BUSY.get(name, {})},
+        sparsity=0.5,
+        structure=structure_of(name),
+        total_steps=STEPS,
+        steps_per_epoch=2,
+        exclude=["0.weight"] if structure_of(name) == "free" else ["1.weight"],
+        input_shape=(1, 8, 8) if name == "chase" else None,
+        process_group=dist.group.WORLD if worker.world_size > 1 else None,
+    )
+    return model, optimizer, run
+
+
+def state_of(one: nn.Module | optim.Optimizer | SparseTraining) -> dict[str, Any]:
+    return deepcopy(one.state_dict())
+
+
+def trained(worker: Worker, name: str, *, far: bool, resumed_at: int | None = None) -> dict[str, Any]:
     """Train the same on each rank, on the pretended GPU or the CPU; return what there is in the end."""
     with pretended_gpu() if far else nullcontext(torch.device("cpu")) as device, as_on_gpu() if far else nullcontext():
-        model = network(structure_of(name)).to(device)
-        optimizer = optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
-        run = SparseTraining(
-            model,
-            optimizer,
-            {"name": name, **BUSY.get(name, {})},
-            sparsity=0.5,
-            structure=structure_of(name),
-            total_steps=STEPS,
-            steps_per_epoch=2,
-            exclude=["0.weight"] if structure_of(name) == "free" else ["1.weight"],
-            input_shape=(1, 8, 8) if name == "chase" else None,
-            process_group=dist.group.WORLD if worker.world_size > 1 else None,
-        )
+        model, optimizer, run = started(worker, name, device)
         for step in range(STEPS):
+            if step == resumed_at:
+                model_state, optimizer_state, run_state = state_of(model), state_of(optimizer), state_of(run)
+                model, optimizer, run = started(worker, name, device)
+                model.load_state_dict(model_state)
+                optimizer.load_state_dict(optimizer_state)
+                run.load_state_dict(run_state)
             torch.manual_seed(step)
             images, labels = torch.randn(8, 1, 8, 8).to(device), torch.randint(4, (8,)).to(device)
             optimizer.zero_grad()
@@ -81,8 +97,25 @@ def test_large_layers_train_in_parts_as_on_a_processor(name: str) -> None:
     assert far[0]["weights"] == far[1]["weights"] == near[0]["weights"]
 
 
-def trained_in_parts(worker: Worker, name: str) -> dict[str, Any]:
-    """Train with parts of at most 1,000 weights; return how often a layer moved in parts, too."""
+@pytest.mark.parametrize(
+    ("name", "part", "resumed_at"),
+    [
+        ("rigl", 100, 5),  # Rows of 512 weights are longer than a part.
+        pytest.param("rigl", 1_000, 5, marks=pytest.mark.slow),
+        pytest.param("dsr", 100, None, marks=pytest.mark.slow),
+        pytest.param("dsr", 1_000, 5, marks=pytest.mark.slow),
+        pytest.param("set", 100, 4, marks=pytest.mark.slow),
+        pytest.param("granet", 100, 4, marks=pytest.mark.slow),
+    ],
+)
+def test_large_layers_resume_and_have_long_rows(name: str, part: int, resumed_at: int | None) -> None:
+    far = trained_in_parts(Worker(), name, part, resumed_at)
+    assert far["moved"] > 1
+    assert far["weights"] == trained(Worker(), name, far=False)["weights"]
+
+
+def trained_in_parts(worker: Worker, name: str, part: int = 1_000, resumed_at: int | None = None) -> dict[str, Any]:
+    """Train with parts of at most so many weights; return how often a layer moved in parts, too."""
     moved = 0
     move = PartedChoice.move
 
@@ -93,9 +126,9 @@ def trained_in_parts(worker: Worker, name: str) -> dict[str, Any]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(block, "ON_GPU", 2_000)
-        patch.setattr(block, "A_PART", 1_000)
+        patch.setattr(block, "A_PART", part)
         patch.setattr(PartedChoice, "move", counted)
-        return {**trained(worker, name, far=True), "moved": moved}
+        return {**trained(worker, name, far=True, resumed_at=resumed_at), "moved": moved}
 
 
 def trained_far(worker: Worker, name: str) -> dict[str, Any]:
