@@ -26,9 +26,12 @@ def each(micro_batches: Sequence[Batch], seed: int, step: int, share: Share, dev
 def _seed(seed: int, device: torch.device) -> None:
     """Seed the generators that a forward pass on the device draws from.
 
-    As `torch.manual_seed`, which seeds those of all devices and where there is none writes down who asked, a tenth of
-    the step of a small network.
+    `torch.manual_seed` seeds those of all devices, and where there is no GPU it notes down who asked, which takes a
+    tenth of a step of a small network.
     """
+    if device.type not in ("cpu", "cuda"):
+        torch.manual_seed(seed)
+        return
     torch.default_generator.manual_seed(seed)
-    if device.type not in ("cpu", "meta"):
-        torch.get_device_module(device).manual_seed(seed)
+    if device.type == "cuda":
+        torch.cuda.manual_seed(seed)
