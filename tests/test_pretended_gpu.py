@@ -100,16 +100,17 @@ def test_large_layers_train_in_parts_as_on_a_processor(name: str) -> None:
 @pytest.mark.parametrize(
     ("name", "part", "resumed_at"),
     [
-        ("rigl", 100, 5),  # Rows of 512 weights are longer than a part.
+        ("rigl", 500, 5),  # Rows of 512 weights are longer than a part.
         pytest.param("rigl", 1_000, 5, marks=pytest.mark.slow),
-        pytest.param("dsr", 100, None, marks=pytest.mark.slow),
+        pytest.param("dsr", 500, None, marks=pytest.mark.slow),
         pytest.param("dsr", 1_000, 5, marks=pytest.mark.slow),
-        pytest.param("set", 100, 4, marks=pytest.mark.slow),
-        pytest.param("granet", 100, 4, marks=pytest.mark.slow),
+        pytest.param("set", 500, 4, marks=pytest.mark.slow),
+        pytest.param("granet", 500, 4, marks=pytest.mark.slow),
     ],
 )
 def test_large_layers_resume_and_have_long_rows(name: str, part: int, resumed_at: int | None) -> None:
-    far = trained_in_parts(Worker(), name, part, resumed_at)
+    # In a process of its own: torch 2.11 fixes the devices of its gradients when it makes the first ones.
+    (far,) = run_distributed(trained_in_parts, 1, name, part, resumed_at)
     assert far["moved"] > 1
     assert far["weights"] == trained(Worker(), name, far=False)["weights"]
 
