@@ -48,7 +48,7 @@ def main() -> None:
     parser.add_argument("--keep", action="store_true", help="keep what compare finds among the figures")
     asked = parser.parse_args()
     configs = on_photographs(asked.photographs) if asked.photographs else of_digits(asked.tree, asked.configs)
-    found: dict[str, Any] = {"commit": commit(asked.tree), "runs": {}}
+    found: dict[str, Any] = {"commit": record.commit(asked.tree), "runs": {}}
     for key, facts in measured(asked.tree, configs, asked.workers):
         found["runs"][key] = facts
         if asked.action == "record":
@@ -58,11 +58,6 @@ def main() -> None:
         if asked.keep:
             keep(before, found)
         sys.exit(compare(before["runs"], found["runs"]))
-
-
-def commit(tree: Path) -> str:
-    """Return the commit of a working tree."""
-    return subprocess.check_output(["git", "-C", tree, "describe", "--always", "--dirty"], text=True).strip()
 
 
 def of_digits(tree: Path, names: Sequence[str] | None) -> dict[str, str]:

@@ -41,23 +41,32 @@ def _processor() -> str:
     return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
-def _commit() -> str | None:
+def commit(tree: Path = ROOT) -> str | None:
+    """Return the commit of a working tree, with "-dirty" if what is measured may be something else.
+
+    Results and pages do not count: a long table adds to them as it goes. None without git or outside of a repository.
+    """
+    git = ["git", "-C", str(tree)]
     try:
-        found = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False)
+        found = subprocess.run([*git, "describe", "--always"], capture_output=True, text=True, check=False)
     except FileNotFoundError:  # A machine without git.
         return None
-    return found.stdout.strip() or None
+    if found.returncode:
+        return None
+    code = [".", ":(exclude)benchmarks/results", ":(exclude)docs"]
+    changed = subprocess.run([*git, "diff", "--quiet", "HEAD", "--", *code], check=False).returncode
+    return found.stdout.strip() + ("-dirty" if changed else "")
 
 
 def origin() -> Result:
     """Return the commit and the processor, for a part of a result that may come from another call than the others."""
-    return {"commit": _commit(), "processor": _processor()}
+    return {"commit": commit(), "processor": _processor()}
 
 
 def described(name: str, result: Mapping[str, Any], command: str | None = None) -> Result:
     """Return a result with the command that made it, machine, versions and commit, as JSON gives it back."""
     command = command or shlex.join(["python", "-m", f"benchmarks.{name}", *sys.argv[1:]])
-    made = {"command": command, "machine": machine(), "versions": versions(), "commit": _commit()}
+    made = {"command": command, "machine": machine(), "versions": versions(), "commit": commit()}
     content: Result = json.loads(json.dumps({**made, **result}))
     return content
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from benchmarks.harness import script
+from benchmarks.harness import record, script
 from benchmarks.harness.page import fill_marks, filled, spread
 from benchmarks.harness.processes import watched
 from benchmarks.harness.rounds import in_rounds, ratios, returned
@@ -54,3 +55,26 @@ def test_ways_that_measure_themselves_are_compared_within_rounds() -> None:
 def test_bad_input_ends_a_script_in_lines() -> None:
     with pytest.raises(SystemExit, match=r"^error: one\nerror: two$"), script.told():
         raise UserError("one", "two")
+
+
+def test_a_commit_is_dirty_by_its_code_not_by_its_results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
+    assert record.commit(tmp_path) is None, "not a repository"
+
+    def git(*arguments: str) -> None:
+        as_someone = ["-c", "user.name=a", "-c", "user.email=a@b"]
+        subprocess.run(["git", "-C", str(tmp_path), *as_someone, *arguments], check=True, capture_output=True)
+
+    for name in ("benchmarks/results/a.json", "docs/results/a.md", "code.py"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("before")
+    git("init")
+    git("add", ".")
+    git("commit", "-m", "First")
+    clean = record.commit(tmp_path)
+    assert clean is not None and len(clean) >= 7
+    for name in ("benchmarks/results/a.json", "docs/results/a.md"):
+        (tmp_path / name).write_text("after")
+    assert record.commit(tmp_path) == clean
+    (tmp_path / "code.py").write_text("after")
+    assert record.commit(tmp_path) == f"{clean}-dirty"
