@@ -216,6 +216,7 @@ def facts(content: Result) -> Result:
         "processors": ", ".join(sorted({str(run["processor"]) for run in runs})),
         "versions": runs[-1]["versions"],
         "compared": compared(content),
+        "unreached": table.unreached(runs),
         "least": LEAST_SPREAD,
     }
 

@@ -17,7 +17,7 @@ from benchmarks.harness.record import ROOT
 from benchmarks.parts.reproduce.jobs import Job, Table, dense, jobs, key, settings
 from benchmarks.parts.reproduce.recipes import RECIPES
 from benchmarks.parts.reproduce.rows import rows
-from benchmarks.parts.reproduce.table import Runs, described
+from benchmarks.parts.reproduce.table import Runs, described, unreached
 from benchmarks.parts.reproduce.table import write as write_table
 from benchmarks.reproduce import compared, main, write
 from dynsparse.errors import UserError
@@ -228,6 +228,40 @@ def test_runs_of_other_machines_are_added(tmp_path: Path) -> None:
 
 def test_one_seed_has_no_deviation() -> None:
     assert described([made("set", 0, 98.0)])[0]["sd"] == 0.0
+
+
+def test_classes_that_no_weight_reaches_are_told_seed_by_seed(tmp_path: Path) -> None:
+    of_recipe, runs = Table("mnist", tmp_path), Runs("mnist")
+    about = {"seconds": 60, "commit": "abc", "processor": "a processor", "versions": {"torch": "2.13"}}
+    every = [
+        ("set", 0.98, 0, 0, 97.7),
+        ("set", 0.99, 0, 2, 78.7),
+        ("set", 0.99, 1, 0, 97.0),
+        ("static", 0.99, 0, 0, 49),
+    ]
+    for method, sparsity, seed, classes, top1 in every:
+        plain = settings(of_recipe.config(Job(method, sparsity, seed)))
+        dead = {"fc1.weight": 7, **({"fc3.weight": classes} if classes else {})}
+        layers = {"fc1.weight": 0.02, "fc3.weight": 0.02}
+        run = {**made(method, seed, top1), **about, "sparsity": sparsity, "settings": key(plain), "layers": layers}
+        runs.add({**run, "dead_outputs": dead, "parameters": 1}, plain)
+    uncounted = settings(of_recipe.config(Job("static", 0.99, 1)))
+    runs.add(
+        {**made("static", 1, 50.0), **about, "sparsity": 0.99, "settings": key(uncounted), "parameters": 1}, uncounted
+    )
+    content = runs.content(list(RECIPES["mnist"].titles))
+    assert unreached(content["runs"]) == {
+        0.99: {
+            "set": [{"test_top1": 78.7, "classes": 2}, {"test_top1": 97.0, "classes": 0}],
+            "static": [{"test_top1": 49, "classes": 0}],
+        }
+    }
+    write_table(content, tmp_path / "reproduce_mnist.json")
+    page, *_ = write("mnist", tmp_path, tmp_path)
+    lines = page.read_text().splitlines()
+    assert "| 99 % | SET | 78.70 (2), 97.00 |" in lines
+    assert "| 99 % | static sparse | 49.00 |" in lines
+    assert not any(line.startswith("| 98 % |") for line in lines)
 
 
 def test_published_figures_are_told_apart_by_the_spread_of_seeds() -> None:

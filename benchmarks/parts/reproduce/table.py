@@ -153,6 +153,7 @@ def run_of(folder: Path, job: Job, settings: str) -> Result:
         "active_weights": summary["active_weights"],
         "parameters": summary["total_parameters"] - summary["sparse_layer_weights"] + summary["active_weights"],
         "layers": {name: round(1 - layer["sparsity_after"], 6) for name, layer in summary["layers"].items()},
+        "dead_outputs": {name: n for name, layer in summary["layers"].items() if (n := layer.get("dead_outputs"))},
         **({"densities": _densities(epochs)} if job.method in MOVING else {}),
         "flops": {part: summary.get(f"{part}_flops_of_dense") for part in ("inference", "training")},
         "peak_memory": summary.get("peak_memory"),
@@ -188,3 +189,21 @@ def described(runs: Sequence[Result]) -> list[Result]:
         row = {"method": method, "sparsity": sparsity, "seeds": len(values), "mean": statistics.mean(values), "sd": sd}
         rows.append({**row, "parameters": members[0]["parameters"]})
     return rows
+
+
+def unreached(runs: Sequence[Result]) -> dict[float, dict[str, list[Result]]]:
+    """Return accuracies and the classes that no weight reaches, seed by seed, by sparsity and method.
+
+    A sparsity at which all classes of all runs are reached is left out, and so are runs that have not counted.
+    """
+    found: dict[float, dict[str, list[Result]]] = {}
+    for run in sorted(runs, key=lambda run: (run["sparsity"], run["seed"])):
+        if run["sparsity"] and "dead_outputs" in run:
+            classes = run["dead_outputs"].get(list(run["layers"])[-1], 0)
+            of_method = found.setdefault(run["sparsity"], {}).setdefault(run["method"], [])
+            of_method.append({"test_top1": run["test_top1"], "classes": classes})
+    return {
+        sparsity: methods
+        for sparsity, methods in found.items()
+        if any(run["classes"] for of_method in methods.values() for run in of_method)
+    }
