@@ -12,13 +12,18 @@ from benchmarks import fine_tuning, reproduce, scaling, soak
 from benchmarks.harness.page import fill_marks
 from benchmarks.harness.page import filled as filled_text
 from benchmarks.harness.record import ROOT, kept
-from benchmarks.published import beside_published
+from benchmarks.parts.reproduce.published import MNIST
 
 STEPS = {
     "static": "static, or between two reallocations",
     "deepr": "DeepR, which reallocates every step",
     "multiplied": "for comparison: masks multiplied in every forward",
 }
+
+
+def mnist() -> str:
+    """Accuracy by method and sparsity, of the methods whose accuracy is published."""
+    return reproduce.rows_of(kept("reproduce_mnist"), list(MNIST))
 
 
 def digits() -> str:
@@ -44,7 +49,7 @@ def tuned() -> str:
 
 
 PAGES: Mapping[Path, Mapping[str, Callable[[], str]]] = {
-    ROOT / "README.md": {"published": beside_published},
+    ROOT / "README.md": {"mnist": mnist},
     ROOT / "docs/results/index.md": {"digits": digits, "speed": speed},
     ROOT / "docs/operations.md": {"faults": faults},
     ROOT / "docs/fine-tuning.md": {"fine-tuning": tuned},

@@ -21,7 +21,7 @@ import shutil
 import statistics
 import sys
 from argparse import ArgumentTypeError, Namespace
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 import pipelines
@@ -207,6 +207,7 @@ def facts(content: Result) -> Result:
         "title": recipe.title,
         "about": recipe.about,
         "told": recipe.told,
+        "beside_told": recipe.beside_told,
         "wanted": len(jobs(list(recipe.seeds), recipe.sparsities, None, recipe.seeds)),
         "seeds": " to ".join(map(str, dict.fromkeys((counts[0], counts[-1]))))
         + (" seed" if counts == [1] else " seeds"),
@@ -248,7 +249,7 @@ def compared(content: Result) -> list[Result]:
     return found
 
 
-def rows_of(content: Result) -> str:
+def rows_of(content: Result, methods: Collection[str] | None = None) -> str:
     """Write a row a method and a column a sparsity. The dense network is the same in all columns."""
     published = PUBLISHED.get(content["data"], {})
     by = {
@@ -262,7 +263,7 @@ def rows_of(content: Result) -> str:
     rows = {}
     for method, title in RECIPES[content["data"]].titles.items():
         cells = [by.get((method, sparsity)) or by.get((method, 0.0)) for sparsity in sparsities]
-        if any(cells):
+        if any(cells) and (methods is None or method in methods):
             rows[title] = cells
     return filled("reproduce-table", sparsities=sparsities, rows=rows)
 
