@@ -115,7 +115,7 @@ def make(asked: Namespace) -> list[Job]:
     asked.work.mkdir(parents=True, exist_ok=True)
 
     def is_recorded(job: Job) -> bool:
-        return runs.has(job, key(settings(shared.config(job))))
+        return runs.has(job, shared.config(job))
 
     def done(job: Job) -> None:
         plain = settings(shared.config(job))

@@ -226,6 +226,20 @@ def test_runs_of_other_machines_are_added(tmp_path: Path) -> None:
         runs.add_all({**other, "data": "cifar10"}, tmp_path)
 
 
+def test_a_run_of_an_earlier_version_counts_if_options_since_then_are_at_their_defaults(tmp_path: Path) -> None:
+    table, job, runs = Table("mnist", tmp_path), Job("dsr", 0.9, 0), Runs("mnist")
+    plain = json.loads(json.dumps(settings(table.config(job))))
+    older = json.loads(json.dumps(plain))
+    del older["train"]["ema"], older["method"]["soft_drop"], older["data"]["random_erasing"]
+    runs.add(made("dsr", 0, 98.0), older)
+    assert runs.has(job, table.config(job))
+    for since in ("method.soft_drop=1", "data.random_erasing=0.5", "method.target_moves=7", "train.epochs=3"):
+        assert not runs.has(job, Table("mnist", tmp_path, (since,)).config(job)), since
+    for change in ({"period": {"0": 100}}, {"no_longer": 1}):
+        runs.add(made("dsr", 0, 98.0), {**older, "method": {**older["method"], **change}})
+        assert not runs.has(job, table.config(job)), change
+
+
 def test_one_seed_has_no_deviation() -> None:
     assert described([made("set", 0, 98.0)])[0]["sd"] == 0.0
 

@@ -7,6 +7,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from benchmarks.parts.reproduce.recipe import Config, merged
 from benchmarks.parts.reproduce.recipes import RECIPES, settings_of
@@ -78,6 +79,22 @@ def settings(config: RunConfig) -> Config:
         if section is not None and section[key] is not None:
             section[key] = "the dense network of the same seed"
     return plain
+
+
+def is_made_by(config: RunConfig, recorded: Config) -> bool:
+    """Return whether recorded `settings` are a config's. Options that came later must be at their defaults."""
+    changed = config.model_dump(mode="json", exclude=PLACES, exclude_defaults=True)
+    return _same(recorded, json.loads(json.dumps(settings(config))), changed)
+
+
+def _same(recorded: Any, now: Any, changed: Any) -> bool:
+    """Compare recorded settings with those of now, given those of now that are not at their defaults."""
+    if not (isinstance(recorded, dict) and isinstance(now, dict)) or any(key.isdigit() for key in {*recorded, *now}):
+        return bool(recorded == now)  # By epoch: one value.
+    changed = changed if isinstance(changed, dict) else {}
+    if recorded.keys() - now.keys() or (now.keys() - recorded.keys()) & changed.keys():
+        return False
+    return all(_same(value, now[key], changed.get(key)) for key, value in recorded.items())
 
 
 def key(settings: Config) -> str:

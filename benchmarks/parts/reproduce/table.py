@@ -10,8 +10,9 @@ from typing import Any
 
 from benchmarks.harness import record
 from benchmarks.harness.record import Result
-from benchmarks.parts.reproduce.jobs import Job
+from benchmarks.parts.reproduce.jobs import Job, is_made_by
 from benchmarks.parts.reproduce.recipe import Config
+from dynsparse.config.schema import RunConfig
 from dynsparse.errors import UserError
 from dynsparse.files import write_whole
 from dynsparse.training.run import names
@@ -55,10 +56,10 @@ class Runs:
                 raise UserError(f"{path}: its run {Job(*_place(run)).name} is another than the one that is there")
             self.add(run, content["settings"][run["settings"]])
 
-    def has(self, job: Job, key: str) -> bool:
-        """Return whether the job is done with these settings."""
+    def has(self, job: Job, config: RunConfig) -> bool:
+        """Return whether the job is done with the settings of its config, by whatever version."""
         run = self._runs.get((job.method, job.sparsity, job.seed))
-        return run is not None and run["settings"] == key
+        return run is not None and is_made_by(config, self.settings[run["settings"]])
 
     def add(self, run: Result, settings: Config) -> None:
         """Add a run, or replace that of the same job."""
