@@ -62,7 +62,7 @@ class Recipe:
     beside: dict[str, str] = field(default_factory=dict)
     """Recipes of some of the same runs made in another way, which the page shows beside them; each says how."""
     beside_told: str = "The same again, read in another way, which must change no more than another seed does:"
-    """What the page says of these."""
+    """Sentences of the page before these runs."""
     methods: dict[str, Config] = field(default_factory=dict)
     """Settings by method, in place of those of `settings_of`."""
     parts: dict[str, Part] = field(default_factory=dict)
