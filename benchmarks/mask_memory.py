@@ -31,6 +31,7 @@ from benchmarks.parts.pieces import (
     vision_transformer,
     without_values,
 )
+from benchmarks.parts.reproduce.recipe import merged
 from dynsparse.masks import sparse_layers
 from dynsparse.models.resnet50 import ResNet50Settings
 
@@ -63,7 +64,8 @@ def main() -> None:
 def measure(asked: Namespace) -> Result:
     networks, densities = (["tiny"], [0.1, 0.5]) if asked.tiny else (asked.networks, asked.densities)
     before = record.kept(NAME, asked.output) if record.path_of(NAME, asked.output).exists() else {}
-    found = {part: before.get(part, {}) for part in PARTS}
+    found: Result = {part: before.get(part, {}) for part in PARTS}
+    commits: Result = before.get("commits", {})
     counts: dict[str, Callable[[str, float], Result]] = {
         "bytes": partial(measured, only=asked.works),
         "kept": what_is_kept,
@@ -71,13 +73,31 @@ def measure(asked: Namespace) -> Result:
     for part, count in counts.items():
         for name in networks if part in asked.only else ():
             known = found[part].get(name, {})
-            more = {str(density): {**known.get(str(density), {}), **count(name, density)} for density in densities}
-            found[part][name] = dict(sorted({**known, **more}.items(), key=lambda one: float(one[0])))
+            more = {str(density): count(name, density) for density in densities}
+            commits = merged(commits, {part: {name: stamped(more)}})
+            more = merged(known, more)
+            found[part][name] = dict(sorted(more.items(), key=lambda one: float(one[0])))
     if "methods" in asked.only:
-        found["methods"] |= of_methods("tiny" if asked.tiny else "ResNet-50", asked.methods)
+        methods = of_methods("tiny" if asked.tiny else "ResNet-50", asked.methods)
+        found["methods"] |= methods
+        commits = merged(commits, {"methods": stamped(methods)})
     if "meta" in asked.only:
-        found["meta"] |= {str(density): on_meta(0 if asked.tiny else BLOCKS, density) for density in (0.1, 0.5)}
-    return found
+        found["meta"] = {str(density): on_meta(0 if asked.tiny else BLOCKS, density) for density in (0.1, 0.5)}
+        commits = merged(commits, {"meta": stamped(found["meta"])})
+    return {**found, "commits": commits}
+
+
+def stamped(counts: Result) -> Result:
+    """Return this commit in place of each count: later calls count some of them anew."""
+    return {key: stamped(count) if isinstance(count, dict) else record.commit() for key, count in counts.items()}
+
+
+def commits_in(stamps: Result) -> list[str]:
+    """Return the commits that counts are of, each once."""
+    found: dict[str, None] = {}
+    for stamp in stamps.values():
+        found |= dict.fromkeys(commits_in(stamp) if isinstance(stamp, dict) else [stamp])
+    return list(found)
 
 
 def of_methods(network: str, methods: Sequence[str]) -> dict[str, dict[str, int]]:
@@ -134,7 +154,8 @@ def page(content: Result) -> str:
         if kind != "weights" and "deepr" not in kind  # It takes whole layers.
     ]
     before = record.kept(f"{NAME}_before")
-    return filled(NAME, content, before=before, most=max(most), mebibytes=mebibytes, FORMATS=FORMATS)
+    words = {"mebibytes": mebibytes, "FORMATS": FORMATS, "commits_in": commits_in}
+    return filled(NAME, content, words, before=before, most=max(most))
 
 
 def mebibytes(count: int | None) -> str:

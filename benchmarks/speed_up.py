@@ -90,7 +90,8 @@ def by_case(amount: Amount, through: str) -> Iterator[Result]:
     for name in amount.networks:
         for kind in KINDS:
             for batch in amount.batches:
-                yield {"network": name, "kind": kind, "batch": batch, **one(name, kind, batch, amount, through)}
+                told = {"network": name, "kind": kind, "batch": batch, **record.origin()}
+                yield {**told, **one(name, kind, batch, amount, through)}
 
 
 def one(name: str, kind: str, batch: int, amount: Amount, through: str) -> Result:
@@ -162,7 +163,17 @@ def page(content: Result) -> str:
     measured = [case for case in content["cases"] if "chosen" in case]
     ratios = [case["ratio_to_dense"][OURS]["median"] for case in measured if case["chosen"] != DENSE]
     words = {"KINDS": KINDS, "OURS": OURS, "THROUGH": THROUGH, "TORCH": TORCH}
-    return filled(NAME, content, words, measured=measured, ratios=ratios)
+    return filled(NAME, content, words, measured=measured, ratios=ratios, origins=origins(content["cases"]))
+
+
+def origins(cases: Sequence[Result]) -> dict[tuple[str, str | None], list[str]]:
+    """Return the networks that were timed on each processor at each commit: a call may time some of them anew."""
+    found: dict[tuple[str, str | None], list[str]] = {}
+    for case in cases:
+        networks = found.setdefault((case["processor"], case["commit"]), [])
+        if case["network"] not in networks:
+            networks.append(case["network"])
+    return found
 
 
 if __name__ == "__main__":
