@@ -50,7 +50,7 @@ def tuned() -> str:
 
 PAGES: Mapping[Path, Mapping[str, Callable[[], str]]] = {
     ROOT / "README.md": {"mnist": mnist},
-    ROOT / "docs/results/index.md": {"digits": digits, "speed": speed},
+    ROOT / "docs/results/README.md": {"digits": digits, "speed": speed},
     ROOT / "docs/operations.md": {"faults": faults},
     ROOT / "docs/fine-tuning.md": {"fine-tuning": tuned},
     scaling.PAGE: scaling.kept_parts(),
