@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Literal
 
 from pipelines.base import Data, Request
-from pipelines.datasets.photographs import Photographs, PhotographSettings, photographs, sources_of
+from pipelines.datasets.photographs import PhotographSettings, photographs
 from pipelines.sources.class_folders import check_folders, class_names
 from pipelines.sources.excluded import Excluded
 from pipelines.sources.image_folder import ImageFiles, list_images
-from pipelines.sources.parts import TRAIN
+from pipelines.sources.parts import TRAIN, Split
 
 
 class ImagenetSettings(PhotographSettings):
@@ -38,9 +38,9 @@ def build(settings: ImagenetSettings, request: Request) -> Data:
     return photographs(_images(settings), settings, request)
 
 
-def _images(settings: ImagenetSettings) -> Photographs[ImageFiles]:
+def _images(settings: ImagenetSettings) -> Split[ImageFiles]:
     root = Path(settings.path)
     classes, parts = check_folders(root, settings.classes, settings.validation_samples)
     excluded = Excluded.read(settings.exclude)
     excluded.require_under(parts.there, root)
-    return sources_of(parts, lambda part: list_images(root, part, classes, excluded))
+    return parts.split.map(lambda part: list_images(root, part, classes, excluded))

@@ -8,15 +8,20 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import model_validator
-
 from pipelines.base import Data, Request
 from pipelines.common.errors import UserError
 from pipelines.common.paths import PathText
-from pipelines.datasets.photographs import Photographs, PhotographSettings, photographs, sources_of
+from pipelines.datasets.photographs import PhotographSettings, photographs
+from pipelines.datasets.sharded import PartShards, excluded, patterns, require_parts
 from pipelines.sources.excluded import Excluded
-from pipelines.sources.parquet_parts import parquet_parts, require_complete, require_pyarrow, shards_of
-from pipelines.sources.parts import Parts
+from pipelines.sources.parquet_parts import (
+    evaluated_parts,
+    require_complete,
+    require_pyarrow,
+    shards_of,
+    train_pattern,
+)
+from pipelines.sources.parts import Parts, Split
 
 if TYPE_CHECKING:
     from pipelines.sources.parquet_shards import ParquetShards
@@ -40,28 +45,17 @@ class ParquetSettings(PhotographSettings):
     label_column: str | None = None
     """Column of the labels. If not given: `label`, or the only one of classes or whole numbers."""
 
-    @model_validator(mode="after")
-    def _parts_differ(self) -> ParquetSettings:
-        given = [pattern for pattern in (self.train_shards, self.val_shards, self.test_shards) if pattern is not None]
-        if len(set(given)) < len(given):
-            raise ValueError(
-                "train_shards, val_shards and test_shards name the same shards twice; "
-                "what is trained on, or chosen by, tests nothing: give each its own"
-            )
-        return self
-
     def require_loader(self) -> None:
         require_pyarrow("data.name is parquet")
         super().require_loader()
 
     def count_classes(self) -> int:
-        parts, source = _parts(self), _source(self)
-        paths = _shards(self, parts, parts.train)
-        return int(source.count_classes(Path(self.path), paths, _asked(self), "data.train_shards"))
+        source, train = _source(self), _parts(self).train
+        return int(source.count_classes(Path(self.path), _shards(self, train), _asked(self), train.setting))
 
 
 def check_files(settings: ParquetSettings) -> None:
-    """Raise UserError unless the shards exist, one of them can be used, and `data.exclude` can be read."""
+    """Raise UserError unless the shards exist, one of each part can be used, and `data.exclude` can be read."""
     _check_shards(settings)
     Excluded.read(settings.exclude)
 
@@ -88,64 +82,70 @@ def _asked(settings: ParquetSettings) -> Any:
     return _source(settings).Asked(settings.image_column, settings.label_column)
 
 
-def _parts(settings: ParquetSettings) -> Parts:
+def _trained(settings: ParquetSettings, train: PartShards) -> tuple[str, Any]:
+    """Return the first training shard and its columns."""
+    first = _shards(settings, train)[0]
+    return first, _source(settings).columns_of(Path(settings.path), first, _asked(settings), train.setting)
+
+
+def _asked_of_others(settings: ParquetSettings, columns: Any) -> Any:
+    """Return the columns to use beside training's: labels are in the same, or there are none."""
+    return _source(settings).Asked(settings.image_column, columns.label)
+
+
+def _parts(settings: ParquetSettings) -> Split[PartShards]:
     """Return the patterns of the shards: the given ones, else those that the files' names imply."""
-    root, source, asked = Path(settings.path), _source(settings), _asked(settings)
-    found = parquet_parts(root, holds_labels=lambda path: bool(source.has_labels(root, path, asked)))
-    train = settings.train_shards or found.train
-    val, test = settings.val_shards, settings.test_shards
-    if val is None and test is None:
-        return Parts(found.test, found.validation, train)
-    return Parts(test, val, train) if test is not None else Parts(val, None, train)
+    root, source = Path(settings.path), _source(settings)
+
+    def evaluated(train: PartShards) -> Parts:
+        asked = _asked_of_others(settings, _trained(settings, train)[1])
+        return evaluated_parts(root, holds_labels=lambda path: bool(source.has_labels(root, path, asked)))
+
+    return patterns(settings, lambda: train_pattern(root), evaluated)
 
 
-def _setting(settings: ParquetSettings, parts: Parts, pattern: str) -> str:
-    """Return the key of a pattern, for messages."""
-    if pattern == parts.train:
-        return "data.train_shards"
-    is_test = pattern == parts.test and (parts.validation is not None or settings.test_shards is not None)
-    return "data.test_shards" if is_test else "data.val_shards"
-
-
-def _shards(settings: ParquetSettings, parts: Parts, pattern: str) -> tuple[str, ...]:
-    """Return the paths of the shards of a pattern. Raises UserError if one is missing."""
-    root, setting = Path(settings.path), _setting(settings, parts, pattern)
-    paths = shards_of(root, pattern, setting)
-    if pattern not in (settings.train_shards, settings.val_shards, settings.test_shards):
-        require_complete(root, paths, setting)
+def _shards(settings: ParquetSettings, part: PartShards) -> tuple[str, ...]:
+    """Return the paths of a part's shards. Raises UserError if one is missing."""
+    root = Path(settings.path)
+    paths = shards_of(root, part.pattern, part.setting)
+    if not part.given:
+        require_complete(root, paths, part.setting)
     return paths
 
 
-def _check_shards(settings: ParquetSettings) -> Parts:
+def _check_shards(settings: ParquetSettings) -> Split[PartShards]:
     """Return the parts. Raises UserError unless there are shards to train and to evaluate on, and no other classes."""
-    root, parts = Path(settings.path), _parts(settings)
-    paths = {pattern: _shards(settings, parts, pattern) for pattern in parts.there}
-    parts.require(root, settings.validation_samples)
-    first = paths[parts.train][0]
-    names = _source(settings).names_of(root, first, _asked(settings), "data.train_shards")
+    root, parts, source = Path(settings.path), _parts(settings), _source(settings)
+    require_parts(settings, parts, lambda part: _shards(settings, part))
+    first, columns = _trained(settings, parts.train)
+    names = columns.class_names
     if names and len(names) != settings.classes:
         raise UserError(
             f"data.number_of_classes is {settings.classes}, {root / first} names {len(names)}; "
             f"set data.number_of_classes={len(names)}"
         )
+    for part in parts.there[1:]:
+        path = _shards(settings, part)[0]
+        theirs = source.columns_of(root, path, _asked_of_others(settings, columns), part.setting)
+        source.require_same_classes(root, (first, columns), (path, theirs), part.setting)
     return parts
 
 
-def _samples(settings: ParquetSettings) -> Photographs[ParquetShards]:
-    parts = _check_shards(settings)
-    root, source = Path(settings.path), _source(settings)
-    excluded = Excluded.read(settings.exclude).names
+def _samples(settings: ParquetSettings) -> Split[ParquetShards]:
+    root, source, parts = Path(settings.path), _source(settings), _check_shards(settings)
+    unwanted = excluded(settings, settings.exclude, parts.map(lambda part: _shards(settings, part)))
+    asked = _asked_of_others(settings, _trained(settings, parts.train)[1])
 
-    def shards(pattern: str) -> ParquetShards:
+    def shards(part: PartShards) -> ParquetShards:
         found: ParquetShards = source.list_parquet(
             root,
-            _shards(settings, parts, pattern),
+            _shards(settings, part),
             settings.classes,
-            excluded,
-            asked=_asked(settings),
-            setting=_setting(settings, parts, pattern),
-            every_class=pattern == parts.train,
+            unwanted,
+            asked=_asked(settings) if part is parts.train else asked,
+            setting=part.setting,
+            every_class=part is parts.train,
         )
         return found
 
-    return sources_of(parts, shards)
+    return parts.map(shards)

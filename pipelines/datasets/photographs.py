@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, Generic, Literal, TypeVar
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -17,7 +15,7 @@ from pipelines.images.encoded import MOST_PIXELS
 from pipelines.ordered import assemble
 from pipelines.settings import Side
 from pipelines.sources.base import Encoded
-from pipelines.sources.parts import Parts
+from pipelines.sources.parts import Split
 from pipelines.views import CentralCrop, Normalisation, RandomResizedCrop, Recipe
 
 # Mean and standard deviation of ImageNet's training set, as fractions of 255: torchvision's figures.
@@ -104,32 +102,10 @@ class PhotographSettings(StoredSettings):
         return self.on_bad_file == "skip"
 
 
-S = TypeVar("S", bound=Encoded, covariant=True)
-
-
-@dataclass(frozen=True)
-class Photographs(Generic[S]):
-    """The sources of a data set, one for each part (sources/parts.py)."""
-
-    train: S
-    test: S | None
-    validation: S | None
-
-
-def sources_of(parts: Parts, source: Callable[[str], S]) -> Photographs[S]:
-    """Make a source of each part that exists."""
-    test, validation = (None if part is None else source(part) for part in (parts.test, parts.validation))
-    return Photographs(source(parts.train), test, validation)
-
-
-def photographs(sources: Photographs[Encoded], settings: PhotographSettings, request: Request) -> Data:
+def photographs(sources: Split[Encoded], settings: PhotographSettings, request: Request) -> Data:
     """Return the pipelines of a data set of photographs."""
     central = CentralCrop(settings.image_size, settings.evaluation_resize)
-    plain = Recipe(sources.train, central, NORMALISATION)
+    plain = sources.map(lambda source: Recipe(source, central, NORMALISATION))
     window = RandomResizedCrop(settings.image_size)
-    augmented = Recipe(sources.train, window, NORMALISATION) if settings.augment else plain
-    test, validation = (
-        None if source is None else Recipe(source, central, NORMALISATION)
-        for source in (sources.test, sources.validation)
-    )
-    return assemble(augmented, plain, test, settings, request, validation)
+    augmented = Recipe(sources.train, window, NORMALISATION) if settings.augment else plain.train
+    return assemble(augmented, plain.train, plain.test, settings, request, plain.validation)

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from pipelines.common.errors import UserError
-from pipelines.sources.parts import TRAIN, Parts, find_parts
+from pipelines.sources.parts import TRAIN, Parts, find_parts, require_apart
 from pipelines.sources.walking import EXTENSIONS, entries_of, files_of, is_folder
 
 _NO_NAME = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
@@ -44,6 +44,7 @@ def check_folders(root: Path, number_of_classes: int, validation_samples: int) -
     Raises UserError unless everything is there for this number of classes and of held-out training samples.
     """
     parts = parts_of(root)
+    require_apart(root, {part: [part] for part in parts.there})
     classes = check_classes(root, parts, number_of_classes)
     parts.require(root, validation_samples)
     return classes, parts

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import os
+import re
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,6 +52,18 @@ class Excluded:
         known = tuple(f"{part}/" for part in parts)
         self.require_none([name for name in self.names if not name.startswith(known)], root)
 
+    def require_in(self, shards: Collection[str], root: Path) -> None:
+        """Raise UserError for names outside of these shards, which would have no effect.
+
+        Names in other shards of the folder, which are not used, do no harm.
+        """
+        known, unused = set(shards), dict[str, bool]()
+
+        def is_known(name: str) -> bool:
+            return any(path in known or unused.setdefault(path, os.path.isfile(root / path)) for path in above(name))
+
+        self.require_none([name for name in self.names if not is_known(name)], root)
+
     def require_none(self, missing: Collection[str], root: Path) -> None:
         """Raise UserError if there are names of no sample: the list belongs to other data."""
         if missing:
@@ -57,6 +71,11 @@ class Excluded:
                 f"data.exclude: {self.file} names {len(missing)} files that {root} does not have, such as "
                 f"{min(missing)}; scan the folder again"
             )
+
+
+def above(name: str) -> list[str]:
+    """Return what comes before each slash of a name: one of it may be the shard that holds the sample."""
+    return [name[: slash.start()] for slash in re.finditer("/", name)]
 
 
 NOTHING = Excluded()

@@ -21,6 +21,10 @@ IMAGE, LABEL, BYTES = "image", "label", "bytes"
 _KEY = b"huggingface"
 
 
+class NoLabelsError(UnusableError):
+    """A file without a column of labels."""
+
+
 @dataclass(frozen=True)
 class Columns:
     """Names of the columns that are read."""
@@ -77,7 +81,8 @@ def _column(
         return wanted
     there = f"has {some_of(candidates)}" if candidates else f"has no such column, only {some_of(every) or 'none'}"
     asked = f"{given!r}" if given is not None else "one column"
-    raise UnusableError(
+    absent = given not in every if given is not None else not candidates
+    raise (NoLabelsError if absent and what == "label" else UnusableError)(
         f"{there}, where {asked} of {kind} must hold the {what}s; set data.{what}_column to the one that does"
     )
 

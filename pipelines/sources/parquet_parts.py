@@ -16,7 +16,8 @@ from pipelines.sources.shards import matching
 EXAMPLE = "data/train-*.parquet"
 _PLACES = ("{part}-*.parquet", "{part}/*.parquet", "{part}.parquet")
 _PATTERNS = (*_PLACES, *(f"*/{place}" for place in _PLACES))
-_NUMBERED = re.compile(r"-\d{5}-of-(\d{5})\.parquet")
+_NUMBERED = re.compile(r"-(\d{5})-of-(\d{5})(?:-[0-9a-f]+)?\.parquet")
+"""Names of the Hub: older ones have a checksum behind the numbers."""
 
 
 def require_pyarrow(asked: str) -> None:
@@ -27,15 +28,23 @@ def require_pyarrow(asked: str) -> None:
         )
 
 
-def parquet_parts(root: Path, holds_labels: Callable[[str], bool]) -> Parts:
-    """Return the patterns of all parts. `holds_labels` is asked for the first shard of `test`. Raises UserError."""
+def train_pattern(root: Path) -> str:
+    """Return the pattern of the training shards, or how it might look if there are none. Raises UserError."""
+    return pattern_of(root, TRAIN) or EXAMPLE
+
+
+def evaluated_parts(root: Path, holds_labels: Callable[[str], bool]) -> Parts:
+    """Return the patterns of the parts to evaluate on; that of training is an example. Raises UserError.
+
+    `holds_labels` is asked for the first shard of `test`.
+    """
     parts = parts_among(
         root,
         is_there=lambda name: pattern_of(root, name) is not None,
         holds_samples=lambda name: holds_labels(shards_of(root, pattern_of(root, name) or name, "data.path")[0]),
     )
     test, validation = (None if name is None else pattern_of(root, name) for name in (parts.test, parts.validation))
-    return Parts(test, validation, pattern_of(root, TRAIN) or EXAMPLE)
+    return Parts(test, validation, EXAMPLE)
 
 
 def shards_of(root: Path, pattern: str, setting: str) -> tuple[str, ...]:
@@ -44,12 +53,16 @@ def shards_of(root: Path, pattern: str, setting: str) -> tuple[str, ...]:
 
 
 def require_complete(root: Path, paths: tuple[str, ...], setting: str) -> None:
-    """Raise UserError for a set of shards `...-00003-of-00294.parquet` that is not whole."""
-    for path in paths:
-        if (found := _NUMBERED.search(path)) is not None and int(found[1]) != len(paths):
+    """Raise UserError unless shards `...-00003-of-00294.parquet` are all there, each once."""
+    numbered = [found for path in paths if (found := _NUMBERED.search(path)) is not None]
+    for found in numbered:
+        count = int(found[2])
+        if len(paths) != count or {int(one[1]) for one in numbered} != set(range(count)):
+            missing = sorted(set(range(count)) - {int(one[1]) for one in numbered})
+            lacks = f", without number {some_of([f'{number:05}' for number in missing])}" if missing else ""
             raise UserError(
-                f"{setting}: {root} has {len(paths)} shards of {int(found[1])}, by the name {os.path.basename(path)}; "
-                f"fetch all, or give the pattern of those to use by {setting}"
+                f"{setting}: {root} has {len(paths)} shards of {count}{lacks}, by the name "
+                f"{os.path.basename(found.string)}; fetch all, or give the pattern of those to use by {setting}"
             )
 
 

@@ -72,7 +72,8 @@ class ParquetReader:
 
     def _at(self, path: str, place: Any, most: int) -> Bytes:
         _require_fit(int(place["size"]), most)
-        stored = os.pread(self._opened.get(path).number, int(place["stored"]), int(place["start"]))
+        descriptor = self._opened.get(path)  # Held here: with its last reference it is closed.
+        stored = os.pread(descriptor.number, int(place["stored"]), int(place["start"]))
         try:
             content = image_at(place, stored)
         except (OSError, ValueError):

@@ -5,10 +5,12 @@ from __future__ import annotations
 import dataclasses
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import zip_longest
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +20,9 @@ from pipelines.common.errors import UserError
 from pipelines.images.encoded import MOST_BYTES, Bytes
 from pipelines.sources.base import digest
 from pipelines.sources.class_folders import require_names
+from pipelines.sources.excluded import above
 from pipelines.sources.labels import named_or_numbered, require_labels
+from pipelines.sources.parquet_columns import Columns, NoLabelsError
 from pipelines.sources.parquet_file import Footer, read_footer, read_labels
 from pipelines.sources.parquet_reader import GroupPlace, ParquetReader
 from pipelines.sources.tar_headers import UnusableError
@@ -141,27 +145,43 @@ def read_footers(root: Path, paths: tuple[str, ...], asked: Asked, setting: str)
 
 
 def _footer(path: Path, asked: Asked, setting: str) -> Footer:
-    try:
+    with _told(path, setting):
         return read_footer(path, asked.image, asked.label)
+
+
+@contextmanager
+def _told(path: Path, setting: str) -> Iterator[None]:
+    try:
+        yield
     except UnusableError as error:
         raise UserError(f"{setting}: {path} {error}") from None
 
 
 def _labels(path: Path, column: str, setting: str, most_groups: int | None = None) -> NDArray[np.int64]:
-    try:
+    with _told(path, setting):
         return read_labels(path, column, most_groups)
-    except UnusableError as error:
-        raise UserError(f"{setting}: {path} {error}") from None
 
 
-def names_of(root: Path, path: str, asked: Asked, setting: str) -> tuple[str, ...]:
-    """Return the names of the classes that a shard tells. Raises UserError."""
-    return read_footers(root, (path,), asked, setting)[0].columns.class_names
+def columns_of(root: Path, path: str, asked: Asked, setting: str) -> Columns:
+    """Return the columns of a shard, and the names of the classes. Raises UserError."""
+    return read_footers(root, (path,), asked, setting)[0].columns
+
+
+def require_same_classes(root: Path, trained: tuple[str, Columns], other: tuple[str, Columns], setting: str) -> None:
+    """Raise UserError if two shards name their classes otherwise. Shards that name none may be of the same."""
+    (first, ours), (path, theirs) = trained, other
+    if ours.class_names and theirs.class_names and ours.class_names != theirs.class_names:
+        pairs = zip_longest(ours.class_names, theirs.class_names, fillvalue="nothing")
+        label, (mine, yours) = next((label, pair) for label, pair in enumerate(pairs) if pair[0] != pair[1])
+        raise UserError(
+            f"{setting}: {root / path} names other classes than {first}: label {label} is {yours} there, and {mine} "
+            "where the network is trained; give shards of one data set"
+        )
 
 
 def count_classes(root: Path, paths: tuple[str, ...], asked: Asked, setting: str) -> int:
     """Count the names of the classes, else the labels in the shards, from 0 on. Raises UserError."""
-    if names := names_of(root, paths[0], asked, setting):
+    if names := columns_of(root, paths[0], asked, setting).class_names:
         return len(names)
     labels = [
         _labels(root / path, footer.columns.label, setting)
@@ -171,8 +191,12 @@ def count_classes(root: Path, paths: tuple[str, ...], asked: Asked, setting: str
 
 
 def has_labels(root: Path, path: str, asked: Asked) -> bool:
-    """Return False if the first labels of a shard are all below 0: there are none. Raises UserError."""
-    column = _footer(root / path, asked, "data.path").columns.label
+    """Return False if a shard has no column of labels, or its first ones are all below 0: none. Raises UserError."""
+    with _told(root / path, "data.path"):
+        try:
+            column = read_footer(root / path, asked.image, asked.label).columns.label
+        except NoLabelsError:
+            return False
     return bool((_labels(root / path, column, "data.path", most_groups=1) >= 0).any())
 
 
@@ -180,8 +204,10 @@ def _without(found: ParquetShards, excluded: frozenset[str]) -> ParquetShards:
     unwanted = np.zeros(len(found.rows), dtype=bool)
     numbers = {path: number for number, path in enumerate(found.paths)}
     for name in excluded:
-        path, _, row = name.rpartition("/")
-        if (number := numbers.get(path)) is not None:
+        for path in above(name):
+            if (number := numbers.get(path)) is None:
+                continue
+            row = name[len(path) + 1 :]
             first, end = found.starts[found.firsts[[number, number + 1]]]
             if not re.fullmatch(r"\d{1,18}", row, re.ASCII) or int(row) >= end - first:
                 raise UserError(

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Generic, TypeVar
 
 from pipelines.common.errors import UserError
 
@@ -13,6 +15,29 @@ VALIDATION = ("val", "valid", "validation")
 """Names of the same part."""
 UNFINISHED = ".preparing"
 """Folder within a data set while `python -m pipelines prepare` fills it, and after one that was stopped."""
+
+
+T = TypeVar("T", covariant=True)
+S = TypeVar("S")
+
+
+@dataclass(frozen=True)
+class Split(Generic[T]):
+    """One thing of each part that there is: names, shards, sources."""
+
+    train: T
+    test: T | None
+    validation: T | None
+
+    @property
+    def there(self) -> tuple[T, ...]:
+        """The things, that of training first."""
+        return (self.train, *(one for one in (self.validation, self.test) if one is not None))
+
+    def map(self, make: Callable[[T], S]) -> Split[S]:
+        """Return what is made of each."""
+        test, validation = (None if one is None else make(one) for one in (self.test, self.validation))
+        return Split(make(self.train), test, validation)
 
 
 @dataclass(frozen=True)
@@ -29,6 +54,10 @@ class Parts:
     def there(self) -> tuple[str, ...]:
         """Parts that exist, training first."""
         return (self.train, *(name for name in (self.validation, self.test) if name is not None))
+
+    @property
+    def split(self) -> Split[str]:
+        return Split(self.train, self.test, self.validation)
 
     def require(self, root: Path, validation_samples: int) -> None:
         """Raise UserError unless there is data to evaluate on, and one set to choose the best epoch by."""
@@ -71,6 +100,19 @@ def parts_among(root: Path, is_there: Callable[[str], bool], holds_samples: Call
     test = TEST if is_there(TEST) and holds_samples(TEST) else None
     validation = found[0] if found else None
     return Parts(test, validation) if test is not None else Parts(test=validation)
+
+
+def require_apart(root: Path, files: Mapping[str, Collection[str]]) -> None:
+    """Raise UserError if two parts have the same file. `files` are paths relative to `root`, by the name of a part."""
+    known: dict[str, str] = {}
+    for part, paths in files.items():
+        for path in paths:
+            other = known.setdefault(os.path.realpath(root / path), part)
+            if other != part:
+                raise UserError(
+                    f"{root / path} is of both {other} and {part}; what is trained on, or chosen by, tests nothing: "
+                    "give each its own"
+                )
 
 
 def is_folder(path: Path) -> bool:

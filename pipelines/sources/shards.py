@@ -8,7 +8,6 @@ from __future__ import annotations
 import dataclasses
 import logging
 import os
-import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -24,8 +23,9 @@ from pipelines.images.image_bytes import read_range
 from pipelines.sources.base import digest
 from pipelines.sources.class_list import read_names
 from pipelines.sources.descriptors import Descriptors
+from pipelines.sources.excluded import above
 from pipelines.sources.labels import named_or_numbered, require_labels
-from pipelines.sources.parts import Parts, find_parts
+from pipelines.sources.parts import TRAIN, Parts, find_parts
 from pipelines.sources.shard_index import INDEX_SUFFIX, Members, decoded, read_index, read_tar
 from pipelines.sources.tar_headers import UnusableError
 
@@ -150,9 +150,9 @@ def _without(parts: list[Members], paths: tuple[str, ...], excluded: frozenset[s
     numbers = {path: number for number, path in enumerate(paths)}
     unwanted: dict[int, set[str]] = {}
     for name in excluded:
-        for slash in re.finditer("/", name):
-            if (number := numbers.get(name[: slash.start()])) is not None:
-                unwanted.setdefault(number, set()).add(name[slash.end() :])
+        for path in above(name):
+            if (number := numbers.get(path)) is not None:
+                unwanted.setdefault(number, set()).add(name[len(path) + 1 :])
     for number, members in unwanted.items():
         names = parts[number].decoded_names()
         if unknown := sorted(members - set(names)):
@@ -164,11 +164,11 @@ def _without(parts: list[Members], paths: tuple[str, ...], excluded: frozenset[s
     return parts
 
 
-def shard_parts(root: Path, train: str = "train/*.tar") -> Parts:
-    """Return the patterns of all parts: `train`, and the shards in the folders for evaluation. Raises UserError."""
+def shard_parts(root: Path) -> Parts:
+    """Return the patterns of the shards in the folders of the parts. Raises UserError."""
     parts = find_parts(root, holds_samples=lambda folder: any(folder.glob(SHARDS)))
     test, validation = (None if name is None else f"{name}/{SHARDS}" for name in (parts.test, parts.validation))
-    return Parts(test, validation, train)
+    return Parts(test, validation, f"{TRAIN}/{SHARDS}")
 
 
 def count_classes(root: Path, pattern: str, setting: str = "data.train_shards") -> int:

@@ -6,8 +6,8 @@ import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 
-from pipelines.sources.parquet_parts import parquet_parts, pattern_of, shards_of
-from pipelines.sources.parquet_shards import Asked, has_labels, list_parquet
+from pipelines.sources.parquet_parts import evaluated_parts, pattern_of, shards_of
+from pipelines.sources.parquet_shards import Asked, columns_of, has_labels, list_parquet
 from pipelines.sources.parts import TEST, TRAIN, VALIDATION
 from pipelines.tools.scan_report import Part
 
@@ -17,19 +17,28 @@ MOST_CLASSES = 1 << 16
 
 def patterns_of(root: Path, asked: Asked) -> dict[str, str]:
     """Return the pattern of the shards of each part that is there. Raises UserError."""
-    there = parquet_parts(root, lambda path: has_labels(root, path, asked)).there
+    train = pattern_of(root, TRAIN)
+    others = asked if train is None else _beside(root, train, asked)
+    there = evaluated_parts(root, lambda path: has_labels(root, path, others)).split.there[1:]
     named = {pattern_of(root, name): name for name in (TRAIN, *VALIDATION, TEST)}
-    return {named[pattern]: pattern for pattern in there if pattern in named}
+    return {named[pattern]: pattern for pattern in (train, *there) if pattern is not None}
+
+
+def _beside(root: Path, train: str, asked: Asked) -> Asked:
+    """Return the columns to use beside training's: labels are in the same, or there are none."""
+    first = shards_of(root, train, "--shards")[0]
+    return Asked(asked.image, columns_of(root, first, asked, "--shards").label)
 
 
 def scan_parts(root: Path, patterns: Mapping[str, str], asked: Asked) -> list[Part]:
     """Return the parts. Raises UserError if a shard cannot be read."""
+    others = _beside(root, patterns[TRAIN], asked) if TRAIN in patterns else asked
     found = {
         name: list_parquet(
             root,
             shards_of(root, pattern, "--shards"),
             MOST_CLASSES,
-            asked=asked,
+            asked=asked if name == TRAIN else others,
             setting="--shards",
             every_class=False,
         )

@@ -43,15 +43,17 @@ def _differences(folder: Path, listed: dict[str, int]) -> Iterable[str]:
 
 
 def _fewer(plan: Plan, found: Counts) -> Iterable[str]:
-    """Yield what is missing of ImageNet's training images. Raises UserError for more than those."""
+    """Yield what is missing of the training images that are wanted. Raises UserError for more than ImageNet has."""
     archive, official = plan.wanted.train, plan.official.train
-    if plan.wanted.classes is not None or found.train == official:
-        return
     if found.train > official:
         raise UserError(
             f"{archive} has {found.train:,} images, more than ImageNet's {official:,}; give the official archive"
         )
-    yield f"{archive} has {found.train:,} images, ImageNet {official:,}{_where(plan)}; {ALLOW}"
+    where = _where(plan)
+    if plan.wanted.classes is None and found.train < official:
+        yield f"{archive} has {found.train:,} images, ImageNet {official:,}{where}; {ALLOW}"
+    elif plan.wanted.classes is not None and where:
+        yield f"{archive} has {found.train:,} images of these classes{where}; {ALLOW}"
 
 
 def _where(plan: Plan) -> str:

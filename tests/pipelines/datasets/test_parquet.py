@@ -7,12 +7,10 @@ from typing import Any
 
 import pytest
 import torch
-from pydantic import ValidationError
 
 import pipelines
 from pipelines.base import Request, TrainPipeline
 from pipelines.common.errors import UserError
-from pipelines.datasets.parquet import ParquetSettings
 from tests.pipelines.parquet_files import from_folder, settings, table, write
 from tests.pipelines.pictures import CLASSES, damage, numbered_folder
 from tests.pipelines.pictures import settings as folder_settings
@@ -169,7 +167,9 @@ def test_absent_and_doubtful_shards_are_refused_before_anything_starts(tmp_path:
     _, root = written(tmp_path)
     refused(r"data\.val_shards: 'x\*' matches no shard in", val_shards="x*")
     next(root.glob("data/train-00001*")).rename(tmp_path / "away")
-    refused(r"data\.train_shards: .* has 2 shards of 3, by the name train-00000-of-00003.parquet; fetch all, or")
+    refused(
+        r"data\.train_shards: .* has 2 shards of 3, without number 00001, by the name train-00000-of-00003\.parquet;"
+    )
     pipelines.check(settings(root, train_shards="data/train-*"))
     write(root / "other/train-00000.parquet", [(b"x", 0)])
     refused(r"data\.path: .* has shards of train in data, other; give one of these folders as data\.path")
@@ -180,8 +180,90 @@ def test_absent_and_doubtful_shards_are_refused_before_anything_starts(tmp_path:
 
 
 @pytest.mark.parametrize(
-    "twice", [{"train_shards": "a", "test_shards": "a"}, {"val_shards": "a/*", "test_shards": "a/*"}]
+    ("given", "settings_named"),
+    [
+        ({"train_shards": "data/*.parquet"}, "data.train_shards and data.val_shards"),
+        ({"val_shards": "data/v*", "test_shards": "data/*on-00001*"}, "data.val_shards and data.test_shards"),
+        ({"train_shards": "data/t*", "test_shards": "data/t*"}, "data.train_shards and data.test_shards"),
+    ],
 )
-def test_the_same_shards_are_not_two_splits(twice: dict[str, str]) -> None:
-    with pytest.raises(ValidationError, match="name the same shards twice"):
-        ParquetSettings.model_validate({"name": "parquet", **twice})
+def test_no_shard_is_in_two_parts(tmp_path: Path, given: dict[str, str], settings_named: str) -> None:
+    _, root = written(tmp_path)
+    for use in (pipelines.check, lambda found: pipelines.build(found, request())):
+        with pytest.raises(UserError, match=f"parquet is of both {settings_named}; what is trained on, or chosen by"):
+            use(settings(root, **given))
+
+
+def test_parts_name_the_same_classes(tmp_path: Path) -> None:
+    """Labels are numbers: with the names in another order each would be another class."""
+    _, root = written(tmp_path)
+    for names, told in (
+        ([*reversed(CLASSES)], f"label 0 is {CLASSES[-1]} there, and {CLASSES[0]} where"),
+        (CLASSES[:2], f"label 2 is nothing there, and {CLASSES[2]} where"),
+    ):
+        write(root / "other/a.parquet", table([(b"x", 0)], names))
+        with pytest.raises(UserError, match=rf"data\.val_shards: .*a\.parquet names other classes than .*: {told}"):
+            pipelines.check(settings(root, val_shards="other/*"))
+    write(root / "other/a.parquet", table([(b"x", 0)], None))
+    pipelines.check(settings(root, val_shards="other/*"))
+
+
+def test_names_to_skip_are_of_shards_that_are_there(tmp_path: Path) -> None:
+    _, root = written(tmp_path)
+    wanted = tmp_path / "list"
+    for name in ("train/ape/0000.png", "data/train-00009-of-00003.parquet/1"):
+        wanted.write_text(f"data/train-00000-of-00003.parquet/1\n{name}\n")
+        with pytest.raises(UserError, match=rf"data\.exclude: .*list names 1 files that .*, such as {name}; scan"):
+            pipelines.build(settings(root, exclude=str(wanted)), request())
+
+
+def test_given_patterns_are_not_guessed(tmp_path: Path) -> None:
+    """What the message asks for ends the doubt."""
+    _, root = written(tmp_path)
+    for part in ("train", "validation"):
+        write(root / f"other/{part}-00000.parquet", [(b"x", 0)])
+    given = {"train_shards": "data/train-*", "val_shards": "data/validation-*"}
+    for part, other in (("train", "val_shards"), ("validation", "train_shards")):
+        with pytest.raises(UserError, match=f"has shards of {part} in data, other; give one of these folders"):
+            pipelines.check(settings(root, **{other: given[other]}))
+    pipelines.check(settings(root, **given))
+
+
+@pytest.mark.parametrize("number", [False, True], ids=["no number", "an id"])
+def test_test_images_without_a_column_of_labels_are_none(tmp_path: Path, number: bool) -> None:
+    """As `test` with labels of -1: what else is a number there is no label."""
+    _, root = written(tmp_path)
+    content = table([(b"x", 0)], None, label="id")
+    write(root / "data/test-0.parquet", content if number else content.drop_columns("id"))
+    data = pipelines.build(settings(root), request())
+    assert data.test is not None and data.test.samples == 30 and data.validation is None
+    with pytest.raises(UserError, match=r"data\.test_shards: .*test-0\.parquet .* 'label' of whole numbers must hold"):
+        pipelines.check(settings(root, test_shards="data/test-*"))
+
+
+@pytest.mark.parametrize(
+    ("names", "match"),
+    [
+        (["00000-of-00005-1359597a978bc4fa"], "has 1 shards of 5, without number 00001, 00002, 00003, 00004, by"),
+        (["00000-of-00002-aa", "00000-of-00002-bb"], "has 2 shards of 2, without number 00001, by the name"),
+        (["00000-of-00001-aa", "00000-of-00001-bb"], "has 2 shards of 1, by the name"),
+        (["00001-of-00003", "00002-of-00003", "00003-of-00003"], "has 3 shards of 3, without number 00000, by the"),
+    ],
+)
+def test_an_incomplete_download_is_refused(tmp_path: Path, names: list[str], match: str) -> None:
+    _, root = written(tmp_path)
+    content = next(root.glob("data/train-*")).read_bytes()
+    for shard in list(root.glob("data/train-*")):
+        shard.unlink()
+    for name in names:
+        (root / f"data/train-{name}.parquet").write_bytes(content)
+    with pytest.raises(UserError, match=match):
+        pipelines.check(settings(root))
+
+
+def test_names_of_older_uploads_are_complete(tmp_path: Path) -> None:
+    _, root = written(tmp_path)
+    for shard in list(root.glob("data/*")):
+        shard.rename(shard.with_name(f"{shard.stem}-1359597a978bc4fa.parquet"))
+    data = pipelines.build(settings(root), request())
+    assert data.sizes["train"].samples == 60 and data.test is not None and data.test.samples == 30

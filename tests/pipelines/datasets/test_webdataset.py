@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import tarfile
 from pathlib import Path
 
 import pytest
 import torch
-from pydantic import ValidationError
 
 import pipelines
 from pipelines.base import Request, TrainPipeline
@@ -104,7 +104,37 @@ def test_the_order_of_training_is_known_beforehand(tmp_path: Path) -> None:
         pipelines.position_of(settings(shards), request())
 
 
-@pytest.mark.parametrize("twice", [{"test_shards": "train/*.tar"}, {"val_shards": "a/*", "test_shards": "a/*"}])
-def test_the_same_shards_are_not_two_splits(twice: dict[str, str]) -> None:
-    with pytest.raises(ValidationError, match="name the same shards twice"):
-        WebdatasetSettings.model_validate({"name": "webdataset", **twice})
+@pytest.mark.parametrize(
+    ("given", "settings_named"),
+    [
+        ({"train_shards": "*/*.tar"}, "data.train_shards and data.val_shards"),
+        ({"test_shards": "train/*.tar"}, "data.train_shards and data.test_shards"),
+        ({"val_shards": "v*/*.tar", "test_shards": "val/*0.tar"}, "data.val_shards and data.test_shards"),
+    ],
+)
+def test_no_shard_is_in_two_parts(tmp_path: Path, given: dict[str, str], settings_named: str) -> None:
+    _, shards = written(tmp_path)
+    for use in (pipelines.check, lambda found: pipelines.build(found, request())):
+        with pytest.raises(UserError, match=f"00000.tar is of both {settings_named}; what is trained on, or chosen"):
+            use(settings(shards, **given))
+    (shards / "other").symlink_to(shards / "val")
+    with pytest.raises(UserError, match=r"is of both data\.val_shards and data\.test_shards"):
+        pipelines.check(settings(shards, val_shards="val/*", test_shards="other/*"))
+
+
+def test_names_to_skip_are_of_shards_that_are_there(tmp_path: Path) -> None:
+    """A list of the folder, or of shards that were written anew, would leave out nothing."""
+    _, shards = written(tmp_path)
+    wanted = tmp_path / "list"
+    for name in ("train/ape/0000.png", "train/00099.tar/0.png", "odd"):
+        wanted.write_text(f"train/00000.tar/{_first(shards)}\n{name}\n")
+        with pytest.raises(UserError, match=rf"data\.exclude: .*list names 1 files that .*, such as {name}; scan"):
+            pipelines.build(settings(shards, exclude=str(wanted)), request())
+    wanted.write_text("train/00001.tar/0.png\n")  # A shard that is there, and not used.
+    data = pipelines.build(settings(shards, train_shards="train/0000[02345].tar", exclude=str(wanted)), request())
+    assert data.sizes["train"].samples == 50
+
+
+def _first(shards: Path) -> str:
+    with tarfile.open(shards / "train/00000.tar") as tar:
+        return next(name for name in tar.getnames() if name.endswith(".png"))

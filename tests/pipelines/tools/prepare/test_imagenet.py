@@ -203,6 +203,24 @@ def test_some_classes(
     assert f"{out / 'train'} has 1 class folders of other data, such as {WNIDS[1]}" in capsys.readouterr().err
 
 
+@pytest.mark.usefixtures("small")
+def test_some_classes_with_fewer_images(tmp_path: Path, out: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The devkit tells how many images each class has, so that a list of classes hides none that is missing."""
+    images = made.training()
+    images[WNIDS[1]].popitem()
+    folder = made.write(tmp_path / "archives", train=made.training_tar(images))
+    chosen = tmp_path / "classes.txt"
+    chosen.write_text(f"{WNIDS[1]}\n{WNIDS[2]}\n")
+    assert run(*words(folder, out), "--classes", chosen) == EXIT_BAD_INPUT
+    lacking = f"{folder / TRAIN} has 7 images of these classes, fewer than the devkit says of {WNIDS[1]} (3 of 4)"
+    assert capsys.readouterr().err.splitlines()[-1] == f"error: {lacking}; {ALLOW}"
+    assert (out / UNFINISHED).is_dir()
+    done(*words(folder, out), "--classes", chosen, "--allow-fewer")
+    assert f"warning: {lacking}\n" in capsys.readouterr().err
+    chosen.write_text(f"{WNIDS[0]}\n{WNIDS[2]}\n")
+    done(*words(folder, tmp_path / "whole"), "--classes", chosen)
+
+
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
