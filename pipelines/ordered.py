@@ -10,6 +10,7 @@ import numpy as np
 
 from pipelines.base import Batch, Data, Request, SplitSize
 from pipelines.common.epochs import EpochTable
+from pipelines.common.errors import UserError
 from pipelines.loaders.bad_files import BadFiles
 from pipelines.loaders.base import BadSamples, Feed, Loader, Stream
 from pipelines.loaders.registry import loader
@@ -195,13 +196,20 @@ def assemble(
     """Return the pipelines of a data set.
 
     `train` and `plain` hold the same samples, as training and as evaluation see them. `validation` is the data set's
-    own. A data set without test data needs held-out training samples. The settings' operations on pixels come to
-    `train` here.
+    own. The settings' operations on pixels come to `train` here. Raises UserError for held-out training samples beside
+    `validation`, and for data with nothing to evaluate on.
     """
     train = replace(train, pixels=settings.pixels, repeats=settings.repeats)
     trained_on, held_out = stratified(plain.source.labels, settings.validation_samples, settings.split_seed)
-    assert validation is None or len(held_out) == 0, "two things to choose the best epoch by"
-    assert test is not None or len(held_out), "nothing to evaluate on"
+    if validation is not None and len(held_out):
+        raise UserError(
+            f"data.validation_samples is {len(held_out)}, and {settings.where} has validation data of its own to "
+            "choose the best epoch by; set data.validation_samples=0"
+        )
+    if test is None and validation is None and not len(held_out):
+        raise UserError(
+            f"{settings.where} has nothing to evaluate on; hold out training samples by data.validation_samples"
+        )
     made_by = loader(settings, request)
     asked = request.mixing
     mixing = Mixing(asked, request.seed, settings.classes) if asked.is_on else None

@@ -28,7 +28,7 @@ class DataSetSettings(Settings):
     crops: ClassVar[bool] = False
     """True for a data set that crops its images to a size, which may change while training (`train.image_size`)."""
     in_memory: ClassVar[bool] = False
-    """True for a data set that is read once, at the start, into `Arrays`."""
+    """True for a data set that is read once, at the start, into `Arrays`: the loader `resident` can keep it."""
 
     name: str
     loader: Literal["dali", "torch", "resident"] = "dali"
@@ -94,9 +94,7 @@ class DataSetSettings(Settings):
     def require_loader(self) -> None:
         """Raise UserError if the loader is not installed, or cannot serve the data set."""
         if self.loader == "resident" and not self.in_memory:
-            raise UserError(
-                f"data.loader is resident, but {self.where} is read from the disk as it is needed; use dali or torch"
-            )
+            raise UserError(f"data.loader is resident, but {self.where} is not held in memory; use dali or torch")
         # The package above it is looked for first: find_spec imports that.
         if self.loader == "dali" and (find_spec("nvidia") is None or find_spec("nvidia.dali") is None):
             raise UserError(

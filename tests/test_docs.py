@@ -46,7 +46,7 @@ def test_the_method_of_the_guide_works(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_data_set_of_the_guide_works(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """The file that docs/adding-a-dataset.md shows delivers batches, through both loaders."""
+    """The file that docs/adding-a-dataset.md shows delivers batches, through all loaders."""
     (source,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs/adding-a-dataset.md").read_text(), re.DOTALL)
     module: Any = types.ModuleType("pipelines.datasets.flowers")
     monkeypatch.setitem(sys.modules, "pipelines.datasets.flowers", module)
@@ -55,7 +55,7 @@ def test_the_data_set_of_the_guide_works(monkeypatch: pytest.MonkeyPatch, tmp_pa
     labels = np.arange(20) % 5
     path = tmp_path / "flowers.npz"
     np.savez(path, train_images=images, train_labels=labels, test_images=images[:7], test_labels=labels[:7])
-    for loader in ("dali", "torch"):
+    for loader in ("dali", "torch", "resident"):
         asked = module.FlowersSettings(name="flowers", path=str(path), loader=loader, validation_samples=5)
         pipelines.check(asked)
         data = pipelines.build(asked, Request(0, 5, Share(), 5, None))

@@ -110,11 +110,11 @@ def data_request(config: RunConfig, worker: Worker) -> Request:
 
 def require_same_data(data: Data) -> None:
     """Raise UserError where ranks see other data than rank 0, such as another copy; all ranks call it together."""
-    states = sync.all_of((data.train.state_dict(), data.test and data.test.listing))
+    states = sync.all_of((data.train.state_dict(), data.evaluated_on))
     differing = [str(rank) for rank, state in enumerate(states) if state != states[0]]
     if differing:
         raise UserError(
-            f"data: worker {', '.join(differing)} has other training or test samples than worker 0; "
+            f"data: worker {', '.join(differing)} has other samples to train or to evaluate on than worker 0; "
             "give all machines the same files, of the same names"
         )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -14,7 +15,7 @@ from pipelines.common.torchvision_ops import import_torchvision
 from pipelines.datasets.augmented import AugmentedSettings
 from pipelines.datasets.in_memory import random_crops
 from pipelines.ordered import assemble
-from pipelines.sources.base import Arrays, Listed, listing_of_arrays
+from pipelines.sources.base import Arrays, Listed
 from pipelines.sources.official_files import require_files, require_md5, require_no_others
 from pipelines.views import AsItIs, Normalisation, Recipe
 
@@ -119,15 +120,21 @@ def listed(settings: Cifar10Settings) -> Listed:
         if not settings.download:
             raise
         return Listed(np.repeat(np.arange(10, dtype=np.int64), SAMPLES), listing=None)
-    height, width, channels = train.images.shape[1:]
-    room = 2 * PADDING if settings.augment else 0
-    return Listed(train.labels, listing_of_arrays((height + room, width + room, channels), train.labels))
+    return Listed(train.labels, _trained_on(train).listing)
 
 
 def build(settings: Cifar10Settings, request: Request) -> Data:
     """Return the pipelines. Raises UserError for absent or damaged files."""
     train, test = load(settings)
     plain, tested = (Recipe(arrays, AsItIs(), NORMALISATION) for arrays in (train, test))
-    return assemble(
-        random_crops(train, NORMALISATION, PADDING) if settings.augment else plain, plain, tested, settings, request
+    trained = _trained_on(train)
+    augmented = (
+        random_crops(trained, NORMALISATION, PADDING) if settings.augment else Recipe(trained, AsItIs(), NORMALISATION)
     )
+    return assemble(augmented, plain, tested, settings, request)
+
+
+def _trained_on(train: Arrays) -> Arrays:
+    """Return the training samples with the listing of padded images, padded or not: a run may go on without crops."""
+    height, width, channels = train.images.shape[1:]
+    return replace(train, listed_shape=(height + 2 * PADDING, width + 2 * PADDING, channels))

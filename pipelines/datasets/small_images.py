@@ -119,7 +119,7 @@ def _decoded(files: ImageFiles, settings: SmallImagesSettings) -> Pictures:
     with ThreadPoolExecutor(settings.threads) as pool:
         for index, pixels in enumerate(pool.map(partial(_pixels, files, size), range(count))):
             images[index] = pixels
-    return Pictures(images, files.labels, files.class_names, files)
+    return Pictures(images, files.labels, files.class_names, files=files)
 
 
 def _pixels(files: ImageFiles, size: int, index: int) -> NDArray[np.uint8]:

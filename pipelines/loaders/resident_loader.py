@@ -13,7 +13,7 @@ from pipelines.base import Batch
 from pipelines.common.errors import UserError
 from pipelines.loaders.base import Feed, Loader, Stream
 from pipelines.loaders.finishing import Finishing, device_of
-from pipelines.loaders.torch_views import made_together
+from pipelines.loaders.torch_views import made_of
 from pipelines.sources.base import Arrays
 from pipelines.views import Recipe
 
@@ -58,7 +58,7 @@ class ResidentFeed(Feed):
         indices, drawn = next(self._stream)
         uniforms, others = self._recipe.split(drawn)
         places, view = self._loader.placed(indices), self._recipe.view
-        views = made_together(view, self._images, places, *map(self._loader.placed, view.numbers(uniforms)))
+        views = made_of(view, self._images, places, view.numbers(uniforms))
         return self._finished.of_grey_levels(views, others), self._labels[places]
 
     def close(self) -> None:

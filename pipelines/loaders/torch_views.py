@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
@@ -33,7 +34,8 @@ def pixels(image: Image.Image) -> Tensor:
 def made(view: View, image: Any, *numbers: Any) -> Tensor:
     """Return the view of an image in grey levels, uint8 or float [channels, height, width].
 
-    `image`: a PIL image, or uint8 [height, width, channels]. `numbers`: the image's rows of `view.numbers`.
+    `image`: a PIL image, or an array or tensor, uint8 [height, width, channels]. `numbers`: the image's rows of
+    `view.numbers`.
     """
     raise NotImplementedError(type(view).__name__)
 
@@ -93,15 +95,21 @@ def _(view: RandomCrop, images: Tensor, indices: Tensor, top: Tensor, left: Tens
 
 
 def of_arrays(source: Arrays, view: View, indices: Indices, uniforms: Uniforms) -> Tensor:
-    """Return the views of some images in memory, in memory of their own: at once if there is a way, else one by one."""
-    numbers = view.numbers(uniforms)
+    """Return the views of some images in memory, in memory of their own."""
+    images, places = torch.from_numpy(source.images), torch.from_numpy(indices)
+    return made_of(view, images, places, view.numbers(uniforms)).contiguous()
+
+
+def made_of(view: View, images: Tensor, places: Tensor, numbers: tuple[NDArray[Any], ...]) -> Tensor:
+    """Return the views of some images at once if there is a way, else one by one; [batch, channels, height, width].
+
+    `images`: uint8 [samples, height, width, channels] and `places`: int64 [batch], on one device. `numbers`:
+    `view.numbers`, in the host's memory.
+    """
     try:
-        places = torch.from_numpy(indices)
-        whole = made_together(view, torch.from_numpy(source.images), places, *map(torch.from_numpy, numbers))
+        return made_together(view, images, places, *(torch.from_numpy(each).to(images.device) for each in numbers))
     except NotImplementedError:
-        rows = zip(source.images[indices], *numbers, strict=True)
-        return torch.stack([made(view, image, *row) for image, *row in rows])
-    return whole.contiguous()
+        return torch.stack([made(view, image, *row) for image, *row in zip(images[places], *numbers, strict=True)])
 
 
 def channels_first(images: Tensor) -> Tensor:
@@ -130,4 +138,6 @@ def tensor_of(image: Any) -> Tensor:
     """Return an image as uint8 [channels, height, width]."""
     if isinstance(image, Image.Image):
         return pixels(image)
+    if isinstance(image, Tensor):
+        return image.permute(2, 0, 1).contiguous()
     return torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))

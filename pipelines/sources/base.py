@@ -61,6 +61,8 @@ class Arrays:
     images: NDArray[np.uint8]
     labels: NDArray[np.int64]
     class_names: tuple[str, ...] = ()
+    listed_shape: tuple[int, ...] | None = None
+    """Shape of an image that `listing` tells, for images that are padded or not as settings say; None: their own."""
 
     def __post_init__(self) -> None:
         assert self.images.dtype == np.uint8 and self.images.ndim == 4, (self.images.dtype, self.images.shape)
@@ -71,7 +73,7 @@ class Arrays:
 
     @property
     def listing(self) -> str:
-        return listing_of_arrays(self.images.shape[1:], self.labels)
+        return listing_of_arrays(self.listed_shape or self.images.shape[1:], self.labels)
 
     def name(self, index: int) -> str:
         return f"image {index}"

@@ -44,8 +44,8 @@ def check_folders(root: Path, number_of_classes: int, validation_samples: int) -
     Raises UserError unless everything is there for this number of classes and of held-out training samples.
     """
     parts = parts_of(root)
-    require_apart(root, {part: [part] for part in parts.there})
     classes = check_classes(root, parts, number_of_classes)
+    require_apart(root, {part: [part] for part in parts.there})
     parts.require(root, validation_samples)
     return classes, parts
 

@@ -174,6 +174,19 @@ def test_nothing_is_held_out_and_training_data_not_evaluated_unless_asked() -> N
     assert assembled(evaluate_train=True).train_evaluation is not None
 
 
+def test_there_is_one_thing_to_choose_the_best_epoch_by() -> None:
+    """Authors of data sets need not look to that."""
+    settings = DataSetSettings(name="numbers", threads=1, validation_samples=20)
+    plain = Recipe(Arrays(arrays(101).images, np.arange(101) % 3), AsItIs(), UNCHANGED)
+    with pytest.raises(UserError, match=r"validation_samples is 20, and data\.name: numbers has validation data of"):
+        assemble(plain, plain, numbered(9), settings, request(), numbered(5))
+    settings = DataSetSettings(name="numbers", threads=1)
+    with pytest.raises(UserError, match=r"data\.name: numbers has nothing to evaluate on; hold out training samples"):
+        assemble(plain, plain, None, settings, request())
+    data = assemble(plain, plain, None, settings, request(), numbered(5))
+    assert data.test is None and numbers_in(data.validation) == list(range(5))
+
+
 def test_a_position_in_another_split_is_refused() -> None:
     data, other = assembled(validation_samples=20), assembled(validation_samples=20, split_seed=1)
     with pytest.raises(UserError, match=r"other samples held out than data\.split_seed"):

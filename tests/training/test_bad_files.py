@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -133,22 +134,25 @@ def test_without_dali(folder: Path, tmp_path: Path) -> None:
 
 
 def test_workers_with_other_data_are_refused(folder: Path) -> None:
-    """One machine has another copy of the data."""
-    assert run_distributed(_sees, 2, configured(folder), folder) == [None, None]
-    (said,) = {*run_distributed(_sees, 2, configured(folder), folder, "train/ape/0000.png")}
-    assert said == (
-        "data: worker 1 has other training or test samples than worker 0; "
-        "give all machines the same files, of the same names"
-    )
+    """One machine has another copy of the data: of what is trained on, tested on, or the best epoch is chosen by."""
+    other = numbered_folder(folder.with_name("other"), train=60, val=24)
+    for root in (folder, other):
+        shutil.copytree(root / "val", root / "test")
+    assert run_distributed(_sees, 2, configured(folder), configured(other)) == [None, None]
+    for part in ("train", "val", "test"):
+        file = other / part / "ape/0000.png"
+        file.rename(moved := file.with_name("0001.png"))
+        (said,) = {*run_distributed(_sees, 2, configured(folder), configured(other))}
+        moved.rename(file)
+        assert said == (
+            "data: worker 1 has other samples to train or to evaluate on than worker 0; "
+            "give all machines the same files, of the same names"
+        )
 
 
-def _sees(worker: Worker, settings: RunConfig, folder: Path, less: str | None = None) -> str | None:
-    if less is not None and worker.rank == 1:
-        other = numbered_folder(folder.with_name("other"), train=60, val=24)
-        (other / less).rename(other / "train" / "ape" / "0001.png")
-        settings = configured(other)
+def _sees(worker: Worker, settings: RunConfig, others: RunConfig) -> str | None:
     try:
-        building.build(settings, worker)
+        building.build(others if worker.rank == 1 else settings, worker)
     except UserError as error:
         return str(error)
     return None

@@ -237,3 +237,16 @@ def test_the_order_of_training_is_known_beforehand(folder: Path, augment: bool) 
         pipelines.position_of(settings(folder), request())
     fetched_anew = pipelines.position_of(settings(folder, download=True), request(batch=100))
     assert fetched_anew.epochs.steps(0) == 500
+
+
+@pytest.mark.parametrize("before", [True, False])
+def test_a_run_goes_on_with_crops_and_without(folder: Path, before: bool) -> None:
+    """The samples are the same, so that their order is, too."""
+
+    def pipeline(augment: bool) -> TrainPipeline:
+        return pipelines.build(settings(folder, augment=augment), request()).train
+
+    saved = pipeline(before).state_dict()
+    other = pipeline(not before)
+    other.load_state_dict(saved)
+    assert other.state_dict() == saved

@@ -23,7 +23,7 @@ from pipelines.datasets.imagenet import ImagenetSettings
 from pipelines.loaders import dali_views
 from pipelines.order import SampleOrder, Share
 from pipelines.sources.image_folder import list_images
-from tests.pipelines.pictures import CLASSES, picture
+from tests.pipelines.pictures import CLASSES, numbered_folder, picture
 from tests.pipelines.streams import (
     LOADERS,
     SEED,
@@ -325,3 +325,11 @@ def test_the_order_of_training_is_known_beforehand(folder: Path) -> None:
     listed.write_text(f"val/{CLASSES[0]}/999.JPEG\n")
     with pytest.raises(UserError, match=r"data\.exclude: .* names 1 files that .* does not have"):
         pipelines.position_of(settings(folder, exclude=str(listed)), request())
+
+
+def test_one_folder_is_not_two_parts(tmp_path: Path) -> None:
+    folder = numbered_folder(tmp_path / "images", train=6, val=3)
+    shutil.rmtree(folder / "val")
+    (folder / "val").symlink_to("train")
+    with pytest.raises(UserError, match=r"images/val is of both train and val; what is trained on, or chosen"):
+        pipelines.check(settings(folder))

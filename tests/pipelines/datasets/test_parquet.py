@@ -218,7 +218,7 @@ def test_names_to_skip_are_of_shards_that_are_there(tmp_path: Path) -> None:
 
 
 def test_given_patterns_are_not_guessed(tmp_path: Path) -> None:
-    """What the message asks for ends the doubt."""
+    """The patterns that the message asks for end the doubt."""
     _, root = written(tmp_path)
     for part in ("train", "validation"):
         write(root / f"other/{part}-00000.parquet", [(b"x", 0)])
@@ -231,7 +231,7 @@ def test_given_patterns_are_not_guessed(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("number", [False, True], ids=["no number", "an id"])
 def test_test_images_without_a_column_of_labels_are_none(tmp_path: Path, number: bool) -> None:
-    """As `test` with labels of -1: what else is a number there is no label."""
+    """They are left out as those with labels of -1 are. Another number beside an image is no label."""
     _, root = written(tmp_path)
     content = table([(b"x", 0)], None, label="id")
     write(root / "data/test-0.parquet", content if number else content.drop_columns("id"))

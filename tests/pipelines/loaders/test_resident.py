@@ -16,7 +16,7 @@ from pipelines.datasets.in_memory import random_crops
 from pipelines.datasets.small_images import SmallImagesSettings
 from pipelines.loaders.torch_views import made, made_together
 from pipelines.sources.base import Arrays
-from pipelines.views import AsItIs, CentralCrop, Normalisation, RandomCrop, Recipe, View
+from pipelines.views import AsItIs, CentralCrop, Normalisation, RandomCrop, RandomResizedCrop, Recipe, View
 from tests.pipelines.pictures import numbered_folder, settings
 from tests.pipelines.streams import joined, request, training
 
@@ -50,6 +50,16 @@ def test_the_same_batches_as_of_torch_to_the_bit(workers: int, pixels: dict[str,
         assert images.unique().numel() > 100
 
 
+@pytest.mark.parametrize("view", [CentralCrop(6, 9), RandomResizedCrop(6)], ids=str)
+def test_views_that_are_made_one_by_one(view: View) -> None:
+    recipe = Recipe(SOURCE, view, Normalisation((10.0,) * 3, (2.0,) * 3))
+    (images, labels), (others, same) = (
+        joined(batch for step in training(recipe, request(), loader).epoch() for batch in step)
+        for loader in ("resident", "torch")
+    )
+    assert torch.equal(images, others) and torch.equal(labels, same) and images.shape[2:] == (6, 6)
+
+
 @pytest.mark.parametrize("view", [AsItIs(), AsItIs(size=(30, 24)), RandomCrop((8, 8), room=(4, 2))], ids=str)
 @pytest.mark.parametrize("pixels", [{}, {"trivial_augment": True, "random_erasing": 0.5}])
 def test_the_memory_layout_is_the_one_asked_for(view: View, pixels: dict[str, Any]) -> None:
@@ -74,7 +84,7 @@ def test_a_data_set_is_held_once() -> None:
 
 def test_data_sets_on_the_disk_are_refused(tmp_path: Path) -> None:
     folder = numbered_folder(tmp_path / "images", train=4, val=2)
-    with pytest.raises(UserError, match=r"data\.loader is resident, but .* is read from the disk as it is needed; use"):
+    with pytest.raises(UserError, match=r"data\.loader is resident, but .* is not held in memory; use"):
         pipelines.check(settings(folder, loader="resident"))
 
 
