@@ -91,7 +91,8 @@ def main() -> None:
     if asked.overrides:
         parser.error("overrides are for --cifar10 and --imagenette")
     if asked.page:
-        script.write_page(NAME, page, asked.output)
+        with script.told():
+            script.write_page(NAME, page, asked.output)
         return
     result = measure(asked)
     print("\n\n".join(paragraphs(result)))

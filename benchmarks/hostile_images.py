@@ -22,6 +22,7 @@ from typing import Any
 from benchmarks.harness.processes import Ended, watched
 from benchmarks.harness.record import ROOT, Result, keep
 from benchmarks.harness.script import plain_parser
+from pipelines.common.command_line import at_least_1
 from tests.pipelines.images.hostile import BOMBS, SPECIALS, bomb
 from tests.pipelines.pictures import picture
 
@@ -110,7 +111,7 @@ def _line(run: Ended) -> str:
 
 def main() -> None:
     parser = plain_parser(__doc__)
-    parser.add_argument("--rounds", type=int, default=5, help="ordinary runs of each kind (5)")
+    parser.add_argument("--rounds", type=at_least_1, default=5, help="ordinary runs of each kind (5)")
     parser.add_argument("--only", help="bombs whose names hold one of these words, with commas between")
     asked = parser.parse_args()
     words = asked.only.split(",") if asked.only else [""]

@@ -21,6 +21,7 @@ from tempfile import TemporaryDirectory
 from benchmarks.harness.record import ROOT, Result, keep
 from benchmarks.harness.rounds import in_rounds, ratio, returned
 from benchmarks.harness.script import plain_parser
+from pipelines.common.command_line import at_least_1
 from tests.pipelines.pictures import picture
 
 IMAGES, BATCH = 128, 64
@@ -103,8 +104,8 @@ def main() -> None:
     parser = plain_parser(__doc__)
     parser.add_argument("--before", required=True, help="the commit to compare with")
     parser.add_argument("--kinds", default=",".join(KINDS), help=f"of files ({','.join(KINDS)})")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--runs", type=int, default=10, help="batches measured in a round (10)")
+    parser.add_argument("--rounds", type=at_least_1, default=5)
+    parser.add_argument("--runs", type=at_least_1, default=10, help="batches measured in a round (10)")
     asked = parser.parse_args()
     result = {}
     with TemporaryDirectory() as folder, checkout_of(asked.before, Path(folder)) as before:

@@ -19,6 +19,7 @@ from tempfile import TemporaryDirectory
 from benchmarks.harness.record import ROOT, keep
 from benchmarks.harness.rounds import in_rounds, ratio, returned
 from benchmarks.harness.script import plain_parser
+from pipelines.common.command_line import at_least_1
 from tests.pipelines.pictures import picture
 
 IMAGES, BATCH = 800, 80
@@ -72,7 +73,7 @@ def write(root: Path) -> None:
 
 def main() -> None:
     parser = plain_parser(__doc__)
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=at_least_1, default=3)
     asked = parser.parse_args()
     with TemporaryDirectory() as folder:
         root = Path(folder)

@@ -56,7 +56,8 @@ WAYS = {
 def main() -> None:
     asked = parse()
     if asked.page:
-        write_page(asked.output)
+        with script.told():
+            write_page(asked.output)
         return
     with script.told():
         result = measure(asked)

@@ -23,6 +23,7 @@ from nvidia.dali.auto_aug.trivial_augment import trivial_augment_wide
 from benchmarks.harness.record import Result, keep
 from benchmarks.harness.rounds import in_rounds, ratio, returned
 from benchmarks.harness.script import plain_parser
+from pipelines.common.command_line import at_least_1
 from pipelines.loaders.torch_views import functional
 from pipelines.order import SampleOrder, Share
 from pipelines.pixels.policies import TrivialAugment
@@ -113,7 +114,7 @@ def milliseconds(act: Callable[[], Any], batches: int = 4) -> float:
 
 def main() -> None:
     parser = plain_parser(__doc__)
-    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--rounds", type=at_least_1, default=7)
     asked = parser.parse_args()
     torch.set_num_threads(1)
     compared = differences(crops(16, 48, 100))

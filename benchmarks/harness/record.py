@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from dynsparse.errors import UserError
 from dynsparse.training.state import versions
 
 ROOT = Path(__file__).parents[2]
@@ -85,6 +86,9 @@ def path_of(name: str, folder: Path | None = None) -> Path:
 
 
 def kept(name: str, folder: Path | None = None) -> Result:
-    """Read {name}.json back."""
-    content: Result = json.loads(path_of(name, folder).read_text())
+    """Read {name}.json back. Raises UserError if nothing is kept yet."""
+    try:
+        content: Result = json.loads(path_of(name, folder).read_text())
+    except FileNotFoundError as error:
+        raise UserError(f"{error.filename}: nothing is kept yet; measure first, without --page") from None
     return content

@@ -12,7 +12,7 @@ from typing import NoReturn
 
 from benchmarks.harness import record
 from benchmarks.harness.record import Result
-from pipelines.common.command_line import Parser
+from pipelines.common.command_line import Parser, at_least_1
 from pipelines.common.errors import EXIT_BAD_INPUT, UserError
 
 Page = Callable[[Result], str]
@@ -55,7 +55,7 @@ def page_parser(description: str | None, rounds: int | None = None) -> ArgumentP
     parser.add_argument("--tiny", action="store_true", help="seconds instead of minutes, and figures without meaning")
     parser.add_argument("--page", action="store_true", help="measure nothing; write the page anew")
     if rounds is not None:
-        parser.add_argument("--rounds", type=int, default=rounds, help=f"measured ({rounds})")
+        parser.add_argument("--rounds", type=at_least_1, default=rounds, help=f"measured ({rounds})")
     return parser
 
 
@@ -70,7 +70,17 @@ def run(
 
     `fill` writes the kept figures to a page that has more than them, in place of {name}.md in docs/results/.
     """
-    asked = parser.parse_args()
+    with told():
+        _run(name, parser.parse_args(), measure, page, fill)
+
+
+def _run(
+    name: str,
+    asked: Namespace,
+    measure: Callable[[Namespace], Result],
+    page: Page,
+    fill: Callable[[], None] | None,
+) -> None:
     if asked.page:
         write_page(name, page, asked.output, fill)
         return

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -55,6 +56,23 @@ def test_ways_that_measure_themselves_are_compared_within_rounds() -> None:
 def test_bad_input_ends_a_script_in_lines() -> None:
     with pytest.raises(SystemExit, match=r"^error: one\nerror: two$"), script.told():
         raise UserError("one", "two")
+
+
+@pytest.mark.parametrize("module", ["benchmarks.gpu", "benchmarks.passes", "benchmarks.pipelines"])
+def test_a_page_of_nothing_is_an_error_of_one_line(
+    module: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "argv", [module, "--page", "--output", str(tmp_path)])
+    name = module.rpartition(".")[2]
+    with pytest.raises(SystemExit, match=rf"^error: {tmp_path}/{name}\.json: nothing is kept yet; measure first"):
+        import_module(module).main()
+
+
+@pytest.mark.parametrize("rounds", ["0", "-1", "x"])
+def test_rounds_are_at_least_1(rounds: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        script.page_parser(None, rounds=3).parse_args(["--rounds", rounds])
+    assert f"argument --rounds: is '{rounds}'; it must be a whole number of at least 1" in capsys.readouterr().err
 
 
 def test_a_commit_is_dirty_by_its_code_not_by_its_results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
