@@ -30,8 +30,9 @@ from benchmarks.harness.page import filled
 from benchmarks.harness.record import PAGES, Result
 from benchmarks.harness.script import ScriptParser, link
 from benchmarks.parts.reproduce import plots, table
+from benchmarks.parts.reproduce.comparing import compared
 from benchmarks.parts.reproduce.jobs import Job, Table, jobs, key, settings
-from benchmarks.parts.reproduce.published import LEAST_SPREAD, PUBLISHED, REASONS
+from benchmarks.parts.reproduce.published import LEAST_SPREAD, MOST_SPREAD, PUBLISHED
 from benchmarks.parts.reproduce.recipe import Recipe
 from benchmarks.parts.reproduce.recipes import RECIPES
 from benchmarks.parts.reproduce.rows import costs, sparsities_of
@@ -219,6 +220,7 @@ def facts(content: Result) -> Result:
         "compared": compared(content),
         "unreached": table.unreached(runs),
         "least": LEAST_SPREAD,
+        "most": MOST_SPREAD,
     }
 
 
@@ -230,22 +232,6 @@ def beside(content: Result, kept_in: Path | None) -> list[Result]:
         if record.path_of(f"reproduce_{name}", kept_in).exists():
             for row in table.described(record.kept(f"reproduce_{name}", kept_in)["runs"]):
                 found.append({**row, "how": how, "ours": ours.get((row["method"], row["sparsity"]))})
-    return found
-
-
-def compared(content: Result) -> list[Result]:
-    """Return each published figure beside ours.
-
-    It is alike within two standard deviations of our seeds, but not less than `LEAST_SPREAD`.
-    """
-    published = PUBLISHED.get(content["data"], {})
-    found = []
-    for row in table.described(content["runs"]):
-        if (theirs := published.get(row["method"], {}).get(row["sparsity"])) is not None:
-            difference = row["mean"] - theirs
-            alike = abs(difference) <= max(2 * row["sd"], LEAST_SPREAD)
-            reason = REASONS.get((row["method"], row["sparsity"]), "") or REASONS.get((row["method"], None), "")
-            found.append({**row, "published": theirs, "difference": difference, "alike": alike, "reason": reason})
     return found
 
 

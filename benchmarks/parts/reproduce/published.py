@@ -22,5 +22,7 @@ PUBLISHED: Mapping[str, Figures] = {"mnist": MNIST}
 
 LEAST_SPREAD = 0.1
 """Difference in points that a few seeds cannot tell from none."""
+MOST_SPREAD = 1.0
+"""Uncertainty of a mean in points, above which it tells of no published figure that it is alike."""
 REASONS: Mapping[tuple[str, float | None], str] = {}
 """Reasons why ours differ from the published figures, by method and sparsity; None stands for every sparsity."""

@@ -1,0 +1,42 @@
+"""Published figures beside ours."""
+
+from __future__ import annotations
+
+import math
+
+from benchmarks.harness.record import Result
+from benchmarks.parts.reproduce.published import LEAST_SPREAD, MOST_SPREAD, PUBLISHED, REASONS
+from benchmarks.parts.reproduce.table import described
+
+_STUDENT = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
+"""Two-sided 95 % quantiles of Student's t for 1 to 10 degrees of freedom; a little too wide for more."""
+
+
+def uncertainty(seeds: int, sd: float) -> float:
+    """Return half the width, in points, of the 95 % interval of a mean over seeds; not less than `LEAST_SPREAD`.
+
+    Example: 5 seeds with a deviation of 0.5 points give 2.776 * 0.5 / 5 ** 0.5 = 0.62.
+    """
+    if seeds < 2:
+        return math.inf
+    return max(_STUDENT[min(seeds - 1, len(_STUDENT)) - 1] * sd / math.sqrt(seeds), LEAST_SPREAD)
+
+
+def verdict(difference: float, limit: float) -> str:
+    """Return "differs" beyond the limit; within it "alike", or "cannot be told" where the limit is wide itself."""
+    if abs(difference) > limit:
+        return "differs"
+    return "alike" if limit <= MOST_SPREAD else "cannot be told"
+
+
+def compared(content: Result) -> list[Result]:
+    """Return each published figure beside ours, with the verdict."""
+    published = PUBLISHED.get(content["data"], {})
+    found = []
+    for row in described(content["runs"]):
+        if (theirs := published.get(row["method"], {}).get(row["sparsity"])) is not None:
+            difference, limit = row["mean"] - theirs, uncertainty(row["seeds"], row["sd"])
+            reason = REASONS.get((row["method"], row["sparsity"]), "") or REASONS.get((row["method"], None), "")
+            told = {"limit": limit, "verdict": verdict(difference, limit), "reason": reason}
+            found.append({**row, "published": theirs, "difference": difference, **told})
+    return found
