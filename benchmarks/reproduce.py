@@ -26,7 +26,7 @@ from pathlib import Path
 
 import pipelines
 from benchmarks.harness import record
-from benchmarks.harness.page import filled
+from benchmarks.harness.page import filled, versions
 from benchmarks.harness.record import PAGES, Result
 from benchmarks.harness.script import ScriptParser, link
 from benchmarks.parts.reproduce import plots, table
@@ -78,10 +78,12 @@ def parse(arguments: Sequence[str] | None = None) -> Namespace:
     asked = parser.parse_intermixed_args(arguments)
     recipe = RECIPES[asked.data]
     asked.methods = asked.methods or list(recipe.seeds)
-    asked.sparsity = asked.sparsity or list(recipe.sparsities)
+    asked.sparsity = list(dict.fromkeys(asked.sparsity or recipe.sparsities))
     asked.work = asked.work or Path("runs") / f"reproduce_{asked.data}"
     if unknown := [method for method in asked.methods if method not in recipe.seeds]:
         parser.error(f"{asked.data} has no {', '.join(unknown)}; it has {', '.join(recipe.seeds)}")
+    if 0.0 in asked.sparsity and 0.0 not in recipe.sparsities:
+        parser.error(f"--sparsity has a 0, which is the dense network: {asked.data} has it once, by --methods dense")
     if "thin" in asked.methods and (unfit := set(asked.sparsity) - set(recipe.thin)):
         parser.error(f"no widths of the thin network for {sorted(unfit)}; skip it in --methods, or add them here")
     found = re.fullmatch(r"(\d{1,6})/(\d{1,6})", asked.part, re.ASCII)
@@ -216,7 +218,8 @@ def facts(content: Result) -> Result:
         "median_seconds": statistics.median(run["seconds"] for run in runs),
         "commits": ", ".join(sorted({str(run["commit"]) for run in runs})),
         "processors": ", ".join(sorted({str(run["processor"]) for run in runs})),
-        "versions": runs[-1]["versions"],
+        "versions": "; ".join(sorted({versions(run["versions"]) for run in runs})),
+        "epochs_kept": all("accuracy" in run for run in runs),
         "compared": compared(content),
         "unreached": table.unreached(runs),
         "least": LEAST_SPREAD,
@@ -248,7 +251,7 @@ def rows_of(content: Result, methods: Collection[str] | None = None) -> str:
     sparsities = sorted({sparsity for _, sparsity in by if sparsity > 0})
     rows = {}
     for method, title in RECIPES[content["data"]].titles.items():
-        cells = [by.get((method, sparsity)) or by.get((method, 0.0)) for sparsity in sparsities]
+        cells = [by.get((method, 0.0 if method == "dense" else sparsity)) for sparsity in sparsities]
         if any(cells) and (methods is None or method in methods):
             rows[title] = cells
     return filled("reproduce-table", sparsities=sparsities, rows=rows)

@@ -20,7 +20,7 @@ from benchmarks.parts.reproduce.recipes import RECIPES
 from benchmarks.parts.reproduce.rows import rows
 from benchmarks.parts.reproduce.table import Runs, described, unreached
 from benchmarks.parts.reproduce.table import write as write_table
-from benchmarks.reproduce import main, write
+from benchmarks.reproduce import main, parse, rows_of, write
 from dynsparse.errors import UserError
 from tests.training.runs import kill, python
 
@@ -239,6 +239,25 @@ def test_a_run_of_an_earlier_version_counts_if_options_since_then_are_at_their_d
     for change in ({"period": {"0": 100}}, {"no_longer": 1}):
         runs.add(made("dsr", 0, 98.0), {**older, "method": {**older["method"], **change}})
         assert not runs.has(job, table.config(job)), change
+
+
+def test_sparsities_are_told_with_all_their_digits() -> None:
+    runs = [{**made("set", 0, 98.0), "sparsity": sparsity} for sparsity in (0.97, 0.985, 0.995)]
+    assert rows_of({"data": "mnist", "runs": runs}).splitlines()[0] == "| method | 97 % | 98.5 % | 99.5 % |"
+
+
+def test_only_the_dense_network_stands_in_every_column() -> None:
+    dense_run, at_0 = ({**made(method, 0, 99.0), "sparsity": 0.0} for method in ("dense", "set"))
+    page = rows_of({"data": "mnist", "runs": [dense_run, at_0, made("static", 0, 97.0)]})
+    assert page.splitlines()[2:] == ["| dense | 99.00 (98.69) |", "| static sparse | 97.00 (97.94) |"]
+
+
+def test_each_sparsity_is_asked_for_once(capsys: pytest.CaptureFixture[str]) -> None:
+    assert parse(["--sparsity", "0.9", "0.95", "0.90"]).sparsity == [0.9, 0.95]
+    with pytest.raises(SystemExit):
+        parse(["--sparsity", "0", "--methods", "dsr"])
+    assert "error: --sparsity has a 0, which is the dense network" in capsys.readouterr().err
+    assert parse(["--data", "parts", "--sparsity", "0"]).sparsity == [0.0]
 
 
 def test_one_seed_has_no_deviation() -> None:

@@ -12,6 +12,7 @@ from matplotlib.axes import Axes
 from benchmarks.harness.plot import plt, save
 from benchmarks.harness.record import Result
 from benchmarks.parts.reproduce.recipe import METHODS
+from benchmarks.parts.reproduce.table import deviation
 
 MARKERS = "osD^vP*X<>h"
 """Shapes beside colours, so that lines can be told apart in grey and by everyone."""
@@ -91,7 +92,7 @@ def _stretched(sparsity: float) -> float:
 
 def layers(content: Result, path: Path) -> None:
     """Draw the density of each layer over training, a panel a sparsity."""
-    runs = [run for run in content["runs"] if run["method"] == "dsr"]
+    runs = [run for run in content["runs"] if run["method"] == "dsr" and "densities" in run]
     sparsities = sorted({run["sparsity"] for run in runs})
     figure, panels = plt.subplots(
         1, len(sparsities), figsize=(3.2 * len(sparsities), 4), sharey=True, squeeze=False, layout="constrained"
@@ -112,7 +113,7 @@ def _layers_at(seeds: list[dict[str, list[float]]], axes: Axes) -> None:
     for i, name in enumerate(names):
         columns = list(zip(*(seed[name] for seed in seeds), strict=True))
         epochs = range(1, len(columns) + 1)
-        means, sds = [statistics.mean(column) for column in columns], [statistics.pstdev(column) for column in columns]
+        means, sds = [statistics.mean(column) for column in columns], [deviation(column) for column in columns]
         colour = plt.get_cmap("viridis")(i / max(1, len(names) - 1) * 0.9)
         axes.plot(epochs, means, color=colour, label=name if len(names) <= 8 or i in (0, len(names) - 1) else None)
         low = [max(mean - sd, mean / 10) for mean, sd in zip(means, sds, strict=True)]

@@ -6,10 +6,13 @@ import statistics
 from collections.abc import Mapping, Sequence
 
 from benchmarks.harness.record import Result
-from benchmarks.parts.reproduce.table import described
+from benchmarks.parts.reproduce.table import described, deviation
 
 BASE = "base"
 """Part that the others are compared with, where there is one."""
+
+DENSE = ("dense", 0.0)
+"""Row that stands beside those of every sparsity."""
 
 
 def rows(runs: Sequence[Result], titles: Mapping[str, str]) -> list[Result]:
@@ -33,7 +36,10 @@ def costs(runs: Sequence[Result], titles: Mapping[str, str]) -> list[Result]:
     return [
         {
             "sparsity": sparsity,
-            "rows": sorted((row for row in rows if row["sparsity"] in (sparsity, 0)), key=lambda row: -row["mean"]),
+            "rows": sorted(
+                (row for row in rows if row["sparsity"] == sparsity or (row["method"], row["sparsity"]) == DENSE),
+                key=lambda row: -row["mean"],
+            ),
         }
         for sparsity in sparsities_of(runs)
         if sparsity > 0
@@ -61,8 +67,7 @@ def _difference(runs: Sequence[Result], cell: Result) -> Result:
     pairs = [ours[seed] - base[seed] for seed in sorted(ours.keys() & base.keys())]
     if cell["method"] == BASE or not pairs:
         return {"difference": None, "difference_sd": None, "pairs": 0}
-    deviation = statistics.stdev(pairs) if len(pairs) > 1 else 0.0
-    return {"difference": statistics.mean(pairs), "difference_sd": deviation, "pairs": len(pairs)}
+    return {"difference": statistics.mean(pairs), "difference_sd": deviation(pairs), "pairs": len(pairs)}
 
 
 def _by_seed(runs: Sequence[Result], method: str, sparsity: float) -> dict[int, float]:

@@ -178,6 +178,11 @@ def _densities(epochs: Iterable[Result]) -> dict[str, list[float]]:
     return found
 
 
+def deviation(values: Sequence[float]) -> float:
+    """Return the standard deviation of a sample; 0 of one value."""
+    return statistics.stdev(values) if len(values) > 1 else 0.0
+
+
 def described(runs: Sequence[Result]) -> list[Result]:
     """Mean and standard deviation over the seeds, for each method and sparsity."""
     groups: dict[tuple[str, float], list[Result]] = {}
@@ -186,8 +191,8 @@ def described(runs: Sequence[Result]) -> list[Result]:
     rows = []
     for (method, sparsity), members in groups.items():
         values = [member["test_top1"] for member in members]
-        sd = statistics.stdev(values) if len(values) > 1 else 0.0
-        row = {"method": method, "sparsity": sparsity, "seeds": len(values), "mean": statistics.mean(values), "sd": sd}
+        row = {"method": method, "sparsity": sparsity, "seeds": len(values), "mean": statistics.mean(values)}
+        row["sd"] = deviation(values)
         rows.append({**row, "parameters": members[0]["parameters"]})
     return rows
 
