@@ -9,6 +9,8 @@ however many run side by side. A job that is done is skipped, one that was stopp
 run that ends is added to the JSON at once. `--part 2/3` runs a third of the jobs, on one of three machines, and
 `--add FILE` takes over what another machine has made.
 
+--epochs and overrides make other runs than the recipe's: they need an --out, so that no kept figure is replaced.
+
 Accuracy is that of the last epoch on the test samples, never the best one, which would be chosen on the test set.
 """
 
@@ -17,30 +19,26 @@ from __future__ import annotations
 import math
 import os
 import re
-import shutil
 import statistics
 import sys
 from argparse import ArgumentTypeError, Namespace
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
-import pipelines
 from benchmarks.harness import record
 from benchmarks.harness.page import filled, versions
 from benchmarks.harness.record import PAGES, Result
 from benchmarks.harness.script import ScriptParser, link
 from benchmarks.parts.reproduce import plots, table
 from benchmarks.parts.reproduce.comparing import compared
-from benchmarks.parts.reproduce.jobs import Job, Table, jobs, key, settings
+from benchmarks.parts.reproduce.jobs import OWN, Job, Table, jobs
+from benchmarks.parts.reproduce.making import Making
 from benchmarks.parts.reproduce.published import LEAST_SPREAD, MOST_SPREAD, PUBLISHED
 from benchmarks.parts.reproduce.recipe import Recipe
 from benchmarks.parts.reproduce.recipes import RECIPES
 from benchmarks.parts.reproduce.rows import costs, sparsities_of
 from benchmarks.parts.reproduce.rows import rows as rows_of_parts
-from benchmarks.parts.reproduce.running import run_all
-from benchmarks.parts.reproduce.table import Runs, is_done, run_of
 from dynsparse.errors import UserError
-from dynsparse.training.run import names
 from pipelines.common.command_line import at_least_1
 
 
@@ -84,6 +82,8 @@ def parse(arguments: Sequence[str] | None = None) -> Namespace:
         parser.error(f"{asked.data} has no {', '.join(unknown)}; it has {', '.join(recipe.seeds)}")
     if 0.0 in asked.sparsity and 0.0 not in recipe.sparsities:
         parser.error(f"--sparsity has a 0, which is the dense network: {asked.data} has it once, by --methods dense")
+    if own := [word for word in asked.overrides if word.partition("=")[0] in OWN]:
+        parser.error(f"{own[0]}: the table gives each run its own; choose by --seeds and --work")
     if "thin" in asked.methods and (unfit := set(asked.sparsity) - set(recipe.thin)):
         parser.error(f"no widths of the thin network for {sorted(unfit)}; skip it in --methods, or add them here")
     found = re.fullmatch(r"(\d{1,6})/(\d{1,6})", asked.part, re.ASCII)
@@ -104,52 +104,21 @@ def _fraction(text: str) -> float:
 
 
 def kept_in(asked: Namespace) -> Path | None:
-    """Return the folder of the JSON, None for that of the kept figures: a quick look replaces none."""
-    return None if asked.out == PAGES else Path(asked.out)
+    """Return the folder of the JSON, None for that of the kept figures."""
+    return None if asked.out.resolve() == PAGES.resolve() else Path(asked.out)
 
 
 def make(asked: Namespace) -> list[Job]:
     """Run what is not done yet, and keep each run in the JSON. Returns the jobs that failed."""
-    path, recipe = record.path_of(f"reproduce_{asked.data}", kept_in(asked)), RECIPES[asked.data]
-    runs = Runs.read(asked.data, path)
-    for other in asked.add:
-        runs.add_all(table.read(other), other)
-    shared = Table(asked.data, asked.work.absolute(), tuple(asked.overrides), asked.epochs)
-    asked.work.mkdir(parents=True, exist_ok=True)
-
-    def is_recorded(job: Job) -> bool:
-        return runs.has(job, shared.config(job))
-
-    def done(job: Job) -> None:
-        plain = settings(shared.config(job))
-        run = run_of(shared.folder(job), job, key(plain))
-        runs.add(run, plain)
-        table.write(runs.content(list(recipe.titles)), path)
-        if job not in needed:
-            shutil.rmtree(shared.folder(job) / names.CHECKPOINTS, ignore_errors=True)
-        print(f"{job.name:28} {run['test_top1']:.2f} %  {run['seconds']} s", flush=True)
-
-    def prepare(job: Job) -> Path:
-        file = asked.work / f"{job.name}.yaml"
-        file.write_text(shared.config(job).as_yaml())
-        return Path(file.absolute())
-
-    every = jobs(asked.methods, asked.sparsity, asked.seeds, recipe.seeds)
-    needed = {job.needs for job in every} - {None}
-    to_do = []
-    for job in _part(every, asked.part):
-        if is_recorded(job):
-            continue
-        if is_done(shared.folder(job)):
-            done(job)
-        else:
-            to_do.append(job)
-    if to_do:
-        pipelines.check(shared.config(to_do[0]).data.resolved())  # Once: not in each run's own log.
-    missing = {job.needs for job in to_do if job.needs and not is_done(shared.folder(job.needs))}
-    to_do = [*sorted(missing - set(to_do), key=lambda job: job.seed), *to_do]
-    failed = run_all(to_do, prepare, done, at_once=asked.workers_at_once)
-    table.write(runs.content(list(recipe.titles)), path)
+    of = Table(asked.data, asked.work.absolute(), tuple(asked.overrides), asked.epochs)
+    path = record.path_of(f"reproduce_{asked.data}", kept_in(asked))
+    if of.changes and path.resolve() == record.path_of(f"reproduce_{asked.data}").resolve():
+        raise UserError(f"{' '.join(of.changes)}: makes other runs than those that are kept; give a folder with --out")
+    if asked.add:
+        table.added(of, path, [(table.read(other), other) for other in asked.add])
+    every = jobs(asked.methods, asked.sparsity, asked.seeds, RECIPES[asked.data].seeds)
+    failed = Making(of, path).make(_part(every, asked.part), asked.workers_at_once)
+    table.added(of, path)
     return failed
 
 
@@ -163,9 +132,10 @@ def _part(every: Sequence[Job], part: str) -> list[Job]:
 
 def write(data: str, folder: Path, kept_in: Path | None) -> list[Path]:
     """Write the page and the plots, from the JSON alone. Returns the files."""
-    name = f"reproduce_{data}"
-    path = record.path_of(name, kept_in)
+    path = record.path_of(f"reproduce_{data}", kept_in)
     content = {**table.read(path), "link": link(path, folder)}
+    content["runs"] = table.shown(content, path)
+    content["results"] = table.described(content["runs"])
     if not content["runs"]:
         return []
     folder.mkdir(parents=True, exist_ok=True)
@@ -206,19 +176,23 @@ def facts(content: Result) -> Result:
     """Return how the runs were made, for the page."""
     runs, recipe = content["runs"], RECIPES[content["data"]]
     counts = sorted({row["seeds"] for row in content["results"]})
+    wanted = jobs(list(recipe.seeds), recipe.sparsities, None, recipe.seeds)
+    starts = [start for run in runs for start in (*run.get("earlier", ()), run)]
     return {
         "title": recipe.title,
         "about": recipe.about,
         "told": recipe.told,
         "beside_told": recipe.beside_told,
-        "wanted": len(jobs(list(recipe.seeds), recipe.sparsities, None, recipe.seeds)),
+        "changes": table.of_content(content).changes,
+        "wanted": len(wanted),
+        "there": len(set(wanted) & {table.job_of(run) for run in runs}),
         "seeds": " to ".join(map(str, dict.fromkeys((counts[0], counts[-1]))))
         + (" seed" if counts == [1] else " seeds"),
         "hours": sum(run["seconds"] for run in runs) / 3600,
         "median_seconds": statistics.median(run["seconds"] for run in runs),
-        "commits": ", ".join(sorted({str(run["commit"]) for run in runs})),
-        "processors": ", ".join(sorted({str(run["processor"]) for run in runs})),
-        "versions": "; ".join(sorted({versions(run["versions"]) for run in runs})),
+        "commits": ", ".join(sorted({str(start["commit"]) for start in starts})),
+        "processors": ", ".join(sorted({str(start["processor"]) for start in starts})),
+        "versions": "; ".join(sorted({versions(start["versions"]) for start in starts})),
         "epochs_kept": all("accuracy" in run for run in runs),
         "compared": compared(content),
         "unreached": table.unreached(runs),
@@ -233,7 +207,7 @@ def beside(content: Result, kept_in: Path | None) -> list[Result]:
     found = []
     for name, how in RECIPES[content["data"]].beside.items():
         if record.path_of(f"reproduce_{name}", kept_in).exists():
-            for row in table.described(record.kept(f"reproduce_{name}", kept_in)["runs"]):
+            for row in table.described(table.shown(record.kept(f"reproduce_{name}", kept_in))):
                 found.append({**row, "how": how, "ours": ours.get((row["method"], row["sparsity"]))})
     return found
 
@@ -246,7 +220,7 @@ def rows_of(content: Result, methods: Collection[str] | None = None) -> str:
             **row,
             "published": published.get(row["method"], {}).get(row["sparsity"]),
         }
-        for row in table.described(content["runs"])
+        for row in table.described(table.shown(content))
     }
     sparsities = sorted({sparsity for _, sparsity in by if sparsity > 0})
     rows = {}

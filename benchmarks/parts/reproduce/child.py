@@ -1,6 +1,6 @@
 """Trains one job as the command line does, and stops with a checkpoint if the table's process is gone.
 
-python -m benchmarks.parts.reproduce.child CONFIG
+python -m benchmarks.parts.reproduce.child CONFIG       (beside the run's folder, and with its name)
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ import ctypes
 import os
 import signal
 import sys
+from pathlib import Path
 
 _PR_SET_PDEATHSIG = 1
 
@@ -19,8 +20,10 @@ def main() -> None:
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
     if os.getppid() != table:
         sys.exit("the process that makes the table is gone")
-    from dynsparse.cli.main import train  # Only here: it imports torch.
+    from benchmarks.parts.reproduce import starts  # Only here: they import torch.
+    from dynsparse.cli.main import train
 
+    starts.note(Path(sys.argv[1]).with_suffix(""))
     train(["--config", sys.argv[1], "--resume", "auto", "log.progress=none"], "dynsparse train")
 
 

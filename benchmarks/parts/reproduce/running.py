@@ -55,6 +55,9 @@ class Children:
                 signal.signal(number, handler)
 
     def _stop(self, number: int, frame: FrameType | None) -> None:
+        self.stop()
+
+    def stop(self) -> None:
         """Ask all to save and stop, and start no more."""
         with self._lock:
             self.stopping = True
@@ -112,7 +115,7 @@ def run_all(
             for future in wait(threads, return_when=FIRST_COMPLETED).done:
                 job, config = threads.pop(future)
                 if (code := future.result()) == EXIT_DONE:
-                    done(job)
+                    or_stop(children, done, job)
                     progress.note(running=len(threads))
                 elif not children.stopping:
                     queue.failed.append(job)
@@ -121,6 +124,15 @@ def run_all(
         print("stopped; the same command resumes", flush=True)
         sys.exit(EXIT_STOPPED)
     return queue.failed
+
+
+def or_stop(children: Children, done: Callable[[Job], None], job: Job) -> None:
+    """Call `done`. If it fails, the other runs save and stop, so that its error is told at once."""
+    try:
+        done(job)
+    except BaseException:
+        children.stop()
+        raise
 
 
 class Progress:
