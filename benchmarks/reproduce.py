@@ -33,7 +33,7 @@ from benchmarks.parts.reproduce import plots, table
 from benchmarks.parts.reproduce.comparing import compared
 from benchmarks.parts.reproduce.jobs import OWN, Job, Table, jobs
 from benchmarks.parts.reproduce.making import Making
-from benchmarks.parts.reproduce.published import LEAST_SPREAD, MOST_SPREAD, PUBLISHED
+from benchmarks.parts.reproduce.published import LEAST_SPREAD, MOST_SPREAD, PUBLISHED, SOURCES
 from benchmarks.parts.reproduce.recipe import Recipe
 from benchmarks.parts.reproduce.recipes import RECIPES
 from benchmarks.parts.reproduce.rows import costs, sparsities_of
@@ -195,6 +195,7 @@ def facts(content: Result) -> Result:
         "versions": "; ".join(sorted({versions(start["versions"]) for start in starts})),
         "epochs_kept": all("accuracy" in run for run in runs),
         "compared": compared(content),
+        "source": SOURCES.get(content["data"], ""),
         "unreached": table.unreached(runs),
         "least": LEAST_SPREAD,
         "most": MOST_SPREAD,
