@@ -10,6 +10,7 @@ from weakref import WeakSet
 
 import torch
 from torch import nn, optim
+from torch.amp import GradScaler
 
 from dynsparse.distributed import agreement, sync
 from dynsparse.errors import UserError
@@ -166,7 +167,11 @@ class SparseTraining(Watcher):
         )
         self._weights = KeptWeights(self.model, self.masks)
         self._gradients = Gradients(
-            self.masks, self.reallocator, lambda: self.clock(self.steps + 1), masking=mask_in_backward
+            self.masks,
+            self.reallocator,
+            lambda: self.clock(self.steps + 1),
+            lambda: self._optimizers.scaled(self.masks),
+            masking=mask_in_backward,
         )
         self._tell = on_reallocation or (lambda report: None)
         self._stepped: set[int] = set()
@@ -209,10 +214,11 @@ class SparseTraining(Watcher):
 
     @on_the_host
     def prepare_gradients(self) -> None:
-        """Look at the gradients and mask them now, after the last backward and `GradScaler.unscale_`.
+        """Look at the gradients and mask them now, after the last backward and `GradScaler.unscale_`, before clipping.
 
         A loop calls it if it uses gradients before the step, for instance to clip by norm, and the method reads whole
         gradients: RigL at reallocations, sparse momentum at each step. Nothing is learnt if no step follows.
+        `unscale_` raises a UserError if it comes too late. A fused optimizer may unscale in its own step.
         """
         self._gradients.look(self.masks)
 
@@ -333,15 +339,25 @@ class SparseTraining(Watcher):
             self._gradients.are_there = any(layer.parameter.grad is not None for layer in self.masks)
             return closure_that_looks(closure, self._gradients, layers)
         self._gradients.are_there = False  # Gradients that were looked at may be gone.
-        scale = getattr(optimizer, "grad_scale", None)
-        self._gradients.look(layers, scale=scale, keep=bool(self._stepped))
+        self._gradients.stepping(layers, self._optimizers.scale_of(optimizer))
+        self._gradients.look(layers, keep=bool(self._stepped))
         return None
 
     @on_the_host
     def inside_step(self, optimizer: optim.Optimizer) -> None:
         """Look at gradients before a step of an optimizer inside another one."""
         self._meet(optimizer)
-        self._gradients.look(self._optimizers.layers_of(optimizer, self.masks), keep=bool(self._stepped))
+        layers = self._optimizers.layers_of(optimizer, self.masks)
+        self._gradients.stepping(layers, self._optimizers.scale_of(optimizer))
+        self._gradients.look(layers, keep=bool(self._stepped))
+
+    @on_the_host
+    def after_unscaling(self, optimizer: optim.Optimizer, scaler: GradScaler) -> None:
+        """Take note that gradients have their true size. UserError if the method has seen them at another."""
+        layers = self._optimizers.layers_of(optimizer, self.masks)
+        others = len(layers) < len(self.masks)
+        factor = scaler.scale(torch.ones((), device=layers[0].parameter.device)) if layers and others else None
+        self._gradients.scales.unscaled(layers, factor)
 
     @on_the_host
     def after_step(self, optimizer: optim.Optimizer) -> None:
@@ -377,6 +393,7 @@ class SparseTraining(Watcher):
 
     def _count(self) -> None:
         """Count a step in which weights were updated, then check the weights and reallocate if due."""
+        self._gradients.end_round()
         self.steps += 1
         clock = self.clock(self.steps)
         due = self.reallocator.is_due(clock)

@@ -41,7 +41,7 @@ class Classifier(lightning.LightningModule):
         return optimizer
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        self.sparse.prepare_gradients()  # Before gradient_clip_val clips.
+        self.sparse.prepare_gradients()  # Before gradient_clip_val clips, after Lightning has unscaled.
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["sparse"] = self.sparse.state_dict()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any
 from weakref import ref
 
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from dynsparse.errors import UserError
+from dynsparse.keeping.scales import Scales
 from dynsparse.masks import MaskSet, SparseLayer
 from dynsparse.masks.rows import by_parameter
 from dynsparse.masks.tensors import is_dense
@@ -28,8 +29,19 @@ class Gradients:
     once they have been looked at. A round leads to one step: backward passes, looks, and clipping in between.
     """
 
-    def __init__(self, masks: MaskSet, reallocator: Reallocator, coming: Callable[[], Clock], *, masking: bool) -> None:
-        """`coming` gives the clock of the step to come. Without `masking` the loop itself keeps the contract."""
+    def __init__(
+        self,
+        masks: MaskSet,
+        reallocator: Reallocator,
+        coming: Callable[[], Clock],
+        may_be_scaled: Callable[[], Collection[str]],
+        *,
+        masking: bool,
+    ) -> None:
+        """`coming` gives the clock of the step to come. Without `masking` the loop itself keeps the contract.
+
+        `may_be_scaled`: see `Scales`.
+        """
         self.masks = masks
         self.reallocator = reallocator
         self.coming = coming
@@ -38,6 +50,7 @@ class Gradients:
         """Whether the step has any gradients."""
         self.seen = Seen()
         """Facts of this round's gradients, from before they were masked."""
+        self.scales = Scales(may_be_scaled)
         self._new: set[str] = set()
         self._has_looked = False
         self._masks_version = 0
@@ -58,6 +71,17 @@ class Gradients:
         """Forget what belonged to the step that is over."""
         self.are_there = self._has_looked = False
         self.seen = Seen()
+        self.scales.begin_round()
+
+    @torch.no_grad()
+    def stepping(self, layers: Sequence[SparseLayer], scale: Tensor | None) -> None:
+        """Take note of the factor that the step over these layers removes. UserError: see `Scales.stepping`."""
+        self.reallocator.settle(self.seen, self.scales.stepping(layers, scale), scale)
+
+    @torch.no_grad()
+    def end_round(self) -> None:
+        """Score what still waits for its factor: no optimizer has moved it."""
+        self.reallocator.settle(self.seen, *self.scales.end_round(self.masks))
 
     def follow_masks(self) -> None:
         """Masks have changed: mask all gradients anew."""
@@ -69,11 +93,11 @@ class Gradients:
             hook.remove()
 
     @torch.no_grad()
-    def look(self, layers: Iterable[SparseLayer], *, scale: Tensor | None = None, keep: bool = False) -> None:
+    def look(self, layers: Iterable[SparseLayer], *, keep: bool = False) -> None:
         """Look at the gradients of these layers that are new since the last look, and mask those of all layers.
 
         The first look of a round is at all layers, as another optimizer may step on gradients of the same backward.
-        `scale`: a GradScaler's factor that they still have. `keep`: what was seen counts, though the gradient is gone.
+        `keep`: what was seen counts, though the gradient is gone.
         """
         gradients = self._found()
         self.are_there |= bool(gradients) or not len(self.masks)
@@ -86,7 +110,7 @@ class Gradients:
         if self.are_wanted_whole:  # Gradients masked for an earlier step tell nothing about growth.
             new &= changed
         if to_see := [layer for layer in layers if layer.name in new]:
-            self.seen.add(self.reallocator.look(self.coming(), to_see, scale=scale))
+            self._see(to_see)
         is_written = changed and (self.masking or self._has_looked)  # Clipped, for instance, since the last look.
         if is_written or (to_see and self.are_wanted_whole):
             self.masks.mask_gradients()
@@ -94,12 +118,23 @@ class Gradients:
         for gradient in gradients.values():
             self._mark(gradient)
 
+    def _see(self, layers: Sequence[SparseLayer]) -> None:
+        """Let the reallocator look at gradients of these layers, at their true size."""
+        clock = self.coming()
+        if not self.reallocator.reads_gradients(clock):
+            return
+        for scale, group in self.scales.by_scale(layers):
+            found = self.reallocator.look(clock, group, scale=scale.factor, later=scale.comes_later)
+            self.scales.looked(group, scale)
+            self.seen.add(found)
+
     def note(self, layers: Sequence[SparseLayer], gradient: Tensor) -> None:
         """Take note of a parameter's gradient that backward has just made, and mask it unless it is wanted whole.
 
         `layers` are those of the parameter.
         """
         self._new.update(layer.name for layer in layers)
+        self.scales.made(layer.name for layer in layers)
         maskable = self.masking and not gradient.is_sparse and gradient.device == layers[0].device
         if maskable and not self.are_wanted_whole:
             for layer in layers:

@@ -12,6 +12,7 @@ from torch import Tensor, nn, optim
 from dynsparse.errors import UserError
 from dynsparse.keeping.steps import inner_optimizers
 from dynsparse.masks import MaskSet, SparseLayer, optimizer_state
+from dynsparse.optimizers import skips_on_device
 from dynsparse.optimizers.beside import holders, steps_alone
 
 
@@ -47,6 +48,8 @@ class KnownOptimizers:
             )
         self._seen: list[ref[optim.Optimizer]] = []
         self._states: WeakKeyDictionary[optim.Optimizer, dict[str, Any]] = WeakKeyDictionary()
+        self._scaled: WeakKeyDictionary[optim.Optimizer, bool] = WeakKeyDictionary()
+        """Whether a GradScaler left its factor to the last step of each."""
         for one in (one for part in self.given for one in part):
             self.see(one)
 
@@ -66,6 +69,18 @@ class KnownOptimizers:
             return masks.layers
         held = held_by([optimizer])
         return [layer for layer in masks if id(layer.parameter) in held]
+
+    def scale_of(self, optimizer: optim.Optimizer) -> Tensor | None:
+        """Factor of a GradScaler that a fused optimizer removes in the step that it begins, a scalar on its device."""
+        scale = getattr(optimizer, "grad_scale", None)
+        self._scaled[optimizer] = scale is not None
+        return scale
+
+    def scaled(self, masks: MaskSet) -> set[str]:
+        """Layers whose fused optimizers may be told a factor at the next step: as at the last one, or the first."""
+        likely = [one for one in self.alive if skips_on_device(one) and self._scaled.get(one, True)]
+        held = held_by(likely)
+        return {layer.name for layer in masks if id(layer.parameter) in held}
 
     def untrained(self, masks: MaskSet) -> set[str]:
         """Layers whose weights no optimizer holds any more."""

@@ -10,11 +10,13 @@ from __future__ import annotations
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
+from functools import wraps
 from types import FrameType
 from typing import Any
 from weakref import WeakValueDictionary
 
 from torch import nn, optim
+from torch.amp import GradScaler
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 from torch.utils.weak import WeakTensorKeyDictionary
 
@@ -39,6 +41,10 @@ class Watcher(ABC):
     @abstractmethod
     def after_step(self, optimizer: optim.Optimizer) -> None:
         """Act after a step that was inside no other."""
+
+    @abstractmethod
+    def after_unscaling(self, optimizer: optim.Optimizer, scaler: GradScaler) -> None:
+        """Act after a GradScaler has removed its factor from the gradients of the weights."""
 
     @abstractmethod
     def meets(self, optimizer: optim.Optimizer) -> None:
@@ -199,5 +205,18 @@ def _require_no_copies(optimizer: optim.Optimizer) -> None:
         )
 
 
+def _telling(unscale: Callable[[GradScaler, optim.Optimizer], None]) -> Callable[[GradScaler, optim.Optimizer], None]:
+    """Let `GradScaler.unscale_` call watchers. torch has no hook for it, and it changes no version of a gradient."""
+
+    @wraps(unscale)
+    def unscale_(self: GradScaler, optimizer: optim.Optimizer) -> None:
+        unscale(self, optimizer)
+        for watcher in _watchers(optimizer) if _WATCHERS and self.is_enabled() else ():
+            watcher.after_unscaling(optimizer, self)
+
+    return unscale_
+
+
+GradScaler.unscale_ = _telling(GradScaler.unscale_)  # type: ignore[assignment, method-assign]
 register_optimizer_step_pre_hook(_before)
 register_optimizer_step_post_hook(_after)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from itertools import accumulate, pairwise
 
@@ -49,6 +50,7 @@ class SparseLayer:
         self._inactive: Tensor | None = None
         self._positions: dict[tuple[int, ...], Tensor] = {}
         self._active_in_parts: dict[int, list[int]] = {}
+        self._lent: Tensor | None = None
 
     @property
     def name(self) -> str:
@@ -67,7 +69,22 @@ class SparseLayer:
     @property
     def gradient(self) -> Tensor | None:
         """The weights' gradient, or a view of its rows; None where there is none."""
+        if self._lent is not None:
+            return self._lent
         return None if self.parameter.grad is None else self.part(self.parameter.grad)
+
+    @contextmanager
+    def with_gradient(self, gradient: Tensor) -> Iterator[None]:
+        """Let the weights have another gradient meanwhile, of their shape and dtype."""
+        before = self.parameter.grad
+        if self.spec.block is None:
+            self.parameter.grad = gradient
+        else:  # The other rows of the parameter keep theirs.
+            self._lent = gradient
+        try:
+            yield
+        finally:
+            self.parameter.grad, self._lent = before, None
 
     def part(self, tensor: Tensor) -> Tensor:
         """View the layer's rows of a tensor of the parameter's shape; the tensor itself if all are the layer's."""
@@ -191,6 +208,7 @@ class SparseLayer:
         part = SparseLayer(replace(spec, shape=shape, block=block), self.parameter, self._explored, self._start + first)
         if self._active is not None:
             part.activate(self._active[active] - first)
+        part._lent = None if self._lent is None else self._lent[rows]
         return part
 
     @property

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Literal
 
 import torch
@@ -80,6 +81,10 @@ class Reallocator:
         """Whether the method reads gradients outside the masks too in the step that ends at `clock`."""
         return len(self.masks) > 0 and self.method.wants_whole_gradients(clock)
 
+    def reads_gradients(self, clock: Clock) -> bool:
+        """Whether the method learns from the gradients of the step that ends at `clock`, or scores growth by them."""
+        return self.method.observes_at(clock) or (self.is_due(clock) and self.method.grows_by_gradient)
+
     @torch.no_grad()
     def before_step(self, clock: Clock) -> Seen:
         """Look at the gradients between backward and the optimizer's step `clock.step`, learn from them, mask them."""
@@ -89,19 +94,37 @@ class Reallocator:
         return seen
 
     @torch.no_grad()
-    def look(self, clock: Clock, layers: Iterable[SparseLayer], *, scale: Tensor | None = None) -> Seen:
+    def look(
+        self, clock: Clock, layers: Iterable[SparseLayer], *, scale: Tensor | None = None, later: bool = False
+    ) -> Seen:
         """Look at the gradients of some layers before they are masked. Nothing is learnt yet: the step may be skipped.
 
         They may be masked already, unless `wants_whole_gradients`. `scale`: the factor of a GradScaler that they
-        still have, on their device. `learn` follows once the optimizer uses them.
+        still have, on their device. With `later` nobody knows it yet: `settle` follows. `learn` comes after both, once
+        the optimizer uses them.
         """
         gradients = [(layer, one) for layer in layers if (one := layer.gradient) is not None]
         seen = Seen()
         if self.method.observes_at(clock):  # Copies, for entries outside the masks are lost next.
             seen.observed = {layer.name: unscaled(gradient, scale).clone() for layer, gradient in gradients}
         if self.is_due(clock) and self.method.grows_by_gradient:
-            seen.growth_costs = self._scored([layer for layer, _ in gradients], scale)
+            if later:
+                seen.unscored = {layer.name: gradient.clone() for layer, gradient in gradients}
+            else:
+                seen.growth_costs = self._scored([layer for layer, _ in gradients], scale)
         return seen
+
+    @torch.no_grad()
+    def settle(self, seen: Seen, layers: Iterable[SparseLayer], scale: Tensor | None) -> None:
+        """Remove a GradScaler's factor, or none, from what was seen of these layers before it was known."""
+        found = [layer for layer in layers if layer.name in seen.observed or layer.name in seen.unscored]
+        seen.observed |= {
+            one.name: unscaled(seen.observed[one.name], scale) for one in found if one.name in seen.observed
+        }
+        gradients = {one.name: seen.unscored.pop(one.name) for one in found if one.name in seen.unscored}
+        if gradients:
+            costs = self._scored([layer for layer in found if layer.name in gradients], scale, gradients)
+            seen.growth_costs = seen.growth_costs.adding(costs)
 
     @torch.no_grad()
     def learn(self, seen: Seen, layers: Iterable[SparseLayer], *, unless: Tensor | None = None) -> None:
@@ -140,12 +163,17 @@ class Reallocator:
         """Growth scores of a method that needs no gradients of the very step."""
         return Seen(growth_costs=self._scored(self.masks))
 
-    def _scored(self, layers: Iterable[SparseLayer], scale: Tensor | None = None) -> Costs:
+    def _scored(
+        self,
+        layers: Iterable[SparseLayer],
+        scale: Tensor | None = None,
+        gradients: Mapping[str, Tensor] = MappingProxyType({}),
+    ) -> Costs:
         """Negated growth scores of these layers, which stay on a GPU as far as there is room."""
         on_gpu = any(layer.parameter.is_cuda for layer in self.masks)
         draws, in_parts = self.method.soft_growth > 0, self.method.works_in_parts
         stays = staying(self.masks, draws=draws, in_parts=in_parts) if on_gpu else set[str]()
-        return growth_costs(self.method, layers, stays, scale)
+        return growth_costs(self.method, layers, stays, scale, gradients)
 
     @torch.no_grad()
     def __call__(self, clock: Clock, seen: Seen | None = None) -> ReallocationReport:

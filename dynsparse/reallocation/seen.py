@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Iterable, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
+from types import MappingProxyType
 
 import torch
 from torch import Tensor
@@ -27,6 +29,8 @@ class Seen:
     """Copies of the gradients by layer, for a method that keeps a record of them."""
     growth_costs: Costs = field(default_factory=Costs)
     """Negated growth scores by layer, float [units]: the lowest grow first."""
+    unscored: dict[str, Tensor] = field(default_factory=dict)
+    """Copies of gradients to score growth by, once the factor is known that a GradScaler has given them."""
     unless: dict[str, Tensor] = field(default_factory=dict)
     """Flags on the device, bool scalars, of layers that were learnt from before the host knew whether they may be.
 
@@ -36,11 +40,13 @@ class Seen:
     def add(self, other: Seen) -> None:
         """Take over what was seen of other layers."""
         self.observed |= other.observed
+        self.unscored |= other.unscored
         self.growth_costs = self.growth_costs.adding(other.growth_costs)
 
     def keep(self, names: Container[str]) -> None:
         """Forget all layers but these: the gradients of the others are gone."""
         self.observed = {name: value for name, value in self.observed.items() if name in names}
+        self.unscored = {name: value for name, value in self.unscored.items() if name in names}
         self.growth_costs = self.growth_costs.of(names)
 
 
@@ -64,17 +70,25 @@ class Kept:
 
 
 def growth_costs(
-    method: Method, layers: Iterable[SparseLayer], stays: Container[str], scale: Tensor | None = None
+    method: Method,
+    layers: Iterable[SparseLayer],
+    stays: Container[str],
+    scale: Tensor | None = None,
+    gradients: Mapping[str, Tensor] = MappingProxyType({}),
 ) -> Costs:
     """Let the method score the units of these layers for growth. Layers that grow at random are absent.
 
     A GPU keeps those of the layers in `stays`. The others wait in the host's memory: the optimizer's step comes in
     between, and gradients are masked for it. The host waits for no copy. Large layers are scored in parts.
+
+    `gradients`: those to score by, in place of what the layers have. `scale`: the factor of a GradScaler in them.
     """
     found = dict[str, Callable[[], Scores]]()
     for layer in layers:
         in_parts = in_parts_by(method, layer)
-        kept = [_scored(method, part, layer.name in stays, scale) for part in (_parts(layer) if in_parts else [layer])]
+        with layer.with_gradient(gradients[layer.name]) if layer.name in gradients else nullcontext():
+            parts = _parts(layer) if in_parts else [layer]
+            kept = [_scored(method, part, layer.name in stays, scale) for part in parts]
         if (first := kept[0]) is not None:
             found[layer.name] = _parted(layer, kept) if in_parts else first
     return Costs(found)
@@ -97,10 +111,16 @@ def _parts(layer: SparseLayer) -> Sequence[SparseLayer]:
 
 
 def _scored(method: Method, layer: SparseLayer, stays: bool, scale: Tensor | None) -> Kept | None:
-    """Let the method score a layer, or a part of one, and keep the costs. None: growth is at random."""
-    if (scores := method.grow_scores(layer)) is None:
+    """Let the method score a layer, or a part of one, and keep the costs. None: growth is at random.
+
+    It sees gradients of their true size: scores of other rules than |gradient| do not grow by the factor `scale`.
+    """
+    gradient = layer.gradient
+    with layer.with_gradient(gradient / scale) if gradient is not None and scale is not None else nullcontext():
+        scores = method.grow_scores(layer)
+    if scores is None:
         return None
-    costs = -unscaled(scores, scale)
+    costs = -scores
     away = costs.is_cuda and not stays
     return Kept(to_host(costs) if away else costs, costs.device, away)
 

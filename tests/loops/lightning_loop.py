@@ -7,6 +7,8 @@ the weights goes along. A run is saved by the Trainer and resumed.
 from __future__ import annotations
 
 import importlib
+import re
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +25,10 @@ from tests.loops.small import BY_GRADIENT, METHODS, images, network, optimizer_f
 
 import_torchvision()  # Lightning's metrics import it where it is there.
 lightning: Any = importlib.import_module("lightning.pytorch")
+plugins: Any = importlib.import_module("lightning.pytorch.plugins")
 environments: Any = importlib.import_module("lightning.fabric.plugins.environments")
 
+GUIDE = Path(__file__).parents[2] / "docs/your-own-loop.md"
 BATCHES, BATCH, EPOCHS, STOP = 9, 4, 4, 2
 STEPS_PER_EPOCH = 5  # Of two batches, and one of what is left.
 
@@ -137,3 +141,44 @@ def straight_and_resumed(worker: Worker, folder: Path) -> dict[str, list[tuple[C
         resumed = fit(worker, method, folder / f"{method}_resumed", folder / method / f"epoch={STOP - 1}.ckpt")
         runs[method] = [straight, resumed]
     return runs
+
+
+def as_printed(worker: Worker, fused: bool) -> dict[str, dict[float, list[Tensor]]]:
+    """Run the guide's module with a scaler of each factor, and end with masks and what was learnt."""
+    (source,) = re.findall(r"```python\n(class Classifier.*?)```", GUIDE.read_text(), re.DOTALL)
+    ends: dict[str, dict[float, list[Tensor]]] = {"rigl": {}, "sparse_momentum": {}}
+    for method, by_scale in ends.items():
+        scope: dict[str, Any] = {"lightning": lightning, "torch": torch, "SparseTraining": SparseTraining}
+        optimizer = "torch.optim.AdamW(self.model.parameters(), lr=0.01, fused=FUSED)"
+        as_here = re.sub(r"torch\.optim\.SGD\(.*\)", optimizer, source).replace('"rigl"', repr(METHODS[method]))
+        exec(as_here.replace("FUSED", repr(fused)), scope)
+
+        class Printed(scope["Classifier"]):  # type: ignore[misc]
+            def __init__(self) -> None:
+                super().__init__()
+                self.model, self.saved = network(), None
+
+            def training_step(self, batch: list[Tensor], index: int) -> Tensor:
+                return nn.functional.cross_entropy(self.model(batch[0]), batch[1])
+
+        for scale in (1.0, 65536.0):
+            plugin = plugins.MixedPrecision("16-mixed", "cpu", torch.amp.GradScaler("cpu", init_scale=scale))
+            plugin.autocast_context_manager = nullcontext  # Half precision rounds otherwise at each scale.
+            trainer = lightning.Trainer(
+                accelerator="cpu",
+                plugins=[plugin],
+                max_epochs=2,
+                gradient_clip_val=None if fused else 0.5,  # Lightning refuses to clip for fused optimizers.
+                enable_checkpointing=False,
+                logger=False,
+                enable_progress_bar=False,
+                enable_model_summary=False,
+            )
+            module = Printed()
+            trainer.fit(module, DataLoader(images(BATCHES * BATCH), batch_size=BATCH))
+            assert module.sparse.steps == 2 * BATCHES
+            (optimizer,) = trainer.optimizers
+            states = [optimizer.state[layer.parameter]["exp_avg_sq"] for layer in module.sparse.masks]
+            momenta = list(getattr(module.sparse.method, "momentum", {}).values())
+            by_scale[scale] = [*(layer.active for layer in module.sparse.masks), *states, *momenta]
+    return ends

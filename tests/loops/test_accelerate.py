@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_avg_fn
 from torch.utils.data import DataLoader
 
 from dynsparse import SparseTraining
+from dynsparse.errors import UserError
 from dynsparse.runtime import Worker
 from pipelines.common.torchvision_ops import import_torchvision
 from tests.loops.counting import Count, Counter, counter_for
@@ -24,6 +27,7 @@ from tests.ranks import run_distributed
 import_torchvision()
 accelerate: Any = pytest.importorskip("accelerate")
 
+GUIDE = Path(__file__).parents[2] / "docs/your-own-loop.md"
 BATCHES, BATCH, EPOCHS, STOP = 9, 4, 4, 2
 STEPS_PER_EPOCH = 5  # Of two batches, and one of what is left.
 
@@ -76,13 +80,13 @@ class Run:
         return counter
 
     def clip(self, counter: Counter) -> None:
-        if self.accelerator.scaler is not None:
-            self.accelerator.scaler.unscale_(self.optimizer.optimizer)
+        """Clip as docs/your-own-loop.md says."""
+        self.accelerator.unscale_gradients()
         if self.method in BY_GRADIENT and not self.resumed:  # A resumed run has a momentum already.
             counter.show_gradients(BY_GRADIENT[self.method])
         self.sparse.prepare_gradients()
         counter.look_at_gradients()
-        self.accelerator.clip_grad_norm_(self.model.parameters(), 0.5)
+        nn.utils.clip_grad_norm_(self.model.parameters(), 0.5)
 
     def averaged(self) -> Tensor:
         return torch.cat([parameter.detach().flatten() for parameter in self.average.parameters()])
@@ -129,6 +133,12 @@ def test_accelerate_keeps_what_is_sparse(tmp_path: Path) -> None:
         assert [run[0].digest for run in ranks[1][method]] == [straight.digest, resumed.digest], "ranks differ"
 
 
+def pretend_fp16(accelerator: Any) -> None:
+    """Let Accelerate unscale as in float16, which it has on GPUs alone. The forward pass stays as it was prepared."""
+    accelerator.native_amp = True
+    accelerator.state._mixed_precision = "fp16"
+
+
 def with_a_scaler(worker: Worker) -> dict[str, tuple[Count, int]]:
     """Accelerate has no fp16 without a GPU, but its optimizer takes the scaler that it would make for it."""
     runs = {}
@@ -136,6 +146,7 @@ def with_a_scaler(worker: Worker) -> dict[str, tuple[Count, int]]:
         with accelerator_on(worker) as accelerator:
             accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=1024)
             run = Run(accelerator, method)
+            pretend_fp16(accelerator)
             counter = run.train(range(EPOCHS), overflow_at=5)  # Where a reallocation is due.
             runs[method] = (counter.count, run.sparse.steps)
     return runs
@@ -146,3 +157,55 @@ def test_a_step_that_a_scaler_skips_is_none() -> None:
     for method, (count, steps) in runs.items():
         assert count.steps == steps == EPOCHS * STEPS_PER_EPOCH - 1
         assert not count.faults(layers_keep=method in KEEP_LAYERS, reallocations=4), method
+
+
+def as_printed(worker: Worker, kind: str) -> dict[str, dict[float, list[Tensor]]]:
+    """Run the snippet of docs/your-own-loop.md with a scaler of each factor."""
+    (source,) = re.findall(r"```python\n(model, optimizer, loader = acc.*?)```", GUIDE.read_text(), re.DOTALL)
+    before, loop = source.split("\nwith ")
+    loop = compile(f"with {loop}", str(GUIDE), "exec")
+    ends: dict[str, dict[float, list[Tensor]]] = {"rigl": {}, "sparse_momentum": {}}
+    for method, scale in product(ends, (1.0, 65536.0)):
+        with accelerator_on(worker) as accelerator:
+            accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=scale)
+            model = network()
+            optimizer = optim.AdamW(model.parameters(), lr=0.01, fused=kind == "fused")
+            loader = DataLoader(images(BATCHES * BATCH), batch_size=BATCH)
+            scope = {"accelerator": accelerator, "model": model, "optimizer": optimizer, "loader": loader, "steps": 8}
+            scope |= {"torch": torch, "SparseTraining": SparseTraining}
+            exec(before.replace('"rigl"', repr(METHODS[method])), scope)
+            pretend_fp16(accelerator)
+            for pictures, labels in scope["loader"]:
+                scope["loss"] = nn.functional.cross_entropy(scope["model"](pictures), labels)
+                exec(loop, scope)
+            sparse = scope["sparse"]
+            assert sparse.steps == STEPS_PER_EPOCH
+            states = [optimizer.state[layer.parameter]["exp_avg_sq"] for layer in sparse.masks]
+            momenta = list(getattr(sparse.method, "momentum", {}).values())
+            ends[method][scale] = [*(layer.active for layer in sparse.masks), *states, *momenta]
+    return ends
+
+
+@pytest.mark.parametrize("kind", ["plain", "fused"])
+def test_the_guides_snippet_learns_from_gradients_of_their_true_size(kind: str) -> None:
+    (ends,) = run_distributed(as_printed, 1, kind)
+    for method, by_scale in ends.items():
+        assert all(map(torch.equal, by_scale[1.0], by_scale[65536.0])), method
+
+
+def clipped_late(worker: Worker) -> str:
+    with accelerator_on(worker) as accelerator:
+        accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=1024)
+        run = Run(accelerator, "sparse_momentum")
+        pretend_fp16(accelerator)
+        pictures, labels = next(iter(run.data))
+        accelerator.backward(nn.functional.cross_entropy(run.model(pictures), labels))
+        run.sparse.prepare_gradients()
+        with pytest.raises(UserError) as raised:
+            accelerator.clip_grad_norm_(run.model.parameters(), 0.5)
+        return str(raised.value)
+
+
+def test_accelerates_clipping_after_the_look_is_refused() -> None:
+    (message,) = run_distributed(clipped_late, 1)
+    assert "Accelerate: accelerator.unscale_gradients()" in message

@@ -29,3 +29,14 @@ def test_lightning_keeps_what_is_sparse(tmp_path: Path) -> None:
         assert resumed.digest == straight.digest, f"{method}: a resumed run ends elsewhere"
         assert torch.equal(average, average_resumed)
         assert [run[0].digest for run in ranks[1][method]] == [straight.digest, resumed.digest], "ranks differ"
+
+
+@pytest.mark.parametrize("fused", [False, True], ids=["", "fused"])
+def test_the_guides_module_learns_from_gradients_of_their_true_size(fused: bool) -> None:
+    import_torchvision()
+    pytest.importorskip("lightning.pytorch")
+    from tests.loops.lightning_loop import as_printed
+
+    (ends,) = run_distributed(as_printed, 1, fused)
+    for method, by_scale in ends.items():
+        assert all(map(torch.equal, by_scale[1.0], by_scale[65536.0])), method
