@@ -93,6 +93,10 @@ class Varied(Rigl):
     def observes(self) -> bool:
         return self.scores in ("momentum", "mean")
 
+    @property
+    def grows_by_gradient(self) -> bool:
+        return not self.observes
+
     @torch.no_grad()
     def observe(self, layer: SparseLayer, gradient: Tensor) -> None:
         before = self.sums.get(layer.name, torch.zeros_like(gradient))

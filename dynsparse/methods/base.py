@@ -216,8 +216,11 @@ class Method:
 
     @property
     def grows_by_gradient(self) -> bool:
-        """Whether `grow_scores` reads the gradients of the very step, and not a record from `observe`."""
-        return self._scores_growth and not self.observes
+        """Whether `grow_scores` reads the gradients of the very step. Default: yes, where it is defined.
+
+        A method that says no is asked after the step, for instance one that grows by a record from `observe`.
+        """
+        return self._scores_growth
 
     @property
     def observes(self) -> bool:
@@ -382,7 +385,9 @@ class Method:
     def grow_scores(self, layer: SparseLayer) -> Tensor | None:
         """Scores for growth, float [units]: the highest free units grow. Default: None, uniformly at random.
 
-        Called on steps that end in a reallocation, after backward and before gradients are masked.
+        Called on steps that end in a reallocation, after backward and before gradients are masked. What `observe` has
+        learnt is from the steps before then. A method that does not `grows_by_gradient` is asked after the step, and
+        sees no whole gradients, but what `observe` has learnt in that step too.
         """
         return None
 

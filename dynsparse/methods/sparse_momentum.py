@@ -62,6 +62,11 @@ class SparseMomentum(Dynamic):
     def counts_epochs(self) -> bool:
         return self.settings.period is None or super().counts_epochs
 
+    @property
+    def grows_by_gradient(self) -> bool:
+        """Whether growth scores are of the very step's gradients: no, of the momentum, which has that step in it."""
+        return False
+
     @torch.no_grad()
     def observe(self, layer: SparseLayer, gradient: Tensor) -> None:
         self.momentum[layer.name].mul_(self.settings.momentum).add_(gradient)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from benchmarks.parts.gpu.waits import host_waits
-from dynsparse import methods
+from dynsparse import SparseTraining, methods
 from dynsparse.masks import MaskSet, SparseLayer, sparse_layers
 from dynsparse.masks.allocation import allocated
 from dynsparse.masks.granularity import Kind
@@ -438,6 +438,56 @@ def test_growth_by_score_takes_the_largest_free() -> None:
     seen = reallocator.before_step(Clock(2, 0))
     reallocator(Clock(2, 0), seen)
     assert layer.active.tolist() == [0, 1, 2, 3, 6]
+
+
+class Recording(GrowByGradient):
+    """Grows by gradient, and keeps a record as well: the number of gradients of each layer."""
+
+    def __init__(self) -> None:
+        self.seen: dict[str, int] = {}
+        self.known: list[int] = []
+
+    def observe(self, layer: SparseLayer, gradient: Tensor) -> None:
+        self.seen[layer.name] = self.seen.get(layer.name, 0) + 1
+
+    def grow_scores(self, layer: SparseLayer) -> Tensor:
+        self.known.append(self.seen.get(layer.name, 0))
+        return super().grow_scores(layer)
+
+
+class ByRecord(Recording):
+    """Grows by its record of the last gradient alone."""
+
+    @property
+    def grows_by_gradient(self) -> bool:
+        return False
+
+    def observe(self, layer: SparseLayer, gradient: Tensor) -> None:
+        super().observe(layer, gradient)
+        self.last = gradient
+
+    def grow_scores(self, layer: SparseLayer) -> Tensor:
+        self.known.append(self.seen[layer.name])
+        return layer.unit_means(self.last.abs())
+
+
+@pytest.mark.parametrize(("kind", "known"), [(GrowByGradient, None), (Recording, 1), (ByRecord, 2)])
+def test_growth_sees_whole_gradients_beside_a_record(kind: type[Method], known: int | None) -> None:
+    """The largest gradients outside the mask grow. What was observed is of the steps before, or of this one too."""
+    torch.manual_seed(0)
+    model, method = nn.Linear(8, 4, bias=False), kind()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    sparse = SparseTraining(model, optimizer, method, sparsity=0.5, total_steps=4)
+    (layer,) = sparse.masks
+    for _ in range(2):
+        free = layer.inactive.view(-1).clone()
+        optimizer.zero_grad()
+        model(torch.randn(8, 8)).square().mean().backward()
+        largest = (layer.weight.grad.abs().view(-1) * free).topk(3).indices  # type: ignore[union-attr]
+        optimizer.step()
+    grown = (free & layer.mask.view(-1)).nonzero().squeeze(1)
+    assert grown.tolist() == largest.sort().values.tolist()
+    assert known is None or method.known == [known]  # type: ignore[attr-defined]
 
 
 def test_a_rule_works_in_parts_only_as_far_as_it_says_so() -> None:
