@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, NoReturn
-from weakref import WeakSet
+from weakref import WeakValueDictionary
 
 import torch
 from torch import nn, optim
@@ -36,8 +36,8 @@ from dynsparse.seeds import seed_for
 log = logging.getLogger(__name__)
 
 
-_METHODS: WeakSet[Method] = WeakSet()
-"""Methods that keep a model sparse. The state of each belongs to one model."""
+_METHODS: WeakValueDictionary[int, Method] = WeakValueDictionary()
+"""Methods that keep a model sparse, by identity. The state of each belongs to one model."""
 
 
 class SparseTraining(Watcher):
@@ -135,7 +135,7 @@ class SparseTraining(Watcher):
         refuse_model(model)
         given = Given(batches, loss, asked.seed, process_group)
         setup = Setup.of(naming.unwrapped(model), method, asked, masks, state, given)
-        if setup.method in _METHODS:
+        if id(setup.method) in _METHODS:
             raise UserError(f"the {type(setup.method).__name__} given is another model's already: make one for each")
         self.model = setup.model
         self.method = setup.method
@@ -179,7 +179,7 @@ class SparseTraining(Watcher):
         self._is_unverified, self._said_over = True, False
         self._is_open = False
         """Whether nobody is to ask if the coming step is made."""
-        _METHODS.add(self.method)
+        _METHODS[id(self.method)] = self.method
         watch(self, self._weights.held)
         warn_at_start(
             setup,
@@ -287,7 +287,7 @@ class SparseTraining(Watcher):
 
     def release(self) -> None:
         """Stop keeping the model sparse. It stays as it is."""
-        _METHODS.discard(self.method)
+        _METHODS.pop(id(self.method), None)
         self._gradients.release()
         unwatch(self, self._weights.held)
 

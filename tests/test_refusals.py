@@ -7,20 +7,23 @@ import gc
 import io
 import pickle
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.utils.prune
-from torch import nn
+from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
 
 from dynsparse import SparseTraining
 from dynsparse.errors import UserError
 from dynsparse.keeping.asked import settings_of
+from dynsparse.masks.selection import Cut, cuts_fraction
+from dynsparse.methods import Clock, Method
 from dynsparse.runtime import Worker
 from tests.ranks import run_distributed
 from tests.small_mlp import ACTIVE, MOVING, WEIGHTS, mlp, nonzero, outside, step
@@ -499,6 +502,31 @@ def test_a_method_object_is_of_one_model() -> None:
     assert "the Set given is another model's already" in refusal(lambda: sparsify(mlp(), method))
     first.release()
     sparsify(mlp(), method)
+
+
+def test_methods_are_told_apart_by_identity() -> None:
+    """Dataclasses compare by their fields, and have no hash unless they are asked for one."""
+
+    @dataclass
+    class Rule(Method):
+        fraction: float = 0.2
+
+        def is_due(self, clock: Clock) -> bool:
+            return True
+
+        def drop_cuts(self, scores: Sequence[Tensor], clock: Clock) -> Sequence[Cut]:
+            return cuts_fraction(scores, self.fraction)
+
+    @dataclass(unsafe_hash=True)
+    class Hashable(Rule):
+        pass
+
+    for kind in (Rule, Hashable):
+        used = kind()
+        kept = [sparsify(mlp(), method) for method in (used, kind())]
+        assert "is another model's already" in refusal(lambda used=used: sparsify(mlp(), used))  # type: ignore[misc]
+        kept[0].release()
+        sparsify(mlp(), used)
 
 
 def test_damaged_states() -> None:
