@@ -177,8 +177,8 @@ class SparseTraining(Watcher):
         self._stepped: set[int] = set()
         self._events = 0
         self._is_unverified, self._said_over = True, False
-        self._is_open = False
-        """Whether nobody is to ask if the coming step is made."""
+        self._is_open = self._is_left_open = False
+        """Whether nobody is to ask if the step of this round, or of the coming one, is made."""
         _METHODS[id(self.method)] = self.method
         watch(self, self._weights.held)
         warn_at_start(
@@ -253,14 +253,24 @@ class SparseTraining(Watcher):
         """Count the coming step whether it is made or the optimizer skips it by `found_inf`, which nobody reads then.
 
         For a loop whose schedules go by batches and that does not wait for a GPU: a fused optimizer skips a step there.
-        UserError if the step `needs_outcome`: read it before, and make the step or call `skip_step`.
+        UserError if the step `needs_outcome`: read it before, and make the step or call `skip_step`. Also if an
+        optimizer of the weights cannot skip a step there.
         """
+        if not self._stepped:  # Else the step before may not be over: the coming one is looked at when it begins.
+            self._require_no_outcome()
+        if waiting := self._optimizers.waiting:
+            raise UserError(
+                f"step {self.steps + 1} was left open, and {type(waiting[0]).__name__} cannot skip a step on the "
+                f"device: make it with fused=True where it has that, or leave out leave_open()"
+            )
+        self._is_left_open = True
+
+    def _require_no_outcome(self) -> None:
         if self.needs_outcome(self.steps + 1):
             raise UserError(
                 f"step {self.steps + 1} was left open, and masks or the method depend on whether it is made: read "
                 f"that where needs_outcome() says so, and make the step or call skip_step()"
             )
-        self._is_open = True
 
     @on_the_host
     @torch.no_grad()
@@ -333,7 +343,11 @@ class SparseTraining(Watcher):
             self._follow()
         self._weights.require_clean(self.steps)
         if self._optimizers.number_of(optimizer, self.masks) in self._stepped:
+            is_left_open = self._is_left_open
             self._count()  # The others made no step in this round.
+            self._is_left_open = is_left_open
+        if not self._stepped:
+            self._open_round()
         layers = self._optimizers.layers_of(optimizer, self.masks)
         if closure is not None:  # It adds to gradients of other batches before any are used.
             self._gradients.are_there = any(layer.parameter.grad is not None for layer in self.masks)
@@ -415,9 +429,15 @@ class SparseTraining(Watcher):
             )
         self._report(report)
 
+    def _open_round(self) -> None:
+        """Begin the step of a round, which may have been left open."""
+        if self._is_left_open:
+            self._require_no_outcome()
+        self._is_open, self._is_left_open = self._is_left_open, False
+
     def _begin_round(self) -> None:
         """Forget the gradients of the step that is over, and start the next one."""
-        self._is_open = False
+        self._is_open = self._is_left_open = False
         self._stepped.clear()
         self._gradients.begin_round()
         self._weights.remember()

@@ -607,7 +607,7 @@ def test_each_optimizer_of_a_step_that_is_left_open_has_a_flag_of_its_own(method
 def test_a_step_that_something_depends_on_cannot_be_left_open(method: str) -> None:
     """A reallocation is due in step 2, no fused optimizer skips for the reserve, and the last acts in each step."""
     model = mlp()
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, fused=method == "rigl")
     sparse = SparseTraining(model, optimizer, MOVING.get(method, method), sparsity=0.9, total_steps=8)
     if method == "rigl":
         sparse.leave_open()
@@ -618,6 +618,56 @@ def test_a_step_that_something_depends_on_cannot_be_left_open(method: str) -> No
         f"step {sparse.steps + 1} was left open, and masks or the method depend on whether it is made: read that where "
         f"needs_outcome() says so, and make the step or call skip_step()"
     )
+
+
+@pytest.mark.parametrize("fused", [(False,), (True, False)])
+def test_a_step_is_left_open_only_for_optimizers_that_can_skip_it(fused: tuple[bool, ...]) -> None:
+    model = mlp()
+    parts = [model.parameters()] if len(fused) == 1 else [model[0].parameters(), model[2].parameters()]
+    optimizers = [torch.optim.AdamW(part, lr=0.01, fused=one) for part, one in zip(parts, fused, strict=True)]
+    sparse = SparseTraining(model, optimizers, "static", sparsity=0.9, total_steps=8)
+    with pytest.raises(UserError) as raised:
+        sparse.leave_open()
+    assert str(raised.value) == (
+        "step 1 was left open, and AdamW cannot skip a step on the device: make it with fused=True where it has that, "
+        "or leave out leave_open()"
+    )
+
+
+def test_a_step_stays_open_where_an_optimizer_rests() -> None:
+    """The second one steps in every other round: a round without it ends when the next one begins.
+
+    All six steps count, though the first optimizer skips the fifth.
+    """
+    model = mlp()
+    optimizers = [torch.optim.AdamW(model[place].parameters(), lr=0.01, fused=True) for place in (0, 2)]
+    sparse = SparseTraining(model, optimizers, "static", sparsity=0.9, total_steps=20)
+    for number in range(1, 7):
+        model.zero_grad()
+        loss_of(model, number).backward()
+        sparse.leave_open()
+        for optimizer in optimizers if number % 2 else optimizers[:1]:
+            optimizer.found_inf = torch.tensor(float(number == 5))
+            optimizer.step()
+            del optimizer.found_inf
+        assert sparse.steps == (number if number % 2 else number - 1)
+    step(model, *optimizers)
+    assert sparse.steps == 7
+
+
+def test_a_step_that_needs_its_outcome_is_found_where_an_optimizer_rests() -> None:
+    """Step 2 needs it. When it is left open, step 1 is not over for all that is known, and needs none."""
+    model = mlp()
+    optimizers = [torch.optim.AdamW(model[place].parameters(), lr=0.01, fused=True) for place in (0, 2)]
+    sparse = SparseTraining(model, optimizers, MOVING["set"], sparsity=0.9, total_steps=20)
+    for number in range(1, 3):
+        model.zero_grad()
+        loss_of(model, number).backward()
+        sparse.leave_open()
+        if number == 1:
+            optimizers[0].step()
+    with pytest.raises(UserError, match=r"^step 2 was left open, and masks or the method depend"):
+        optimizers[0].step()
 
 
 def test_strays_are_read_a_step_later_where_the_host_does_not_wait(

@@ -15,6 +15,9 @@ from dynsparse.masks import MaskSet, SparseLayer, optimizer_state
 from dynsparse.optimizers import skips_on_device
 from dynsparse.optimizers.beside import holders, steps_alone
 
+_HOOKS = "_optimizer_step_pre_hooks"
+"""Attribute of an optimizer whose steps call hooks. Wrappers that do not call `Optimizer.__init__` lack it."""
+
 
 class KnownOptimizers:
     """Record of the optimizers that move the sparse weights. It keeps later ones alive no longer than others do."""
@@ -57,6 +60,15 @@ class KnownOptimizers:
     def alive(self) -> list[optim.Optimizer]:
         """Optimizers that were given or have stepped over the weights, inner ones too."""
         return [one for one in (known() for known in self._seen) if one is not None]
+
+    @property
+    def waiting(self) -> list[optim.Optimizer]:
+        """Given optimizers that cannot skip a step by a flag on the device, so that the host must wait for its outcome.
+
+        Of an optimizer with others inside it, it is the outermost that torch's hooks see.
+        """
+        seen = [next((one for one in part if hasattr(one, _HOOKS)), part[0]) for part in self.given]
+        return [one for one in seen if not skips_on_device(one)]
 
     def see(self, optimizer: optim.Optimizer) -> None:
         """Remember an optimizer."""
