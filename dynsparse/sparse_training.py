@@ -15,6 +15,7 @@ from torch.amp import GradScaler
 from dynsparse.distributed import agreement, sync
 from dynsparse.errors import UserError
 from dynsparse.first_masks import Loss
+from dynsparse.keeping.arguments import canonical
 from dynsparse.keeping.asked import Asked
 from dynsparse.keeping.first import Given
 from dynsparse.keeping.gradients import Gradients, closure_that_looks
@@ -462,12 +463,13 @@ class SparseTraining(Watcher):
 
     def _require_same_everywhere(self) -> None:
         """Refuse ranks that were given other arguments: their masks would part ways."""
-        settings = getattr(self.method, "settings", None)
-        mine = torch.tensor([seed_for(self._asked, self._method_name, settings)])
-        if agreement.all_agree(["arguments"], mine, self.reallocator.group):
+        mine: dict[str, object] = {name: getattr(self._asked, name) for name in type(self._asked).model_fields}
+        mine["method"] = self._method_name, getattr(self.method, "settings", None)
+        rows = torch.tensor([seed_for(canonical(one)) for one in mine.values()])
+        if differing := agreement.all_agree(list(mine), rows, self.reallocator.group):
             raise UserError(
-                "ranks made SparseTraining with different arguments; give all the same, or each a process_group of its "
-                "own where they train models of their own"
+                f"ranks made SparseTraining with different arguments ({', '.join(differing)}); give all the same, or "
+                f"each a process_group of its own where they train models of their own"
             )
 
     def _restore(self, state: Mapping[str, Any], *, strict: bool = True) -> None:

@@ -17,6 +17,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from benchmarks.parts.gpu.waits import host_waits
 from dynsparse import SparseTraining, later
 from dynsparse.errors import UserError
+from dynsparse.methods import Method
 from dynsparse.methods.rigl import Rigl, RiglSettings
 from dynsparse.runtime import Worker
 from tests.ranks import run_distributed
@@ -228,7 +229,37 @@ def other_arguments(worker: Worker, differing: dict[str, list[Any]]) -> str:
 )
 def test_ranks_that_are_given_other_arguments(differing: dict[str, list[Any]]) -> None:
     for message in run_distributed(other_arguments, 2, differing):
-        assert "ranks made SparseTraining with different arguments" in message
+        assert message.startswith(f"ranks made SparseTraining with different arguments ({', '.join(differing)}); give")
+
+
+class OwnSettings:
+    """Settings as a plain object: its text is its address."""
+
+    def __init__(self) -> None:
+        self.fraction = 0.2
+
+
+class OwnMethod(Method):
+    """A method of one's own, with settings of some kind."""
+
+    def __init__(self, settings: object) -> None:
+        self.settings = settings
+
+
+def own_settings(worker: Worker, kind: str) -> int:
+    elsewhere = [OwnSettings() for _ in range(1 + worker.rank)]
+    settings = {"object": elsewhere[-1], "list": elsewhere[-1:], "set": {f"layer{i}" for i in range(20)}}[kind]
+    model = mlp()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    sparse = SparseTraining(model, optimizer, OwnMethod(settings), sparsity=0.9, total_steps=8)
+    step(model, optimizer)
+    return sparse.steps
+
+
+@pytest.mark.parametrize("kind", ["object", "list", "set"])
+def test_ranks_that_are_given_settings_without_a_text_of_their_own(kind: str) -> None:
+    """An object's address and a set's order differ from process to process, and are no difference."""
+    assert run_distributed(own_settings, 2, kind) == [1, 1]
 
 
 @pytest.mark.parametrize("method", ["rigl", "sparse_momentum"])
