@@ -47,7 +47,7 @@ class Applier:
     """The costs of growth that the plan was made with: these scores, or a soft draw by them."""
 
     def apply(self, plan: Plan, scores: Sequence[Scores]) -> None:
-        """Drop, then grow, given the drop scores of each layer. UserError for weights that are NaN."""
+        """Drop, then grow, given the drop scores of each layer. UserError for weights or scores that are NaN."""
         parts = list(self.masks.by_block(list(enumerate(plan.layers))))
         choices: Sequence[AnyChoice] = MadeAnew(lambda k: self._choice(plan.seed, *parts[k], scores), len(parts))
         if len(parts) == 1 or not self.masks.layers[0].parameter.is_cuda:
@@ -121,7 +121,7 @@ class Applier:
     ) -> list[tuple[Sequence[Sequence[int]], Repeats | None]]:
         """Learn what `Choice.known` needs for each block. A copy to the host, and one for each round of random draws.
 
-        UserError for weights that are NaN, before anything has moved.
+        UserError for weights or scores that are NaN, before anything has moved.
         """
         looked = [(choice.counts(), choice.draw()) for choice in choices]
         counts = _to_host([one for one, _ in looked])
@@ -131,10 +131,7 @@ class Applier:
     def _require_numbers(self, plan: Plan, dropped: Sequence[int]) -> None:
         for layer, decided, units in zip(self.masks, plan.layers, dropped, strict=True):
             if units != decided.drop.count:  # No cut takes a NaN.
-                raise UserError(
-                    f"{layer.name} has weights that are NaN at step {plan.step}: training has diverged; "
-                    f"lower the learning rate, or resume from an earlier checkpoint"
-                )
+                raise UserError(_why_units_differ(layer, self.method, plan.step))
 
     def _repeats(self, draws: Sequence[Rounds]) -> Sequence[Repeats | None]:
         """Foresee the draws of all blocks together, where each would make the host wait for a GPU."""
@@ -171,6 +168,19 @@ class Applier:
         for layer, units, value in zip(layers, grown, values, strict=True):
             if value is not None:
                 layer.put_(layer.weight, units, next(parts))
+
+
+def _why_units_differ(layer: SparseLayer, method: Method, step: int) -> str:
+    """Say why drop scores take another number of units than the plan says."""
+    if any(bool(piece.isnan().any()) for piece in layer.values_in_pieces(layer.weight)):
+        return (
+            f"{layer.name} has weights that are NaN at step {step}: training has diverged; lower the learning rate, or "
+            f"resume from an earlier checkpoint"
+        )
+    return (
+        f"drop_scores of {type(method).__name__} gives NaN for {layer.name} at step {step}, or other scores than for "
+        f"the plan, and its weights are numbers: let it return the same numbers each time"
+    )
 
 
 def _lost(block: Block, counts: Sequence[Sequence[int]]) -> list[int]:

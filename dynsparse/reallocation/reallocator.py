@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn, optim
 
 from dynsparse.distributed import agreement, digest, sync
-from dynsparse.errors import DesyncError
+from dynsparse.errors import DesyncError, UserError
 from dynsparse.masks import MaskSet, SparseLayer
 from dynsparse.masks.costs import Costs
 from dynsparse.masks.made import MadeAnew
@@ -139,10 +139,20 @@ class Reallocator:
                     seen.unless[layer.name] = unless
 
     def _observe(self, layer: SparseLayer, gradient: Tensor, unless: Tensor | None) -> None:
-        before = [] if unless is None else [one.clone() for one in self.method.learnt(layer)]
+        if unless is None and not self.method.names_learnt:
+            self.method.observe(layer, gradient)
+            return
+        named = self.method.learnt(layer)
+        kinds, before = [_kind(one) for one in named], [] if unless is None else [one.clone() for one in named]
         self.method.observe(layer, gradient)
+        learnt = self.method.learnt(layer)
+        if kinds != [_kind(one) for one in learnt]:
+            raise UserError(
+                f"learnt of {type(self.method).__name__} names other tensors of {layer.name} after observe than "
+                f"before: give it as many, of the same shapes and dtypes, from prepare on"
+            )
         if unless is not None:
-            copy_(self.method.learnt(layer), before, where=unless)
+            copy_(learnt, before, where=unless)
 
     def after_step(self, clock: Clock, seen: Seen | None = None) -> ReallocationReport | None:
         """Reallocate if due, after the optimizer's step. `seen` is what `before_step` gave for the same clock."""
@@ -334,3 +344,7 @@ class Reallocator:
         state = agreement.repair(self.model, self.masks, self.optimizers, self.method.state_dict(), self.group)
         self.method.load_state_dict(state)
         return differing
+
+
+def _kind(tensor: Tensor) -> tuple[torch.Size, torch.dtype]:
+    return tensor.shape, tensor.dtype

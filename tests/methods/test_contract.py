@@ -17,6 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from benchmarks.parts.gpu.waits import host_waits
 from dynsparse import SparseTraining, methods
+from dynsparse.errors import UserError
 from dynsparse.masks import MaskSet, SparseLayer, sparse_layers
 from dynsparse.masks.allocation import allocated
 from dynsparse.masks.granularity import Kind
@@ -438,6 +439,72 @@ def test_growth_by_score_takes_the_largest_free() -> None:
     seen = reallocator.before_step(Clock(2, 0))
     reallocator(Clock(2, 0), seen)
     assert layer.active.tolist() == [0, 1, 2, 3, 6]
+
+
+class NamedLate(Named):
+    """Names tensors of some number, shape and dtype at first, and others once it has observed."""
+
+    def __init__(self, first: Sequence[Tensor]) -> None:
+        self.first = first
+
+    def prepare(self, masks: MaskSet) -> None:
+        self.last: dict[str, Tensor] = {}
+
+    def observe(self, layer: SparseLayer, gradient: Tensor) -> None:
+        self.last[layer.name] = gradient
+
+    def learnt(self, layer: SparseLayer) -> Sequence[Tensor]:
+        return [self.last[layer.name]] if layer.name in self.last else self.first
+
+
+@pytest.mark.parametrize("flag", [None, torch.tensor(False)], ids=["known", "open"])
+@pytest.mark.parametrize("first", [[], [torch.zeros(3, 2)], [torch.zeros(2, 3).double()]], ids=len)
+def test_what_is_named_keeps_its_number_shapes_and_dtypes(first: list[Tensor], flag: Tensor | None) -> None:
+    """A device could not give it its bits back."""
+    model = nn.Linear(3, 2, bias=False)
+    masks = MaskSet(model, sparse_layers(model), {"weight": 3}, seed=1)
+    method = NamedLate(first)
+    method.prepare(masks)
+    reallocator = Reallocator(model, masks, method)
+    model.weight.grad = torch.ones(2, 3)
+    seen = reallocator.look(Clock(1, 0), masks)
+    with pytest.raises(UserError) as raised:
+        reallocator.learn(seen, masks, unless=flag)
+    assert str(raised.value) == (
+        "learnt of NamedLate names other tensors of weight after observe than before: give it as many, of the same "
+        "shapes and dtypes, from prepare on"
+    )
+
+
+class Relative(GrowByGradient):
+    """Drops by a share of all weights, which is 0/0 in a layer of zeros."""
+
+    def drop_scores(self, layer: SparseLayer) -> Tensor:
+        values = layer.values().abs()
+        return values / values.sum()
+
+
+@pytest.mark.parametrize("value", [0.0, torch.nan])
+def test_scores_that_are_nan_are_told_from_weights_that_are(value: float) -> None:
+    model = nn.Linear(8, 4, bias=False)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    sparse = SparseTraining(model, optimizer, Relative(), sparsity=0.5, total_steps=4)
+    masks = sparse.state_dict()["masks"]
+    with torch.no_grad():
+        model.weight[sparse.masks.layers[0].mask] = value
+    model(torch.ones(1, 8)).sum().backward()
+    optimizer.step()
+    model(torch.ones(1, 8)).sum().backward()
+    with pytest.raises(UserError) as raised:
+        optimizer.step()
+    assert str(raised.value) == (
+        "weight has weights that are NaN at step 2: training has diverged; lower the learning rate, or resume from an "
+        "earlier checkpoint"
+        if value
+        else "drop_scores of Relative gives NaN for weight at step 2, or other scores than for the plan, and its "
+        "weights are numbers: let it return the same numbers each time"
+    )
+    assert str(sparse.state_dict()["masks"]) == str(masks), "nothing has moved"
 
 
 class Recording(GrowByGradient):
