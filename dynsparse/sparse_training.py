@@ -172,6 +172,7 @@ class SparseTraining(Watcher):
             self.reallocator,
             lambda: self.clock(self.steps + 1),
             lambda: self._optimizers.scaled(self.masks),
+            self._follow,
             masking=mask_in_backward,
         )
         self._tell = on_reallocation or (lambda report: None)
@@ -221,6 +222,7 @@ class SparseTraining(Watcher):
         gradients: RigL at reallocations, sparse momentum at each step. Nothing is learnt if no step follows.
         `unscale_` raises a UserError if it comes too late. A fused optimizer may unscale in its own step.
         """
+        self._follow()
         self._gradients.look(self.masks)
 
     @property
@@ -238,6 +240,7 @@ class SparseTraining(Watcher):
 
         Reallocates if due, unless the method needs the step's gradients for that.
         """
+        self._follow()
         self.steps += 1
         self._begin_round()
         self._report(self.reallocator.after_skipped_step(self.clock(self.steps)))
@@ -280,6 +283,7 @@ class SparseTraining(Watcher):
 
         The copy may be wrapped, and lie on any device. None: the model itself. UserError if it has other layers.
         """
+        self._follow()
         if model is None:
             self.masks.apply_to_weights()
             self._weights.remember()
@@ -290,10 +294,12 @@ class SparseTraining(Watcher):
     @on_the_host
     def verify(self) -> list[str]:
         """Prove that all ranks hold the same masks and weights, see `Reallocator.verify`."""
+        self._follow()
         return self.reallocator.verify(self.steps)
 
     def check(self) -> None:
         """Assert that the budget is met and all weights outside the masks are 0. It reads all weights."""
+        self._follow()
         self.masks.check()
 
     def release(self) -> None:
@@ -309,6 +315,7 @@ class SparseTraining(Watcher):
     @on_the_host
     def state_dict(self) -> dict[str, Any]:
         """Plain data and CPU tensors, for `load_state_dict` or `state=`. Save it beside the model's and optimizer's."""
+        self._follow()
         return state_of(self.steps, self.method, self._method_name, self._asked.sparsity, self.masks)
 
     @on_the_host
@@ -319,6 +326,7 @@ class SparseTraining(Watcher):
         saved with. With `strict=False` they may be others: weights outside the masks are set to 0. After an error all
         is as it was.
         """
+        self._follow()
         before = self.steps, self.masks.state_dict(), self.method.state_dict()
         try:
             self._restore(state, strict=strict)
@@ -340,8 +348,7 @@ class SparseTraining(Watcher):
         """Check weights and look at gradients before a step over the weights."""
         self._meet(optimizer)
         self._weights.require_same()
-        if self._weights.have_moved():
-            self._follow()
+        self._follow()
         self._weights.require_clean(self.steps)
         if self._optimizers.number_of(optimizer, self.masks) in self._stepped:
             is_left_open = self._is_left_open
@@ -454,8 +461,11 @@ class SparseTraining(Watcher):
             warn_if_nothing_moved(self.method, self._method_name, report)
         self._tell(report)
 
+    @on_the_host
     def _follow(self) -> None:
-        """Move masks and the method's tensors to the device of the weights."""
+        """Move masks and the method's tensors to where the weights lie. UserError if they lie on several devices."""
+        if not self._weights.have_moved():
+            return
         state = self.method.state_dict()
         self.masks.to(self.masks.layers[0].parameter.device)
         self.method.prepare(self.masks)

@@ -35,16 +35,18 @@ class Gradients:
         reallocator: Reallocator,
         coming: Callable[[], Clock],
         may_be_scaled: Callable[[], Collection[str]],
+        follow: Callable[[], None],
         *,
         masking: bool,
     ) -> None:
         """`coming` gives the clock of the step to come. Without `masking` the loop itself keeps the contract.
 
-        `may_be_scaled`: see `Scales`.
+        `may_be_scaled`: see `Scales`. `follow` moves the masks to where the weights lie.
         """
         self.masks = masks
         self.reallocator = reallocator
         self.coming = coming
+        self.follow = follow
         self.masking = masking
         self.are_there = False
         """Whether the step has any gradients."""
@@ -135,6 +137,8 @@ class Gradients:
         """
         self._new.update(layer.name for layer in layers)
         self.scales.made(layer.name for layer in layers)
+        if gradient.device != layers[0].device:
+            self.follow()
         maskable = self.masking and not gradient.is_sparse and gradient.device == layers[0].device
         if maskable and not self.are_wanted_whole:
             for layer in layers:
