@@ -15,6 +15,7 @@ from dynsparse.first_masks.settings import NAMES, Beside
 from dynsparse.keeping.asked import KINDS, Asked, settings_of
 from dynsparse.keeping.first import Given, by_score
 from dynsparse.keeping.steps import watcher_of
+from dynsparse.keeping.structures import require_structures, structured_units
 from dynsparse.masks import LayerSpec, MaskSet, sparse_layers
 from dynsparse.masks.allocation import allocated
 from dynsparse.masks.granularity import Kind
@@ -82,9 +83,12 @@ class Setup:
             active = given.units(scores, model, specs, _counts(active), beside)
         if masks is None and state is None:
             _require_no_trained_zeros(weights, specs, active)
+        built = _built(settings, model, specs, active, asked)
+        if isinstance(masks, Mapping):
+            _require_given(built, settings, specs, active)
         return cls(
             model,
-            _built(settings, model, specs, active, asked),
+            built,
             _name(settings),
             specs,
             {spec.name: spec.units for spec in specs} if state is not None else active,
@@ -101,7 +105,9 @@ class Setup:
         _require_unwatched([layer.parameter for layer in masks])
         specs = [layer.spec for layer in masks]
         active = {layer.name: layer.active_units for layer in masks}
-        return cls(model, _built(settings, model, specs, active, asked), _name(settings), specs, active, built=masks)
+        built = _built(settings, model, specs, active, asked)
+        _require_given(built, settings, specs, structured_units(masks))
+        return cls(model, built, _name(settings), specs, active, built=masks)
 
     @property
     def weights(self) -> dict[str, nn.Parameter]:
@@ -115,8 +121,27 @@ class Setup:
 
 
 def _changes_density(settings: MethodSettings | Method) -> bool:
-    own = settings if isinstance(settings, MethodSettings) else getattr(settings, "settings", None)
-    return getattr(own, "density", None) is not None
+    return getattr(_own(settings), "density", None) is not None
+
+
+def _keeps_density(settings: MethodSettings | Method) -> bool:
+    """Whether the layers have as many active weights at the start as in the end."""
+    if isinstance(settings, Method) and _own(settings) is None:
+        return type(settings).budgets is Method.budgets
+    return getattr(_own(settings), "starts", "sparse") == "sparse" and not _changes_density(settings)
+
+
+def _own(settings: MethodSettings | Method) -> Any:
+    """The settings of a method; None for an object that has none."""
+    return settings if isinstance(settings, MethodSettings) else getattr(settings, "settings", None)
+
+
+def _require_given(
+    method: Method, settings: MethodSettings | Method, specs: Sequence[LayerSpec], active: Mapping[str, Any]
+) -> None:
+    """Raise UserError for masks that were given and have not the structure of their layers."""
+    remedy = "give masks of that structure"
+    require_structures(method, specs, active, "masks", remedy, exact=_keeps_density(settings))
 
 
 def _counts(active: Mapping[str, int | Tensor]) -> dict[str, int]:

@@ -7,6 +7,7 @@ from typing import Any
 
 from dynsparse.distributed import digest
 from dynsparse.errors import UserError
+from dynsparse.keeping.structures import require_structures, structured_units
 from dynsparse.masks import MaskSet
 from dynsparse.masks.granularity import Kind
 from dynsparse.methods import Method
@@ -52,9 +53,19 @@ def restore(
         )
     try:
         masks.load_state_dict(state["masks"])
+        require_structures(
+            method,
+            [layer.spec for layer in masks],
+            structured_units(masks),
+            "the state",
+            "take the state of a run with that structure",
+            exact=False,  # A density may be on its way.
+        )
         method.check_state(state["method"]["state"], {one.name: (one.spec.shape, one.active_weights) for one in masks})
         method.load_state_dict(state["method"]["state"])
         steps = int(state["steps"])
+    except UserError:
+        raise
     except (AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
         raise UserError(
             f"the state is damaged, or of another version of this method ({type(error).__name__}: {error})"

@@ -21,7 +21,7 @@ from dynsparse.masks.block import Block, blocks
 from dynsparse.masks.granularity import LayerSpec
 from dynsparse.masks.layer import SparseLayer
 from dynsparse.masks.naming import named_parameters
-from dynsparse.masks.structure import FREE, drawn
+from dynsparse.masks.structure import FREE, drawn, misfit
 from dynsparse.seeds import seed_for
 
 T = TypeVar("T")
@@ -36,7 +36,10 @@ class MaskSet:
     device. The weights outside are set to 0; with `apply=False` they stay as they are until `apply_to_weights`.
 
     `budget` is the number of active weights, which reallocations keep. Where units of different size trade it is met
-    to within one unit. UserError for layers on several devices, or a number of units that a layer cannot have.
+    to within one unit. UserError for layers on several devices, and for a number of units that a layer cannot have.
+
+    Whoever gives units gives them with the structure of their layer: UserError where groups have unequal numbers. Only
+    outputs of `fan_in` may have none at all, as a method may take them out. Moves keep it, and are not counted again.
     """
 
     def __init__(
@@ -94,7 +97,11 @@ class MaskSet:
         return 1 - self.active_weights / self.weights if self.layers else 0.0
 
     def set_active(self, layer: SparseLayer, active: Tensor) -> None:
-        """Make the units `active` (int64, rising, distinct) the active ones of `layer`."""
+        """Make the units `active` (int64, rising, distinct) the active ones of `layer`.
+
+        UserError if they have not its structure.
+        """
+        _require_structure(layer.spec, active)
         block = next(block for block in self.blocks if layer in block.layers)
         block.set_active([active if one is layer else one.active for one in block.layers])
 
@@ -159,10 +166,15 @@ class MaskSet:
             assert layer.active_units >= 1, f"{layer.name} is empty"
 
     def check(self) -> None:
-        """Assert what must always hold: `check_budget`, and that index and weights agree. It reads all weights."""
+        """Assert what must always hold: `check_budget`, structures, and that index and weights agree.
+
+        It reads all weights.
+        """
         self.check_budget()
         for layer in self.layers:
             assert bool((layer.active[1:] > layer.active[:-1]).all()), f"{layer.name}: index not rising"
+            reason = _misfit(layer.spec, layer.active)
+            assert reason is None, f"{layer.name} {reason}"
             stray = int(layer.weight.detach().masked_select(layer.inactive).count_nonzero())
             assert stray == 0, f"{layer.name}: {stray} weights outside the mask are not 0"
 
@@ -180,7 +192,10 @@ class MaskSet:
         return lambda: {"budget": budget, "layers": {spec.name: _packed(spec, *parts) for spec, *parts in taken}}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take over masks saved by `state_dict`. Weights stay as they are. UserError if layers differ."""
+        """Take over masks saved by `state_dict`. Weights stay as they are.
+
+        UserError if layers differ, or have not their structure; then all is as it was.
+        """
         ours = {layer.name: _described(layer.spec) for layer in self.layers}
         theirs = {name: {key: saved.get(key) for key in _KEYS} for name, saved in state["layers"].items()}
         if ours != theirs:
@@ -188,6 +203,9 @@ class MaskSet:
             raise UserError(f"sparse layers differ in shape, granularity or presence: {', '.join(names)}")
         saved = [state["layers"][layer.name] for layer in self.layers]
         masks = [unpack_bits(one["mask"], layer.spec.units) for layer, one in zip(self.layers, saved, strict=True)]
+        for layer, mask in zip(self.layers, masks, strict=True):
+            if layer.spec.structure != FREE:
+                _require_structure(layer.spec, torch.nonzero(mask).squeeze(1))
         for block, parts in self.by_block(masks):
             block.set_active([torch.nonzero(mask).squeeze(1).to(block.device) for mask in parts])
         for layer, one, mask in zip(self.layers, saved, masks, strict=True):
@@ -197,9 +215,20 @@ class MaskSet:
 
 def _structured(spec: LayerSpec, asked: int | Tensor, seed: int) -> int | Tensor:
     """Draw the first units of a layer whose mask has a structure; leave others as they are asked for."""
-    if spec.structure == FREE or isinstance(asked, Tensor):
+    if isinstance(asked, Tensor):
+        _require_structure(spec, asked)
         return asked
-    return drawn(spec, asked, seed_for(seed, "mask", spec.name))
+    return asked if spec.structure == FREE else drawn(spec, asked, seed_for(seed, "mask", spec.name))
+
+
+def _misfit(spec: LayerSpec, active: Tensor) -> str | None:
+    """Say how units miss the structure, as any method may have it: one takes outputs out, one changes the density."""
+    return misfit(spec, active, may_empty=True)
+
+
+def _require_structure(spec: LayerSpec, active: Tensor) -> None:
+    if reason := _misfit(spec, active):
+        raise UserError(f"{spec.name} {reason}: give it a mask of that structure")
 
 
 def _count(spec: LayerSpec, asked: int | Tensor) -> int:

@@ -133,6 +133,47 @@ def _obstacle(spec: LayerSpec) -> str | None:
     return None
 
 
+def misfit(spec: LayerSpec, active: Tensor, *, exact: bool = False, may_empty: bool = False) -> str | None:
+    """Say how active units (int64, distinct) miss the structure of their layer; None where they have it.
+
+    All groups have as many; with `exact`, those of N:M have N, and not another number, as while a density changes. With
+    `may_empty` an output may have no inputs at all. One copy to the host, linear in the units.
+
+    Example: 2:4 with the units 0, 1 and 4 of a row of 8. "is not 2:4: groups of 4 inputs have 1 to 2 active units,
+    where each needs as many".
+    """
+    found, alike = n_of_m(spec.structure), _alike(spec)
+    counts = [] if active.numel() == spec.units and not exact else [_counts(groups, spec, active) for groups in alike]
+    if may_empty and found is None:
+        counts = [one.masked_fill(one == 0, int(one.max())) for one in counts]
+    bounds = torch.stack([torch.stack(one.aminmax()) for one in counts]).tolist() if counts else []
+    wanted = found[0] if exact and found is not None else None
+    for (least, most), words in zip(bounds, alike.values(), strict=False):
+        if least != most or (wanted is not None and most != wanted):
+            return (
+                f"is not {spec.structure}: {words} have {least if least == most else f'{least} to {most}'} active "
+                f"units, where each needs {'as many' if wanted is None else wanted}"
+            )
+    return None
+
+
+def _alike(spec: LayerSpec) -> dict[Groups, str]:
+    """Groups of a layer that have as many active units, with a word for them; none where it is free."""
+    groups, found, blocks = groups_of(spec), n_of_m(spec.structure), blocks_of(spec)
+    if groups is None:
+        return {}
+    words = {groups: "outputs" if found is None else f"groups of {found[1]} inputs"}
+    if blocks is not None:
+        words[Groups(blocks.shape, None, blocks.outputs, blocks.size)] = f"groups of {blocks.size} outputs"
+    return words
+
+
+def _counts(groups: Groups, spec: LayerSpec, active: Tensor) -> Tensor:
+    """Count the active units of each group: int64 [groups]."""
+    flags = torch.zeros(spec.units, dtype=torch.bool, device=active.device)
+    return groups.of(flags.index_fill_(0, active, True)).sum(1)
+
+
 def fitted(spec: LayerSpec, units: int) -> int:
     """Return the nearest number of active units that the groups of a layer can share equally; at least one each."""
     groups = groups_of(spec)

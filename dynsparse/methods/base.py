@@ -381,6 +381,10 @@ class Method:
         """
         return [None] * len(wishes)
 
+    def may_empty(self, layers: Sequence[LayerSpec]) -> Collection[str]:
+        """Names of the layers in which `group_targets` may leave groups without any weight. Default: none."""
+        return ()
+
     @in_parts
     def grow_scores(self, layer: SparseLayer) -> Tensor | None:
         """Scores for growth, float [units]: the highest free units grow. Default: None, uniformly at random.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from fnmatch import fnmatch
 from typing import Annotated, Literal
 
@@ -11,7 +11,7 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from dynsparse.errors import UserError
-from dynsparse.masks import LayerSpec, SparseLayer
+from dynsparse.masks import LayerSpec
 from dynsparse.masks.regrouping import Wish
 from dynsparse.masks.selection import Cut, chosen, cuts_smallest
 from dynsparse.masks.structure import FAN_IN
@@ -69,20 +69,18 @@ class Srigl(Rigl):
             if not any(fnmatch(name, pattern) for name in known):
                 raise UserError(f"method.keep_neurons: '{cut(pattern)}' matches no sparse layer{alike(pattern, known)}")
 
-    @property
-    def _kept(self) -> Sequence[str]:
-        """Patterns of the layers that keep their neurons."""
-        given = self.settings.keep_neurons
-        return [self.masks.layers[-1].name] if given is None else given
+    def may_empty(self, layers: Sequence[LayerSpec]) -> Collection[str]:
+        """Names of the layers that may lose neurons: all but those that keep theirs."""
+        kept, names = self.settings.keep_neurons, [layer.name for layer in layers]
+        patterns = names[-1:] if kept is None else kept
+        return {one for one in names if self.settings.ablation > 0 and not any(fnmatch(one, p) for p in patterns)}
 
     def group_targets(self, wishes: Sequence[Wish]) -> Sequence[Tensor | None]:
-        thinned = [wish for wish in wishes if self._loses_neurons(wish.layer)]
+        losing = self.may_empty([layer.spec for layer in self.masks])
+        thinned = [wish for wish in wishes if wish.layer.name in losing]
         names = [wish.layer.name for wish in thinned]
         salient = dict(zip(names, _salient(thinned), strict=True))
         return [self._fan_in(wish, salient[wish.layer.name]) if wish.layer.name in salient else None for wish in wishes]
-
-    def _loses_neurons(self, layer: SparseLayer) -> bool:
-        return self.settings.ablation > 0 and not any(fnmatch(layer.name, pattern) for pattern in self._kept)
 
     def _fan_in(self, wish: Wish, salient: Tensor) -> Tensor:
         """Fan-in of each neuron, given the salient units of each: int64 [neurons], 0 for those that are out."""

@@ -233,7 +233,7 @@ def _whole_network(config: RunConfig, device: torch.device, sources: Sources) ->
     specs = layer_specs(config, model)
     sources.load_weights(model)
     counts = _active_units(config, specs)
-    active = sources.active_units(specs) or _first_units(config, model, specs, counts, sources)
+    active = sources.active_units(config, specs) or _first_units(config, model, specs, counts, sources)
     model.to(device)
     if config.train.channels_last:
         model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from dynsparse.config.schema import RunConfig
 from dynsparse.errors import UserError
+from dynsparse.keeping.structures import require_structures
 from dynsparse.masks import LayerSpec
 from dynsparse.masks.bits import unpack_bits
 from dynsparse.shrinking.kept import shrinkages_in
@@ -84,8 +85,11 @@ class Sources:
             return exported
         return {**whole_weights(weights), **packing.mean_buffers([rank["buffers"] for rank in weights["ranks"]])}
 
-    def active_units(self, specs: Sequence[LayerSpec]) -> dict[str, Tensor] | None:
-        """Active units of each layer in the source, int64. None without a source. UserError if layers differ."""
+    def active_units(self, config: RunConfig, specs: Sequence[LayerSpec]) -> dict[str, Tensor] | None:
+        """Active units of each layer in the source, int64. None without a source.
+
+        UserError if layers differ, or have not the structure that the config asks for.
+        """
         if self.masks is None:
             return None
         saved = self.masks["masks"]["layers"]
@@ -93,9 +97,13 @@ class Sources:
         theirs = {name: _text(layer["shape"], layer["mask_dims"]) for name, layer in saved.items()}
         remedy = "name a run of the same model and sparsity.granularity"
         require_equal(ours, theirs, f"start.masks_from: {self.masks_from}", remedy)
-        return {
+        active = {
             spec.name: torch.nonzero(unpack_bits(saved[spec.name]["mask"], spec.units)).squeeze(1) for spec in specs
         }
+        source = f"start.masks_from: {self.masks_from}"
+        remedy = "name a run of that structure, or set sparsity.structure to free"
+        require_structures(config.method.build(), specs, active, source, remedy, exact=True)
+        return active
 
 
 NOTHING = Sources()

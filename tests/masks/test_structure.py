@@ -15,7 +15,7 @@ from dynsparse.errors import UserError
 from dynsparse.masks import LayerSpec, MaskSet, SparseLayer
 from dynsparse.masks.allocation import allocated
 from dynsparse.masks.regrouping import Wish, moves
-from dynsparse.masks.structure import Structure, drawn, fitted, groups_of, lowest, require_structure
+from dynsparse.masks.structure import Structure, drawn, fitted, groups_of, lowest, misfit, require_structure
 
 LINEAR, CONV, SLICES = ((3, 8), 2), ((4, 8, 3, 3), 4), ((4, 8, 3, 3), 2)
 
@@ -25,9 +25,10 @@ def spec(shape: tuple[int, ...], mask_dims: int, structure: str, **options: Any)
 
 
 def layer(one: LayerSpec, active: Tensor) -> SparseLayer:
-    model = nn.Module()
-    model.w = nn.Parameter(torch.ones(one.shape))
-    return MaskSet(model, [one], {"w": active}).layers[0]
+    """A layer with any units active, whatever its structure."""
+    made = SparseLayer(one, nn.Parameter(torch.ones(one.shape)))
+    made.activate(active)
+    return made
 
 
 def counts(one: LayerSpec, active: Tensor) -> Tensor:
@@ -231,3 +232,25 @@ def test_masks_of_another_structure_are_refused() -> None:
     MaskSet(model, [spec(*LINEAR, "2:4")], {"w": 12}).load_state_dict(state)
     with pytest.raises(UserError, match="sparse layers differ in shape, granularity or presence: w"):
         MaskSet(model, [spec(*LINEAR, "free")], {"w": 12}).load_state_dict(state)
+
+
+def test_a_misfit_worked_by_hand() -> None:
+    """The example of `misfit`: the row of 8 has two active units in its first group, one in its second."""
+    one = spec((1, 8), 2, "2:4")
+    said = "is not 2:4: groups of 4 inputs have 1 to 2 active units, where each needs as many"
+    assert misfit(one, torch.tensor([0, 1, 4])) == said
+    assert misfit(one, torch.tensor([0, 4])) is None, "as while the density changes"
+    assert misfit(one, torch.tensor([0, 4]), exact=True) == said.replace("1 to 2", "1").replace("as many", "2")
+    assert misfit(one, torch.arange(8)) is None
+    assert misfit(spec((1, 8), 2, "free"), torch.tensor([0, 1, 4]), exact=True) is None
+
+
+def test_a_check_finds_masks_that_have_lost_their_structure() -> None:
+    model = nn.Module()
+    model.w = nn.Parameter(torch.ones(3, 8))
+    masks = MaskSet(model, [spec(*LINEAR, "2:4")], {"w": 12})
+    masks.check()
+    masks.layers[0].activate(torch.arange(12))
+    masks.apply_to_weights()
+    with pytest.raises(AssertionError, match="w is not 2:4: groups of 4 inputs have 0 to 4 active units"):
+        masks.check()

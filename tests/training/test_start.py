@@ -159,6 +159,11 @@ BAD: list[tuple[dict[str, Any], str]] = [
         {"sparsity": {"exclude": ["fc3.*"]}},
         "is of another network: fc3.weight is 10x12 in units of 1 there, absent here",
     ),
+    (
+        {"sparsity": {"fc": 0.5, "structure": "2:4"}},
+        "source: fc1.weight is not 2:4: groups of 4 inputs have 0 to 4 active units, where each needs 2: name a run of",
+    ),
+    ({"sparsity": {"fc": 0.5, "structure": "fan_in"}}, "source: fc1.weight is not fan_in: outputs have "),
     ({"start": {"masks_from": "{}/nowhere"}}, "nowhere: does not exist"),
     ({"start": {"masks_from": "{}/other.pt"}}, "other.pt holds weights without masks; name the run it is of"),
     ({"start": {"masks_from": "{}/damaged.pt"}}, "damaged.pt: damaged or no checkpoint"),
