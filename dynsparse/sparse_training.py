@@ -67,10 +67,11 @@ class SparseTraining(Watcher):
         exclude: patterns of parameter names to keep dense.
         split: patterns of parameters that pack several layers as blocks of rows, with their number, such as
             `{"*.qkv.weight": 3}`. Query, key and value of nn.MultiheadAttention are three layers without it.
-        masks: instead of `sparsity`, the active weights at the start: bool tensors of the weights' shapes by layer, or
-            the `MaskSet` that the model has. Beside `sparsity`: "magnitude" keeps the largest of the weights that the
-            model has in each layer, "random" draws masks though the model is sparse already. "snip", "grasp" and
-            "synflow" keep those of the highest score, or with options `{"name": "snip", "scope": "layer"}`.
+        masks: instead of `sparsity`, the active weights at the start: bool tensors of the weights' shapes by layer, of
+            the `structure` asked for, or the `MaskSet` that the model has. Beside `sparsity`: "magnitude" keeps the
+            largest of the weights that the model has in each layer, "random" draws masks though the model is sparse
+            already. "snip", "grasp" and "synflow" keep those of the highest score, or with options
+            `{"name": "snip", "scope": "layer"}`.
         batches: for masks by score, pairs (inputs, targets) of this rank on the model's device. Inputs are a tensor, a
             tuple of arguments, or a mapping of keyword arguments. "synflow" looks at the shape of the first alone.
         loss: for "snip" and "grasp", called with the model's outputs and targets; returns the batch's mean loss.

@@ -51,16 +51,9 @@ class Given:
     seed: int
     group: sync.Group
 
-    def require_for(self, first: ScoredMasks | None) -> None:
-        """Raise UserError for what is missing, and for what would have no effect."""
-        if first is None:
-            if self.batches is not None or self.loss is not None:
-                raise UserError(
-                    "batches= and loss= are for masks by score ('snip', 'grasp', 'synflow'): leave them out"
-                )
-        elif isinstance(first, SynflowMasks):
-            if self.loss is not None:
-                raise UserError("masks is synflow, which looks at no loss: leave loss= out")
+    def require_for(self, first: ScoredMasks) -> None:
+        """Raise UserError for what is missing."""
+        if isinstance(first, SynflowMasks):
             if self.batches is None:
                 raise UserError("masks is synflow: give batches=, of which the shape of the first inputs is looked at")
         elif self.batches is None or self.loss is None:

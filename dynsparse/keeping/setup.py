@@ -16,6 +16,7 @@ from dynsparse.keeping.asked import KINDS, Asked, settings_of
 from dynsparse.keeping.first import Given, by_score
 from dynsparse.keeping.steps import watcher_of
 from dynsparse.keeping.structures import require_structures, structured_units
+from dynsparse.keeping.ways import way_of
 from dynsparse.masks import LayerSpec, MaskSet, sparse_layers
 from dynsparse.masks.allocation import allocated
 from dynsparse.masks.granularity import Kind
@@ -60,10 +61,11 @@ class Setup:
         """Decide, and change nothing. UserError for what cannot work."""
         settings = method if isinstance(method, Method) else settings_of(method)
         scores = by_score(masks)
-        if scores is None or state is None:
-            given.require_for(scores)
+        way_of(masks, scores).require_used(asked, given)
         if scores is not None:
             masks = scores.name
+            if state is None:
+                given.require_for(scores)
         if isinstance(masks, MaskSet):
             return cls._with_masks(model, settings, masks, asked)
         sparsity = _sparsity(asked, masks, state)
@@ -97,8 +99,6 @@ class Setup:
 
     @classmethod
     def _with_masks(cls, model: nn.Module, settings: MethodSettings | Method, masks: MaskSet, asked: Asked) -> Setup:
-        if asked.sparsity is not None:
-            raise UserError("masks= and sparsity= both set the active weights at the start: give one of them")
         mine = named_parameters(model)
         if strange := [layer.name for layer in masks if mine.get(layer.spec.parameter) is not layer.parameter]:
             raise UserError(f"masks= is of another model: {listed(strange)} is no weight of this one")
@@ -193,7 +193,7 @@ def _sparsity(
 ) -> Mapping[Kind, float] | None:
     """The sparsity given, or that of the state. None where masks are given instead."""
     share = asked.sparsity or ((state or {}).get("sparsity") if masks is None else None)
-    if (share is None) == (not isinstance(masks, Mapping)):
+    if share is None and not isinstance(masks, Mapping):
         raise UserError("give sparsity=, the fraction of zeros in each layer, or masks=, one for each layer")
     return share
 
