@@ -6,12 +6,12 @@ import contextlib
 import gzip
 import logging
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from torch import device, optim
+from torch import device
 from torch.profiler import ProfilerActivity, profile, schedule
 
 from dynsparse import files
@@ -25,9 +25,18 @@ WAIT, WARMUP = 5, 3
 
 @contextlib.contextmanager
 def profiled(
-    steps: int | None, optimizer: optim.Optimizer, on: device, folder: Path, *, rank: int, done: int
+    steps: int | None,
+    when_stepped: list[Callable[[], None]],
+    on: device,
+    folder: Path,
+    *,
+    rank: int,
+    done: int,
 ) -> Iterator[None]:
-    """Record so many optimizer steps in the block, and write a trace into the run's `folder`. None: do nothing.
+    """Record so many training steps in the block, and write a trace into the run's `folder`. None: do nothing.
+
+    `when_stepped`: functions that the trainer calls at the end of each step. A hook of the optimizer would be called
+    before the reallocation. What follows, such as loading the next batch, belongs to the next step.
 
     `done`: steps of the run before the block. Nothing in the run changes but its speed in these steps. If they do not
     all come, what there is of them is written.
@@ -36,12 +45,11 @@ def profiled(
         yield
         return
     recorder = _Recorder(steps, on, folder, rank, done)
-    # After each step: what follows, such as loading the next batch, belongs to the next one.
-    hook = optimizer.register_step_post_hook(lambda *_: recorder.step_done())
+    when_stepped.append(recorder.step_done)
     try:
         yield
     finally:
-        hook.remove()
+        when_stepped.remove(recorder.step_done)
         recorder.end()
 
 

@@ -75,6 +75,8 @@ class Trainer:
         self.model, self.masks = network.model, network.masks
         require_warmup(config, data.train.epochs)
         self.stop_requested = stop_requested
+        self.when_stepped: list[Callable[[], None]] = []
+        """Functions to call at the end of each training step, skipped or not, after its reallocation; on every rank."""
         self.resumed = False
         groups = parameter_groups(self.model, config.train.parameters)
         self.optimizer = config.train.optimizer.build(groups, lr=self._lr(0))
@@ -151,6 +153,8 @@ class Trainer:
         else:
             self.outcomes.note(self.progress.step, known)
             self._update()
+        for tell in self.when_stepped:
+            tell()
         return loss
 
     def _can_leave_open(self) -> bool:

@@ -70,7 +70,7 @@ class HeldRun:
         done = trainer.progress.step
         with (
             snapshot_when_full(folder, on, rank=rank, history=log.memory_history),
-            profiled(log.profile, trainer.optimizer, on, folder, rank=rank, done=done),
+            profiled(log.profile, trainer.when_stepped, on, folder, rank=rank, done=done),
         ):
             yield
 
