@@ -142,8 +142,11 @@ class NmByGradient(_Nm):
     def moves(self, clock: Clock) -> bool:
         return clock.progress < self.settings.until and super().moves(clock)
 
+    def moved_share(self, clock: Clock) -> float:
+        return cosine(self.settings.fraction, 0, clock.progress / self.settings.until)
+
     def drop_cuts(self, scores: Sequence[Tensor], clock: Clock) -> Sequence[Cut]:
-        return cuts_fraction(scores, cosine(self.settings.fraction, 0, clock.progress / self.settings.until))
+        return cuts_fraction(scores, self.moved_share(clock))
 
     def grow_scores(self, layer: SparseLayer) -> Tensor:
         assert layer.weight.grad is not None  # Layers without one rest (`grows_by_gradient`).

@@ -16,9 +16,12 @@ from dynsparse import SparseTraining
 from dynsparse.cli import train
 from dynsparse.config import loading
 from dynsparse.errors import UserError
+from dynsparse.methods.clock import Clock
+from dynsparse.methods.dynamic import DynamicSettings
 from dynsparse.methods.exploration import Forecast, explored, longest_period
 from dynsparse.methods.set import SetSettings
 from dynsparse.runtime import Worker
+from tests.methods.test_contract import REGISTRY, Run
 from tests.ranks import run_distributed
 from tests.training import runs
 from tests.training.test_resume import assert_same, state_after
@@ -91,6 +94,45 @@ def test_growth_by_scores_is_an_estimate_and_says_so(name: str) -> None:
     assert said.startswith("explores up to about ")
     assert said.endswith("(as if growth were random; scores return to the same places)")
     assert trained(sparse) < sparse.method.forecast.share
+
+
+NM = {"name": "nm", "criterion": "gradient"}
+OF_ONE_DENSITY: dict[str, dict[str, Any]] = {
+    **{name: {} for name, kind in REGISTRY.items() if issubclass(kind, DynamicSettings)},
+    "nm by gradient": {"criterion": "gradient"},
+}
+del OF_ONE_DENSITY["gmp"], OF_ONE_DENSITY["acdc"], OF_ONE_DENSITY["granet"]  # They change the density.
+
+
+def fixed_fraction(run: Run, clock: Clock) -> float | None:
+    """The fraction of its active units that `drop_cuts` takes in each layer, whatever the scores; None: it depends."""
+    shares = []
+    for seed in range(2):
+        generator = torch.Generator().manual_seed(seed)
+        scores = [(torch.rand(layer.active_units, generator=generator) + seed).double() for layer in run.masks]
+        cuts = run.method.drop_cuts(scores, clock)
+        shares += [cut.count / one.numel() for cut, one in zip(cuts, scores, strict=True)]
+    return shares[0] if shares[0] and max(shares) - min(shares) < 0.02 else None
+
+
+def test_a_method_that_takes_a_fixed_fraction_forecasts_it() -> None:
+    clock, found = Clock(2, 0, steps_per_epoch=2, epochs=1000), set()
+    for case, options in OF_ONE_DENSITY.items():
+        run = Run(case.partition(" ")[0], 4, 0.5, "sgd", **options)
+        run.step(1)  # Some methods learn scores.
+        if (fraction := fixed_fraction(run, clock)) is not None:
+            found.add(case)
+            assert run.method.moved_share(clock) == pytest.approx(fraction, abs=0.02), case  # type: ignore[attr-defined]
+    assert found >= {"chts", "mest", "nm by gradient", "rigl", "set", "sparse_momentum", "srigl"}
+
+
+def test_nm_by_gradient_explores_as_rigl_does_under_the_same_structure() -> None:
+    shared = {"period": 5, "fraction": 0.2}
+    nm, rigl = (training({**one, **shared}, 300, 0.5, structure="1:2") for one in (NM, {"name": "rigl"}))
+    assert nm.method.forecast == rigl.method.forecast
+    assert str(nm.method.forecast).startswith("explores up to about ")
+    chosen = training({**NM, "exploration": 0.7}, 300, 0.5, structure="1:2").method.forecast
+    assert chosen is not None and chosen.period is not None and 0.7 <= chosen.share < 0.8
 
 
 def test_a_period_is_chosen_that_explores_as_much() -> None:
