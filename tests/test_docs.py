@@ -110,6 +110,35 @@ def test_the_table_of_methods_has_a_row_for_each() -> None:
     assert rows == sorted(known_names())
 
 
+@pytest.mark.parametrize(
+    ("name", "option", "goes"),
+    [
+        ("rigl", method_table.DRAWS["drop"], True),
+        ("rigl", method_table.DRAWS["growth"], True),
+        ("dsr", method_table.DRAWS["drop"], False),
+        ("set", method_table.DRAWS["growth"], False),
+        ("topkast", method_table.DRAWS["drop"], False),
+        ("nm", method_table.DENSITY, False),
+        ("set", method_table.DENSITY, True),
+        ("static", method_table.DENSITY, False),
+    ],
+)
+def test_the_table_says_which_options_go_with_a_method(name: str, option: str, goes: bool) -> None:
+    assert method_table.goes_with(name, option) == goes
+    (row,) = re.findall(rf"^\| `{name}` \|.*$", method_table.PAGE.read_text(), re.MULTILINE)
+    density, draws = re.split(r"(?<!\\)\|", row)[7:9]
+    assert (("yes" in density) if option == method_table.DENSITY else (_draw(option) in draws)) == goes
+
+
+def _draw(option: str) -> str:
+    return next(word for word, one in method_table.DRAWS.items() if one == option)
+
+
+def test_the_readme_has_the_lines_of_rigl() -> None:
+    (said,) = re.findall(r"RigL's of (\d+) lines", (ROOT / "README.md").read_text())
+    assert int(said) == len((ROOT / "dynsparse/methods/rigl.py").read_text().splitlines())
+
+
 @pytest.mark.slow  # It runs all methods: a minute.
 def test_the_table_of_methods_is_that_of_their_runs() -> None:
     """`make schema` has been run since a method changed."""
