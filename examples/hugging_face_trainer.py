@@ -1,11 +1,13 @@
 """Hugging Face's Trainer: a small vision transformer from transformers, its attention layers sparse too.
 
-    python examples/hugging_face_trainer.py
+    python examples/hugging_face_trainer.py [FOLDER]
 
 `SparseTraining` is made before the Trainer, beside the optimizer that the Trainer is given. The callback saves its
-state in each checkpoint's folder.
+state in each checkpoint's folder, and loads it where the Trainer resumes. With a FOLDER the checkpoints stay there, and
+the next start goes on from the last one.
 """
 
+import sys
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,7 @@ import torch
 from digits import TRAIN, accuracy
 from torch import Tensor
 from transformers import Trainer, TrainerCallback, TrainingArguments, ViTConfig, ViTForImageClassification
+from transformers.trainer_utils import get_last_checkpoint
 
 from dynsparse import SparseTraining
 
@@ -43,11 +46,21 @@ sparse = SparseTraining(
 )
 
 
-class SaveSparse(TrainerCallback):
-    """Save the state of `SparseTraining` beside what the Trainer saves."""
+class KeepSparse(TrainerCallback):
+    """Save the state of `SparseTraining` beside what the Trainer saves, and load it after the Trainer has loaded."""
 
     def on_save(self, args: TrainingArguments, state: Any, control: Any, **kwargs: Any) -> None:
-        torch.save(sparse.state_dict(), Path(args.output_dir) / f"checkpoint-{state.global_step}" / "sparse.pt")
+        torch.save(sparse.state_dict(), self._folder(args, state) / "sparse.pt")
+
+    def on_train_begin(self, args: TrainingArguments, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step:  # The Trainer resumes: it has loaded the model and the optimizer.
+            saved = self._folder(args, state)
+            # Again: transformers 5 saves a ViT under names of version 4, which from_pretrained knows, its Trainer not.
+            model.load_state_dict(ViTForImageClassification.from_pretrained(saved).state_dict())
+            sparse.load_state_dict(torch.load(saved / "sparse.pt", weights_only=True))
+
+    def _folder(self, args: TrainingArguments, state: Any) -> Path:
+        return Path(args.output_dir) / f"checkpoint-{state.global_step}"
 
 
 def collate(samples: list[tuple[Tensor, Tensor]]) -> dict[str, Tensor]:
@@ -56,14 +69,15 @@ def collate(samples: list[tuple[Tensor, Tensor]]) -> dict[str, Tensor]:
     return {"pixel_values": torch.stack(images), "labels": torch.stack(labels)}
 
 
-with tempfile.TemporaryDirectory() as folder:
+with tempfile.TemporaryDirectory() as temporary:
+    folder = sys.argv[1] if len(sys.argv) > 1 else temporary
     arguments = TrainingArguments(
         output_dir=folder,
         num_train_epochs=EPOCHS,
         per_device_train_batch_size=BATCH,
         dataloader_pin_memory=torch.cuda.is_available(),
         save_strategy="epoch",
-        save_total_limit=1,
+        save_total_limit=2,
         report_to="none",
         disable_tqdm=True,
     )
@@ -73,10 +87,9 @@ with tempfile.TemporaryDirectory() as folder:
         train_dataset=TRAIN,
         data_collator=collate,
         optimizers=(optimizer, None),
-        callbacks=[SaveSparse()],
+        callbacks=[KeepSparse()],
     )
-    trainer.train()
-    (saved,) = Path(folder).glob("checkpoint-*/sparse.pt")
-    state = torch.load(saved, weights_only=True)  # To resume: SparseTraining(model, optimizer, ..., state=state).
+    last = get_last_checkpoint(folder) if Path(folder).is_dir() else None
+    trainer.train(resume_from_checkpoint=last)
 print(sparse)
-print(f"test accuracy {accuracy(model):.1f} %, the state of step {state['steps']} is saved")
+print(f"test accuracy {accuracy(model):.1f} %, {'resumed from ' + Path(last).name if last else 'from the beginning'}")

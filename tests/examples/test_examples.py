@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import pytest
+import torch
 
 from tests.training import runs
 
@@ -49,6 +51,23 @@ SLOW = ("hugging_face_trainer", "lightning_trainer", "own_method", "timm_model")
 )
 def test_the_example_learns_and_stays_sparse(name: str) -> None:
     require(run(EXAMPLES / f"{name}.py"), *ACTIVE[name])
+
+
+@pytest.mark.slow
+def test_hugging_faces_trainer_resumes_to_the_same_end(tmp_path: Path) -> None:
+    """Take its last checkpoint away, as if it had been killed in the last epoch."""
+    program = EXAMPLES / "hugging_face_trainer.py"
+    whole = run(program, tmp_path)
+    assert whole.endswith("from the beginning\n")
+    before, last = sorted(tmp_path.glob("checkpoint-*"), key=lambda path: int(path.name.partition("-")[2]))
+    state = torch.load(last / "sparse.pt", weights_only=True)
+    assert state["steps"] == 15 * 28
+    shutil.rmtree(last)
+    resumed = run(program, tmp_path)
+    assert resumed.endswith(f"resumed from {before.name}\n")
+    again = torch.load(last / "sparse.pt", weights_only=True)
+    assert (again["steps"], again["weights"]) == (state["steps"], state["weights"])
+    assert re.findall(r"test accuracy ([\d.]+)", resumed) == re.findall(r"test accuracy ([\d.]+)", whole)
 
 
 @pytest.mark.slow
