@@ -194,7 +194,7 @@ def test_the_library_needs_torch_numpy_and_pydantic_alone() -> None:
     packages, of_pipelines = (set(line.split()) for line in found.stdout.splitlines())
     assert {"torch", "numpy", "pydantic"} <= packages
     allowed = {"pipelines", *(f"pipelines.{part}" for part in ("common", "common.errors", "common.settings"))}
-    allowed |= {"pipelines.common.by_epoch", "pipelines.common.epochs"}
+    allowed |= {"pipelines.common.by_epoch", "pipelines.common.epochs", "pipelines.common.extras"}
     assert of_pipelines <= {*allowed, "pipelines.common.text"}, "which need pydantic at most"
     assert not packages & {"yaml", "torchvision", "nvidia", "PIL", "sklearn", "tensorboard"}
 

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from pipelines.common.extras import install_command
+
 ROOT = Path(__file__).parents[1]
 
 
@@ -69,7 +71,5 @@ def test_a_missing_extra_is_named_in_one_line(verb: str, extra: str) -> None:
     result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
     assert result.returncode == 2
     assert result.stderr.startswith(f"error: {verb}: ")
-    assert result.stderr.endswith(
-        f"not installed; a plain install has the library alone: pip install 'dynsparse[{extra}]'\n"
-    )
+    assert result.stderr.endswith(f"not installed; a plain install has the library alone: {install_command(extra)}\n")
     assert result.stderr.count("\n") == 1

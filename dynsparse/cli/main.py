@@ -15,6 +15,7 @@ from dynsparse import __version__, torchrun
 from pipelines.__main__ import PROGRAM as DATA
 from pipelines.common import streams
 from pipelines.common.errors import EXIT_BAD_INPUT
+from pipelines.common.extras import install_command
 from pipelines.common.programs import Program
 
 PROGRAM = Program(
@@ -63,7 +64,7 @@ def require_extra(verb: str) -> None:
     if missing := [package for package in packages if find_spec(package) is None]:
         print(
             f"error: {verb}: {', '.join(missing)} not installed; a plain install has the library alone: "
-            f"pip install 'dynsparse[{extra}]'",
+            f"{install_command(extra)}",
             file=sys.stderr,
         )
         sys.exit(EXIT_BAD_INPUT)

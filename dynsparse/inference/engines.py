@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from dynsparse.errors import UserError
 from dynsparse.inference.onnx_graph import IMAGES, onnx_graph
+from pipelines.common.extras import install_command
 
 TORCH = "torch"
 _COLOUR = re.compile(r"\x1b\[\d*m")
@@ -97,6 +98,5 @@ def _library(through: str, name: str) -> Any:
         return import_module(name)
     except ModuleNotFoundError as error:
         raise UserError(
-            f"speed_up: through='{through}' needs {error.name}, which is not installed; "
-            f"pip install 'dynsparse[{through}]'"
+            f"speed_up: through='{through}' needs {error.name}, which is not installed; {install_command(through)}"
         ) from None

@@ -11,6 +11,7 @@ from torch import nn
 
 from dynsparse.models import constructors
 from dynsparse.models.base import ModelSettings
+from pipelines.common.extras import install_command
 from pipelines.common.text import cut, nearest
 from pipelines.common.torchvision_ops import import_torchvision
 
@@ -37,7 +38,7 @@ class TimmSettings(ModelSettings):
     @classmethod
     def _is_known(cls, name: str) -> str:
         if find_spec("timm") is None:
-            raise ValueError("timm is not installed: install the extra timm (pip install 'dynsparse[timm]')")
+            raise ValueError(f"timm is not installed: install the extra timm ({install_command('timm')})")
         word, known = name.removeprefix(PREFIX), _timm().list_models()
         if word not in known:
             raise ValueError(f"timm has no model '{cut(word)}'{nearest(word, known)}")

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from dynsparse.errors import UserError
+from pipelines.common.extras import install_command
 
 LAYERS = (nn.Conv2d, nn.Linear)
 COMPACT = "it cannot be made compact"
@@ -154,7 +155,7 @@ def pruning_library(whatever: str = "a compact network") -> Any:
         return import_module("torch_pruning")
     except ModuleNotFoundError as error:
         raise UserError(
-            f"{whatever} needs {error.name}, which is not installed; pip install 'dynsparse[export]', or make setup"
+            f"{whatever} needs {error.name}, which is not installed; {install_command('export')}, or make setup"
         ) from None
 
 

@@ -20,6 +20,7 @@ from dynsparse import files
 from dynsparse.errors import UserError
 from dynsparse.training.checkpoint.archive import load
 from dynsparse.training.checkpoint.limits import DamagedError
+from pipelines.common.extras import install_command
 
 CSR_FORMAT = "dynsparse csr 2"
 _REMEDY = "give a file of `python -m dynsparse export`, or of torch.save(model.state_dict(), FILE)"
@@ -68,9 +69,7 @@ def _is_state_dict(content: Any) -> TypeGuard[dict[str, Tensor]]:
 
 def _safetensors(path: Path) -> dict[str, Tensor]:
     if find_spec("safetensors") is None:
-        raise UserError(
-            f"{path}: is a safetensors file, and safetensors is not installed; pip install 'dynsparse[export]'"
-        )
+        raise UserError(f"{path}: is a safetensors file, and safetensors is not installed; {install_command('export')}")
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 

@@ -9,6 +9,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from pipelines.common.errors import UserError
+from pipelines.common.extras import install_command
 from pipelines.common.text import some_of
 from pipelines.sources.parts import TEST, TRAIN, Parts, parts_among
 from pipelines.sources.shards import matching
@@ -23,9 +24,7 @@ _NUMBERED = re.compile(r"-(\d{5})-of-(\d{5})(?:-[0-9a-f]+)?\.parquet")
 def require_pyarrow(asked: str) -> None:
     """Raise UserError if pyarrow is not installed. `asked` says who needs it: "data.name is parquet"."""
     if find_spec("pyarrow") is None:
-        raise UserError(
-            f"{asked}, which needs pyarrow, and that is not installed here; pip install 'dynsparse[parquet]'"
-        )
+        raise UserError(f"{asked}, which needs pyarrow, and that is not installed here; {install_command('parquet')}")
 
 
 def train_pattern(root: Path) -> str:

@@ -13,6 +13,7 @@ import dynsparse
 from dynsparse.errors import UserError
 from dynsparse.inference.engines import made
 from dynsparse.inference.networks import networks
+from pipelines.common.extras import install_command
 from tests.inference.small import cnn, mlp
 
 IMAGES = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -70,7 +71,7 @@ def test_a_missing_library_is_named(through: str, library: str, monkeypatch: pyt
     with pytest.raises(UserError) as found:
         dynsparse.speed_up(mlp(), IMAGES, through=through)
     assert str(found.value) == (
-        f"speed_up: through='{through}' needs {library}, which is not installed; pip install 'dynsparse[{through}]'"
+        f"speed_up: through='{through}' needs {library}, which is not installed; {install_command(through)}"
     )
 
 

@@ -18,6 +18,7 @@ from dynsparse.inference.layers import timed_layers
 from dynsparse.inference.networks import ChannelsLast, Network, networks
 from dynsparse.inference.rounds import Ratio
 from dynsparse.inference.table import LayerRow, NetworkRow, Table
+from pipelines.common.extras import install_command
 from tests.inference.small import Clock, Slow, cnn, mlp
 
 IMAGES = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -173,7 +174,7 @@ def test_without_torch_pruning_the_table_says_so(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setitem(sys.modules, "torch_pruning", None)
     notes = {row.name: row.note for row in dynsparse.speed_up(mlp(), IMAGES, rounds=3).table.networks}
     assert notes["compact"] == (
-        "a compact network needs torch_pruning, which is not installed; pip install 'dynsparse[export]', or make setup"
+        f"a compact network needs torch_pruning, which is not installed; {install_command('export')}, or make setup"
     )
     assert {row.name for row in dynsparse.speed_up(mlp(), IMAGES.flatten(1)[:, :192], rounds=3).table.networks} >= {
         "dense",

@@ -27,6 +27,7 @@ from dynsparse.runtime import Worker
 from dynsparse.shrinking import compact
 from dynsparse.shrinking.channels import channel_groups
 from dynsparse.training.building import build_trainer
+from pipelines.common.extras import install_command
 from tests.methods.stepping import stepped
 from tests.methods.test_contract import STEPS, Run
 from tests.training.runs import ROOT
@@ -369,7 +370,7 @@ def test_a_model_that_cannot_be_followed_is_refused() -> None:
 
 def test_torch_pruning_is_needed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "torch_pruning", None)
-    refused("method chase needs torch_pruning, which is not installed; pip install 'dynsparse[export]', or make setup")
+    refused(f"method chase needs torch_pruning, which is not installed; {install_command('export')}, or make setup")
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ from dynsparse.errors import UserError
 from dynsparse.models.timm_models import TimmSettings
 from dynsparse.models.torchvision_models import TorchvisionSettings
 from dynsparse.training.network import build_network, require_layers
+from pipelines.common.extras import install_command
 from tests.models.counting import without_weights
 from tests.training import runs
 
@@ -244,7 +245,7 @@ def test_without_timm(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UserError) as caught:
         config("timm/resnet18")
     assert list(caught.value.lines) == [
-        "config: model.name: timm is not installed: install the extra timm (pip install 'dynsparse[timm]')"
+        f"config: model.name: timm is not installed: install the extra timm ({install_command('timm')})"
     ]
 
 

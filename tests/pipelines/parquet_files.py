@@ -12,8 +12,8 @@ import pytest
 from pipelines.datasets.parquet import ParquetSettings
 from tests.pipelines.pictures import CLASSES
 
-pa = pytest.importorskip("pyarrow", reason="pip install 'dynsparse[parquet]'")
-pq = pytest.importorskip("pyarrow.parquet", reason="pip install 'dynsparse[parquet]'")
+pa = pytest.importorskip("pyarrow", reason="pip install --constraint constraints.txt '.[parquet]'")
+pq = pytest.importorskip("pyarrow.parquet", reason="pip install --constraint constraints.txt '.[parquet]'")
 
 Row = tuple[bytes | None, int | None]
 

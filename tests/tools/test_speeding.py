@@ -43,7 +43,7 @@ def test_refusals(run: RunConfig, capsys: pytest.CaptureFixture[str], monkeypatc
         ("--through", "tensorrt"): "speed_up: through is 'tensorrt'; there are inductor, onnxruntime, openvino, torch",
         ("--rounds", "2"): "speed_up: rounds is 2; it must be at least 3",
         ("--through", "openvino"): "speed_up: through='openvino' needs openvino, which is not installed; "
-        "pip install 'dynsparse[openvino]'",
+        "pip install --constraint constraints.txt '.[openvino]'",
         ("--batch", "0"): "argument --batch: is '0'; it must be a whole number of at least 1; see python -m dynsparse "
         "speed-up --help",
     }.items():

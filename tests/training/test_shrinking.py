@@ -31,6 +31,7 @@ from dynsparse.training.network import build_network, build_without_weights
 from dynsparse.training.shrinking import require_shrinkable
 from dynsparse.training.sources import read_sources
 from dynsparse.training.trainer import Trainer
+from pipelines.common.extras import install_command
 from tests.ranks import run_distributed
 from tests.training import runs
 from tests.training.test_resume import assert_same, state_after
@@ -473,7 +474,7 @@ def test_networks_that_cannot_shrink(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UserError) as caught:
         require_shrinkable(runs.config(model=CNN, **SHRINKS))
     assert str(caught.value) == (
-        "train.shrink needs torch_pruning, which is not installed; pip install 'dynsparse[export]', or make setup"
+        f"train.shrink needs torch_pruning, which is not installed; {install_command('export')}, or make setup"
     )
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from dynsparse.errors import UserError
 from dynsparse.training.confusion import Confusion
+from pipelines.common.extras import install_command
 from pipelines.common.text import cut, one_line
 
 CSV, PICTURES = ".csv", (".png", ".svg")
@@ -28,7 +29,7 @@ def require_file(file: str) -> None:
     if not isdir(path.absolute().parent) or isdir(path):
         raise UserError(f"--confusion: {path} cannot be written; name a file in a folder that is there")
     if path.suffix in PICTURES and find_spec("matplotlib") is None:
-        raise UserError(f"--confusion: {path} needs matplotlib: pip install 'dynsparse[report]', or name a {CSV}")
+        raise UserError(f"--confusion: {path} needs matplotlib: {install_command('report')}, or name a {CSV}")
 
 
 def write_confusion(file: str, confusion: Confusion, names: Sequence[str]) -> list[Path]:

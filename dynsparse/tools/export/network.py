@@ -20,6 +20,7 @@ from dynsparse.sparse_kernels import found_patterns
 from dynsparse.tools.opening import Opened, averaged, looking_up, open_checkpoint
 from dynsparse.training.checkpoint import how_chosen, result_of
 from dynsparse.training.network import Network
+from pipelines.common.extras import install_command
 
 
 @dataclass(frozen=True)
@@ -163,5 +164,5 @@ def libraries(file_format: str, *names: str) -> Sequence[Any]:
     except ModuleNotFoundError as error:
         raise UserError(
             f"--format {file_format} needs {error.name}, which is not installed; "
-            "pip install 'dynsparse[export]', or make setup"
+            f"{install_command('export')}, or make setup"
         ) from None

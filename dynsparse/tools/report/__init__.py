@@ -10,6 +10,7 @@ from pathlib import Path
 from dynsparse.errors import UserError
 from dynsparse.training.run import names
 from pipelines.common.command_line import Parser
+from pipelines.common.extras import install_command
 from pipelines.common.paths import argument
 from pipelines.common.text import one_line
 
@@ -55,8 +56,7 @@ def _require_libraries() -> None:
     missing = [f"{name}, which {does}" for name, does in LIBRARIES.items() if importlib.util.find_spec(name) is None]
     if missing:
         raise UserError(
-            f"the report needs {' and '.join(missing)}; in the project's folder: "
-            "pip install --constraint constraints.txt --no-build-isolation --editable '.[report]'"
+            f"the report needs {' and '.join(missing)}; in the project's folder: {install_command('report')}"
         )
 
 

@@ -33,7 +33,10 @@ def test_without_pyarrow_one_line_says_what_to_install(
 
     monkeypatch.setattr("pipelines.sources.parquet_parts.find_spec", found)
     asked = ParquetSettings.model_validate({"name": "parquet", "path": str(tmp_path)})
-    with pytest.raises(UserError, match=r"^data\.name is parquet, .* not installed here; pip install 'dynsparse\[parq"):
+    with pytest.raises(
+        UserError,
+        match=r"^data\.name is parquet, .* not installed here; pip install .* '\.\[parq",
+    ):
         ACTS[act](asked)
 
 

@@ -19,6 +19,7 @@ from torch import nn
 
 from dynsparse.config.schema import RunConfig
 from dynsparse.shrinking import compact
+from pipelines.common.extras import install_command
 from tests.tools.trained import assert_one_line, call, images_for, network_of, train
 
 ROOT = Path(__file__).parents[3]
@@ -115,4 +116,4 @@ def test_without_the_library(
 ) -> None:
     monkeypatch.setitem(sys.modules, "torch_pruning", None)
     result = call(capsys, "export", run.folder, "--format", "compact")
-    assert_one_line(result, "needs torch_pruning, which is not installed; pip install 'dynsparse[export]'")
+    assert_one_line(result, f"needs torch_pruning, which is not installed; {install_command('export')}")

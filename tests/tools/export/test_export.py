@@ -17,6 +17,7 @@ import torch
 
 from dynsparse.config.schema import RunConfig
 from dynsparse.tools.export import FORMATS
+from pipelines.common.extras import install_command
 from pipelines.common.torchvision_ops import import_torchvision
 from tests.tools.trained import assert_one_line, call, changed, images_for, network_of, train
 from tests.training import runs
@@ -208,7 +209,7 @@ def test_a_library_that_is_missing(
 ) -> None:
     monkeypatch.setitem(sys.modules, library, None)
     result = call(capsys, "export", run.folder, "--format", file_format)
-    assert_one_line(result, f"--format {file_format} needs {library}", "pip install 'dynsparse[export]'")
+    assert_one_line(result, f"--format {file_format} needs {library}", install_command("export"))
     assert list(tmp_path.iterdir()) == []
 
 

@@ -105,4 +105,4 @@ def test_a_library_is_missing(
     monkeypatch.setitem(sys.modules, library, None)  # As if it were not installed.
     (line,) = refused(capsys, made / "static")
     assert line.startswith(f"error: the report needs {library}, which ")
-    assert line.endswith("pip install --constraint constraints.txt --no-build-isolation --editable '.[report]'")
+    assert line.endswith("pip install --constraint constraints.txt '.[report]'")

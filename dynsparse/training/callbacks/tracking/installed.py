@@ -9,6 +9,7 @@ from dynsparse.config.schema import RunConfig
 from dynsparse.errors import UserError
 from dynsparse.training.callbacks.tracking.base import Tracker
 from dynsparse.training.callbacks.tracking.observer import LIMIT_SECONDS, Tracking
+from pipelines.common.extras import install_command
 
 
 def trackings(config: RunConfig) -> list[Tracking]:
@@ -33,7 +34,7 @@ def _asked(config: RunConfig) -> list[str]:
 
 def _problem(name: str, *, usable: bool) -> str | None:
     if find_spec(name) is None:
-        return f"{name} is not installed; pip install --constraint constraints.txt '.[{name}]'"
+        return f"{name} is not installed; {install_command(name)}"
     return _find_problem(name)() if usable else None
 
 
