@@ -35,6 +35,7 @@ while [ $# -gt 0 ]; do
     esac
 done
 check_options "auto demo"
+[ "$(uname)" = Linux ] || fail "it is for Linux; elsewhere torchrun --nproc-per-node N dist_train.py ... data.loader=torch"
 [ $# -gt 0 ] || fail "nothing to run; see launch/local.sh --help"
 find_python
 count_workers

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 from pydantic import Field
 
 from pipelines.common.errors import UserError
+from pipelines.common.extras import DALI
 from pipelines.common.settings import Count, Settings
 from pipelines.decoding import BY_DEFAULT, Decoding
 from pipelines.images.encoded import MOST_PIXELS
@@ -98,5 +99,6 @@ class DataSetSettings(Settings):
         # The package above it is looked for first: find_spec imports that.
         if self.loader == "dali" and (find_spec("nvidia") is None or find_spec("nvidia.dali") is None):
             raise UserError(
-                "data.loader is dali, which is not installed here; install nvidia-dali, or set data.loader=torch"
+                f"data.loader is dali, which is not installed here; on Linux pip install --constraint constraints.txt "
+                f"{DALI}, or set data.loader=torch"
             )

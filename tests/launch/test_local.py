@@ -56,6 +56,15 @@ def test_bad_arguments(arguments: list[str], message: str) -> None:
     assert result.stderr.count("\n") == 1
 
 
+def test_another_system_is_told_what_to_run(tmp_path: Path) -> None:
+    (tmp_path / "uname").write_text("#!/bin/sh\necho Darwin\n")
+    (tmp_path / "uname").chmod(0o755)
+    result = local("--", "--config", "configs/digits_dsr.yaml", PATH=f"{tmp_path}:{os.environ['PATH']}")
+    assert result.returncode == 2
+    assert "it is for Linux; elsewhere torchrun --nproc-per-node N dist_train.py ... data.loader=torch" in result.stderr
+    assert result.stderr.count("\n") == 1
+
+
 def test_trains_from_anywhere_and_returns_the_workers_code(tmp_path: Path) -> None:
     settings = runs.config(runs=str(tmp_path), name="a", train={"epochs": 1})
     path = runs.write_config(tmp_path, settings)

@@ -14,6 +14,7 @@ from dynsparse.errors import UserError
 from dynsparse.runtime import Worker
 from dynsparse.training import building
 from dynsparse.training.checkpoint import CheckpointFolder, read
+from pipelines.common.extras import DALI
 from tests.pipelines.pictures import damage, numbered_folder
 from tests.ranks import run_distributed
 from tests.training import runs
@@ -130,7 +131,8 @@ def test_without_dali(folder: Path, tmp_path: Path) -> None:
     assert json.loads((settings.folder / "summary.json").read_text())["steps"] == STEPS
     refused = runs.dist_train("--config", path, "data.loader=dali", "name=other", **environment)
     assert refused.returncode == 2
-    assert "data.loader is dali, which is not installed here" in refused.stderr
+    remedy = f"on Linux pip install --constraint constraints.txt {DALI}, or set data.loader=torch"
+    assert f"data.loader is dali, which is not installed here; {remedy}" in refused.stderr
 
 
 def test_workers_with_other_data_are_refused(folder: Path) -> None:
