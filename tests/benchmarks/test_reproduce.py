@@ -82,6 +82,7 @@ def test_a_table_its_page_and_its_plots(tmp_path: Path) -> None:
     assert kept(tmp_path) == content
 
 
+@pytest.mark.slow
 def test_a_dense_network_is_kept_for_those_that_begin_from_it_later(tmp_path: Path) -> None:
     """One whose checkpoint is gone is made again, and stays as it was recorded."""
     words = ["--sparsity", "0.9", "--epochs", "1", "--seeds", "1", "--workers-at-once", "1"]
