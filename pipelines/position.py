@@ -28,6 +28,7 @@ class Position:
         self.epochs = EpochTable(tuple((phase.first, order.batches_per_epoch) for phase, order in self._orders.items()))
         self.epoch, self.batch = 0, 0
         self._listing = source.listing
+        self._earlier_listing = getattr(source, "earlier_listing", None)
         self._split = digest(samples.tobytes())
 
     @property
@@ -68,6 +69,8 @@ class Position:
         ours = self._state(state["epoch"], state["batch"])
         # Older checkpoints lack these keys.
         theirs = {"listing": ours["listing"], "split": ours["split"], **state}
+        if self._earlier_listing is not None and theirs["listing"] == self._earlier_listing:
+            theirs["listing"] = ours["listing"]
         before, now = _begun(theirs), _begun(ours)
         if ours["listing"] is not None and theirs["listing"] != ours["listing"]:
             raise UserError(

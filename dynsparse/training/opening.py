@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
+from math import ceil
 
 from torch import optim
 
@@ -28,6 +29,8 @@ def tell_start(
     train, epochs = config.train, data.train.epochs
     warn_if_uneven(config, worker.world_size)
     warn_if_stopped_by_test(config, data)
+    for line in idle(config):
+        log.warning(line)
     for line in phase_lines(config, epochs):
         log.info(line)
     for line in () if train.parameters.is_off else described(engine.optimizer):
@@ -36,6 +39,20 @@ def tell_start(
         ema.warn_if_slow(epochs.before(train.start_epoch), epochs.before(train.epochs))
     if later.is_far(engine.device) and (reasons := [*_reasons(config, engine.optimizer, sparse)]):
         log.info("the host waits for the GPU in every step: %s", "; ".join(reasons))
+
+
+def idle(config: RunConfig) -> Iterator[str]:
+    """Yield a line for each option that does nothing beside the others, of those that a short run may keep."""
+    train, track = config.train, config.log
+    if train.penalty.group_lasso and not train.penalty.l1:
+        yield "train.penalty.group_lasso has no effect while train.penalty.l1 is 0"
+    if track.project is not None and not (track.wandb or track.mlflow):
+        yield f"log.project is {track.project}, and neither log.wandb nor log.mlflow is true: nothing is tracked"
+    patience, evaluations = train.early_stop.patience, ceil(train.epochs / train.evaluate_every_epochs)
+    if patience is not None and patience + 1 >= evaluations:
+        yield (
+            f"train.early_stop.patience is {patience}, and the run has {evaluations} evaluations: it cannot end early"
+        )
 
 
 def _reasons(config: RunConfig, optimizer: optim.Optimizer, sparse: SparseTraining) -> Iterator[str]:

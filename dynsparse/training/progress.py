@@ -48,6 +48,8 @@ class Progress(BaseModel):
     """Latest steps that were skipped; 0 after one that was not."""
     bad_steps_in_a_row: Count = 0
     """Skipped steps among the latest for which the scale was not to blame."""
+    bad_files_told: Count = 0
+    """Bad training files that the log has told of."""
     gradients: str = ""
     """Gradients that the ranks exchange, "active" or "dense", as it was asked for or chosen."""
     training_flops: Flops = 0
@@ -102,8 +104,8 @@ class Progress(BaseModel):
         self.best_by, self.evaluated_at = results.best_by, self.step
         self.test_top1, self.test_top5 = (results.test.top1, results.test.top5) if results.test else (None, None)
         self.validation_top1 = _top1(results.validation)
-        if results.ema is not None:
-            self.ema_test_top1, self.ema_validation_top1 = _top1(results.ema.test), _top1(results.ema.validation)
+        average = results.ema or Evaluations()  # Figures of before are of no network that there is.
+        self.ema_test_top1, self.ema_validation_top1 = _top1(average.test), _top1(average.validation)
         return is_best
 
     def _note_gain(self, top1: float, improvement: float) -> None:

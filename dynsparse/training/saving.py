@@ -58,12 +58,14 @@ class Saving:
         self.outcomes.catch_up()
         return not self.run.progress.skipped_in_a_row
 
-    def save(self, *, best: bool = False, initial: bool = False) -> None:
+    def save(self, *, best: bool = False, initial: bool = False, latest: bool = True) -> None:
         """Take a snapshot on rank 0, which writes it in the background; the others hand over what is theirs.
 
-        Changes nothing in the run. Nobody waits for the disk, unless it still has the save before to write.
+        Changes nothing in the run. Nobody waits for the disk, unless it still has the save before to write. If not
+        `latest`, a run resumes from a save before.
         """
-        self.timer.saved()
+        if latest:
+            self.timer.saved()
         ranks = sync.gather(self.run.of_this_rank())
         self.await_writer()
         self.observers.write()  # A resume from this checkpoint finds all lines of before it.
@@ -71,7 +73,8 @@ class Saving:
             self.run.progress.seconds = self.reporter.seconds
             content = self.run.snapshot(ranks)
             more = {"initial_weights": dict(self.network.initial_weights)} if initial else {}
-            self.checkpoints.begin(lambda: {**content(), **more}, self.run.progress.step, best=best, initial=initial)
+            step = self.run.progress.step
+            self.checkpoints.begin(lambda: {**content(), **more}, step, best=best, initial=initial, latest=latest)
 
     def end(self, status: str, cause: UserError | None = None) -> Summary:
         """Tell the observers how the run ended. UserError if not all is on disk, after the lines of its `cause`."""

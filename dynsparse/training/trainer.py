@@ -255,8 +255,9 @@ class Trainer:
         self.run.gradient_norms.begin_epoch()
         progress.epoch += 1
         due = is_best or progress.epoch % self.config.checkpoint.every_epochs == 0
-        if self._is_over() or (due and not progress.skipped_in_a_row):
-            self.saving.save(best=is_best)
+        latest = self._is_over() or (due and not progress.skipped_in_a_row)
+        if latest or is_best:  # A step that was skipped has changed no weight: the best stay the best.
+            self.saving.save(best=is_best, latest=latest)
 
     def _end_early(self, why: StopRequested | RunError) -> None:
         """End a run before its last epoch: with a checkpoint to resume from, unless training has diverged.

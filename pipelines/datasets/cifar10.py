@@ -120,7 +120,8 @@ def listed(settings: Cifar10Settings) -> Listed:
         if not settings.download:
             raise
         return Listed(np.repeat(np.arange(10, dtype=np.int64), SAMPLES), listing=None)
-    return Listed(train.labels, _trained_on(train).listing)
+    trained = _trained_on(train)
+    return Listed(train.labels, trained.listing, trained.earlier_listing)
 
 
 def build(settings: Cifar10Settings, request: Request) -> Data:
@@ -137,4 +138,5 @@ def build(settings: Cifar10Settings, request: Request) -> Data:
 def _trained_on(train: Arrays) -> Arrays:
     """Return the training samples with the listing of padded images, padded or not: a run may go on without crops."""
     height, width, channels = train.images.shape[1:]
-    return replace(train, listed_shape=(height + 2 * PADDING, width + 2 * PADDING, channels))
+    padded = (height + 2 * PADDING, width + 2 * PADDING, channels)
+    return replace(train, listed_shape=padded, earlier_shape=train.images.shape[1:])

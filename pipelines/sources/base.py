@@ -63,6 +63,8 @@ class Arrays:
     class_names: tuple[str, ...] = ()
     listed_shape: tuple[int, ...] | None = None
     """Shape of an image that `listing` tells, for images that are padded or not as settings say; None: their own."""
+    earlier_shape: tuple[int, ...] | None = None
+    """Another shape, which the listings of older checkpoints may tell."""
 
     def __post_init__(self) -> None:
         assert self.images.dtype == np.uint8 and self.images.ndim == 4, (self.images.dtype, self.images.shape)
@@ -75,6 +77,11 @@ class Arrays:
     def listing(self) -> str:
         return listing_of_arrays(self.listed_shape or self.images.shape[1:], self.labels)
 
+    @property
+    def earlier_listing(self) -> str | None:
+        """`listing` as older versions gave it, if it was another."""
+        return None if self.earlier_shape is None else listing_of_arrays(self.earlier_shape, self.labels)
+
     def name(self, index: int) -> str:
         return f"image {index}"
 
@@ -86,6 +93,7 @@ class Listed:
     labels: NDArray[np.int64]
     listing: str | None
     """None if it is unknown until the data are fetched."""
+    earlier_listing: str | None = None
 
 
 def listing_of_arrays(shape: tuple[int, ...], labels: NDArray[np.int64]) -> str:

@@ -22,7 +22,12 @@ _KEY = b"huggingface"
 
 
 class NoLabelsError(UnusableError):
-    """A file without a column of labels."""
+    """A file without the column of labels."""
+
+    def __init__(self, message: str, others: Sequence[str]) -> None:
+        """`others`: columns that could hold labels."""
+        super().__init__(message)
+        self.others = others
 
 
 @dataclass(frozen=True)
@@ -81,10 +86,10 @@ def _column(
         return wanted
     there = f"has {some_of(candidates)}" if candidates else f"has no such column, only {some_of(every) or 'none'}"
     asked = f"{given!r}" if given is not None else "one column"
-    absent = given not in every if given is not None else not candidates
-    raise (NoLabelsError if absent and what == "label" else UnusableError)(
-        f"{there}, where {asked} of {kind} must hold the {what}s; set data.{what}_column to the one that does"
-    )
+    message = f"{there}, where {asked} of {kind} must hold the {what}s; set data.{what}_column to the one that does"
+    if what == "label" and (given not in every if given is not None else not candidates):
+        raise NoLabelsError(message, candidates)
+    raise UnusableError(message)
 
 
 def _features(metadata: dict[bytes, bytes]) -> dict[str, Any]:

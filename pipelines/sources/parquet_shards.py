@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipelines.common.errors import UserError
+from pipelines.common.text import some_of
 from pipelines.images.encoded import MOST_BYTES, Bytes
 from pipelines.sources.base import digest
 from pipelines.sources.class_folders import require_names
@@ -191,11 +192,19 @@ def count_classes(root: Path, paths: tuple[str, ...], asked: Asked, setting: str
 
 
 def has_labels(root: Path, path: str, asked: Asked) -> bool:
-    """Return False if a shard has no column of labels, or its first ones are all below 0: none. Raises UserError."""
+    """Return False if a shard has no column of labels, or its first ones are all below 0: none.
+
+    Raises UserError, also for a column of labels of another name than `asked`.
+    """
     with _told(root / path, "data.path"):
         try:
             column = read_footer(root / path, asked.image, asked.label).columns.label
-        except NoLabelsError:
+        except NoLabelsError as error:
+            if error.others:
+                raise UnusableError(
+                    f"has no column {asked.label!r}, which holds the labels of the training shards, and "
+                    f"{some_of(error.others)} might; name it so, or leave this part out by giving data.val_shards"
+                ) from None
             return False
     return bool((_labels(root / path, column, "data.path", most_groups=1) >= 0).any())
 

@@ -98,6 +98,20 @@ def test_a_bad_file_in_evaluation_stops_all_ranks_and_can_be_left_out(folder: Pa
     assert resumed[1][1].test_top1 == whole[0][1].test_top1
 
 
+def test_bad_files_are_told_of_once(folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A run that is resumed after its first epoch does not tell of them again."""
+    settings = configured(folder, on_bad_file="skip")
+    bad_file(folder, settings, 3)
+    assert train(Worker(), settings, tmp_path / "whole")[0] is None
+    told = [record.message for record in caplog.records if "training files are bad" in record.message]
+    assert len(told) == 1 and told[0].startswith("1 of the training files are bad, 1 of them found in this epoch")
+    caplog.clear()
+    first = min((tmp_path / "whole").glob("step-*.pt"))
+    assert 0 < read(first)["progress"]["epoch"] < settings.train.epochs
+    assert train(Worker(), settings, tmp_path / "resumed", read(first))[0] is None
+    assert "training files are bad" not in caplog.text
+
+
 def test_from_the_command_line(folder: Path) -> None:
     """Exit code 2 with one line, then --resume with skip; counted in metrics, summary and the closing table."""
     settings = configured(folder)

@@ -157,6 +157,26 @@ def test_a_row_over_the_end_of_an_epoch_saves_nothing_either(tmp_path: Path) -> 
         assert progress["skipped_steps"] == 12
 
 
+def test_the_best_epoch_is_kept_though_its_last_step_was_left_out(tmp_path: Path) -> None:
+    """A step that is left out changes no weight. A run resumes from before such steps all the same."""
+    settings = runs.config(train={"epochs": 3, "max_bad_steps": 12}, checkpoint={"every_steps": 1, "keep": 9})
+    trainer = runs.trainer(settings, checkpoints=CheckpointFolder(tmp_path, 9))
+    poison(trainer, set(range(16, 25)), rank=0)  # The last step of the second epoch, and the third epoch.
+    best: list[float | None] = []
+    finish = trainer._finish_epoch
+
+    def finished() -> None:
+        finish()
+        best.append(trainer.progress.best_top1)
+
+    trainer._finish_epoch = finished  # type: ignore[method-assign]
+    trainer.fit()
+    assert best[0] is not None and best[1] is not None and best[1] > best[0]
+    kept = read(tmp_path / "best.pt")["progress"]
+    assert (kept["best_top1"], kept["step"]) == (trainer.progress.best_top1, 16)
+    assert not (tmp_path / "step-000000016.pt").exists()
+
+
 def test_what_is_lost_is_told_after_what_ended_the_run(tmp_path: Path) -> None:
     settings = runs.config(train={"max_bad_steps": 2})
     checkpoints = CheckpointFolder(tmp_path / "checkpoints", 2)

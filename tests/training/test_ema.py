@@ -216,6 +216,8 @@ def test_the_best_epoch_is_chosen_by_either() -> None:
         assert found == expected
         assert progress.best_top1 == progress.test_top1_at_best == (60.0 if best_by == "model" else 70.0)
         assert (progress.test_top1, progress.ema_test_top1, progress.best_by) == (55.0, 70.0, best_by)
+    progress.take(Evaluations(of(52.0)))  # A run that goes on without an average has no figures of one.
+    assert (progress.test_top1, progress.ema_test_top1, progress.ema_validation_top1) == (52.0, None, None)
 
 
 def test_on_or_off_the_model_is_the_same() -> None:

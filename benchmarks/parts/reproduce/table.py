@@ -279,7 +279,7 @@ def run_of(folder: Path, job: Job, settings: str) -> Result:
         "weight_digest": summary["weight_digest"],
         "mask_digest": summary["mask_digest"],
         "seconds": round(summary["seconds"]),
-        "data": _data(folder, epochs),
+        **_data(folder, epochs),
         **starts.origin_of(folder, summary["versions"]),
     }
 
@@ -287,11 +287,14 @@ def run_of(folder: Path, job: Job, settings: str) -> Result:
 def _data(folder: Path, epochs: Sequence[Result]) -> Result:
     """Return what tells a run's data from others: steps of the first epoch, and a digest of what a network is told.
 
-    Means and deviations of pixels are rounded: sums may differ in their last bits from one machine to the next.
+    Nothing for a run whose folder lacks that. Means and deviations of pixels are rounded: sums may differ in their last
+    bits from one machine to the next.
     """
-    told = json.loads((folder / names.INPUT).read_text())
+    if not (file := folder / names.INPUT).exists():
+        return {}
+    told = json.loads(file.read_text())
     told |= {name: [round(value, 1) for value in told[name]] for name in ("mean", "std") if told.get(name)}
-    return {"first_epoch_steps": epochs[0]["step"], "input": key(told)}
+    return {"data": {"first_epoch_steps": epochs[0]["step"], "input": key(told)}}
 
 
 def _densities(epochs: Iterable[Result]) -> dict[str, list[float]]:

@@ -78,15 +78,28 @@ class CheckpointFolder:
         self.begin(lambda: state, step, best=best, initial=initial)
         self.wait()
 
-    def begin(self, content: Callable[[], State], step: int, *, best: bool = False, initial: bool = False) -> None:
-        """Save in the background. `content` is called there, and must need nothing that training changes."""
+    def begin(
+        self,
+        content: Callable[[], State],
+        step: int,
+        *,
+        best: bool = False,
+        initial: bool = False,
+        latest: bool = True,
+    ) -> None:
+        """Save in the background. `content` is called there, and must need nothing that training changes.
+
+        The state gets the names of those of `best`, `initial` and `latest` that are True.
+        """
         self._say_if_slow()
         self._saves += 1
         number = self._saves
-        wanted = [names.LATEST, *([names.BEST] if best else []), *([names.INITIAL] if initial else [])]
+        asked = {names.LATEST: latest, names.BEST: best, names.INITIAL: initial}
+        wanted = [name for name, is_wanted in asked.items() if is_wanted]
 
         def save() -> None:
-            self._unwritten.snapshots.pop(names.LATEST, None)  # Memory holds one newest state at a time.
+            if latest:
+                self._unwritten.snapshots.pop(names.LATEST, None)  # Memory holds one newest state at a time.
             self._unwritten.add(Snapshot(content(), step, number), wanted)
             self._unwritten.write(self._files.put)
 

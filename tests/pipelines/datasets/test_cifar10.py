@@ -250,3 +250,8 @@ def test_a_run_goes_on_with_crops_and_without(folder: Path, before: bool) -> Non
     other = pipeline(not before)
     other.load_state_dict(saved)
     assert other.state_dict() == saved
+    train, _ = cifar10.load(settings(folder))
+    assert train.listing != saved["listing"]
+    other.load_state_dict({**saved, "listing": train.listing})  # Of older runs without crops.
+    with pytest.raises(UserError, match="the data have changed since the checkpoint was made"):
+        other.load_state_dict({**saved, "listing": "0" * 16})

@@ -229,16 +229,20 @@ def test_given_patterns_are_not_guessed(tmp_path: Path) -> None:
     pipelines.check(settings(root, **given))
 
 
-@pytest.mark.parametrize("number", [False, True], ids=["no number", "an id"])
-def test_test_images_without_a_column_of_labels_are_none(tmp_path: Path, number: bool) -> None:
-    """They are left out as those with labels of -1 are. Another number beside an image is no label."""
+def test_test_images_without_a_column_of_labels_are_none(tmp_path: Path) -> None:
+    """They are left out as those with labels of -1 are. What another number beside an image is, nobody can tell."""
     _, root = written(tmp_path)
-    content = table([(b"x", 0)], None, label="id")
-    write(root / "data/test-0.parquet", content if number else content.drop_columns("id"))
+    content = table([(b"x", 0)], None, label="labels")
+    write(root / "data/test-0.parquet", content.drop_columns("labels"))
     data = pipelines.build(settings(root), request())
     assert data.test is not None and data.test.samples == 30 and data.validation is None
     with pytest.raises(UserError, match=r"data\.test_shards: .*test-0\.parquet .* 'label' of whole numbers must hold"):
         pipelines.check(settings(root, test_shards="data/test-*"))
+    write(root / "data/test-0.parquet", content)
+    match = r"data\.path: .*test-0\.parquet has no column 'label', .*, and labels might; name it so, or leave this part"
+    with pytest.raises(UserError, match=match):
+        pipelines.check(settings(root))
+    pipelines.check(settings(root, val_shards="data/validation-*"))
 
 
 @pytest.mark.parametrize(
