@@ -243,6 +243,7 @@ class SparseTraining(Watcher):
         """
         self._follow()
         self.steps += 1
+        self._gradients.scales.used(self.masks)
         self._begin_round()
         self._report(self.reallocator.after_skipped_step(self.clock(self.steps)))
 

@@ -24,7 +24,9 @@ class Scale:
 
 
 class Scales:
-    """Record of what is known, in one round, of the factor of each layer's gradients.
+    """Record of what is known of the factor of each layer's gradients.
+
+    A fact lasts as long as its gradient: until a new one is made, or the round ends in which a step has used it.
 
     Nothing tells it before the optimizer's step, or the call of `unscale_`. Fused optimizers remove it themselves, and
     get it as `grad_scale`. For others a GradScaler removes it: in `unscale_`, at the latest before the step.
@@ -38,19 +40,27 @@ class Scales:
         """Scales that layers were looked at with, and that are not certain yet."""
         self._of_others: Tensor | None = None
         """Factor of the scaler that another optimizer of the round uses."""
+        self._unused: set[str] = set()
+        """Layers with gradients that no step has used. They may belong to a round that has begun already."""
 
     def begin_round(self) -> None:
-        """Forget what belonged to the step that is over."""
-        self._known.clear()
-        self._looked.clear()
-        self._of_others = None
+        """Forget the gradients that a step has used."""
+        self._known = {name: factor for name, factor in self._known.items() if name in self._unused}
+        self._looked = {name: scale for name, scale in self._looked.items() if name in self._unused}
+        if not self._unused:
+            self._of_others = None
 
     def made(self, names: Iterable[str]) -> None:
         """Take note of new gradients of layers, of which nothing is known."""
         for name in names:
             self._known.pop(name, None)
             self._looked.pop(name, None)
+            self._unused.add(name)
         self._of_others = None
+
+    def used(self, layers: Iterable[SparseLayer]) -> None:
+        """Take note of gradients that an optimizer has had its turn with, whether it made its step or skipped it."""
+        self._unused.difference_update(layer.name for layer in layers)
 
     def by_scale(self, layers: Iterable[SparseLayer]) -> Sequence[tuple[Scale, Sequence[SparseLayer]]]:
         """Group layers by the scale that their gradients have, as far as is known."""
@@ -84,12 +94,13 @@ class Scales:
             self._known[layer.name] = None
         self._of_others = factor
 
-    def stepping(self, layers: Iterable[SparseLayer], factor: Tensor | None) -> Sequence[SparseLayer]:
+    def stepping(self, layers: Sequence[SparseLayer], factor: Tensor | None) -> Sequence[SparseLayer]:
         """Take note of the factor that an optimizer's step removes. Returns the layers that have waited for it.
 
         UserError if some were looked at as of another.
         """
         waiting = []
+        self.used(layers)
         for layer in layers:
             scale = self._looked.pop(layer.name, None)
             if scale is not None and scale.comes_later:

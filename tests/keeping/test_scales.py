@@ -211,6 +211,30 @@ def test_after_a_step_that_is_skipped_the_right_order_goes_on() -> None:
     assert all(map(torch.equal, *ends))
 
 
+@pytest.mark.parametrize("kind", ["sgd", "fused sgd"])
+def test_the_factor_is_removed_where_an_optimizer_rests(kind: str) -> None:
+    """The second one steps every other time. A round without it ends when gradients of the next one are there."""
+    model = mlp()
+    optimizers = [KINDS[kind](model[place].parameters()) for place in (0, 2)]
+    settings = {"name": "sparse_momentum", "period": 4, "momentum": 0.5}
+    sparse = SparseTraining(model, optimizers, settings, sparsity=0.9, total_steps=20)
+    scaler = GradScaler("cpu", init_scale=SCALE)
+    expected = [torch.zeros_like(layer.weight) for layer in sparse.masks]
+    for number in range(8):
+        turn = optimizers[: 1 + number % 2]
+        model.zero_grad()
+        scaler.scale(loss_of(model, number)).backward()
+        for momentum, layer, _ in zip(expected, sparse.masks, turn, strict=False):
+            assert layer.weight.grad is not None
+            momentum.mul_(0.5).add_(layer.weight.grad / SCALE)
+        for optimizer in turn:
+            scaler.step(optimizer)
+        scaler.update()
+    assert (sparse.steps, outside(sparse)) == (8, 0)
+    for momentum, layer in zip(expected, sparse.masks, strict=True):
+        assert torch.equal(sparse.method.learnt(layer)[0], momentum)
+
+
 @pytest.mark.parametrize("prepare", ["", "before"])
 @pytest.mark.parametrize("options", [{}, {"split": {"0.weight": 2}}], ids=["whole", "split"])
 def test_large_layers_are_scored_in_parts_at_their_true_size(
