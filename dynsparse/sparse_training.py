@@ -177,7 +177,10 @@ class SparseTraining(Watcher):
             masking=mask_in_backward,
         )
         self._tell = on_reallocation or (lambda report: None)
-        self._stepped: set[int] = set()
+        self._turns: dict[int, bool] = {}
+        """Optimizers that had their turn in this round, by number: whether each made its step or skipped it."""
+        self._unscaled: set[int] = set()
+        """Optimizers by number whose gradients a scaler has unscaled, and that have made no step since."""
         self._events = 0
         self._is_unverified, self._said_over = True, False
         self._is_open = self._is_left_open = False
@@ -262,7 +265,7 @@ class SparseTraining(Watcher):
         UserError if the step `needs_outcome`: read it before, and make the step or call `skip_step`. Also if an
         optimizer of the weights cannot skip a step there.
         """
-        if not self._stepped:  # Else the step before may not be over: the coming one is looked at when it begins.
+        if not self._has_stepped:  # Else the step before may not be over: the coming one is looked at when it begins.
             self._require_no_outcome()
         if waiting := self._optimizers.waiting:
             raise UserError(
@@ -349,14 +352,13 @@ class SparseTraining(Watcher):
     def before_step(self, optimizer: optim.Optimizer, closure: Closure | None) -> Closure | None:
         """Check weights and look at gradients before a step over the weights."""
         self._meet(optimizer)
-        self._weights.require_same()
-        self._follow()
-        self._weights.require_clean(self.steps)
-        if self._optimizers.number_of(optimizer, self.masks) in self._stepped:
-            is_left_open = self._is_left_open
-            self._count()  # The others made no step in this round.
-            self._is_left_open = is_left_open
-        if not self._stepped:
+        self._require_kept()
+        number = self._optimizers.number_of(optimizer, self.masks)
+        if number in self._turns:
+            self._close_late()
+        if number is not None:
+            self._unscaled.discard(number)
+        if not self._has_stepped:
             self._open_round()
         layers = self._optimizers.layers_of(optimizer, self.masks)
         if closure is not None:  # It adds to gradients of other batches before any are used.
@@ -364,7 +366,7 @@ class SparseTraining(Watcher):
             return closure_that_looks(closure, self._gradients, layers)
         self._gradients.are_there = False  # Gradients that were looked at may be gone.
         self._gradients.stepping(layers, self._optimizers.scale_of(optimizer))
-        self._gradients.look(layers, keep=bool(self._stepped))
+        self._gradients.look(layers, keep=self._has_stepped)
         return None
 
     @on_the_host
@@ -373,28 +375,48 @@ class SparseTraining(Watcher):
         self._meet(optimizer)
         layers = self._optimizers.layers_of(optimizer, self.masks)
         self._gradients.stepping(layers, self._optimizers.scale_of(optimizer))
-        self._gradients.look(layers, keep=bool(self._stepped))
+        self._gradients.look(layers, keep=self._has_stepped)
 
     @on_the_host
     def after_unscaling(self, optimizer: optim.Optimizer, scaler: GradScaler) -> None:
         """Take note that gradients have their true size. UserError if the method has seen them at another."""
+        number = self._optimizers.number_of(optimizer, self.masks)
+        if number in self._turns:  # These gradients are for its next step.
+            self._require_kept()
+            self._close_late()
+        if number is not None:
+            self._unscaled.add(number)
         layers = self._optimizers.layers_of(optimizer, self.masks)
         others = len(layers) < len(self.masks)
         factor = scaler.scale(torch.ones((), device=layers[0].parameter.device)) if layers and others else None
         self._gradients.scales.unscaled(layers, factor)
 
     @on_the_host
+    def after_scaler(self, optimizer: optim.Optimizer) -> None:
+        """Take note of a step that a GradScaler has skipped without calling the optimizer."""
+        number = self._optimizers.number_of(optimizer, self.masks)
+        if number is None or number not in self._unscaled:
+            return
+        self._unscaled.discard(number)
+        self._require_kept()
+        self._skip_turn(number, optimizer)
+
+    @on_the_host
     def after_step(self, optimizer: optim.Optimizer) -> None:
         """Count a step over the weights, if it was made, and reallocate if due."""
-        if not self._gradients.are_there or (not self._is_open and overflows(optimizer)):
-            self._begin_round()
+        number = self._optimizers.number_of(optimizer, self.masks)
+        is_empty = not self._gradients.are_there
+        if is_empty or (not self._is_open and overflows(optimizer)):
+            if number is None or (is_empty and not self._has_stepped):
+                self._begin_round()
+            else:
+                self._skip_turn(number, optimizer)
             return
         unless = skip_flag(optimizer) if self._is_open else None
         self.reallocator.learn(self._gradients.seen, self._optimizers.layers_of(optimizer, self.masks), unless=unless)
-        number = self._optimizers.number_of(optimizer, self.masks)
         if number is not None:
-            self._stepped.add(number)
-        if number is None or len(self._stepped) == len(self._optimizers.given):
+            self._turns[number] = True
+        if number is None or self._is_round_over:
             self._count()
             return
         if not self._weights.relies:
@@ -415,9 +437,48 @@ class SparseTraining(Watcher):
         if not leaves_zero_at_zero(optimizer):
             self._weights.relies = False
 
+    def _require_kept(self) -> None:
+        """Raise UserError if the weights were replaced, moved apart, or written outside the masks."""
+        self._weights.require_same()
+        self._follow()
+        self._weights.require_clean(self.steps)
+
+    @property
+    def _has_stepped(self) -> bool:
+        """Whether one of several optimizers has made its step of this round."""
+        return any(self._turns.values())
+
+    @property
+    def _is_round_over(self) -> bool:
+        """Whether each of several optimizers had its turn."""
+        return len(self._turns) == len(self._optimizers.given)
+
+    def _skip_turn(self, number: int, optimizer: optim.Optimizer) -> None:
+        """End the turn of one of several optimizers that made no step. The round counts if another one makes one."""
+        if number in self._turns:
+            self._close_late()
+        self._turns[number] = False
+        self._gradients.scales.used(self._optimizers.layers_of(optimizer, self.masks))
+        self._weights.remember()
+        if self._is_round_over:
+            self._close_round()
+
+    def _close_round(self) -> None:
+        """End a round, which counts if any optimizer made its step."""
+        if self._has_stepped:
+            self._count()
+        else:
+            self._begin_round()
+
+    def _close_late(self) -> None:
+        """End a round when the next one has begun: an optimizer had its turn before, and others had none."""
+        is_left_open = self._is_left_open
+        self._close_round()
+        self._is_left_open = is_left_open
+
     def _count(self) -> None:
         """Count a step in which weights were updated, then check the weights and reallocate if due."""
-        self._gradients.end_round()
+        self._gradients.end_round(self._optimizers.only_skipping(self._turns, self.masks))
         self.steps += 1
         clock = self.clock(self.steps)
         due = self.reallocator.is_due(clock)
@@ -448,7 +509,7 @@ class SparseTraining(Watcher):
     def _begin_round(self) -> None:
         """Forget the gradients of the step that is over, and start the next one."""
         self._is_open = self._is_left_open = False
-        self._stepped.clear()
+        self._turns.clear()
         self._gradients.begin_round()
         self._weights.remember()
 

@@ -81,8 +81,10 @@ class Gradients:
         self.reallocator.settle(self.seen, self.scales.stepping(layers, scale), scale)
 
     @torch.no_grad()
-    def end_round(self) -> None:
-        """Score what still waits for its factor: no optimizer has moved it."""
+    def end_round(self, skipped: Collection[str]) -> None:
+        """Score what still waits for its factor: no optimizer has moved it. Forget gradients of layers in `skipped`."""
+        if skipped:
+            self.seen.keep({layer.name for layer in self.masks}.difference(skipped))
         self.reallocator.settle(self.seen, *self.scales.end_round(self.masks))
 
     def follow_masks(self) -> None:

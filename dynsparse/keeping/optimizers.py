@@ -111,6 +111,14 @@ class KnownOptimizers:
                 self.given[number] = [optimizer]
         return number
 
+    def only_skipping(self, turns: Mapping[int, bool], masks: MaskSet) -> set[str]:
+        """Layers of given optimizers that skipped their step, by number, and of none that made it."""
+        skipped, made = (
+            held_by([one for number, is_made in turns.items() if is_made is which for one in self.given[number]])
+            for which in (False, True)
+        )
+        return {layer.name for layer in masks if id(layer.parameter) in skipped - made}
+
     def have_stepped(self, masks: MaskSet) -> bool:
         """Whether any optimizer has state of a sparse weight."""
         return any(optimizer.state.get(layer.parameter) for optimizer in self.alive for layer in masks)

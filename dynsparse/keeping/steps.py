@@ -47,6 +47,10 @@ class Watcher(ABC):
         """Act after a GradScaler has removed its factor from the gradients of the weights."""
 
     @abstractmethod
+    def after_scaler(self, optimizer: optim.Optimizer) -> None:
+        """Act after `GradScaler.step`, which has called the optimizer's step or skipped it."""
+
+    @abstractmethod
     def meets(self, optimizer: optim.Optimizer) -> None:
         """Act before a step over none of the weights: raise UserError if it should be over them."""
 
@@ -217,6 +221,20 @@ def _telling(unscale: Callable[[GradScaler, optim.Optimizer], None]) -> Callable
     return unscale_
 
 
+def _telling_skips(step: Callable[..., Any]) -> Callable[..., Any]:
+    """Let `GradScaler.step` call watchers: no hook of an optimizer sees a step that is skipped."""
+
+    @wraps(step)
+    def with_word(self: GradScaler, optimizer: optim.Optimizer, *args: Any, **kwargs: Any) -> Any:
+        result = step(self, optimizer, *args, **kwargs)
+        for watcher in _watchers(optimizer) if _WATCHERS and self.is_enabled() else ():
+            watcher.after_scaler(optimizer)
+        return result
+
+    return with_word
+
+
 GradScaler.unscale_ = _telling(GradScaler.unscale_)  # type: ignore[assignment, method-assign]
+GradScaler.step = _telling_skips(GradScaler.step)  # type: ignore[method-assign]
 register_optimizer_step_pre_hook(_before)
 register_optimizer_step_post_hook(_after)

@@ -212,7 +212,8 @@ def test_after_a_step_that_is_skipped_the_right_order_goes_on() -> None:
 
 
 @pytest.mark.parametrize("kind", ["sgd", "fused sgd"])
-def test_the_factor_is_removed_where_an_optimizer_rests(kind: str) -> None:
+@pytest.mark.parametrize("prepare", [False, True], ids=["", "unscaled"])
+def test_the_factor_is_removed_where_an_optimizer_rests(prepare: bool, kind: str) -> None:
     """The second one steps every other time. A round without it ends when gradients of the next one are there."""
     model = mlp()
     optimizers = [KINDS[kind](model[place].parameters()) for place in (0, 2)]
@@ -227,6 +228,10 @@ def test_the_factor_is_removed_where_an_optimizer_rests(kind: str) -> None:
         for momentum, layer, _ in zip(expected, sparse.masks, turn, strict=False):
             assert layer.weight.grad is not None
             momentum.mul_(0.5).add_(layer.weight.grad / SCALE)
+        if prepare:
+            for optimizer in turn:
+                scaler.unscale_(optimizer)
+            sparse.prepare_gradients()
         for optimizer in turn:
             scaler.step(optimizer)
         scaler.update()
