@@ -361,11 +361,12 @@ class SparseTraining(Watcher):
         if not self._has_stepped:
             self._open_round()
         layers = self._optimizers.layers_of(optimizer, self.masks)
+        scale = self._optimizers.scale_of(optimizer)
         if closure is not None:  # It adds to gradients of other batches before any are used.
             self._gradients.are_there = any(layer.parameter.grad is not None for layer in self.masks)
             return closure_that_looks(closure, self._gradients, layers)
         self._gradients.are_there = False  # Gradients that were looked at may be gone.
-        self._gradients.stepping(layers, self._optimizers.scale_of(optimizer))
+        self._gradients.stepping(layers, scale)
         self._gradients.look(layers, keep=self._has_stepped)
         return None
 

@@ -193,10 +193,14 @@ def _noting(gradients: ref[Gradients], layers: Sequence[SparseLayer]) -> Callabl
 def closure_that_looks(
     closure: Callable[[], Any], gradients: Gradients, layers: Sequence[SparseLayer]
 ) -> Callable[[], Any]:
-    """Wrap a closure so that it also looks at the gradients of these layers that it has made."""
+    """Wrap a closure so that it also looks at the gradients of these layers that it has made.
+
+    They have their true size: a GradScaler takes no closures.
+    """
 
     def with_a_look() -> Any:
         loss = closure()
+        gradients.stepping(layers, None)
         gradients.look(layers)
         return loss
 

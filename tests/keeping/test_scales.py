@@ -240,6 +240,70 @@ def test_the_factor_is_removed_where_an_optimizer_rests(prepare: bool, kind: str
         assert torch.equal(sparse.method.learnt(layer)[0], momentum)
 
 
+class ByWeights(Floored):
+    """Grows by gradients and weights, and keeps the scores."""
+
+    def __init__(self) -> None:
+        self.scores: list[Tensor] = []
+
+    def grow_scores(self, layer: SparseLayer) -> Tensor:
+        assert layer.gradient is not None
+        self.scores.append(layer.unit_means(layer.gradient.abs() + layer.weight.detach().abs()).clone())
+        return self.scores[-1]
+
+
+@pytest.mark.parametrize("prepare", [False, True], ids=["", "prepared"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_no_factor_comes_where_a_closure_makes_the_gradients(kind: str, prepare: bool) -> None:
+    """A GradScaler takes no closures: growth is scored at once, before the step moves weights, and no copies wait."""
+    found = []
+    for with_closure in (False, True):
+        model, method = mlp(), ByWeights()
+        optimizer = KINDS[kind](model.parameters())
+        sparse = SparseTraining(model, optimizer, method, sparsity=0.9, total_steps=20)
+        for number in range(3):
+
+            def closure(model=model, sparse=sparse, number=number) -> Tensor:  # type: ignore[no-untyped-def]
+                model.zero_grad()
+                loss = loss_of(model, number)
+                loss.backward()
+                if prepare:
+                    sparse.prepare_gradients()
+                return loss
+
+            if with_closure:
+                optimizer.step(closure)
+                assert len(method.scores) == 2 * number + 2
+            else:
+                closure()
+                optimizer.step()
+        found.append(method.scores + everything(sparse, optimizer))
+    assert all(map(torch.equal, *found))
+
+
+def test_no_copies_wait_where_a_closure_makes_the_gradients() -> None:
+    model = mlp()
+    optimizer = KINDS["fused sgd"](model.parameters())
+    sparse = SparseTraining(model, optimizer, METHODS["rigl"], sparsity=0.9, total_steps=20)
+    waiting: list[int] = []
+
+    def closure() -> Tensor:
+        model.zero_grad()
+        loss = loss_of(model)
+        loss.backward()
+        sparse.prepare_gradients()
+        waiting.append(len(sparse._gradients.seen.unscored))
+        return loss
+
+    def inside(*_: Any) -> None:
+        waiting.append(len(sparse._gradients.seen.unscored))
+
+    optimizer.register_step_post_hook(inside)
+    for _ in range(4):
+        optimizer.step(closure)
+    assert waiting == [0] * 8
+
+
 @pytest.mark.parametrize("prepare", ["", "before"])
 @pytest.mark.parametrize("options", [{}, {"split": {"0.weight": 2}}], ids=["whole", "split"])
 def test_large_layers_are_scored_in_parts_at_their_true_size(
