@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import errno
 import functools
+import json
 import logging
 import os
 import shutil
@@ -12,7 +14,7 @@ import pytest
 
 from dynsparse.config.schema import RunConfig
 from dynsparse.errors import StopRequested, UserError
-from dynsparse.training.checkpoint import read, set_aside_after
+from dynsparse.training.checkpoint import read, set_aside_after, write
 from dynsparse.training.resume import (
     begun_by,
     checkpoints_of,
@@ -361,3 +363,141 @@ def test_overwrite_removes_ids_traces_and_snapshots(tmp_path: Path) -> None:
     open_folder(settings, resume=None, overwrite=True)
     assert [name for name in ours if (settings.folder / name).exists()] == []
     assert (settings.folder / "profile" / "notes").exists()
+
+
+def outside(tmp_path: Path) -> tuple[Path, RunConfig]:
+    """A checkpoint of a finished run, and the config of a run that goes on from it in a folder of its own."""
+    return tmp_path / "a" / "checkpoints" / "latest.pt", runs.config(runs=str(tmp_path), name="b", train={"epochs": 3})
+
+
+def steps_in(folder: Path) -> dict[str, int]:
+    """The step of each checkpoint of a run."""
+    return {path.name: read(path)["progress"]["step"] for path in sorted((folder / "checkpoints").glob("*.pt"))}
+
+
+@pytest.mark.parametrize("again", ["the same command", "--resume auto", "as files of their own"])
+def test_a_run_from_anothers_checkpoint_has_it_from_the_first(
+    tmp_path: Path, again: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is killed before its first save, and has the best of the other run until it has a better one."""
+    finished_run(tmp_path, checkpoint={"keep": 9})
+    checkpoint, settings = outside(tmp_path)
+    best = read(checkpoint.with_name("best.pt"))["progress"]["step"]
+    if again == "as files of their own":
+        monkeypatch.setattr(os, "link", not_linked)
+    open_folder(settings, resume=str(checkpoint), overwrite=False)
+    assert steps_in(settings.folder) == {"best.pt": best, "latest.pt": 16, "step-000000016.pt": 16}
+    resume = "auto" if again == "--resume auto" else str(checkpoint)
+    start = find_resume_point(settings, resume=resume, overwrite=False)
+    assert start is not None
+    assert start.path.parent == settings.folder / "checkpoints"
+    assert start.state["progress"]["step"] == 16
+    with pytest.raises(UserError, match="b exists"):
+        find_resume_point(settings, resume=None, overwrite=False)
+
+
+def not_linked(*_: Any) -> None:
+    raise OSError(errno.EPERM, "Operation not permitted")
+
+
+def test_the_same_command_resumes_what_it_has_trained(tmp_path: Path) -> None:
+    finished_run(tmp_path)
+    checkpoint, settings = outside(tmp_path)
+    start = open_folder(settings, resume=str(checkpoint), overwrite=False)
+    assert start is not None
+    trainer = runs.trainer(settings, checkpoints=checkpoints_of(settings))
+    trainer.load(start)
+    trainer.fit()
+    again = open_folder(settings, resume=str(checkpoint), overwrite=False)
+    assert again is not None
+    assert again["progress"]["step"] == 24
+    other = checkpoint.with_name("initial.pt")
+    with pytest.raises(UserError, match="b holds another run than checkpoint"):
+        open_folder(settings, resume=str(other), overwrite=False)
+    assert open_folder(settings, resume=None, overwrite=True) is None
+    assert sorted(path.name for path in settings.folder.rglob("*")) == ["checkpoints", "config.yaml"]
+
+
+def test_the_best_of_a_later_step_does_not_come_along(tmp_path: Path) -> None:
+    settings = runs.config(runs=str(tmp_path), name="a")
+    open_folder(settings, resume=None, overwrite=False)
+    early, late = trained(settings, steps=5), trained(settings, steps=10)
+    checkpoints_of(settings).save(early, 5)
+    checkpoints_of(settings).save(late, 10, best=True)
+    _, other = outside(tmp_path)
+    open_folder(other, resume=str(settings.folder / "checkpoints" / "step-000000005.pt"), overwrite=False)
+    assert steps_in(other.folder) == {"latest.pt": 5, "step-000000005.pt": 5}
+
+
+def test_a_damaged_best_does_not_come_along(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    finished_run(tmp_path)
+    checkpoint, settings = outside(tmp_path)
+    path = checkpoint.with_name("best.pt")
+    path.unlink()
+    path.write_bytes(b"damaged")
+    state = read(checkpoint)
+    state["progress"]["best_top1"] = 100.0  # An epoch before it was better.
+    checkpoint.unlink()
+    write(checkpoint, state)
+    open_folder(settings, resume=str(checkpoint), overwrite=False)
+    assert steps_in(settings.folder) == {"latest.pt": 16, "step-000000016.pt": 16}
+    assert "best.pt: damaged or no checkpoint" in caplog.text
+
+
+def test_killed_while_it_takes_the_folder_for_anothers_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before each of its changes to the disk in turn: no start begins anew, and the same command goes on."""
+    finished_run(tmp_path)
+    checkpoint, _ = outside(tmp_path)
+    command: dict[str, Any] = {"resume": str(checkpoint), "overwrite": False}
+    for call in range(1, 100):
+        settings = runs.config(runs=str(tmp_path / str(call)), name="b", train={"epochs": 3})
+        with monkeypatch.context() as patched:
+            killed = dies_at(patched, call, functools.partial(open_folder, settings, **command))
+        taken = (settings.folder / "origin.json").exists()
+        if taken and not list(settings.folder.glob("checkpoints/*.pt")):
+            with pytest.raises(UserError, match=r"\(origin\.json\), and no checkpoint of it"):
+                find_resume_point(settings, resume="auto", overwrite=False)
+        else:
+            assert (find_resume_point(settings, resume="auto", overwrite=False) is not None) == taken
+        again = open_folder(settings, **command)
+        assert again is not None
+        assert again["progress"]["step"] == 16
+        assert set(steps_in(settings.folder)) >= {"best.pt", "latest.pt", "step-000000016.pt"}
+        names = sorted(path.name for path in settings.folder.iterdir())
+        assert names == ["checkpoints", "config.yaml", "origin.json"]
+        if not killed:
+            break
+    assert call > 5
+
+
+@pytest.mark.parametrize("content", ["", "[]", '{"sha256": 3}', '{"sha256": "0"}'])
+def test_a_damaged_origin_tells_no_run_from_another(tmp_path: Path, content: str) -> None:
+    finished_run(tmp_path)
+    checkpoint, settings = outside(tmp_path)
+    open_folder(settings, resume=str(checkpoint), overwrite=False)
+    (settings.folder / "origin.json").write_text(content)
+    with pytest.raises(UserError, match="b holds another run than checkpoint"):
+        open_folder(settings, resume=str(checkpoint), overwrite=False)
+    assert open_folder(settings, resume="auto", overwrite=False) is not None
+    assert open_folder(settings, resume=None, overwrite=True) is None
+
+
+@pytest.mark.parametrize(("step", "refused"), [(16, True), (0, False)])
+def test_a_resume_in_the_history_is_a_trace_of_training(tmp_path: Path, step: int, refused: bool) -> None:
+    """Unless it was at the step at which the run began, from its initial checkpoint."""
+    settings = runs.config(runs=str(tmp_path), name="a")
+    open_folder(settings, resume=None, overwrite=False)
+    run = runs.trainer(settings).run
+    checkpoints_of(settings).save(run.save([run.of_this_rank()]), 0, initial=True)
+    for path in (settings.folder / "checkpoints").glob("*.pt"):
+        if path.name != "initial.pt":
+            path.unlink()
+    lines = [{"kind": "start", "step": 0, "resumed": False}, {"kind": "start", "step": step, "resumed": True}]
+    (settings.folder / "history.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    if refused:
+        with pytest.raises(UserError, match=r"has trained \(history\.jsonl\), and no checkpoint"):
+            find_resume_point(settings, resume="auto", overwrite=False)
+    else:
+        assert find_resume_point(settings, resume="auto", overwrite=False) is not None

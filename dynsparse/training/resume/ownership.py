@@ -86,6 +86,24 @@ def begun_by(launch: str | None, folder: Path) -> bool:
         return False
 
 
+def note_origin(folder: Path, checksum: str, guard: Callable[[], None]) -> None:
+    """Write down the checksum of the checkpoint, of another place, that a run takes the folder to go on from."""
+    files.write_whole(folder / names.ORIGIN, f"{json.dumps({'sha256': checksum})}\n".encode(), guard)
+
+
+def origin_of(folder: Path) -> str | None:
+    """Return the checksum of the checkpoint that the folder was taken to go on from; None if there was none."""
+    try:
+        found = files.json_object(files.read_bytes(folder / names.ORIGIN)).get("sha256")
+    except ValueError:
+        return None
+    except OSError as error:
+        if files.may_pass(error):
+            raise StorageError(f"{folder}: cannot be read ({error.strerror}); set name= or runs=") from None
+        return None
+    return found if isinstance(found, str) else None
+
+
 def is_occupied(folder: Path) -> bool:
     """Tell whether anything stands there but what an attempt leaves that holds the folder, or died as it took it."""
     try:
@@ -97,7 +115,9 @@ def is_occupied(folder: Path) -> bool:
 
 
 def holds_run(folder: Path) -> bool:
-    """Tell whether the folder has the mark of a run of dynsparse."""
+    """Tell whether the folder has the mark of a run of dynsparse, or one has begun to take it."""
+    if origin_of(folder) is not None:
+        return True
     try:
         with files.open_regular(folder / names.CONFIG) as file:
             return file.read(len(_MARK)) == _MARK.encode()

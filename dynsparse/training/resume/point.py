@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from dynsparse import files
 from dynsparse.config.schema import RunConfig
 from dynsparse.errors import UserError
-from dynsparse.training.checkpoint import checkpoint_of, read_run
+from dynsparse.training.checkpoint import checkpoint_of, checksum, read_run
 from dynsparse.training.ending import early_end
 from dynsparse.training.progress import Progress
-from dynsparse.training.resume.ownership import begun_by, checkpoints_of, holds_run, is_occupied
+from dynsparse.training.resume.ownership import begun_by, checkpoints_of, holds_run, is_occupied, origin_of
 from dynsparse.training.run import names
 
 log = logging.getLogger(__name__)
@@ -31,7 +32,8 @@ def find_resume_point(
     """Return the checkpoint to resume from, or None for a new run. Changes nothing.
 
     `resume` is "auto", a checkpoint's path, or a run's folder as in `checkpoint_of`. "auto" takes the newest valid
-    checkpoint, and begins a new run if there is none. UserError rather than mixing two runs.
+    checkpoint, and begins a new run if there is none. A checkpoint of another place begins a run of its own here; the
+    same one again resumes that run. UserError rather than mixing two runs.
 
     A later attempt of a launch that took the folder resumes from what the launch has saved: `resume` and `overwrite`
     had their effect in the attempt that took it. An attempt that ended before it took the folder has changed nothing.
@@ -46,7 +48,7 @@ def find_resume_point(
     if resume == "auto":
         return _auto(config)
     if resume is not None:
-        return _named(folder, resume)
+        return _named(config, resume)
     if is_occupied(folder) and not overwrite:
         raise UserError(f"{folder} exists; resume it with --resume auto, replace it with --overwrite, or set name=")
     if is_occupied(folder) and not holds_run(folder):
@@ -62,14 +64,20 @@ def _auto(config: RunConfig) -> ResumePoint | None:
     return found
 
 
-def _named(folder: Path, resume: str) -> ResumePoint:
-    path = checkpoint_of(resume)
-    state = read_run(path)
-    if is_occupied(folder) and folder.resolve() not in path.resolve().parents:
+def _named(config: RunConfig, resume: str) -> ResumePoint:
+    """Return the checkpoint that is named; the newest of the folder where the run goes on from that one already."""
+    path, folder = checkpoint_of(resume), config.folder
+    named = ResumePoint(path, read_run(path))
+    if not is_occupied(folder) or folder.resolve() in path.resolve().parents:
+        return named
+    if origin_of(folder) != checksum(named.state):
         raise UserError(
             f"{folder} holds another run than checkpoint {path}; give this one a name of its own (name=...)"
         )
-    return ResumePoint(path, state)
+    if not (folder / names.CHECKPOINTS / names.LATEST).exists() and _trained(folder) is None:
+        return named  # A start was killed as it took the folder.
+    log.info("%s goes on from %s already: resuming it", folder, path)
+    return _newest(config) or named
 
 
 def _in_launch(config: RunConfig, *, resume: str | None, launch: str | None, retry: bool) -> ResumePoint | None:
@@ -95,26 +103,45 @@ def _newest(config: RunConfig) -> ResumePoint | None:
     found = checkpoints_of(config).newest(read_run)
     if found is not None and found[0].name != names.INITIAL:
         return ResumePoint(*found)
-    if trace := _trained(config.folder):
+    folder, begun = config.folder, -1 if found is None else found[1]["progress"]["step"]
+    taken = names.ORIGIN if origin_of(folder) is not None else None
+    if trace := _trained(folder, begun) or taken:
         raise UserError(
-            f"{config.folder} holds a run that has trained ({trace}), and no checkpoint of it to resume from; bring "
+            f"{folder} holds a run that has trained ({trace}), and no checkpoint of it to resume from; bring "
             f"its {names.CHECKPOINTS}/ back, begin anew with --overwrite, or set name="
         )
     return found and ResumePoint(*found)
 
 
-def _trained(folder: Path) -> str | None:
-    """Name a file that shows that a run has trained there for an epoch or to its end; None if none does."""
+def _trained(folder: Path, begun: int = -1) -> str | None:
+    """Name a file that shows that a run has trained there for an epoch, to its end, or beyond the step `begun`.
+
+    None if none does.
+    """
     if (folder / names.SUMMARY).exists():
         return names.SUMMARY
     if left := sorted((folder / names.CHECKPOINTS).glob(names.STALE)):
         return f"{names.CHECKPOINTS}/{left[0].name}"
+    if _any_line(folder / names.METRICS, lambda line: b'"kind": "epoch"' in line):
+        return names.METRICS
+    return names.HISTORY if _any_line(folder / names.HISTORY, lambda line: _has_resumed(line, begun)) else None
+
+
+def _any_line(path: Path, is_one: Callable[[bytes], bool]) -> bool:
     try:
-        if any(b'"kind": "epoch"' in line for line in files.lines(folder / names.METRICS)):
-            return names.METRICS
+        return any(map(is_one, files.lines(path)))
     except OSError:
-        pass
-    return None
+        return False
+
+
+def _has_resumed(line: bytes, begun: int) -> bool:
+    """Tell whether a line of the history tells of a start from a checkpoint of a later step than `begun`."""
+    try:
+        record = files.json_object(line)
+    except ValueError:
+        return False
+    step = record.get("step")
+    return record.get("kind") == "start" and record.get("resumed") is True and isinstance(step, int) and step > begun
 
 
 def is_finished(config: RunConfig, point: ResumePoint) -> bool:

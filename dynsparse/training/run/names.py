@@ -14,6 +14,8 @@ SUMMARY = "summary.json"
 INPUT = "input.json"
 REPORT = "report.html"
 LAUNCH = "launch.json"
+ORIGIN = "origin.json"
+"""Checksum of the checkpoint, of another place, that the run goes on from."""
 LOCK = "lock.json"
 OWNER = "owner.json"
 EVENTS = "events.out.tfevents"
@@ -42,10 +44,10 @@ PARTIAL = "*.partial"
 CLAIMS = "lock-*.partial"
 """Locks of dead runs that a start is about to remove."""
 
-WRITTEN_WHOLE = (LAUNCH, CONFIG, METHOD, METRICS, SUMMARY, INPUT, WANDB_ID, MLFLOW_ID)
+WRITTEN_WHOLE = (ORIGIN, LAUNCH, CONFIG, METHOD, METRICS, SUMMARY, INPUT, WANDB_ID, MLFLOW_ID)
 """Files that take their name in one step: a kill may leave a partial file beside each."""
 
-FROM_START = (LOCK, OWNER, f"{OWNER}.{PARTIAL}", CLAIMS, f"{LAUNCH}.{PARTIAL}")
+FROM_START = (LOCK, OWNER, f"{OWNER}.{PARTIAL}", CLAIMS, f"{LAUNCH}.{PARTIAL}", f"{ORIGIN}.{PARTIAL}")
 """Patterns of what lies in the folder before a run has taken it."""
 
 _STEP_FILE = re.compile(r"step-(\d{9})\.pt")
@@ -100,5 +102,6 @@ OVERWRITTEN = (
     f"{PROFILES}/{TRACES}.{PARTIAL}",
     MEMORY,
     f"{EVENTS}.*",
+    ORIGIN,
 )
 """Patterns of what --overwrite removes: all that a run writes, but the config, which is replaced, and the lock."""
