@@ -14,9 +14,23 @@ from dynsparse.optimizers import TorchSettings
 from dynsparse.training import packing
 from dynsparse.training.judged import best_by
 
+AT_START = (
+    "model.weights",
+    "start.weights_from",
+    "start.masks_from",
+    "sparsity.allocation",
+    "sparsity.initial",
+    "method.initial_threshold",
+    "train.start_epoch",
+)
+"""Settings that act as a new run starts, and never again: a resume takes weights, masks and place from a checkpoint."""
+
 
 def require_same_settings(state: Mapping[str, Any], config: RunConfig) -> None:
-    """Raise UserError if the state was made with another method, optimizer or sparsity: it would mean nothing."""
+    """Raise UserError if the state was made with another method, optimizer or sparsity: it would mean nothing.
+
+    So too for another setting of the start, which would have no effect.
+    """
     theirs = state["config"]
     for kind, before, now in (
         ("method", theirs["method"]["name"], config.method.name),
@@ -27,7 +41,21 @@ def require_same_settings(state: Mapping[str, Any], config: RunConfig) -> None:
     ):
         if before != now and now is not None:  # Older checkpoints had a sparsity of layers that there are none of.
             raise UserError(f"the checkpoint was made with {kind} {before}, this run has {now}; resume with the same")
+    _require_same_start(theirs, config)
     _require_state_of_optimizer(state["optimizer"], config)
+
+
+def _require_same_start(theirs: Mapping[str, Any], config: RunConfig) -> None:
+    """Raise UserError for a setting of `AT_START` that is not the checkpoint's. Older checkpoints lack some."""
+    ours, unknown = config.as_dict(), object()
+    for key in AT_START:
+        section, name = key.split(".")
+        before, now = theirs.get(section, {}).get(name, unknown), ours[section].get(name)
+        if before not in (unknown, now):
+            raise UserError(
+                f"{key} acts at a run's start alone: the checkpoint was made with {before}, this run has {now}; resume "
+                f"with the same, or begin a new run (name=...)"
+            )
 
 
 def _require_state_of_optimizer(saved: Mapping[str, Mapping[str, Any]], config: RunConfig) -> None:

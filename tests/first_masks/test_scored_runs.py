@@ -126,7 +126,11 @@ def test_a_resumed_run_has_its_masks(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert whole.returncode == 0, whole.stderr
     ours, theirs = runs.summary(config.folder), runs.summary(tmp_path / "whole")
     assert (ours["mask_digest"], ours["weight_digest"]) == (theirs["mask_digest"], theirs["weight_digest"])
-    again = runs.dist_train("--config", path, "--resume", "auto", "train.epochs=3", "sparsity.initial.batches=8")
+    more = ["--config", path, "--resume", "auto", "train.epochs=3"]
+    other = runs.dist_train(*more, "sparsity.initial.batches=8")
+    assert other.returncode == 2
+    assert "sparsity.initial acts at a run's start alone" in other.stderr
+    again = runs.dist_train(*more)
     assert again.returncode == 0 and runs.summary(config.folder)["mask_digest"] == ours["mask_digest"], again.stderr
 
 

@@ -128,6 +128,7 @@ class SavedTrain(Part):
     """Section `train`, as far as it is compared."""
 
     optimizer: Named
+    start_epoch: Count = 0
     ema: SavedEmaSettings | None = None
 
 
@@ -138,11 +139,26 @@ class SavedEma(Part):
     weights: dict[str, Tensor]
 
 
+class SavedModel(Part):
+    """Section `model`, as far as it is compared."""
+
+    weights: str | None = None
+
+
+class SavedStart(Part):
+    """Section `start`."""
+
+    weights_from: str | None = None
+    masks_from: str | None = None
+
+
 class SavedConfig(Part):
     """Config of the run, as far as it is compared with that of a resume. `config.parse` reads the whole."""
 
     seed: int
+    model: SavedModel = SavedModel()
     method: Named
+    start: SavedStart = SavedStart()
     train: SavedTrain
     sparsity: dict[str, Any]
 
