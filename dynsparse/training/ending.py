@@ -11,6 +11,12 @@ def is_evaluated(train: TrainSettings, epoch: int) -> bool:
     return (epoch + 1) % train.evaluate_every_epochs == 0 or epoch + 1 == train.epochs
 
 
+def lacks_evaluation(progress: Progress) -> bool:
+    """Whether the network of now is not evaluated. Older checkpoints do not say when they were; they were at an end."""
+    is_older = progress.evaluated_at is None and progress.best_top1 is not None
+    return progress.evaluated_at != progress.step and not is_older
+
+
 def early_end(train: TrainSettings, progress: Progress) -> str | None:
     """Return why a run ends early, None if it goes on. It depends on the checkpoint and the config alone."""
     patience, best = train.early_stop.patience, progress.best_top1

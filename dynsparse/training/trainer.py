@@ -28,7 +28,7 @@ from dynsparse.training.checkpoint import CheckpointFolder
 from dynsparse.training.clipping import clip
 from dynsparse.training.criterion import Criterion
 from dynsparse.training.ema import Ema
-from dynsparse.training.ending import early_end, is_evaluated
+from dynsparse.training.ending import early_end, is_evaluated, lacks_evaluation
 from dynsparse.training.engine import Engine
 from dynsparse.training.evaluate import Evaluations, Tally
 from dynsparse.training.evaluator import Evaluator
@@ -125,6 +125,7 @@ class Trainer:
                 self._train_epoch()
                 self._finish_epoch()
                 yield self.progress.epoch
+            self._evaluate_end()
         except (StopRequested, RunError) as why:
             self._end_early(why)
             raise
@@ -258,6 +259,16 @@ class Trainer:
         latest = self._is_over() or (due and not progress.skipped_in_a_row)
         if latest or is_best:  # A step that was skipped has changed no weight: the best stay the best.
             self.saving.save(best=is_best, latest=latest)
+
+    def _evaluate_end(self) -> None:
+        """Evaluate and save where no epoch has just done so: a resume with fewer epochs may find nothing to train."""
+        progress, has_samples = self.progress, self.data.test is not None or self.data.validation is not None
+        if not (has_samples and lacks_evaluation(progress)):
+            return
+        results = self._evaluate_or_go_back()
+        settled = self.sparse.method.is_settled(self.sparse.clock(progress.step))
+        is_best = progress.take(results, eligible=settled, improvement=self.config.train.early_stop.improvement)
+        self.saving.save(best=is_best)
 
     def _end_early(self, why: StopRequested | RunError) -> None:
         """End a run before its last epoch: with a checkpoint to resume from, unless training has diverged.

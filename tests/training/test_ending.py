@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from dynsparse.config.schema import RunConfig
 from dynsparse.distributed import sync
+from dynsparse.errors import StopRequested
 from dynsparse.runtime import Worker
 from dynsparse.tools.inspection import accuracies
 from dynsparse.training.callbacks import standard_observers
@@ -15,7 +18,7 @@ from dynsparse.training.callbacks.closing import closing_text
 from dynsparse.training.checkpoint import CheckpointFolder, read
 from dynsparse.training.evaluate import Evaluation, Evaluations
 from dynsparse.training.progress import Progress, is_of_now
-from dynsparse.training.resume import checkpoints_of
+from dynsparse.training.resume import checkpoints_of, find_resume_point, is_finished
 from dynsparse.training.trainer import Trainer
 from tests.ranks import run_distributed
 from tests.training import runs
@@ -111,6 +114,71 @@ def test_a_run_that_has_ended_early_is_finished_unless_given_more_patience(tmp_p
     assert on.returncode == 0, on.stderr
     summary = runs.summary(settings.folder)
     assert (summary["status"], summary["epochs"], summary["reason"]) == ("done", 4, None)
+
+
+def stopped_at(tmp_path: Path, step: int, **train: Any) -> RunConfig:
+    """Return the config of a run of 5 epochs of 8 steps that was asked to stop after a step."""
+    settings = runs.config(train={"epochs": 5, **train}, runs=str(tmp_path), name="a", log={"tensorboard": False})
+    open_folder(settings, resume=None, overwrite=False)
+    trainer = runs.trainer(settings, observers=standard_observers(settings), checkpoints=checkpoints_of(settings))
+    trainer.stop_requested = lambda: trainer.progress.step == step
+    with pytest.raises(StopRequested):
+        trainer.fit()
+    assert runs.summary(settings.folder)["status"] == "stopped"
+    return settings
+
+
+@pytest.mark.parametrize(
+    ("step", "changes"),
+    [
+        (27, ["train.epochs=3"]),
+        (24, ["train.epochs=3"]),
+        (27, ["train.epochs=3", "train.early_stop.patience=9"]),
+    ],
+    ids=["within an epoch", "after an epoch", "with patience"],
+)
+def test_a_run_that_fewer_epochs_end_is_evaluated_and_done(tmp_path: Path, step: int, changes: list[str]) -> None:
+    """None of its epochs was: they are evaluated every fifth time. Then there is nothing left to do."""
+    settings = stopped_at(tmp_path, step, evaluate_every_epochs=5)
+    command = ["--config", runs.write_config(tmp_path, settings), "--resume", "auto"]
+    ended = runs.dist_train(*command, *changes)
+    assert ended.returncode == 0, ended.stderr
+    summary, saved = runs.summary(settings.folder), settings.folder / "checkpoints"
+    assert (summary["status"], summary["steps"]) == ("done", step)
+    trainer = runs.trainer(settings)
+    trainer.load(read(saved / "latest.pt"))
+    found = trainer.evaluate().test
+    assert found is not None
+    assert summary["test_top1"] == summary["best_top1"] == found.top1
+    assert read(saved / "latest.pt")["progress"]["evaluated_at"] == step
+    assert read(saved / "best.pt")["progress"]["test_top1"] == found.top1
+    again = runs.dist_train(*command, *changes)
+    assert "has all 3 epochs behind it; set train.epochs= to train on" in again.stdout
+    on = runs.dist_train(*command)
+    assert on.returncode == 0, on.stderr
+    assert (runs.summary(settings.folder)["status"], runs.summary(settings.folder)["steps"]) == ("done", 40)
+
+
+def test_less_patience_ends_a_run_at_an_epoch_that_is_evaluated_then(tmp_path: Path) -> None:
+    settings = stopped_at(tmp_path, 32, evaluate_every_epochs=3)
+    state = read(settings.folder / "checkpoints" / "latest.pt")
+    state["progress"]["idle_evaluations"] = 1
+    trainer = runs.trainer(runs.config(train={"epochs": 5, "evaluate_every_epochs": 3, "early_stop": {"patience": 1}}))
+    trainer.load(state)
+    assert trainer.fit().steps == 32
+    assert trainer.progress.evaluated_at == 32
+
+
+@pytest.mark.parametrize("status", ["done", "stopped", "failed"])
+def test_a_run_is_finished_where_its_summary_says_done_after_that_step(tmp_path: Path, status: str) -> None:
+    settings = runs.config(runs=str(tmp_path), name="a")
+    open_folder(settings, resume=None, overwrite=False)
+    runs.trainer(settings, checkpoints=checkpoints_of(settings)).fit()
+    point = find_resume_point(settings, resume="auto", overwrite=False)
+    assert point is not None
+    for steps in (16, 15):
+        (settings.folder / "summary.json").write_text(json.dumps({"status": status, "steps": steps}))
+        assert is_finished(settings, point) == (status == "done" and steps == 16)
 
 
 def test_without_validation_samples_the_test_decides_and_that_is_said(caplog: pytest.LogCaptureFixture) -> None:

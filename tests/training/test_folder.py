@@ -280,7 +280,7 @@ def test_a_finished_run_is_not_taken_for_a_new_one_of_the_same_id(tmp_path: Path
     settings = runs.config(runs=str(tmp_path), name="a")
     open_folder(settings, resume=None, overwrite=False, launch="job-1")
     runs.trainer(settings, checkpoints=checkpoints_of(settings)).fit()
-    (settings.folder / "summary.json").write_text("{}")
+    (settings.folder / "summary.json").write_text(json.dumps({"status": "done", "steps": 16}))
     with pytest.raises(UserError, match=r"'job-1' has finished; to begin another there, give it an --rdzv-id"):
         find_resume_point(settings, **command, launch="job-1")
     start = find_resume_point(settings, **command, launch="job-1", retry=True)

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from dynsparse import files
 from dynsparse.config.schema import RunConfig
-from dynsparse.errors import UserError
+from dynsparse.errors import StorageError, UserError
 from dynsparse.training.checkpoint import checkpoint_of, checksum, read_run
 from dynsparse.training.ending import early_end
 from dynsparse.training.progress import Progress
@@ -145,9 +145,22 @@ def _has_resumed(line: bytes, begun: int) -> bool:
 
 
 def is_finished(config: RunConfig, point: ResumePoint) -> bool:
-    """Tell whether nothing is left to do: `point` is the last of its run, and the summary is written."""
+    """Tell whether nothing is left to do: `point` is the last of its run, and its summary says that it is done."""
     progress = Progress.model_validate(point.state["progress"])
     is_last = progress.epoch >= config.train.epochs or (
         point.state["data"]["batch"] == 0 and early_end(config.train, progress) is not None
     )
-    return is_last and (config.folder / names.SUMMARY).exists()
+    return is_last and _is_done(config.folder, progress.step)
+
+
+def _is_done(folder: Path, step: int) -> bool:
+    """Tell whether the summary says that the run has ended well after this step."""
+    try:
+        summary = files.json_object(files.read_bytes(folder / names.SUMMARY))
+    except OSError as error:
+        if files.may_pass(error):
+            raise StorageError(f"{folder}: cannot be read ({error.strerror}); set name= or runs=") from None
+        return False
+    except ValueError:
+        return False
+    return (summary.get("status"), summary.get("steps")) == ("done", step)
