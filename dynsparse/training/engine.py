@@ -11,17 +11,17 @@ from torch import Tensor, optim
 
 from dynsparse import later
 from dynsparse.config.schema import RunConfig
-from dynsparse.errors import UserError
 from dynsparse.optimizers import check_layouts, has_begun, skips_on_device
 from dynsparse.runtime import Worker
 from dynsparse.training import forward_seeds, packing
 from dynsparse.training.criterion import Criterion
+from dynsparse.training.devices import require_device
 from dynsparse.training.evaluate import hits
 from dynsparse.training.freezing import fixed_norms
 from dynsparse.training.network import Network
 from dynsparse.training.parallel import Parallel
 from dynsparse.training.precision import Precision
-from dynsparse.training.semi_structured import adopt_faster, require_gpu
+from dynsparse.training.semi_structured import adopt_faster
 from dynsparse.training.sizes import compiled, training_shape
 from dynsparse.training.undo import Undo
 from pipelines.base import Batch, dominant
@@ -40,10 +40,7 @@ class Engine:
         self.model = network.model
         self.optimizer = optimizer
         self.device = next(self.model.parameters()).device
-        if config.train.semi_structured:
-            require_gpu(self.device)
-        if config.train.cuda_graphs and self.device.type != "cuda":
-            raise UserError(f"train.cuda_graphs is on, and the model is on the {self.device.type}: leave it off")
+        require_device(config, self.device)
         self.forward = compiled(self.model, config) if config.train.compile else self.model
         among = config.distributed
         self.parallel = Parallel(self.forward, network.masks, among.gradients, self.device, among.bucket_mb)

@@ -8,9 +8,16 @@ from typing import Any
 import numpy as np
 import pytest
 
+from dynsparse.cli.actions.base import require
 from dynsparse.cli.actions.evaluation import Evaluation, without_training
+from dynsparse.cli.actions.one_of_many import OneOfMany
+from dynsparse.cli.actions.preview import Preview
+from dynsparse.cli.actions.rehearsal import Rehearsal
+from dynsparse.cli.actions.training import Training
 from dynsparse.config import loading
+from dynsparse.config.schema import RunConfig
 from dynsparse.config.shipped import FOLDER
+from dynsparse.errors import UserError
 from dynsparse.runtime import Worker
 from dynsparse.training.building import data_request
 from dynsparse.training.checkpoint import CheckpointFolder
@@ -67,3 +74,51 @@ def test_a_run_with_repeats_is_evaluated(tmp_path: Path, capsys: pytest.CaptureF
     assert action.rehearse(Worker()).startswith("can be evaluated")
     action.run(Worker())
     assert f"test: top-1 {summary.test_top1:.2f} %" in capsys.readouterr().out
+
+
+GPUS_ALONE: dict[str, dict[str, Any]] = {
+    "cuda_graphs": {"train": {"compile": True, "cuda_graphs": True}},
+    "semi_structured": {
+        "method": {"name": "nm", "transposable": True},
+        "sparsity": {"conv": 0.5, "fc": 0.5, "structure": "2:4"},
+        "train": {"semi_structured": True, "precision": "bf16"},
+    },
+}
+"""Options that only GPUs can train by. The networks have layers whose sizes fit them."""
+
+
+def by_gpu(tmp_path: Path, option: str) -> RunConfig:
+    sections = GPUS_ALONE[option]
+    train = {"epochs": 1, **sections["train"]}
+    model = {"name": "mnist_mlp", "hidden": [24, 12]}
+    classes = {"number_of_classes": 8}
+    return runs.config(**{**sections, "model": model, "data": classes, "train": train}, runs=str(tmp_path), name="run")
+
+
+@pytest.mark.parametrize("option", GPUS_ALONE)
+def test_what_gpus_alone_train_by_is_refused_by_a_rule(tmp_path: Path, option: str) -> None:
+    """A check tells it as a start does, and a picture of the data needs none of it."""
+    settings = by_gpu(tmp_path, option)
+    rule = f"^train\\.{option} is on, and the model is on the cpu"
+    for action in (Training(settings), Rehearsal(settings, Training(settings)), OneOfMany(settings, 0, 2)):
+        with pytest.raises(UserError, match=rule):
+            require(action.rules(Worker()))
+    require(Preview(settings, 4).rules(Worker()))
+    require(Evaluation(settings, "x").rules(Worker()))
+
+
+@pytest.mark.parametrize("option", GPUS_ALONE)
+def test_a_run_of_gpus_is_evaluated_on_a_processor(
+    tmp_path: Path, option: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = by_gpu(tmp_path, option)
+    plain = settings.train.model_copy(update={"compile": False, "cuda_graphs": False, "semi_structured": False})
+    folder = CheckpointFolder(settings.folder / "checkpoints", keep=1)
+    run = runs.trainer(settings.model_copy(update={"train": plain})).run
+    run.config = settings
+    folder.save(run.save([run.of_this_rank()]), 0)
+    asked = settings.model_copy(update={"train": settings.train.model_copy(update={"compile": False})})
+    action = Evaluation(asked, str(settings.folder / "checkpoints" / "latest.pt"))
+    assert action.rehearse(Worker()).startswith("can be evaluated")
+    action.run(Worker())
+    assert "test: top-1 " in capsys.readouterr().out

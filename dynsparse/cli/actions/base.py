@@ -13,6 +13,7 @@ from dynsparse.config.schema import RunConfig
 from dynsparse.errors import UserError
 from dynsparse.runtime import Worker
 from dynsparse.training.building import data_request
+from dynsparse.training.devices import require_device
 from dynsparse.training.network import require_layers, require_parameters
 from dynsparse.training.preflight import require_split
 from dynsparse.training.resume import begun_by
@@ -92,6 +93,11 @@ def start_rules(config: RunConfig, worker: Worker, resume: str | None) -> list[R
     if resume is None and not is_later_attempt(config):
         rules.append(lambda: require_sources(config))
     return rules
+
+
+def require_device_of(config: RunConfig, worker: Worker) -> None:
+    """Raise UserError if the config cannot be trained on the worker's device."""
+    require_device(config, worker.device(config.distributed.backend))
 
 
 def is_later_attempt(config: RunConfig) -> bool:

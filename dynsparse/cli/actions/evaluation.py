@@ -70,10 +70,12 @@ class Evaluation(Action):
 def without_training(config: RunConfig, worker: Worker) -> RunConfig:
     """Return the config without what its training asks of the training samples: other data may have fewer of them.
 
-    Batches are the smallest. Nothing is repeated in them, mixed or resized, and no rate warms up over them.
+    Batches are the smallest. Nothing is repeated in them, mixed or resized, and no rate warms up over them. What only
+    GPUs can train by is off: an evaluation needs it nowhere.
     """
     smallest = {"global_batch_size": worker.world_size, "image_size": None, "micro_batches": 1}
-    train = config.train.model_copy(update={**smallest, "mixing": NO_MIXING, "lr": StepLr()})
+    on_gpus = {"cuda_graphs": False, "semi_structured": False}
+    train = config.train.model_copy(update={**smallest, **on_gpus, "mixing": NO_MIXING, "lr": StepLr()})
     return config.model_copy(update={"train": train, "data": config.data.without_repeats()})
 
 

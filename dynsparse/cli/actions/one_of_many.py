@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from dynsparse.cli.actions.base import Action, Rule, start_rules
+from dynsparse.cli.actions.base import Action, Rule, require_device_of, start_rules
 from dynsparse.config.own_file import told
 from dynsparse.distributed.rehearsing import Sent
 from dynsparse.errors import UserError
@@ -32,7 +32,8 @@ class OneOfMany(Action):
 
     def rules(self, worker: Worker) -> list[Rule]:
         """Return the rules of a start with as many workers."""
-        return [lambda: _require_alone(worker), *start_rules(self.config, self._worker, None)]
+        rules = start_rules(self.config, self._worker, None)
+        return [lambda: _require_alone(worker), *rules, lambda: require_device_of(self.config, self._worker)]
 
     def rehearse(self, worker: Worker) -> str:
         """Say which worker it would be."""

@@ -10,7 +10,7 @@ from typing import Any
 
 import pipelines
 from dynsparse import torchrun
-from dynsparse.cli.actions.base import Action, Rule, position_in, require, start_rules
+from dynsparse.cli.actions.base import Action, Rule, position_in, require, require_device_of, start_rules
 from dynsparse.cli.actions.held_run import HeldRun, finished
 from dynsparse.cli.leaving import end_at_once
 from dynsparse.config.schema import RunConfig
@@ -56,6 +56,7 @@ class Training(Action):
         rules = start_rules(self.config, worker, self.resume)
         return [
             *rules,
+            lambda: require_device_of(self.config, worker),
             lambda: require_trackers(self.config, usable=worker.is_main),
             lambda: require_memory_history(self.config, worker),
         ]
