@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -22,7 +23,7 @@ from dynsparse.cli.experiments import command, launching
 from dynsparse.cli.experiments.jobs import read_jobs
 from dynsparse.cli.experiments.listed import Experiments, Options, sparsity
 from dynsparse.config.schema import RunConfig
-from dynsparse.errors import UserError
+from dynsparse.errors import StopRequested, UserError
 from dynsparse.training.network import require_layers
 from dynsparse.training.trainer import Trainer
 from tests.training import runs
@@ -304,6 +305,72 @@ def test_from_the_first_job_to_the_last(
     pruned, moving, copied = (runs.summary(tmp_path / f"runs/mnist_mlp_{number}") for number in (1, 2, 3))
     assert pruned["sparsity"] == pytest.approx(0.8, abs=0.001)
     assert copied["mask_digest"] == moving["mask_digest"]
+
+
+def stop_in_the_second_epoch_of_job_2(monkeypatch: pytest.MonkeyPatch) -> None:
+    step = Trainer.train_step
+
+    def stopping(self: Trainer, batches: Any) -> Any:
+        if self.progress.epoch == 1 and self.config.run_name == "mnist_mlp_2":
+            raise StopRequested
+        return step(self, batches)
+
+    monkeypatch.setattr(Trainer, "train_step", stopping)
+
+
+def test_a_list_that_overwrites_says_how_it_goes_on(
+    small: Path, here: Here, tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    """The very words are run: what the jobs have done stays, and those after them replace their older runs."""
+    caplog.set_level("INFO")
+    assert here(small, 0, 2, 3) == 0
+    rest = list(here.rest)
+    here.rest = [*rest, "--overwrite"]
+    with pytest.MonkeyPatch.context() as patch:
+        stop_in_the_second_epoch_of_job_2(patch)
+        assert here(small, 0, 2, 3) == 75
+    last = capsys.readouterr().err.splitlines()[-1]
+    script = os.path.relpath(SCRIPT)
+    resume, anew = [script, str(small), "2", *rest], [script, str(small), "3", *rest, "--overwrite"]
+    said = f"{shlex.join(resume)} && {shlex.join(anew)}"
+    assert last == f"job 2 was stopped; not run: 3; this goes on: {said}"
+    first = (tmp_path / "runs/mnist_mlp_0/history.jsonl").read_bytes()
+    caplog.clear()
+    for line in said.split(" && "):
+        assert command.main(shlex.split(line)[1:]) == 0
+    assert f"resuming from {tmp_path}/runs/mnist_mlp_2/checkpoints/step-000000014.pt (step 14)" in caplog.text
+    assert (tmp_path / "runs/mnist_mlp_0/history.jsonl").read_bytes() == first
+    copied = (tmp_path / "runs/mnist_mlp_3/history.jsonl").read_text().splitlines()
+    assert [json.loads(line)["kind"] for line in copied] == ["start", "end"], "begun anew"
+
+
+@pytest.mark.parametrize("begun", [True, False], ids=["in the run", "before it"])
+@pytest.mark.parametrize("code", [2, 75, 1])
+def test_what_is_left_of_a_list_that_overwrites(
+    small: Path, here: Here, tmp_path: Path, capsys: pytest.CaptureFixture[str], begun: bool, code: int
+) -> None:
+    """A job that ended before it took its folder has its older run there, which is to be replaced."""
+    folder = tmp_path / "runs/mnist_mlp_0"
+    folder.mkdir(parents=True)
+    (folder / "config.yaml").write_text("older")
+
+    def launch(_: list[str]) -> int:
+        if begun:
+            (folder / "written").write_text("this")
+            (folder / "written").replace(folder / "config.yaml")
+        return code
+
+    here.monkeypatch.setattr(launching, "launch", launch)
+    rest, script = list(here.rest), os.path.relpath(SCRIPT)
+    here.rest = ["--workers", "2", *rest, "--overwrite"]
+    assert here(small, 0, 2) == code
+    head = [script, str(small)]
+    tail = ["--workers", "2", *rest]
+    again = [[*head, "0", *tail], [*head, "2", *tail, "--overwrite"]] if begun else [[*head, "0", "2", *here.rest]]
+    said = " && ".join(map(shlex.join, again))
+    endings = {2: f"has bad input; not run: 2; mend it: this goes on: {said}", 1: "ended with code 1; not run: 2"}
+    ending = endings.get(code, f"was stopped; not run: 2; this goes on: {said}")
+    assert capsys.readouterr().err.splitlines()[-1] == f"job 0 {ending}"
 
 
 def test_the_command_of_a_job(small: Path, tmp_path: Path) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import os
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -68,28 +70,62 @@ def _run(asked: argparse.Namespace, rest: list[str]) -> int:
         raise UserError(f"{LAUNCHER} is not there; jobs are run from a clone of dynsparse, --list works here too")
     for job in chosen:
         experiments.config(job)  # Mistakes of all jobs are told before the first one starts.
-    return _run_in_turn(experiments, chosen, ["bash", str(LAUNCHER), "--workers", asked.workers])
+    return _run_in_turn(experiments, chosen, asked.workers, rest)
 
 
-def _run_in_turn(experiments: Experiments, chosen: Sequence[Job], launcher: Sequence[str]) -> int:
+def _run_in_turn(experiments: Experiments, chosen: Sequence[Job], workers: str, rest: Sequence[str]) -> int:
     for place, job in enumerate(chosen):
-        code = experiments.run(job, launcher)
+        before = experiments.taken(job)
+        code = experiments.run(job, ["bash", str(LAUNCHER), "--workers", workers])
         if code != EXIT_DONE:
-            print(_ending(experiments, chosen, place, code), file=sys.stderr, flush=True)
+            begun = experiments.taken(job) != before  # A start that ended before it took the folder changed nothing.
+            again = _commands_again(experiments, chosen[place:], workers, rest, begun=begun)
+            done = begun and experiments.is_done(job)
+            print(_ending(chosen, place, code, again, done=done), file=sys.stderr, flush=True)
             return code
     return EXIT_DONE
 
 
-def _ending(experiments: Experiments, chosen: Sequence[Job], place: int, code: int) -> str:
-    """Return why the list ends with this job, and which jobs were not run.
+def _commands_again(
+    experiments: Experiments, jobs: Sequence[Job], workers: str, rest: Sequence[str], *, begun: bool
+) -> str | None:
+    """Return the command lines that go on with the first of the jobs and run the others; None for the same as before.
+
+    With --overwrite the same command would remove what the jobs have done. The first one goes on without it if it has
+    `begun` anew; those after it hold older runs still.
+    """
+    if not experiments.options.overwrite or experiments.options.dry_run:
+        return None
+    first, *others = jobs
+    if experiments.is_done(first) and begun:
+        parts = [(others, list(rest))]
+    elif begun:
+        parts = [([first], [word for word in rest if word != "--overwrite"]), (others, list(rest))]
+    else:
+        parts = [(list(jobs), list(rest))]
+    return " && ".join(_command(experiments.path, some, workers, words) for some, words in parts if some)
+
+
+def _command(path: str, jobs: Sequence[Job], workers: str, rest: Sequence[str]) -> str:
+    script = os.path.relpath(LAUNCHER.with_name("experiment.sh"))
+    words = [script, path, *(str(job.number) for job in jobs)]
+    words += [] if workers == "auto" else ["--workers", workers]
+    return shlex.join([*words, *(["--", *rest] if rest else [])])
+
+
+def _ending(chosen: Sequence[Job], place: int, code: int, again: str | None, *, done: bool) -> str:
+    """Return why the list ends with this job, which jobs were not run, and by which command it goes on (`again`).
 
     Bad input ends it too. Most of it, such as a missing data set, is the same for every job, and the job has said it.
     Mistakes in the list itself were told before the first job started.
     """
     job, left = chosen[place], [f" {other.number}" for other in chosen[place + 1 :]]
     why = {EXIT_BAD_INPUT: "has bad input", EXIT_STOPPED: "was stopped"}.get(code, f"ended with code {code}")
-    if code == EXIT_STOPPED and experiments.is_done(job):
+    if code == EXIT_STOPPED and done:
         why = "is done, then a signal came"
     more = f"; not run:{''.join(left)}" if left else ""
-    again = {EXIT_BAD_INPUT: "; mend it: the same command resumes", EXIT_STOPPED: "; the same command resumes"}
-    return f"job {job.number} {why}{more}{again.get(code, '')}"
+    if code not in (EXIT_BAD_INPUT, EXIT_STOPPED) or again == "":
+        return f"job {job.number} {why}{more}"
+    mend = "mend it: " if code == EXIT_BAD_INPUT else ""
+    how = "the same command resumes" if again is None else f"this goes on: {again}"
+    return f"job {job.number} {why}{more}; {mend}{how}"

@@ -111,6 +111,14 @@ class Experiments:
         except OSError as error:
             raise UserError(f"{folder}: cannot be read ({error.strerror}); set runs=") from None
 
+    def taken(self, job: Job) -> object:
+        """Return what changes each time that a start takes the job's folder."""
+        try:
+            status = os.stat(self.config(job).folder / names.CONFIG)
+        except OSError:
+            return None
+        return status.st_ino, status.st_mtime_ns
+
     def needs(self, job: Job) -> dict[str, bool]:
         """Return the jobs and runs that must be done first, and whether each is."""
         by_name = {other.run_name: other for other in self.jobs.values()}
