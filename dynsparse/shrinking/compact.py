@@ -12,10 +12,8 @@ from dynsparse.determinism import exact_float32
 from dynsparse.errors import UserError
 from dynsparse.shrinking.dead import Dead, dead_channels
 from dynsparse.shrinking.groups import COMPACT, LAYERS, OUTPUTS, Graph, Group, first_line
+from dynsparse.shrinking.independence import Outputs, difference, outputs_of
 from dynsparse.shrinking.removal import tried
-
-TOLERANCE = 1e-4
-"""Largest difference of an output that sums in another order may make, as a fraction of the largest output."""
 
 
 @dataclass(frozen=True)
@@ -34,13 +32,13 @@ def compact(model: nn.Module, image_shape: tuple[int, int, int]) -> Compacted:
     """Take out every channel that no image has a use for, in place. The model has to be in evaluation mode.
 
     `image_shape`: channels, height, width. Weights and biases become other parameters; a layer may get a bias. Raises
-    UserError for a network that torch-pruning cannot follow, which stays as it was, and for one whose outputs have
-    changed, which is then of no use.
+    UserError for a network that torch-pruning cannot follow, which stays as it
+    was, and for one whose outputs have changed, which is then of no use.
     """
     images = torch.randn(2, *image_shape, generator=torch.Generator().manual_seed(0)).to(next(model.parameters()))
     try:
         with torch.no_grad(), exact_float32():
-            before = model(images)
+            before = outputs_of(model, images)
     except Exception as error:  # As many kinds as there are networks.
         raise UserError(f"the network cannot take two images ({first_line(error)}): {COMPACT}") from error
     shapes = _shapes(model)
@@ -54,19 +52,20 @@ def compact(model: nn.Module, image_shape: tuple[int, int, int]) -> Compacted:
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(name not in frozen)
     with torch.no_grad(), exact_float32():
-        difference = _difference(before, model(images))
+        largest = _difference(before, outputs_of(model, images))
     changed = {name: (shapes[name], now) for name, now in _shapes(model).items() if now != shapes[name]}
-    return Compacted(changed, obstacles, difference)
+    return Compacted(changed, obstacles, largest)
 
 
-def _difference(before: Tensor, after: Tensor) -> float:
+def _difference(before: Outputs, after: Outputs) -> float:
     """Return the largest difference. Raises UserError where it is more than rounding."""
-    if before.shape != after.shape:
-        raise UserError(f"the compact network has other outputs ({tuple(after.shape[1:])}): it cannot be made compact")
-    difference = float((after - before).abs().max())
-    if not difference <= TOLERANCE * float(before.abs().max()):
-        raise UserError(f"the compact network differs by {difference:.2e} in an output: it cannot be made compact")
-    return difference
+    (_, ours), (_, theirs) = before[0], after[0]
+    if ours.shape != theirs.shape:
+        raise UserError(f"the compact network has other outputs ({tuple(theirs.shape[1:])}): {COMPACT}")
+    largest, differs = difference(before, after)
+    if differs:
+        raise UserError(f"the compact network differs by {largest:.2e} in an output: {COMPACT}")
+    return largest
 
 
 def _pass(model: nn.Module, images: Tensor) -> bool:

@@ -2,7 +2,8 @@
 
 Nobody reads a channel where all weights of its readers are 0 there. A channel is constant where all weights of its
 writers are 0: what BatchNorm and activations make of that is the same number for every image. A reader takes that
-number into its bias, unless it pads its input with zeros, which makes a border of other sums.
+number into its bias, unless it pads its input with zeros, which makes a border of other sums. A network may mix what
+depends on the image into such a channel, so it is proved for each reader (`independence`).
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from dynsparse.shrinking.groups import Group, Side
+from dynsparse.shrinking.independence import moving, rows_of
 
 
 @dataclass(frozen=True)
@@ -28,20 +30,30 @@ class Dead:
 def dead_channels(groups: Sequence[Group], model: nn.Module, images: Tensor) -> list[Dead]:
     """Find them in each group, in evaluation mode. One channel stays of a group that is dead as a whole.
 
-    What a constant channel holds is seen with `images`, float32, (batch, channels, height, width): it is the same with
-    any others.
+    What a constant channel holds is seen with `images`, float32, (batch, channels, height, width).
     """
     modules = {side.module for group in groups for side in group.readers}
     inputs = inputs_of(model, images, modules)
-    return [_of(group, inputs) for group in groups]
+    silent = {side.module: _without_weights(side.module) for group in groups for side in group.writers}
+    if any(bool(rows.any()) for rows in silent.values()):
+        moves = moving(model, images, silent, {module: values[0] for module, values in inputs.items()})
+    else:
+        moves = {}
+    return [_of(group, inputs, moves) for group in groups]
 
 
-def _of(group: Group, inputs: Mapping[nn.Module, Tensor]) -> Dead:
+def _without_weights(module: nn.Module) -> Tensor:
+    """Return the outputs of a layer that have weights of 0 alone: bool, one an output."""
+    return (module.get_parameter("weight").detach() == 0).flatten(1).all(1)
+
+
+def _of(group: Group, inputs: Mapping[nn.Module, Tensor], moves: Mapping[nn.Module, Tensor]) -> Dead:
+    """Find them in a group. `moves`: inputs that are no constants, by layer; empty where no output is silent."""
     unread = torch.ones(group.size, dtype=torch.bool)
     silent, fixed = unread.clone(), unread.clone()
     for side in group.readers:
         unread &= ~_used(side, group.size, columns=True)
-        fixed &= _takes_constants(side, inputs[side.module], group.size)
+        fixed &= _takes_constants(side, inputs[side.module], moves.get(side.module), group.size)
     for side in group.writers:
         silent &= ~_used(side, group.size, columns=False)
     going = unread | silent & fixed
@@ -58,11 +70,13 @@ def _used(side: Side, size: int, *, columns: bool) -> Tensor:
     return any_place(side, (rows != 0).any(1), size)
 
 
-def _takes_constants(side: Side, seen: Tensor, size: int) -> Tensor:
+def _takes_constants(side: Side, seen: Tensor, moves: Tensor | None, size: int) -> Tensor:
     """Return the channels that are one number for the reader: 0, or any number where it does not pad."""
+    if moves is None:
+        return torch.zeros(size, dtype=torch.bool)
     values = seen[:, side.places]
-    constant = torch.zeros(()) if pads(side.module) else values[0]
-    return ~any_place(side, ~(values == constant).all(0), size)
+    constant = torch.zeros_like(values[0]) if pads(side.module) else values[0]
+    return ~any_place(side, ~(values == constant).all(0) | moves[side.places], size)
 
 
 def any_place(side: Side, places: Tensor, size: int) -> Tensor:
@@ -88,8 +102,7 @@ def inputs_of(model: nn.Module, images: Tensor, modules: Set[nn.Module]) -> dict
     found: dict[nn.Module, Tensor] = {}
 
     def keep(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        seen = inputs[0].detach()
-        rows = (seen.movedim(1, -1) if isinstance(module, nn.Conv2d) else seen).flatten(0, -2)
+        rows = rows_of(module, inputs[0].detach())
         found[module] = torch.cat([found[module], rows]) if module in found else rows
 
     hooks = [module.register_forward_pre_hook(keep) for module in modules]

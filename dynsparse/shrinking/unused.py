@@ -2,8 +2,9 @@
 
 A weight that has just grown is 0, so masks tell here what zeros tell of a trained network (`dead`). Nobody reads a
 channel if its readers have no active weight for it. A channel that nobody writes can go too, if each reader sees the
-same number there in evaluation and in training: 0, or a number that a bias which the reader has can take. A reader
-without a bias gets none, for that would be a parameter more to train. A reader that pads takes 0 alone.
+same number there in evaluation and in training, for every image (`independence`): 0, or a number that a bias which the
+reader has can take. A reader without a bias gets none, for that would be a parameter more to train. A reader that pads
+takes 0 alone.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from dynsparse.shrinking.dead import any_place, inputs_of, pads
 from dynsparse.shrinking.groups import Group, Side
+from dynsparse.shrinking.independence import moving
 from dynsparse.shrinking.kept import Kept
 from dynsparse.shrinking.removal import without
 
@@ -53,6 +55,17 @@ def unused_channels(
     return Unused(search.modules(), [dict(one) for one in search.biases])
 
 
+@dataclass(frozen=True)
+class _Seen:
+    """Inputs of the readers of a network, by layer."""
+
+    plain: Mapping[nn.Module, Tensor]
+    """Values in evaluation mode: (places, channels)."""
+    training: Mapping[nn.Module, Tensor]
+    moves: Mapping[nn.Module, Tensor]
+    """Whether a channel may be another number on another image: bool (channels)."""
+
+
 @dataclass
 class _Search:
     """The groups, and what has been found of each so far."""
@@ -85,7 +98,7 @@ class _Search:
         self.gone = [gone | going for gone, going in zip(self.gone, found, strict=True)]
         return any(bool(going.any()) for going in found)
 
-    def _going(self, group: Group, gone: Tensor, silent: Tensor, seen: Sequence[Mapping[nn.Module, Tensor]]) -> Tensor:
+    def _going(self, group: Group, gone: Tensor, silent: Tensor, seen: Sequence[_Seen]) -> Tensor:
         going = self._unlinked(group.readers, group.size, rows=False)
         if seen:
             going = going | silent & self._constant(group, seen)
@@ -102,29 +115,37 @@ class _Search:
             found &= ~any_place(side, of_place, size)
         return found
 
-    def _seen(self) -> list[dict[nn.Module, Tensor]]:
-        """Return what the readers take, (places, channels), in evaluation and in training: two for each network."""
+    def _seen(self) -> list[_Seen]:
+        """Return what the readers of each network take."""
         names = {side.name for group in self.groups for side in group.readers}
         found = []
         for model in self.models:
-            for training in (False, True):
-                _set_mode(model, training=training)
-                found.append(inputs_of(model, self.images, {model.get_submodule(name) for name in names}))
+            readers = {model.get_submodule(name) for name in names}
+            _set_mode(model, training=False)
+            plain = inputs_of(model, self.images, readers)
+            moves = moving(model, self.images, self._silent(model), {one: values[0] for one, values in plain.items()})
+            _set_mode(model, training=True)
+            found.append(_Seen(plain, inputs_of(model, self.images, readers), moves))
         return found
 
-    def _constant(self, group: Group, seen: Sequence[Mapping[nn.Module, Tensor]]) -> Tensor:
+    def _silent(self, model: nn.Module) -> dict[nn.Module, Tensor]:
+        """Return the outputs of each writer without an active weight: bool, one an output."""
+        names = {side.name for group in self.groups for side in group.writers}
+        return {model.get_submodule(name): ~self.active[name].any(1) for name in names}
+
+    def _constant(self, group: Group, seen: Sequence[_Seen]) -> Tensor:
         """Return the channels that are one number for each reader, which it can take: bool."""
         found = torch.ones(group.size, dtype=torch.bool)
         for side in group.readers:
-            for number, model in enumerate(self.models):
+            for model, one in zip(self.models, seen, strict=True):
                 module = model.get_submodule(side.name)
-                values = torch.cat([one[module][:, side.places] for one in seen[2 * number : 2 * number + 2]])
+                values = torch.cat([inputs[module][:, side.places] for inputs in (one.plain, one.training)])
                 takes = module.bias is not None and not pads(module)
                 moves = ~(values == (values[0] if takes else torch.zeros_like(values[0]))).all(0)
-                found &= ~any_place(side, moves.cpu(), group.size)
+                found &= ~any_place(side, moves | one.moves[module][side.places], group.size)
         return found
 
-    def _take(self, group: Group, going: Tensor, seen: Sequence[Mapping[nn.Module, Tensor]]) -> None:
+    def _take(self, group: Group, going: Tensor, seen: Sequence[_Seen]) -> None:
         """Cut channels off in the copies: readers get their numbers into the biases, and zeros in their columns."""
         if not bool(going.any()):
             return
@@ -136,14 +157,12 @@ class _Search:
         for side in group.writers:
             self.active[side.name][side.places[going[side.channels]]] = False
 
-    def _cut(
-        self, number: int, module: nn.Module, name: str, places: Tensor, seen: Sequence[Mapping[nn.Module, Tensor]]
-    ) -> None:
+    def _cut(self, number: int, module: nn.Module, name: str, places: Tensor, seen: Sequence[_Seen]) -> None:
         weight = module.get_parameter("weight")
         places = places.to(weight.device)
         columns = weight[:, places].flatten(2).sum(2) if weight.dim() > 2 else weight[:, places]
         if module.bias is not None and bool(columns.any()):
-            module.get_parameter("bias").add_(columns @ seen[2 * number][module][0, places])
+            module.get_parameter("bias").add_(columns @ seen[number].plain[module][0, places])
             self.biases[number][name] = module.get_parameter("bias").detach().cpu().clone()
         weight[:, places] = 0
 

@@ -17,8 +17,8 @@ from dynsparse.determinism import exact_float32
 from dynsparse.errors import UserError
 from dynsparse.masks import MaskSet, naming
 from dynsparse.masks.rows import by_parameter, whole_mask
-from dynsparse.shrinking.compact import TOLERANCE
 from dynsparse.shrinking.groups import Graph, Group, first_line, pruning_library
+from dynsparse.shrinking.independence import Outputs, difference, outputs_of
 from dynsparse.shrinking.kept import Shrinkage, shrinkages_in
 from dynsparse.shrinking.removal import tried
 from dynsparse.shrinking.sizes import Size, channels
@@ -53,7 +53,7 @@ def find_unused(config: RunConfig, network: Network, average: nn.Module | None, 
     images = torch.randn(2, *shape, generator=torch.Generator().manual_seed(0)).to(device)
     copies = [copy.deepcopy(model).eval() for model in (network.model, average) if model is not None]
     with torch.no_grad(), exact_float32():
-        before = [model(images) for model in copies]
+        before = [outputs_of(model, images) for model in copies]
         groups = _groups(config, network.shrinkages, limited=False)
         if not network.shrinkages:
             _tell_left_alone(groups)
@@ -163,23 +163,22 @@ def _left(model: nn.Module, masks: MaskSet) -> set[str]:
     return {name.rpartition(".")[0] for name in packed | shared}
 
 
-def _outputs_without(shrinkage: Shrinkage, model: nn.Module, images: Tensor) -> Tensor:
+def _outputs_without(shrinkage: Shrinkage, model: nn.Module, images: Tensor) -> Outputs:
     """Return what a model gives after a shrink, in place, in evaluation mode. UserError if it does not run."""
     try:
         shrinkage.apply(model)
-        found: Tensor = model.eval()(images)
+        return outputs_of(model.eval(), images)
     except Exception as error:  # As many kinds as there are networks.
         raise UserError(
             f"train.shrink: without the channels of no use before epoch {shrinkage.epoch}, the network does not run "
             f"({first_line(error)}); {_SO}, and resume"
         ) from error
-    return found
 
 
-def _require_same(before: Tensor, after: Tensor, epoch: int) -> None:
-    difference = float((after - before).abs().max()) if before.shape == after.shape else float("inf")
-    if not difference <= TOLERANCE * float(before.abs().max()):
+def _require_same(before: Outputs, after: Outputs, epoch: int) -> None:
+    largest, differs = difference(before, after)
+    if differs:
         raise UserError(
             f"train.shrink: without the channels of no use before epoch {epoch}, the network would differ by "
-            f"{difference:.2e} in an output; {_SO}, and resume"
+            f"{largest:.2e} in an output; {_SO}, and resume"
         )
