@@ -32,13 +32,16 @@ def compact(model: nn.Module, image_shape: tuple[int, int, int]) -> Compacted:
     """Take out every channel that no image has a use for, in place. The model has to be in evaluation mode.
 
     `image_shape`: channels, height, width. Weights and biases become other parameters; a layer may get a bias. Raises
-    UserError for a network that torch-pruning cannot follow, which stays as it
+    UserError for a network that torch-pruning cannot follow or that gives no single finite tensor, which stays as it
     was, and for one whose outputs have changed, which is then of no use.
     """
     images = torch.randn(2, *image_shape, generator=torch.Generator().manual_seed(0)).to(next(model.parameters()))
     try:
         with torch.no_grad(), exact_float32():
+            _require_tensor(model(images))
             before = outputs_of(model, images)
+    except UserError:
+        raise
     except Exception as error:  # As many kinds as there are networks.
         raise UserError(f"the network cannot take two images ({first_line(error)}): {COMPACT}") from error
     shapes = _shapes(model)
@@ -55,6 +58,14 @@ def compact(model: nn.Module, image_shape: tuple[int, int, int]) -> Compacted:
         largest = _difference(before, outputs_of(model, images))
     changed = {name: (shapes[name], now) for name, now in _shapes(model).items() if now != shapes[name]}
     return Compacted(changed, obstacles, largest)
+
+
+def _require_tensor(outputs: object) -> None:
+    """Raise UserError unless a network gives one tensor of numbers, which can be compared afterwards."""
+    if not isinstance(outputs, Tensor):
+        raise UserError(f"the network gives a {type(outputs).__name__} where one tensor is needed: {COMPACT}")
+    if not bool(outputs.isfinite().all()):
+        raise UserError(f"the network gives NaN or inf for random images: {COMPACT}")
 
 
 def _difference(before: Outputs, after: Outputs) -> float:

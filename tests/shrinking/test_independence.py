@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from dynsparse.errors import UserError
 from dynsparse.shrinking import compact
 from dynsparse.shrinking.groups import Graph
 from dynsparse.shrinking.independence import difference, outputs_of
@@ -104,3 +105,33 @@ def test_outputs_are_compared_on_other_images_and_scales() -> None:
     assert difference(outputs(1e5), outputs(50))[1]
     shares = nn.Softmax(1), lambda x: x.abs() / x.abs().sum(1, keepdim=True)
     assert all(difference(outputs_of(one, images), outputs_of(one, images)) == (0.0, False) for one in shares)  # type: ignore[arg-type]
+
+
+class Several(nn.Module):
+    """A network whose outputs are of some kind."""
+
+    def __init__(self, kind: Callable[[Tensor], object]) -> None:
+        super().__init__()
+        self.kind, self.inner = kind, Mixed(apart)
+
+    def forward(self, images: Tensor) -> object:
+        return self.kind(self.inner(images))
+
+
+@pytest.mark.parametrize(
+    ("kind", "said"),
+    [
+        (lambda x: (x, x), "gives a tuple where one tensor is needed"),
+        (lambda x: {"out": x}, "gives a dict where one tensor is needed"),
+        (lambda x: x / 0, "gives NaN or inf for random images"),
+    ],
+)
+def test_outputs_that_cannot_be_compared_are_refused_before_any_change(
+    kind: Callable[[Tensor], object], said: str
+) -> None:
+    model = Several(kind).eval()
+    before = copy.deepcopy(model.state_dict())
+    with pytest.raises(UserError, match=rf"^the network {said}: it cannot be made compact$"):
+        compact(model, (3, 8, 8))
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert all(parameter.requires_grad for parameter in model.parameters())
