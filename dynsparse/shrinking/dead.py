@@ -80,8 +80,8 @@ def _takes_constants(side: Side, seen: Tensor, moves: Tensor | None, size: int) 
 
 
 def any_place(side: Side, places: Tensor, size: int) -> Tensor:
-    """Return for each channel whether one of its places has it: bool, one a channel."""
-    return torch.zeros(size, dtype=torch.int64).index_add_(0, side.channels, places.long()) > 0
+    """Return for each channel whether one of its places has it: bool, one a channel, on the CPU wherever they are."""
+    return torch.zeros(size, dtype=torch.int64).index_add_(0, side.channels, places.cpu().long()) > 0
 
 
 def pads(module: nn.Module) -> bool:

@@ -10,10 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from dynsparse.errors import UserError
+from dynsparse.runtime import Worker
 from dynsparse.shrinking import compact
 from dynsparse.shrinking.groups import Graph
 from dynsparse.shrinking.independence import difference, outputs_of
 from dynsparse.shrinking.unused import unused_channels
+from tests.pretended_gpu import pretended_gpu
+from tests.ranks import run_distributed
 
 Mix = Callable[[Tensor, Tensor], Tensor]
 
@@ -135,3 +138,18 @@ def test_outputs_that_cannot_be_compared_are_refused_before_any_change(
         compact(model, (3, 8, 8))
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert all(parameter.requires_grad for parameter in model.parameters())
+
+
+def on_a_gpu(worker: Worker) -> None:
+    with pretended_gpu() as device:
+        here, there = Mixed(apart), Mixed(apart).to(device)
+        compact(here, (3, 8, 8))
+        compact(there, (3, 8, 8))
+        assert there.a.weight.device.type == device.type
+        assert there.a.out_channels == here.a.out_channels == 6
+        for name, value in here.state_dict().items():
+            torch.testing.assert_close(there.state_dict()[name].cpu(), value)
+
+
+def test_a_network_on_a_gpu() -> None:
+    run_distributed(on_a_gpu, 1)
