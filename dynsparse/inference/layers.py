@@ -5,7 +5,6 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +12,7 @@ from torch import Tensor, nn
 from dynsparse.inference.csr_layers import sparse_layer
 from dynsparse.inference.rounds import Act, Times, in_turn, ratio
 from dynsparse.inference.table import DENSE, LayerRow
+from dynsparse.recording import record_inputs
 
 COMPACT, CSR = "compact", "CSR"
 MARGIN = 0.1
@@ -91,29 +91,16 @@ def _density(layer: nn.Module) -> float:
 def _inputs(model: nn.Module, images: Tensor) -> dict[str, Callable[[], Tensor]]:
     """Return by layer how to make random inputs of the shape and memory order that it gets, in the order of the calls.
 
-    `forward` is replaced for the while: hooks would keep nn.TransformerEncoderLayer from its fast path, which reads
-    the weights of its layers itself.
+    A layer with a forward of its own, of whatever has wrapped it, is left out.
     """
     found: dict[str, Callable[[], Tensor]] = {}
+
+    def keep(name: str, taken: Tensor) -> None:
+        found[name] = _like(taken)
+
     layers = {name: layer for name, layer in model.named_modules() if isinstance(layer, nn.Conv2d | nn.Linear)}
-    layers = {name: layer for name, layer in layers.items() if "forward" not in layer.__dict__}
-    for name, layer in layers.items():
-        layer.__dict__["forward"] = _recording(layer.forward, name, found)
-    try:
-        with torch.no_grad():
-            model(images)
-    finally:
-        for layer in layers.values():
-            del layer.__dict__["forward"]
+    record_inputs(model, images, {name: one for name, one in layers.items() if "forward" not in one.__dict__}, keep)
     return found
-
-
-def _recording(forward: Callable[..., Tensor], name: str, found: dict[str, Callable[[], Tensor]]) -> Any:
-    def record(*inputs: Tensor, **by_name: Tensor) -> Tensor:
-        found[name] = _like((*inputs, *by_name.values())[0])
-        return forward(*inputs, **by_name)
-
-    return record
 
 
 def _like(x: Tensor) -> Callable[[], Tensor]:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import median
 
 import torch
 from torch import Tensor, nn
 
+from dynsparse.recording import record_inputs
 from dynsparse.sparse_kernels.modules import adopt, compressed, is_product
 from dynsparse.sparse_kernels.operands import DTYPES, Operand
 from dynsparse.sparse_kernels.patterns import is_two_of_four
@@ -17,6 +18,8 @@ from dynsparse.sparse_kernels.patterns import is_two_of_four
 Timer = Callable[[Callable[[], object]], float]
 """Seconds that a call takes."""
 Layer = nn.Linear | nn.Conv2d
+NOT_CALLED = "its forward is not called"
+"""Reason for a layer that is idle, or whose weight another module reads."""
 
 
 @dataclass
@@ -48,11 +51,16 @@ def choose(model: nn.Module, inputs: Tensor, operand: type[Operand], timer: Time
             found.dense[name] = str(error).partition("\n")[0]
             continue
         if fast < slow:
-            _install(model, name, operand, training=training)
             found.sparse[name] = (slow, fast)
         else:
             found.dense[name] = f"{1e3 * slow:.3g} ms dense, {1e3 * fast:.3g} ms 2:4"
-    found.dense |= {name: "not used" for name in open_ if name not in {**found.sparse, **found.dense}}
+    found.dense |= {name: NOT_CALLED for name in open_ if name not in {**found.sparse, **found.dense}}
+    if training:
+        adopt_layers(model, found.sparse, operand)
+        return found
+    for name, why in _install(model, inputs, list(found.sparse), operand).items():
+        found.dense[name] = why
+        del found.sparse[name]
     return found
 
 
@@ -70,21 +78,15 @@ def obstacle(layer: Layer, training: bool) -> str | None:
 
 
 def _inputs_of(model: nn.Module, layers: Mapping[str, Layer], inputs: Tensor) -> dict[str, Tensor]:
-    """Copy the first input that each layer gets. The model's own state, as BatchNorm's, stays as it is."""
+    """Keep the first input that each layer gets. The model's own state, as BatchNorm's, stays as it is."""
     seen: dict[str, Tensor] = {}
     trial = copy.deepcopy(model)
-    for name in layers:
-        trial.get_submodule(name).register_forward_pre_hook(_keeper(seen, name))
-    with torch.no_grad():
-        trial(inputs)
+
+    def keep(name: str, given: Tensor) -> None:
+        seen.setdefault(name, given.detach())
+
+    record_inputs(trial, inputs, {name: trial.get_submodule(name) for name in layers}, keep)
     return seen
-
-
-def _keeper(seen: dict[str, Tensor], name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
-    def keep(_: nn.Module, given: tuple[Tensor, ...]) -> None:
-        seen.setdefault(name, given[0].detach())
-
-    return keep
 
 
 def seconds_of(
@@ -115,13 +117,41 @@ def adopt_layers(model: nn.Module, names: Iterable[str], operand: type[Operand])
         adopt(layer, operand)
 
 
-def _install(model: nn.Module, name: str, operand: type[Operand], *, training: bool) -> None:
-    if training:
-        adopt_layers(model, [name], operand)
-    else:
-        layer = model.get_submodule(name)
-        assert isinstance(layer, Layer)
-        model.set_submodule(name, compressed(layer, operand))
+def _install(model: nn.Module, inputs: Tensor, names: Sequence[str], operand: type[Operand]) -> dict[str, str]:
+    """Replace the layers for inference, in place, but those without which the model does not run: with the reasons."""
+    layers = {name: model.get_submodule(name) for name in names}
+    for name, layer in layers.items():
+        _replace(model, name, layer, operand)
+    if not names or _failure(model, inputs) is None:
+        return {}
+    for name, layer in layers.items():
+        model.set_submodule(name, layer)
+    refused = {}
+    for name, layer in layers.items():
+        _replace(model, name, layer, operand)
+        if (why := _failure(model, inputs)) is not None:
+            model.set_submodule(name, layer)
+            refused[name] = f"the model does not run without it: {why}"
+    return refused
+
+
+def _replace(model: nn.Module, name: str, layer: nn.Module, operand: type[Operand]) -> None:
+    assert isinstance(layer, Layer)
+    model.set_submodule(name, compressed(layer, operand))
+
+
+@torch.no_grad()
+def _failure(model: nn.Module, inputs: Tensor) -> str | None:
+    """Return why the model does not run, None if it does. Its buffers stay as they are."""
+    before = {name: value.clone() for name, value in model.named_buffers()}
+    try:
+        model(inputs)
+    except Exception as error:  # noqa: BLE001 - networks of others raise about anything
+        return str(error).partition("\n")[0] or type(error).__name__
+    finally:
+        for name, value in model.named_buffers():
+            value.copy_(before[name])
+    return None
 
 
 def cuda_seconds(call: Callable[[], object], warmup: int = 5, repeats: int = 20) -> float:

@@ -166,10 +166,56 @@ def test_what_has_no_kernel_stays_dense() -> None:
     with torch.no_grad():
         with_idle.idle.weight.copy_(two_of_four(32, 64))
     found = choose(with_idle, IMAGES.bfloat16(), Reference, told(2, 1, 2, 1), training=False)
-    assert found.dense["idle"] == "not used"
+    assert found.dense["idle"] == "its forward is not called"
     one_way = choose(Net(both=False), IMAGES, Reference, told(), training=True)
     assert one_way.dense["hidden"] == "not 2:4 along its outputs"
     assert choose(Net(), IMAGES, Reference, told(), training=False).dense["hidden"] == "float32 weights"
+
+
+@torch.no_grad()
+def test_layers_whose_weights_another_module_reads_stay_dense() -> None:
+    """nn.TransformerEncoderLayer hands the weights of its two layers to a kernel of its own, in evaluation mode."""
+    torch.manual_seed(0)
+    block = nn.TransformerEncoderLayer(64, 4, 128, batch_first=True, dropout=0.0)
+    block.linear1.weight.copy_(two_of_four(128, 64))
+    block.linear2.weight.copy_(two_of_four(64, 128))
+    head = nn.Linear(64, 32)
+    head.weight.copy_(two_of_four(32, 64))
+    model, images = nn.Sequential(block, head).bfloat16().eval(), torch.randn(2, 8, 64).bfloat16()
+    expected = model(images)
+    found = choose(model, images, Reference, told(2, 1, 2, 1, 2, 1), training=False)
+    assert list(found.sparse) == ["1"]
+    assert found.dense["0.linear1"] == found.dense["0.linear2"] == "its forward is not called"
+    torch.testing.assert_close(model(images), expected)
+
+
+class Scaled(nn.Module):
+    """Two layers, one of which it also reads the weight of, and a counter of its calls."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(64, 64), nn.Linear(64, 32)
+        self.register_buffer("calls", torch.zeros(()))
+
+    def forward(self, images: Tensor) -> Tensor:
+        self.calls += 1
+        return self.second(self.first(images) / self.first.weight.norm())  # type: ignore[no-any-return]
+
+
+@torch.no_grad()
+def test_a_layer_without_which_the_model_does_not_run_is_put_back() -> None:
+    torch.manual_seed(0)
+    model, images = Scaled().eval(), torch.randn(4, 64).bfloat16()
+    for layer in (model.first, model.second):
+        layer.weight.copy_(two_of_four(*layer.weight.shape))
+    model = model.bfloat16()
+    expected, first = model(images), model.first
+    found = choose(model, images, Reference, told(2, 1, 2, 1), training=False)
+    assert list(found.sparse) == ["second"]
+    assert found.dense["first"].startswith("the model does not run without it: 'Compressed' object has no attribute")
+    assert model.first is first and isinstance(model.second, Compressed)
+    assert model.calls == 1
+    torch.testing.assert_close(model(images), expected)
 
 
 def test_patterns_are_found_by_name() -> None:
