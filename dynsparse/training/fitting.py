@@ -6,6 +6,7 @@ import logging
 import re
 from collections.abc import Container, Mapping, Sequence
 
+import torch
 from torch import Tensor, nn
 
 from dynsparse.errors import UserError
@@ -14,6 +15,8 @@ from dynsparse.training import packing
 
 log = logging.getLogger(__name__)
 
+FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+"""Types of numbers that parameters take from a file. Others are codes, such as int8 and float8 with a scale beside."""
 _NAMED = 3
 """Differences in a message; the others are counted."""
 _COUNTER = "num_batches_tracked"
@@ -33,16 +36,16 @@ _AVERAGED = "n_averaged"
 
 
 def fitted(model: nn.Module, tensors: Mapping[str, Tensor], where: str, *, remedy: str) -> dict[str, Tensor]:
-    """Return the tensors by the names of the model's parameters and buffers. UserError unless they fit all of them.
+    """Return the tensors by the names of the model's parameters and buffers, in the model's types of numbers.
 
+    UserError unless they fit all of them, and hold finite numbers of a type that is one of weights.
     `where` is the setting with its value, for messages.
     """
     ours, theirs = _stored(model), plain_names(tensors, model)
     wanted = {name: value for name, value in ours.items() if not (name.endswith(_COUNTER) and name not in theirs)}
     texts = {name: shape_text(value.shape) for name, value in wanted.items()}
     require_equal(texts, {name: shape_text(value.shape) for name, value in theirs.items()}, where, remedy)
-    require_finite(theirs, where)
-    return theirs
+    return {name: _converted(name, value, ours[name].dtype, where) for name, value in theirs.items()}
 
 
 def without_other_head(model: nn.Module, tensors: Mapping[str, Tensor], where: str) -> dict[str, Tensor]:
@@ -128,11 +131,35 @@ def _stored(model: nn.Module) -> dict[str, Tensor]:
     return {**dict(model.named_parameters()), **packing.buffers(model)}
 
 
-def require_finite(tensors: Mapping[str, Tensor], where: str) -> None:
-    """Raise UserError for a tensor with NaN or inf: every step would be skipped, and the run would end well."""
-    for name, value in tensors.items():
-        if not value.isfinite().all():
-            raise UserError(f"{where}: {name} holds NaN or inf; take another checkpoint, or export one")
+def _converted(name: str, value: Tensor, dtype: torch.dtype, where: str) -> Tensor:
+    """Return a tensor of a file in the model's type. UserError where that changes more than the rounding.
+
+    With NaN or inf every step would be skipped, and the run would end well.
+    """
+    if not _fits(name, value, dtype):
+        takes = ", ".join(map(dtype_text, FLOATS)) if dtype.is_floating_point else "whole numbers"
+        raise UserError(
+            f"{where}: {name} is {dtype_text(value.dtype)} there, {dtype_text(dtype)} here; give a file of {takes}"
+        )
+    found = value.to(dtype)
+    if not bool(found.isfinite().all()):
+        what = f"numbers beyond {dtype_text(dtype)}" if bool(value.isfinite().all()) else "NaN or inf"
+        raise UserError(f"{where}: {name} holds {what}; take another checkpoint, or export one")
+    return found
+
+
+def _fits(name: str, value: Tensor, dtype: torch.dtype) -> bool:
+    """Return whether a tensor of a file is of a type for one of ours of `dtype`."""
+    if dtype.is_floating_point:
+        return value.dtype in FLOATS
+    if value.is_complex() or (value.is_floating_point() and value.dtype not in FLOATS):
+        return False
+    return name.endswith(_COUNTER) or torch.equal(value.to(dtype).to(value.dtype), value)
+
+
+def dtype_text(dtype: torch.dtype) -> str:
+    """Return a type's name, such as float32."""
+    return str(dtype).removeprefix("torch.")
 
 
 def require_equal(ours: Mapping[str, str], theirs: Mapping[str, str], where: str, remedy: str) -> None:

@@ -28,7 +28,7 @@ from dynsparse.shrinking.kept import shrinkages_in
 from dynsparse.training import packing
 from dynsparse.training.checkpoint import checkpoint_of, read_run, result_of
 from dynsparse.training.exported import read_weights
-from dynsparse.training.fitting import fitted, require_equal, shape_text, without_other_head
+from dynsparse.training.fitting import FLOATS, fitted, require_equal, shape_text, without_other_head
 from dynsparse.training.judged import judged
 from dynsparse.training.published import asks_for_published, cached_file, read_published
 from dynsparse.training.run import names
@@ -253,7 +253,8 @@ def _sparse_in(weights: State) -> list[str]:
     """Names of the layers that are sparse. An exported file has no masks. Its zeros tell, for training makes none."""
     if "exported" in weights:
         tensors: Mapping[str, Tensor] = weights["exported"]
-        return [name for name, value in tensors.items() if value.dim() > 1 and _share_of_zeros(value) > 0.01]
+        numbers = {name: value for name, value in tensors.items() if value.dim() > 1 and value.dtype in FLOATS}
+        return [name for name, value in numbers.items() if _share_of_zeros(value) > 0.01]
     return [name for name, layer in weights["masks"]["layers"].items() if not _is_full(layer)]
 
 

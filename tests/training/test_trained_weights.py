@@ -196,13 +196,27 @@ def test_files_without_weights_are_refused(tmp_path: Path) -> None:
     state = network().state_dict()
     state["fc2.weight"][0, 0] = float("nan")
     torch.save(state, tmp_path / "nan.pt")
+    for name, changed in {
+        "float8": torch.ones_like(state["fc2.weight"]).to(torch.float8_e5m2),
+        "complex": state["fc2.weight"].to(torch.complex64),
+        "int8": torch.ones_like(state["fc2.weight"], dtype=torch.int8),
+        "1e99": torch.full_like(state["fc2.weight"], 1e99, dtype=torch.float64),
+    }.items():
+        safetensors.torch.save_file({**state, "fc2.weight": changed}, tmp_path / f"{name}.safetensors")
     for name, words in {
         "junk.pt": "no file of weights, or damaged (is no archive",
         "nested.pt": "holds other things than weights; give a file of `python -m dynsparse export`, or of torch.save(",
         "module.pt": "holds other than plain data and dense tensors",
         "nan.pt": "fc2.weight holds NaN or inf",
+        "float8.safetensors": "fc2.weight is float8_e5m2 there, float32 here; give a file of float16, bfloat16, ",
+        "complex.safetensors": "fc2.weight is complex64 there, float32 here",
+        "int8.safetensors": "fc2.weight is int8 there, float32 here",
+        "1e99.safetensors": "fc2.weight holds numbers beyond float32",
     }.items():
         assert words in refused(tuning(tmp_path / name))
+    pruning = {"name": "pruning", "after_epoch": 0}
+    said = refused(tuning(tmp_path / "float8.safetensors", method=pruning))
+    assert "fc2.weight is float8_e5m2 there" in said
 
 
 def test_pruning_starts_from_them(tmp_path: Path) -> None:

@@ -109,6 +109,17 @@ def test_networks_of_torchvision(capsys: pytest.CaptureFixture[str]) -> None:
     assert all(torch.equal(value.float(), found[name]) for name, value in model.state_dict().items())
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_types_of_weights_are_taken(mlp: nn.Module, capsys: pytest.CaptureFixture[str], dtype: torch.dtype) -> None:
+    """The counter of batches is an integer, and nobody reads it."""
+    state = {name: value.to(dtype) for name, value in mlp.state_dict().items()}
+    torch.save(state, "theirs.pt")
+    assert call(capsys, "export", "theirs.pt", *MLP, "--format", "torch", "--out", "ours.pt")[0] == 0
+    found = torch.load("ours.pt", weights_only=True)
+    assert all(torch.equal(found[name], value.float()) for name, value in state.items() if "num_batches" not in name)
+    assert found["fc3.weight"].dtype == torch.float32
+
+
 REFUSED: dict[str, tuple[tuple[str, ...], Any]] = {
     "theirs.pt is of another network: fc9.weight is 2x2 there, absent here; name the network by --model, and its sizes "
     "by --classes and --image-size": (MLP, lambda state: {**state, "fc9.weight": torch.ones(2, 2)}),
@@ -123,6 +134,10 @@ REFUSED: dict[str, tuple[tuple[str, ...], Any]] = {
     "theirs.pt: bn3.bias holds NaN or inf; take another checkpoint, or export one": (
         MLP,
         lambda state: {**state, "bn3.bias": torch.full((10,), float("nan"))},
+    ),
+    "theirs.pt: fc3.weight holds numbers beyond float32; take another checkpoint, or export one": (
+        MLP,
+        lambda state: {**state, "fc3.weight": state["fc3.weight"].double() * 1e200},
     ),
     "theirs.pt: holds other things than weights; give a file of `python -m dynsparse export`, or of "
     "torch.save(model.state_dict(), FILE)": (MLP, lambda state: {"weights": state}),
@@ -157,6 +172,20 @@ def test_refusals(message: str, mlp: nn.Module, capsys: pytest.CaptureFixture[st
     torch.save(change(dict(mlp.state_dict())), "theirs.pt")
     result = call(capsys, "export", "theirs.pt", *options, "--format", "torch", "--out", "ours.pt")
     assert result == (2, "", f"error: {message}\n")
+    assert not Path("ours.pt").exists()
+
+
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2, torch.complex64, torch.int8, torch.bool])
+def test_numbers_that_are_no_weights_are_refused(
+    dtype: torch.dtype, mlp: nn.Module, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Quantised weights are codes; of complex ones half would be lost."""
+    state = {**mlp.state_dict(), "fc3.weight": mlp.get_parameter("fc3.weight").detach().to(dtype)}
+    safetensors.torch.save_file(state, "theirs.safetensors")
+    result = call(capsys, "export", "theirs.safetensors", *MLP, "--format", "torch", "--out", "ours.pt")
+    there = str(dtype).removeprefix("torch.")
+    types = f"{there} there, float32 here; give a file of float16, bfloat16, float32, float64"
+    assert result == (2, "", f"error: theirs.safetensors: fc3.weight is {types}\n")
     assert not Path("ours.pt").exists()
 
 
