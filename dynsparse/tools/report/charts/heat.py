@@ -30,9 +30,14 @@ class Readings:
     steps: NDArray[np.float64]
     values: NDArray[np.float64]
 
+    @property
+    def last(self) -> float:
+        """Last step of the axis: at least 1, so that the axis has a length where all was read at step 0."""
+        return max(float(self.steps[-1]), 1.0)
+
     def columns(self) -> NDArray[np.float64]:
         """[layers, COLUMNS] at even steps: in each column the latest reading before its end; NaN before the first."""
-        ends = np.linspace(0, self.steps[-1], COLUMNS + 1)[1:]
+        ends = np.linspace(0, self.last, COLUMNS + 1)[1:]
         at = np.searchsorted(self.steps, ends, side="right") - 1
         return np.where(at >= 0, self.values[np.maximum(at, 0)].T, np.nan)
 
@@ -55,7 +60,7 @@ def heat(title: str, what: str, readings: Readings, scale: Normalize, prefix: st
     cells = readings.columns()
     drawn = figure(WIDTH, chart_height(len(readings.names)))
     axes = drawn.add_subplot()
-    last = float(readings.steps[-1])
+    last = readings.last
     rows = len(readings.names)
     axes.imshow(
         cells, aspect="auto", interpolation="none", cmap=COLOURS, norm=scale, extent=(0, last, rows - 0.5, -0.5)
