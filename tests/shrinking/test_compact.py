@@ -210,6 +210,7 @@ def test_a_network_for_one_image_alone_is_refused() -> None:
 
 
 def test_a_convolution_that_pads_by_itself_takes_no_constants() -> None:
+    import_torchvision()
     layers = pytest.importorskip("timm.layers")
     norm, reader = nn.BatchNorm2d(2), layers.create_conv2d(2, 1, 3, stride=2, padding="same")
     assert type(reader).__name__ == "Conv2dSame" and reader.padding == (0, 0)
