@@ -30,7 +30,7 @@ def test_the_example_of_the_docstring() -> None:
     assert joint_counts(scores, [1, 1], 0, [0, 0], [3, 2]) == [0, 0]
 
 
-@settings(max_examples=200)
+@settings(max_examples=100)
 @given(scores=SCORES, data=st.data())
 def test_it_takes_the_lowest_of_all(scores: list[list[float]], data: st.DataObject) -> None:
     """Compare it with a sort of all scores, one unit after another."""

@@ -143,6 +143,7 @@ def test_a_set_that_comes_to_a_gpu_is_divided_anew(monkeypatch: pytest.MonkeyPat
     assert after == before
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_network(monkeypatch: pytest.MonkeyPatch) -> None:
     """24 layers take no more than 12 beside what is kept, and at most 64 bytes for each weight of one layer.
 

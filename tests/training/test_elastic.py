@@ -82,6 +82,7 @@ def assert_as_planned(folder: Path, undisturbed: list[dict[str, Any]]) -> None:
     assert actual == [{key: line.get(key) for key in keys} for line in undisturbed]
 
 
+@pytest.mark.slow
 def test_a_machine_leaves(machines: Machines, undisturbed: list[dict[str, Any]]) -> None:
     """One is killed in the middle of a step; the other resumes alone, from the last checkpoint."""
     stays, _ = machines.add("alone any step 2")

@@ -205,7 +205,7 @@ class TestEndMark:
     def test_what_stands_behind_it_does_no_harm(self) -> None:
         assert fault(encoded(picture(61, 47, 3)) + b"\0" * 70) is None
 
-    @pytest.mark.parametrize("loader", LOADERS)
+    @pytest.mark.parametrize("loader", ["dali", pytest.param("torch", marks=pytest.mark.slow)])
     def test_such_a_file_is_a_bad_file(self, folder: Path, loader: str) -> None:
         (folder / "val" / "bee" / "0001.jpg").write_bytes(encoded(picture(24, 20, 1))[:-2])
         with pytest.raises(UserError, match=rf"val/bee/0001\.jpg \(class bee, .*: {LACKS_END}; list all such"):
