@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, NoReturn
@@ -12,16 +11,17 @@ import torch
 from torch import nn, optim
 from torch.amp import GradScaler
 
-from dynsparse.distributed import agreement, sync
+from dynsparse.distributed import sync
 from dynsparse.errors import UserError
 from dynsparse.first_masks import Loss
-from dynsparse.keeping.arguments import canonical
+from dynsparse.keeping.arguments import require_same
 from dynsparse.keeping.asked import Asked
 from dynsparse.keeping.first import Given
 from dynsparse.keeping.gradients import Gradients, closure_that_looks
 from dynsparse.keeping.host import on_the_host
-from dynsparse.keeping.notices import warn_at_start, warn_if_nothing_moved
+from dynsparse.keeping.notices import warn_at_start, warn_beyond, warn_if_nothing_moved
 from dynsparse.keeping.optimizers import KnownOptimizers, overflows, skip_flag
+from dynsparse.keeping.rounds import Round
 from dynsparse.keeping.setup import Setup
 from dynsparse.keeping.state import restore, state_of
 from dynsparse.keeping.steps import Closure, Watcher, unwatch, watch
@@ -32,10 +32,6 @@ from dynsparse.masks.obstacles import refuse_model
 from dynsparse.methods import Clock, Method, MethodSettings
 from dynsparse.optimizers import leaves_zero_at_zero
 from dynsparse.reallocation import OnDesync, ReallocationReport, Reallocator
-from dynsparse.seeds import seed_for
-
-log = logging.getLogger(__name__)
-
 
 _METHODS: WeakValueDictionary[int, Method] = WeakValueDictionary()
 """Methods that keep a model sparse, by identity. The state of each belongs to one model."""
@@ -177,14 +173,9 @@ class SparseTraining(Watcher):
             masking=mask_in_backward,
         )
         self._tell = on_reallocation or (lambda report: None)
-        self._turns: dict[int, bool] = {}
-        """Optimizers that had their turn in this round, by number: whether each made its step or skipped it."""
-        self._unscaled: set[int] = set()
-        """Optimizers by number whose gradients a scaler has unscaled, and that have made no step since."""
+        self._round = Round(len(self._optimizers.given))
         self._events = 0
         self._is_unverified, self._said_over = True, False
-        self._is_open = self._is_left_open = False
-        """Whether nobody is to ask if the step of this round, or of the coming one, is made."""
         _METHODS[id(self.method)] = self.method
         watch(self, self._weights.held)
         warn_at_start(
@@ -265,14 +256,16 @@ class SparseTraining(Watcher):
         UserError if the step `needs_outcome`: read it before, and make the step or call `skip_step`. Also if an
         optimizer of the weights cannot skip a step there.
         """
-        if not self._has_stepped:  # Else the step before may not be over: the coming one is looked at when it begins.
+        if (
+            not self._round.has_stepped
+        ):  # Else the step before may not be over: the coming one is looked at when it begins.
             self._require_no_outcome()
         if waiting := self._optimizers.waiting:
             raise UserError(
                 f"step {self.steps + 1} was left open, and {type(waiting[0]).__name__} cannot skip a step on the "
                 f"device: make it with fused=True where it has that, or leave out leave_open()"
             )
-        self._is_left_open = True
+        self._round.is_left_open = True
 
     def _require_no_outcome(self) -> None:
         if self.needs_outcome(self.steps + 1):
@@ -354,12 +347,14 @@ class SparseTraining(Watcher):
         self._meet(optimizer)
         self._require_kept()
         number = self._optimizers.number_of(optimizer, self.masks)
-        if number in self._turns:
+        if number in self._round.turns:
             self._close_late()
         if number is not None:
-            self._unscaled.discard(number)
-        if not self._has_stepped:
-            self._open_round()
+            self._round.takes_unscaled(number)
+        if not self._round.has_stepped:
+            if self._round.is_left_open:
+                self._require_no_outcome()
+            self._round.open()
         layers = self._optimizers.layers_of(optimizer, self.masks)
         scale = self._optimizers.scale_of(optimizer)
         if closure is not None:  # It adds to gradients of other batches before any are used.
@@ -367,7 +362,7 @@ class SparseTraining(Watcher):
             return closure_that_looks(closure, self._gradients, layers)
         self._gradients.are_there = False  # Gradients that were looked at may be gone.
         self._gradients.stepping(layers, scale)
-        self._gradients.look(layers, keep=self._has_stepped)
+        self._gradients.look(layers, keep=self._round.has_stepped)
         return None
 
     @on_the_host
@@ -376,17 +371,17 @@ class SparseTraining(Watcher):
         self._meet(optimizer)
         layers = self._optimizers.layers_of(optimizer, self.masks)
         self._gradients.stepping(layers, self._optimizers.scale_of(optimizer))
-        self._gradients.look(layers, keep=self._has_stepped)
+        self._gradients.look(layers, keep=self._round.has_stepped)
 
     @on_the_host
     def after_unscaling(self, optimizer: optim.Optimizer, scaler: GradScaler) -> None:
         """Take note that gradients have their true size. UserError if the method has seen them at another."""
         number = self._optimizers.number_of(optimizer, self.masks)
-        if number in self._turns:  # These gradients are for its next step.
+        if number in self._round.turns:  # These gradients are for its next step.
             self._require_kept()
             self._close_late()
         if number is not None:
-            self._unscaled.add(number)
+            self._round.unscaled(number)
         layers = self._optimizers.layers_of(optimizer, self.masks)
         others = len(layers) < len(self.masks)
         factor = scaler.scale(torch.ones((), device=layers[0].parameter.device)) if layers and others else None
@@ -396,9 +391,8 @@ class SparseTraining(Watcher):
     def after_scaler(self, optimizer: optim.Optimizer) -> None:
         """Take note of a step that a GradScaler has skipped without calling the optimizer."""
         number = self._optimizers.number_of(optimizer, self.masks)
-        if number is None or number not in self._unscaled:
+        if number is None or not self._round.takes_unscaled(number):
             return
-        self._unscaled.discard(number)
         self._require_kept()
         self._skip_turn(number, optimizer)
 
@@ -407,17 +401,17 @@ class SparseTraining(Watcher):
         """Count a step over the weights, if it was made, and reallocate if due."""
         number = self._optimizers.number_of(optimizer, self.masks)
         is_empty = not self._gradients.are_there
-        if is_empty or (not self._is_open and overflows(optimizer)):
-            if number is None or (is_empty and not self._has_stepped):
+        if is_empty or (not self._round.is_open and overflows(optimizer)):
+            if number is None or (is_empty and not self._round.has_stepped):
                 self._begin_round()
             else:
                 self._skip_turn(number, optimizer)
             return
-        unless = skip_flag(optimizer) if self._is_open else None
+        unless = skip_flag(optimizer) if self._round.is_open else None
         self.reallocator.learn(self._gradients.seen, self._optimizers.layers_of(optimizer, self.masks), unless=unless)
         if number is not None:
-            self._turns[number] = True
-        if number is None or self._is_round_over:
+            self._round.turns[number] = True
+        if number is None or self._round.is_over:
             self._count()
             return
         if not self._weights.relies:
@@ -444,49 +438,40 @@ class SparseTraining(Watcher):
         self._follow()
         self._weights.require_clean(self.steps)
 
-    @property
-    def _has_stepped(self) -> bool:
-        """Whether one of several optimizers has made its step of this round."""
-        return any(self._turns.values())
-
-    @property
-    def _is_round_over(self) -> bool:
-        """Whether each of several optimizers had its turn."""
-        return len(self._turns) == len(self._optimizers.given)
-
     def _skip_turn(self, number: int, optimizer: optim.Optimizer) -> None:
         """End the turn of one of several optimizers that made no step. The round counts if another one makes one."""
-        if number in self._turns:
+        if number in self._round.turns:
             self._close_late()
-        self._turns[number] = False
+        self._round.turns[number] = False
         self._gradients.scales.used(self._optimizers.layers_of(optimizer, self.masks))
         self._weights.remember()
-        if self._is_round_over:
+        if self._round.is_over:
             self._close_round()
 
     def _close_round(self) -> None:
         """End a round, which counts if any optimizer made its step."""
-        if self._has_stepped:
+        if self._round.has_stepped:
             self._count()
         else:
             self._begin_round()
 
     def _close_late(self) -> None:
         """End a round when the next one has begun: an optimizer had its turn before, and others had none."""
-        is_left_open = self._is_left_open
+        is_left_open = self._round.is_left_open
         self._close_round()
-        self._is_left_open = is_left_open
+        self._round.is_left_open = is_left_open
 
     def _count(self) -> None:
         """Count a step in which weights were updated, then check the weights and reallocate if due."""
-        self._gradients.end_round(self._optimizers.only_skipping(self._turns, self.masks))
+        self._gradients.end_round(self._optimizers.only_skipping(self._round.turns, self.masks))
         self.steps += 1
         clock = self.clock(self.steps)
         due = self.reallocator.is_due(clock)
         self._weights.keep_outside_zero(self.steps, look=due and not self.method.every_step)
         if self._is_unverified:
             self._is_unverified = False
-            self._require_same_everywhere()
+            settings = getattr(self.method, "settings", None)
+            require_same(self._asked, self._method_name, settings, self.reallocator.group)
             self.verify()
         self.reallocator.optimizers = self._optimizers.alive
         self.reallocator.untrained = self._optimizers.untrained(self.masks) if due else set()
@@ -494,23 +479,12 @@ class SparseTraining(Watcher):
         self._begin_round()
         if self.steps > self._asked.total_steps and not self._said_over:
             self._said_over = True
-            log.warning(
-                "step %d goes beyond total_steps=%d: schedules are at their end; total_steps counts optimizer steps",
-                self.steps,
-                self._asked.total_steps,
-            )
+            warn_beyond(self.steps, self._asked.total_steps)
         self._report(report)
-
-    def _open_round(self) -> None:
-        """Begin the step of a round, which may have been left open."""
-        if self._is_left_open:
-            self._require_no_outcome()
-        self._is_open, self._is_left_open = self._is_left_open, False
 
     def _begin_round(self) -> None:
         """Forget the gradients of the step that is over, and start the next one."""
-        self._is_open = self._is_left_open = False
-        self._turns.clear()
+        self._round.begin()
         self._gradients.begin_round()
         self._weights.remember()
 
@@ -534,17 +508,6 @@ class SparseTraining(Watcher):
         self.masks.to(self.masks.layers[0].parameter.device)
         self.method.prepare(self.masks)
         self.method.load_state_dict(state)
-
-    def _require_same_everywhere(self) -> None:
-        """Refuse ranks that were given other arguments: their masks would part ways."""
-        mine: dict[str, object] = {name: getattr(self._asked, name) for name in type(self._asked).model_fields}
-        mine["method"] = self._method_name, getattr(self.method, "settings", None)
-        rows = torch.tensor([seed_for(canonical(one)) for one in mine.values()])
-        if differing := agreement.all_agree(list(mine), rows, self.reallocator.group):
-            raise UserError(
-                f"ranks made SparseTraining with different arguments ({', '.join(differing)}); give all the same, or "
-                f"each a process_group of its own where they train models of their own"
-            )
 
     def _restore(self, state: Mapping[str, Any], *, strict: bool = True) -> None:
         """Load masks, the method's state and the steps. Weights stay as they are."""

@@ -1,4 +1,4 @@
-"""Text of arguments that is the same in every process, so that ranks can compare theirs."""
+"""Arguments that all ranks are to give alike, compared by a text that is the same in every process."""
 
 from __future__ import annotations
 
@@ -13,7 +13,24 @@ import numpy as np
 import torch
 from pydantic import BaseModel
 
+from dynsparse.distributed import agreement, sync
+from dynsparse.errors import UserError
+from dynsparse.keeping.asked import Asked
+from dynsparse.seeds import seed_for
+
 _PLAIN = (type(None), bool, int, float, complex, str, bytes, Fraction, PurePath, torch.dtype, torch.device)
+
+
+def require_same(asked: Asked, method_name: str, settings: object, group: sync.Group) -> None:
+    """Raise UserError for ranks that were given other arguments: their masks would part ways. A collective."""
+    mine: dict[str, object] = {name: getattr(asked, name) for name in type(asked).model_fields}
+    mine["method"] = method_name, settings
+    rows = torch.tensor([seed_for(canonical(one)) for one in mine.values()])
+    if differing := agreement.all_agree(list(mine), rows, group):
+        raise UserError(
+            f"ranks made SparseTraining with different arguments ({', '.join(differing)}); give all the same, or each "
+            f"a process_group of its own where they train models of their own"
+        )
 
 
 def canonical(value: object) -> str:

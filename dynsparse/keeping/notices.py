@@ -57,6 +57,15 @@ def warn_at_start(
         log.warning("%s", idle)
 
 
+def warn_beyond(step: int, total_steps: int) -> None:
+    """Warn of a step after those that the schedules were made for."""
+    log.warning(
+        "step %d goes beyond total_steps=%d: schedules are at their end; total_steps counts optimizer steps",
+        step,
+        total_steps,
+    )
+
+
 def warn_if_nothing_moved(method: Method, method_name: str, report: ReallocationReport) -> None:
     """Warn if a method that asks each layer for moves made none in its first event."""
     asks = not (method.every_step or method.trades)
