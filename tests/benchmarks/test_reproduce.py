@@ -228,7 +228,7 @@ def test_every_job_of_every_table_is_a_config(data: str, tmp_path: Path) -> None
     assert sum(recipe.seeds.values()) <= len(listed)
     assert len({table.folder(job) for job in listed}) == len(listed)
     for job in listed:
-        assert job.needs is None or job.needs in listed[: listed.index(job)]
+        assert job.needs not in listed[listed.index(job) :], "what a job needs comes before it"
     assert set(recipe.seeds) <= set(recipe.titles)
 
 

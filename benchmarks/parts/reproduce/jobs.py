@@ -163,7 +163,8 @@ def key(settings: Config) -> str:
 def shortened(raw: Config, epochs: int) -> Config:
     """Return settings of so few epochs that a test can try all methods."""
     shorter: Config = {"train": {"epochs": epochs}}
-    return shorter | ({"method": {"iterations": epochs}} if raw["method"]["name"] == "pruning" else {})
+    prunes: Config = {"method": {"iterations": epochs, "every_epochs": 1}}
+    return shorter | (prunes if raw["method"]["name"] == "pruning" else {})
 
 
 def jobs(methods: Sequence[str], sparsities: Sequence[float], seeds: int | None, usual: dict[str, int]) -> list[Job]:

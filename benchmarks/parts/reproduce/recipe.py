@@ -54,6 +54,8 @@ class Recipe:
     stop_epoch: int = 0
     pruning_epochs: int = 0
     """Epochs of pruning, after those of the dense network that is pruned."""
+    pruning: Config = field(default_factory=dict)
+    """Settings of pruning, over those of `settings_of`."""
     thin: dict[float, Config] = field(default_factory=dict)
     """Settings of the dense network with as many parameters, by sparsity."""
     target_moves: int | None = None
