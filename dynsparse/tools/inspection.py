@@ -59,6 +59,7 @@ def describe(opened: Opened) -> dict[str, Any]:
         "epoch": progress["epoch"],
         "epochs": config.train.epochs,
         **{key: progress[key] for key in ("test_top1", "validation_top1", "best_top1", "reallocations")},
+        **{key: progress.get(key) for key in ("evaluated_at", "ema_test_top1", "ema_validation_top1", "best_by")},
         "world_size": len(opened.saved["ranks"]),
         "versions": dict(opened.saved["versions"]),
         "bytes": {"file": opened.path.stat().st_size, **bytes_by_part(opened.path, opened.saved)},
@@ -177,10 +178,19 @@ def text(found: Mapping[str, Any]) -> str:
 def accuracies(progress: Mapping[str, Any]) -> str:
     """Return the accuracies of a checkpoint's progress, with the data that chose the best epoch."""
     when = "" if is_of_now(progress) else f" (measured after step {progress['evaluated_at']:,})"
-    test, validation, best = (_percent(progress[key]) for key in ("test_top1", "validation_top1", "best_top1"))
+    now, average, best = _accuracies(progress), _accuracies(progress, "ema_"), _percent(progress["best_top1"])
+    now += f"; averaged weights: {average}" if average else ""
+    by = " of the averaged weights" if progress.get("best_by") == "ema" else ""
     if progress["validation_top1"] is None:
-        return f"test {test}; highest so far {best}, chosen on the test data{when}"
-    return f"test {test}, validation {validation}; best validation so far {best}{when}"
+        return f"{now}; highest so far{by} {best}, chosen on the test data{when}"
+    return f"{now}; best validation so far{by} {best}{when}"
+
+
+def _accuracies(progress: Mapping[str, Any], of: str = "") -> str:
+    """Return accuracies on test and validation samples; "" where the average of the weights, `of` "ema_", has none."""
+    test, validation = progress.get(f"{of}test_top1"), progress.get(f"{of}validation_top1")
+    found = [f"validation {_percent(validation)}"] if validation is not None else []
+    return ", ".join(found if of and test is None else [f"test {_percent(test)}", *found])
 
 
 def _sizes(taken: Mapping[str, int]) -> str:

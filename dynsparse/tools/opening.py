@@ -63,9 +63,14 @@ class Opened:
         return found if is_of_now(progress) else None
 
     def summary(self) -> Mapping[str, Any] | None:
-        """Return the run's summary.json, if the run ended at this checkpoint's step, else None."""
-        content = _summary(self.path)
-        return content if content is not None and content.get("steps") == self.step else None
+        """Return the run's summary.json, if the run ended at this checkpoint's step, else None.
+
+        None too if the network has lost channels after that step.
+        """
+        content, now = _summary(self.path), self.network.parameters
+        if content is None or content.get("steps") != self.step or content.get("parameters", now) != now:
+            return None
+        return content
 
 
 @contextmanager

@@ -60,6 +60,8 @@ class Progress(BaseModel):
     """Time spent up to the latest save, on rank 0's clock."""
     initial_active: dict[str, Count] = Field(default_factory=dict)
     """Active weights of each layer at the start."""
+    ever_active_forecast: Annotated[float, Field(ge=0, le=1)] | None = None
+    """Fraction of the weights that the run was to explore, as it was told at the start; None where nobody can tell."""
 
     @property
     def best_top1_on(self) -> str | None:

@@ -80,8 +80,9 @@ class Reporter:
     def epoch_trained(self) -> None:
         """Stop the clock of the epoch's training, before its evaluation."""
         self.epoch_watch.stop()
-        self._trained_images += self.epoch_watch.images
-        self._trained_seconds += self.epoch_watch.seconds
+        if self._epoch_steps:
+            self._trained_images += self.epoch_watch.images
+            self._trained_seconds += self.epoch_watch.seconds
 
     def run_report(self, *, resumed: bool) -> RunReport:
         """Report of a run that begins, or resumes."""
@@ -147,9 +148,9 @@ class Reporter:
             flops=self.network.layer_flops,
             inference_flops_of_dense=self.network.inference_flops_of_dense,
             training_flops_of_dense=progress.training_flops_of_dense,
-            images_per_second=self.epoch_watch.per_second,
+            images_per_second=self.epoch_watch.per_second if self._epoch_steps else None,
             seconds=time.monotonic() - self.epoch_watch.began,
-            gradient_bytes=self._epoch_bytes / max(self._epoch_steps, 1),
+            gradient_bytes=self._epoch_bytes / self._epoch_steps if self._epoch_steps else None,
             gradient_norm=norms.mean,
             gradient_norm_max=norms.largest,
             active_weights=self._active_weights(),
@@ -179,6 +180,7 @@ class Reporter:
             best_top1=progress.best_top1,
             best_top1_on=progress.best_top1_on,
             test_top1_at_best=progress.test_top1_at_best,
+            evaluated_at=progress.evaluated_at,
             ema_test_top1=progress.ema_test_top1,
             ema_validation_top1=progress.ema_validation_top1,
             best_by=progress.best_by,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import platform
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -128,6 +128,7 @@ class RunState:
         for rank in saved["ranks"]:  # Older checkpoints have no bad samples.
             self.train_data.avoid(rank.get("bad_samples", {}))
         self.progress = _progress(saved["progress"], self.progress)
+        self._keep_forecast()
         ranks = saved["ranks"]
         if len(ranks) == self.worker.world_size:
             self.load_of_this_rank(ranks[self.worker.rank])
@@ -142,6 +143,12 @@ class RunState:
                 len(ranks),
                 self.worker.world_size,
             )
+
+    def _keep_forecast(self) -> None:
+        """Leave the forecast as it was made at the start: the network of a resumed run has not its first masks then."""
+        forecast, share = self.method.forecast, self.progress.ever_active_forecast
+        if forecast is not None and share is not None:
+            self.method.forecast = replace(forecast, share=share)
 
     def load_network(self, saved: Mapping[str, Any]) -> None:
         """Load masks, weights, and BatchNorm statistics as the mean over the ranks: enough to evaluate."""
@@ -172,9 +179,9 @@ def versions() -> dict[str, str]:
 
 def _progress(saved: Mapping[str, Any], ours: Progress) -> Progress:
     """Progress from a checkpoint. One of another version may have fewer fields, or more."""
-    return Progress.model_validate(
-        {**saved, "initial_active": {**ours.initial_active, **saved.get("initial_active", {})}}
-    )
+    initial = {**ours.initial_active, **saved.get("initial_active", {})}
+    foreseen = ours.ever_active_forecast
+    return Progress.model_validate({"ever_active_forecast": foreseen, **saved, "initial_active": initial})
 
 
 def _mean_buffers(ranks: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:

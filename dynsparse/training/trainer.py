@@ -446,6 +446,7 @@ class Trainer:
 
     def _run_state(self) -> RunState:
         """Everything that the next step depends on, to save and to load."""
+        forecast = self.sparse.method.forecast
         return RunState(
             config=self.config,
             worker=self.worker,
@@ -462,7 +463,10 @@ class Trainer:
             ema=self.ema,
             shrinkages=self.network.shrinkages,
             teacher=None if self.engine.criterion.teacher is None else self.engine.criterion.teacher.digest,
-            progress=Progress(initial_active={layer.name: layer.active_weights for layer in self.network.layers}),
+            progress=Progress(
+                initial_active={layer.name: layer.active_weights for layer in self.network.layers},
+                ever_active_forecast=None if forecast is None else forecast.share,
+            ),
         )
 
 

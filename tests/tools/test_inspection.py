@@ -285,6 +285,21 @@ def test_initial_weights_are_looked_at(run: RunConfig, tmp_path: Path, capsys: p
     assert_one_line(call(capsys, "inspect", path), "fc1.weight: initial weights: 1 of 864")
 
 
+def test_a_network_that_shrank_after_its_best_epoch_is_not_held_against_it(
+    run: RunConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A run that stops before the first step after a shrink has the smaller network's digests, of the same step."""
+    folder = Path(shutil.copytree(run.folder, tmp_path / "run"))
+    summary = runs.summary(folder)
+    (folder / "summary.json").write_text(
+        json.dumps({**summary, "parameters": summary["parameters"] - 1, "mask_digest": "0" * 16})
+    )
+    best = folder / "checkpoints" / "latest.pt"
+    assert json.loads(call(capsys, "inspect", best, "--json")[1])["summary_agrees"] is None
+    (folder / "summary.json").write_text(json.dumps({**summary, "mask_digest": "0" * 16}))
+    assert_one_line(call(capsys, "inspect", best), "its mask digest is", "that of summary.json")
+
+
 def test_what_was_set_aside_is_not_held_against_the_summary(
     run: RunConfig, latest: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

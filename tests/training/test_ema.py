@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from dynsparse.cli.main import main
 from dynsparse.config.recipe import EmaSettings
 from dynsparse.config.schema import RunConfig
 from dynsparse.errors import UserError
@@ -308,6 +309,11 @@ def test_a_run_shows_evaluates_and_exports_it(tmp_path: Path, capsys: pytest.Cap
     best = settings.folder / "checkpoints" / "best.pt"
     evaluated = runs.dist_train(*arguments, "--evaluate", best)
     assert f"ema test: top-1 {summary['best_top1']:.2f} %" in evaluated.stdout, evaluated.stderr
+    assert "the best on the test data up to then, by the average of its weights" in evaluated.stdout
+    assert main(["inspect", str(settings.folder)]) == 0
+    average, highest = (f"{summary[key]:.2f} %" for key in ("ema_test_top1", "best_top1"))
+    chosen = f"highest so far of the averaged weights {highest}, chosen on the test data"
+    assert f"; averaged weights: test {average}; {chosen}" in capsys.readouterr().out
 
     saved = read(best)
     for flags, expected in ([[], saved["weights"]], [["--ema"], saved["ema"]["weights"]]):

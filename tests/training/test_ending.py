@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from dynsparse.cli.main import main
 from dynsparse.config.schema import RunConfig
 from dynsparse.distributed import sync
 from dynsparse.errors import StopRequested
@@ -15,12 +18,15 @@ from dynsparse.runtime import Worker
 from dynsparse.tools.inspection import accuracies
 from dynsparse.training.callbacks import standard_observers
 from dynsparse.training.callbacks.closing import closing_text
+from dynsparse.training.callbacks.progress import ProgressLines
+from dynsparse.training.callbacks.records import epoch_record
 from dynsparse.training.checkpoint import CheckpointFolder, read
 from dynsparse.training.evaluate import Evaluation, Evaluations
 from dynsparse.training.progress import Progress, is_of_now
 from dynsparse.training.resume import checkpoints_of, find_resume_point, is_finished
 from dynsparse.training.trainer import Trainer
 from tests.ranks import run_distributed
+from tests.tools.report.pages import Page
 from tests.training import runs
 from tests.training.test_folder import open_folder
 from tests.training.test_loop import Recorder
@@ -118,7 +124,7 @@ def test_a_run_that_has_ended_early_is_finished_unless_given_more_patience(tmp_p
 
 def stopped_at(tmp_path: Path, step: int, **train: Any) -> RunConfig:
     """Return the config of a run of 5 epochs of 8 steps that was asked to stop after a step."""
-    settings = runs.config(train={"epochs": 5, **train}, runs=str(tmp_path), name="a", log={"tensorboard": False})
+    settings = runs.config(train={"epochs": 5} | train, runs=str(tmp_path), name="a", log={"tensorboard": False})
     open_folder(settings, resume=None, overwrite=False)
     trainer = runs.trainer(settings, observers=standard_observers(settings), checkpoints=checkpoints_of(settings))
     trainer.stop_requested = lambda: trainer.progress.step == step
@@ -167,6 +173,17 @@ def test_less_patience_ends_a_run_at_an_epoch_that_is_evaluated_then(tmp_path: P
     trainer.load(state)
     assert trainer.fit().steps == 32
     assert trainer.progress.evaluated_at == 32
+
+
+def test_the_forecast_of_the_start_stays_that_of_a_resumed_run(tmp_path: Path) -> None:
+    """A resumed network is built without its first masks, which may be others than the config's numbers."""
+    settings = stopped_at(tmp_path, 19, epochs=3)
+    forecast = runs.summary(settings.folder)["ever_active_forecast"]
+    trainer = runs.trainer(settings)
+    assert trainer.sparse.method.forecast is not None
+    trainer.sparse.method.forecast = replace(trainer.sparse.method.forecast, share=0.123)
+    trainer.load(read(settings.folder / "checkpoints" / "latest.pt"))
+    assert trainer.fit().ever_active_forecast == forecast is not None
 
 
 @pytest.mark.parametrize("status", ["done", "stopped", "failed"])
@@ -236,6 +253,42 @@ def test_accuracies_of_an_epoch_before_are_not_told_as_the_checkpoints_own(seldo
     assert [is_of_now(progress) for progress in by_epoch] == [False, True]
     assert accuracies(by_epoch[0]).endswith("(measured after step 16)")
     assert "measured" not in accuracies(by_epoch[1])
+
+
+def test_everything_that_shows_a_stopped_run_says_when_it_was_measured(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = stopped_at(tmp_path, 19).folder
+    assert runs.summary(folder)["evaluated_at"] == 16
+    assert re.search(r"accuracies measured after step +16\n", capsys.readouterr().out)
+    assert main(["inspect", str(folder)]) == 0
+    assert "chosen on the test data (measured after step 16)" in capsys.readouterr().out
+    assert main(["inspect", str(folder), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["evaluated_at"] == 16
+    assert main(["report", str(folder), "--out", str(tmp_path / "page.html")]) == 0
+    assert "accuracies measured after step 16" in Page.read(tmp_path / "page.html").words()
+
+
+def test_a_resume_after_the_last_step_of_an_epoch_has_no_speed(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Nothing is trained in what is left of the epoch."""
+    state = read(stopped_at(tmp_path, 16).folder / "checkpoints" / "latest.pt")
+    caplog.set_level("INFO")
+    recorder = Recorder()
+    settings = runs.config(train={"epochs": 3}, log={"progress": "lines"})
+    trainer = runs.trainer(settings, observers=[recorder, ProgressLines()])
+    trainer.load(state)
+    trainer.fit()
+    first, second = recorder.epochs
+    assert (first.step, first.images_per_second, first.gradient_bytes) == (16, None, None)
+    assert "images_per_second" not in epoch_record(first)["timing"]
+    assert second.images_per_second is not None
+    lines = [line for line in caplog.messages if line.startswith("epoch ")]
+    assert lines[0].endswith("? images/s  ETA ?") and lines[1].endswith("ETA 00:00")
+    last = runs.trainer(runs.config(train={"epochs": 2}))
+    last.load(state)
+    assert last.fit().images_per_second is None
 
 
 def test_an_epoch_without_an_evaluation_is_never_taken_for_the_best(seldom: tuple[Path, Recorder]) -> None:

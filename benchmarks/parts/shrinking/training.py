@@ -34,6 +34,7 @@ class Course(Callback):
 
     def on_epoch(self, report: EpochReport) -> None:
         """Note the epoch's seconds without its evaluation, and the top-1 on the test samples, in percent."""
+        assert report.images_per_second is not None, "no run resumes here"
         self.seconds.append(self.images / report.images_per_second)
         if report.results.test is not None:
             self.top1.append(report.results.test.top1)

@@ -135,7 +135,8 @@ def _without_moves(runs: Sequence[Run]) -> Iterator[str]:
         if not metrics.names:
             yield f"{run.label} has no sparse layers."
         elif not len(metrics.moves):
-            yield f"{run.label} has made no reallocation."
+            known = f"{run.label}: {names.METRICS} tells of none of its {run.reallocations:,} reallocations."
+            yield known if run.reallocations else f"{run.label} has made no reallocation."
         elif not _moves_between_layers(run):
             yield f"{run.label}: each layer grew as many weights as it dropped, in every reallocation."
         if metrics.names and not metrics.weights:
@@ -167,7 +168,8 @@ def _binning(runs: Sequence[Run]) -> Iterator[str]:
         if metrics.moves.added < run.reallocations:
             yield (
                 f"{run.label}: {names.METRICS} tells of {metrics.moves.added:,} of {run.reallocations:,} "
-                f"reallocations, as the method makes one a step; weights dropped and grown are of those alone."
+                f"reallocations: where a method makes one a step, it has few; those before a resume from another "
+                f"folder, and damaged lines, are missing. Weights dropped and grown are of those alone."
             )
         if metrics.epochs.size > 1:
             yield f"{run.label}: {metrics.epochs.added:,} epochs, of which curves show one in {metrics.epochs.size:,}."

@@ -10,7 +10,14 @@ from typing import Any
 from dynsparse.training.callbacks import Summary
 from dynsparse.training.run.log_records import BadLineError, number, whole_number, word
 
-_CHECKS = {"str": word, "int": whole_number, "float": number, "float | None": number, "str | None": word}
+_CHECKS = {
+    "str": word,
+    "int": whole_number,
+    "int | None": number,  # FLOPs of a whole run may be more than float64 tells one by one.
+    "float": number,
+    "float | None": number,
+    "str | None": word,
+}
 """Checks by the type of a field of `Summary`, as it is written there. Fields of other types are not shown."""
 
 

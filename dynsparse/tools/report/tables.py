@@ -36,6 +36,10 @@ def overview(runs: Sequence[Run]) -> list[Line]:
         _accuracy(runs, "best validation top-1", "best_top1", "validation"),
         _accuracy(runs, "validation top-1", "validation_top1"),
         _accuracy(runs, "test top-5", "test_top5"),
+        _accuracy(runs, "test top-1 of the averaged weights", "ema_test_top1"),
+        _accuracy(runs, "validation top-1 of the averaged weights", "ema_validation_top1"),
+        _line(runs, "best epoch chosen by", _chosen_by),
+        _line(runs, "accuracies measured after step", _measured_at),
         _line(runs, "sparsity of the sparse layers", lambda run: percent(fact(run, "sparsity"))),
         _line(runs, "sparsity of the whole model", lambda run: percent(fact(run, "model_sparsity"))),
         _line(runs, "active weights", lambda run: count(fact(run, "active_weights"))),
@@ -93,6 +97,17 @@ def _accuracy(runs: Sequence[Run], head: str, key: str, chosen_on: str | None = 
 def _chosen_on(run: Run) -> str:
     """Return the samples that the best epoch was chosen on: "validation" or "test"."""
     return "test" if fact(run, "validation_top1") is None else "validation"
+
+
+def _chosen_by(run: Run) -> str | None:
+    """Return the network whose accuracy has chosen the best epoch, where it is not the model itself."""
+    return "the averaged weights" if (run.summary or {}).get("best_by") == "ema" else None
+
+
+def _measured_at(run: Run) -> str | None:
+    """Return the step after which the accuracies were measured, where others came after it."""
+    at = (run.summary or {}).get("evaluated_at")
+    return None if at in (None, _steps(run)) else count(at)
 
 
 def _multiple(value: float | None) -> str:

@@ -152,12 +152,12 @@ class EpochReport:
     """FLOPs of a forward pass now, over those of the dense network."""
     training_flops_of_dense: float | None
     """FLOPs of training so far, over those of as many steps of the dense network."""
-    images_per_second: float
-    """Mean over the training steps of this epoch, all ranks together."""
+    images_per_second: float | None
+    """Mean over the steps of this epoch since the start or the resume, all ranks together; None without any."""
     seconds: float
     """Time of training and evaluation in this epoch, since the start or the resume."""
-    gradient_bytes: float
-    """Bytes to the all-reduce a step, from this worker: mean over this epoch since the start or the resume."""
+    gradient_bytes: float | None
+    """Bytes to the all-reduce a step, from this worker: mean over the same steps; None without any."""
     gradient_norm: float | None
     """Mean norm of this epoch's gradients before they were clipped; None without clipping."""
     gradient_norm_max: float | None
@@ -189,6 +189,9 @@ class Summary:
     best_top1_on: str | None
     """"validation" or "test". Chosen on test samples it flatters: other samples would give less."""
     test_top1_at_best: float | None
+    evaluated_at: int | None
+    """Step after which test and validation were measured. It is an earlier one than `steps` where a run ended within an
+    epoch, or after one that was not evaluated. None before the first evaluation."""
     ema_test_top1: float | None
     """Accuracy of the average of the weights, as the next one; None without an average."""
     ema_validation_top1: float | None

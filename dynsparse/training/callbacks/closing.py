@@ -32,6 +32,7 @@ def closing_text(summary: Summary, folder: Path, *, tensorboard: bool) -> str:
     facts: list[tuple[str, ...]] = [
         *_accuracies(summary),
         *_of_average(summary),
+        *_when(summary),
         ("reallocations", str(summary.reallocations)),
         ("epochs, steps", f"{summary.epochs}, {summary.steps}"),
         ("workers", str(summary.world_size)),
@@ -108,6 +109,13 @@ def _of_average(summary: Summary) -> list[tuple[str, ...]]:
         (f"{on} accuracy of the averaged weights", _percent(top1)) for on, top1 in found.items() if top1 is not None
     ]
     return [*rows, ("the best epoch is chosen by", "the averaged weights")] if summary.best_by == "ema" else rows
+
+
+def _when(summary: Summary) -> list[tuple[str, ...]]:
+    """Return the step after which the accuracies were measured, where others came after it."""
+    if summary.evaluated_at in (None, summary.steps):
+        return []
+    return [("accuracies measured after step", f"{summary.evaluated_at:,}")]
 
 
 def _tensorboard() -> str:

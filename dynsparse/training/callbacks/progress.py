@@ -50,9 +50,10 @@ class ProgressLines(Display):
         work = self._run.work
         done = work(report.step) - work(self._run.start_step)
         left = work(self._run.steps) - work(report.step)
-        eta = (time.monotonic() - self._began) / max(1, done) * left
+        eta = (time.monotonic() - self._began) / done * left if done else None
+        speed = report.images_per_second
         log.info(
-            "epoch %d/%d  step %d  loss %.4f  train %.2f %%  %s  lr %.3g  %.0f images/s  ETA %s",
+            "epoch %d/%d  step %d  loss %.4f  train %.2f %%  %s  lr %.3g  %s images/s  ETA %s",
             report.epoch + 1,
             self._run.epochs,
             report.step,
@@ -60,8 +61,8 @@ class ProgressLines(Display):
             report.train_top1,
             "  ".join(f"{name} {value}" for name, value in _accuracies(report.results).items()),
             report.lr,
-            report.images_per_second,
-            tqdm.format_interval(eta),
+            "?" if speed is None else f"{speed:.0f}",
+            "?" if eta is None else tqdm.format_interval(eta),
         )
 
 

@@ -97,9 +97,11 @@ def epoch_record(report: EpochReport) -> dict[str, Any]:
             flops=report.flops,
         ),
         "timing": {
-            "images_per_second": report.images_per_second,
             "seconds": report.seconds,
-            "gradient_bytes_per_step": report.gradient_bytes,
+            **_known(
+                images_per_second=report.images_per_second,
+                gradient_bytes_per_step=report.gradient_bytes,
+            ),
         },
     }
 

@@ -47,7 +47,8 @@ def how_chosen(path: Path, state: Mapping[str, Any]) -> str:
     progress, epochs = state["progress"], state["config"]["train"].get("epochs", "?")
     words = f"{path}: epoch {progress['epoch']} of {epochs}, step {progress['step']:,}"
     on = "on the test data" if progress.get("validation_top1") is None else "in validation"
-    return f"{words}, the best {on} up to then" if path.name == names.BEST else words
+    by = ", by the average of its weights" if progress.get("best_by") == "ema" else ""
+    return f"{words}, the best {on} up to then{by}" if path.name == names.BEST else words
 
 
 def _run_of(source: str) -> Path:

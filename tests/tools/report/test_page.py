@@ -76,6 +76,7 @@ def test_the_overview_says_what_the_summaries_say(page: Page, made: Path) -> Non
             f"{summary['inference_flops_of_dense']:.3f}",
             f"{summary['training_flops_of_dense']:.3f}",
             f"{summary['active_weights']:,}",
+            f"most memory {runs.summary(made / 'resumed')['peak_memory'] / 1e6:,.0f} MB",
             summary["mask_digest"],
             summary["weight_digest"],
         ):
@@ -94,6 +95,22 @@ def test_what_differs(page: Page) -> None:
     assert "train.epochs 3 2 3" in shown
     assert "model.name" not in shown
     assert "seed" not in shown
+
+
+def test_reallocations_that_the_metrics_do_not_tell_of_are_counted_and_named(copy: Path, tmp_path: Path) -> None:
+    """A run that went on from a checkpoint of another folder has those before it in that folder."""
+    path = copy / "metrics.jsonl"
+    path.write_text("".join(line for line in path.read_text().splitlines(True) if '"reallocation"' not in line))
+    words = report(tmp_path / "out.html", copy).words()
+    assert "run: metrics.jsonl tells of none of its 8 reallocations." in words
+    assert "has made no reallocation" not in words
+
+
+def test_the_average_of_the_weights_is_named_where_it_chose_the_best(copy: Path, tmp_path: Path) -> None:
+    changed(copy / "summary.json", lambda found: found.update(ema_test_top1=77.25, best_by="ema", best_top1=77.25))
+    words = report(tmp_path / "out.html", copy).words()
+    assert "test top-1 of the averaged weights 77.25 %" in words
+    assert "best epoch chosen by the averaged weights" in words
 
 
 def test_totals_of_layers_add_up(page: Page, made: Path) -> None:
