@@ -227,7 +227,7 @@ def _layers(
         split=asked.split,
         structure=asked.structure,
     )
-    require_structure(specs, dict(sparsity or {}))
+    require_structure(specs, dict(sparsity or {}), asked.allocation)
     if not specs and kinds:
         raise UserError(
             f"no weight of the model ({type(model).__name__}) is to be sparse: it has no "

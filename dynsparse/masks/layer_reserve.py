@@ -51,7 +51,8 @@ class LayerReserve:
         layer = self.layer
         means = layer.unit_means(self.values.abs())
         places = torch.arange(layer.spec.units, device=means.device)
-        drawn = random_bits(seed_for("reserve", layer.name), places).to(means.dtype).div_(2.0**63)
+        wide = torch.promote_types(means.dtype, torch.float32)  # float16 ends at 65504.
+        drawn = random_bits(seed_for("reserve", layer.name), places).to(wide).div_(2.0**63).to(means.dtype)
         active = layer.gather(layer.weight).abs_().mean(1)
         return torch.where(means == 0, drawn, -means).index_copy_(0, layer.active, -active)
 

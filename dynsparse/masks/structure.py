@@ -100,8 +100,8 @@ def groups_of(spec: LayerSpec) -> Groups | None:
     return Groups(shape, None, 1 - outputs, found[1])
 
 
-def require_structure(specs: Sequence[LayerSpec], sparsity: dict[Any, float]) -> None:
-    """Raise UserError for layers that cannot have their structure, and for a sparsity that contradicts it."""
+def require_structure(specs: Sequence[LayerSpec], sparsity: dict[Any, float], allocation: str = "uniform") -> None:
+    """Raise UserError for layers that cannot have their structure, and for numbers of weights that contradict it."""
     for spec in specs:
         if spec.structure != FREE and (reason := _obstacle(spec)):
             raise UserError(
@@ -114,6 +114,11 @@ def require_structure(specs: Sequence[LayerSpec], sparsity: dict[Any, float]) ->
                 raise UserError(
                     f"sparsity.{spec.kind} is {share:g}, and sparsity.structure {spec.structure} makes it "
                     f"{1 - n / m:g}: set it to that"
+                )
+            if allocation != "uniform":
+                raise UserError(
+                    f"sparsity.allocation is {allocation}, and sparsity.structure {spec.structure} makes all layers "
+                    f"equally sparse: leave it uniform"
                 )
 
 

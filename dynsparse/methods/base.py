@@ -161,6 +161,10 @@ class Method:
     keeps_reserve = False
     #: Those values, made by `prepare`. `Reallocator` lets the optimizers move them after each step.
     reserve: Reserve | None = None
+    #: Names of the layers in which nothing moves in the event at hand. `Reallocator` sets them on every rank.
+    resting: Collection[str] = ()
+    #: Those of them that rest because no gradient reached them in this very step: they are not frozen.
+    lacking: Collection[str] = ()
 
     @property
     def shrink_obstacle(self) -> str:
@@ -365,6 +369,21 @@ class Method:
         Where the method `trades`, their sum is what counts.
         """
         return [layer.active_weights for layer in layers]
+
+    def moving_budget(self, masks: MaskSet, clock: Clock) -> int:
+        """Active weights that the layers which do not rest have after this reallocation, all together.
+
+        A layer without a gradient in this very step stays as it is. Where the method `trades`, the others take up what
+        that is more or less than its own budget, so that the total is exact. A frozen layer's budget is what it has.
+        """
+        layers = list(masks)
+        aims = self.budgets(layers, clock)
+        found = [(layer.active_weights, aim, layer.name) for layer, aim in zip(layers, aims, strict=True)]
+        moving = [(now, aim) for now, aim, name in found if name not in self.resting]
+        taken = sum(aim - now for now, aim, name in found if name in self.lacking) if self.trades else 0
+        if not taken and all(now == aim for now, aim in moving):
+            return masks.budget - masks.active_weights + sum(now for now, _ in moving)  # And what did not fit units.
+        return taken + sum(aim for _, aim in moving)
 
     def shares(self, layers: Sequence[LayerChange]) -> Sequence[float | Fraction]:
         """Proportions in which the layers of a method that `trades` share the freed weights. Default: as they lost.

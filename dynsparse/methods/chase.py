@@ -101,7 +101,6 @@ class Chase(Rigl):
         super().__init__(settings)
         self.channels = Channels()
         self._stay = ""
-        self._resting: Collection[str] = ()
 
     @property
     def wants_channels(self) -> bool:
@@ -189,13 +188,12 @@ class Chase(Rigl):
 
     def decide(self, clock: Clock, resting: Collection[str]) -> Tensor:
         """Choose the channels that die now: uint8 [decision_bytes], a bit each."""
-        self._resting = resting
         wanted = self._goal(clock.progress) - self.channels.lost if self.moves(clock) else 0
         layers = list(self.masks)
         units = [n // layer.spec.unit_size for n, layer in zip(self.budgets(layers, clock), layers, strict=True)]
         least = [self.least_units(layer.spec) if self.trades else 1 for layer in layers]
         still = sum(self._living(layer) for layer in layers if layer.name in resting)
-        need = Need([1] * len(layers) if self.trades else units, self._budget(clock) + still, least)
+        need = Need([1] * len(layers) if self.trades else units, self.moving_budget(self.masks, clock) + still, least)
         return pack_bits(starved(self.channels, layers, wanted, self._floors, need, resting))
 
     def _living(self, layer: SparseLayer) -> int:
@@ -204,14 +202,6 @@ class Chase(Rigl):
             return layer.spec.weights
         rows, columns = (int((~lines).sum()) for lines in self.channels.dead_lines(layer.spec))
         return rows * columns * math.prod(layer.spec.shape[2:])
-
-    def _budget(self, clock: Clock) -> int:
-        """Weights that the layers which do not rest are to have after this event."""
-        layers = list(self.masks)
-        now, after = [layer.active_weights for layer in layers], list(self.budgets(layers, clock))
-        still = sum(count for count, layer in zip(now, layers, strict=True) if layer.name in self._resting)
-        moving = sum(count for count, layer in zip(after, layers, strict=True) if layer.name not in self._resting)
-        return max(moving, self.masks.budget - still) if now == after else moving
 
     def follow(self, decided: Tensor) -> None:
         self.channels.dead |= unpack_bits(decided, self.channels.count)
@@ -229,13 +219,16 @@ class Chase(Rigl):
         falling = self._falling(dying, clock)
         if not self.trades:
             return cuts_smallest(scores, [max(0, *both) for both in zip(dying, falling, strict=True)])
-        moving = [layer.name not in self._resting for layer in self.masks]
+        moving = [layer.name not in self.resting for layer in self.masks]
         sizes = [layer.spec.unit_size for layer in self.masks]
-        gone, wanted = (sum(n * size for n, size in zip(counts, sizes, strict=True)) for counts in (dying, falling))
+        gone, wanted = (
+            sum(n * size * moves for n, size, moves in zip(counts, sizes, moving, strict=True))
+            for counts in (dying, falling)
+        )
         spare = [layer.active_units - self.least_units(layer.spec) for layer in self.masks]
         most = [max(0, count) if moves else 0 for count, moves in zip(spare, moving, strict=True)]
         room = gone + sum(self._living(layer) for layer, moves in zip(self.masks, moving, strict=True) if moves)
-        weights = max(gone, min(wanted, room - self._budget(clock)))
+        weights = max(gone, min(wanted, room - self.moving_budget(self.masks, clock)))
         return cuts_smallest(scores, joint_counts(scores, sizes, weights, dying, most))
 
     def _falling(self, dying: Sequence[int], clock: Clock) -> list[int]:

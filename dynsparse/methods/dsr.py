@@ -59,6 +59,7 @@ class Dsr(Dynamic):
 
     Departures: N_p may be a fraction of the active units at the event. It is capped at the number of units that can
     move: free positions, and all but one unit a layer. Otherwise H would grow without bound in a nearly dense network.
+    Only layers that do not rest count: those that are frozen neither lose weights nor need any.
     """
 
     settings: DsrSettings
@@ -98,6 +99,7 @@ class Dsr(Dynamic):
         return by_kept(layers) if self.settings.scaling else super().shares(layers)
 
     def after(self, layers: Sequence[LayerChange]) -> None:
+        layers = [layer for layer in layers if layer.name not in self.resting]
         dropped = sum(layer.dropped for layer in layers)
         free = sum(layer.room for layer in layers)
         droppable = sum(layer.active - 1 for layer in layers)

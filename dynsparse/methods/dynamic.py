@@ -37,7 +37,10 @@ class DynamicSettings(MethodSettings):
     stop_epoch: Count = 1000
     """Reallocate only before this epoch."""
     new_weights: Literal["zero", "initial"] = "zero"
-    """First values of grown weights: 0, or a draw from the initial distribution (paper's `--big-new-weights`)."""
+    """First values of grown weights: 0, or a draw from the initial distribution (paper's `--big-new-weights`).
+
+    It is that of the paper's networks and of torchvision's ResNets, by the layer's shape, whatever the network began
+    with."""
     density: AnyDensity | None = None
     """Course of the density from the first step to the config's `sparsity`; null: it stays as it is."""
     soft_drop: Power = 0
@@ -157,9 +160,21 @@ class Dynamic(Method):
         return stops or by_epochs or tables
 
     def is_settled(self, clock: Clock) -> bool:
-        """Whether the density has its final value: only such epochs can be a run's best."""
-        schedule = self.settings.density
-        return schedule is None or schedule.is_final(clock.progress, clock.epoch)
+        """Whether the density came to its final value in an event: only such epochs can be a run's best."""
+        return self.settings.density is None or self._was_final(self.settings.density, clock)
+
+    def _was_final(self, schedule: AnyDensity, clock: Clock) -> bool:
+        """Whether the density was to have its final value at the latest event."""
+        at = clock.progress if schedule.by_epochs else _progress_at(clock, self._since_event(clock))
+        return schedule.is_final(at, clock.epoch)
+
+    def _since_event(self, clock: Clock) -> int:
+        """Steps since the latest event that may have changed the density; perhaps more where periods differ."""
+        if self._is_period(clock):
+            return 0
+        back, longest = clock.step % self._period(clock), self._longest_period(clock)
+        another = back > clock.epoch_steps and self._period(clock) != longest  # The event was in an epoch before.
+        return clock.epoch_steps + longest if another else back
 
     def check(self, layers: Sequence[LayerSpec], active_units: Mapping[str, int]) -> None:
         """Raise UserError for draws that the rule has no scores for, and a density that has no end."""
@@ -184,11 +199,7 @@ class Dynamic(Method):
 
     def _ends_early(self, end: Clock) -> bool:
         """Whether the last event of a run comes before the density has its final value."""
-        schedule = self.settings.density
-        if schedule is None:
-            return False
-        last = end.progress if schedule.by_epochs else _progress_at(end, end.step % self._period(end))
-        return not schedule.is_final(last, end.epoch)
+        return self.settings.density is not None and not self._was_final(self.settings.density, end)
 
     def plan(
         self, layers: Sequence[LayerSpec], active_units: Mapping[str, int], schedule: Schedule, start: int = 0
@@ -344,8 +355,12 @@ class Scoped(Dynamic):
         if self.settings.scope == "layer":
             return cuts_fraction(scores, fraction)
         sizes = [layer.spec.unit_size for layer in self.masks]
-        most = [max(0, layer.active_units - self.least_units(layer.spec)) for layer in self.masks]
-        weights = round(Fraction(str(fraction)) * self.masks.active_weights)
+        moving = [layer for layer in self.masks if layer.name not in self.resting]
+        most = [
+            max(0, layer.active_units - self.least_units(layer.spec)) if layer.name not in self.resting else 0
+            for layer in self.masks
+        ]
+        weights = round(Fraction(str(fraction)) * sum(layer.active_weights for layer in moving))
         return cuts_smallest(scores, joint_counts(scores, sizes, weights, [0] * len(most), most))
 
 

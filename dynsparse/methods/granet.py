@@ -76,9 +76,11 @@ class Granet(Dynamic):
         """Units of each layer that fall to the threshold over all layers."""
         layers = list(self.masks)
         sizes = [layer.spec.unit_size for layer in layers]
-        excess = self.masks.active_weights - sum(self.budgets(layers, clock))
-        none, most = [0] * len(layers), [layer.active_units - 1 for layer in layers]
-        return joint_counts(scores, sizes, max(0, excess), none, most)
+        moves = [layer.name not in self.resting for layer in layers]
+        now = sum(layer.active_weights for layer, one in zip(layers, moves, strict=True) if one)
+        excess = now - self.moving_budget(self.masks, clock)
+        most = [(layer.active_units - 1) * one for layer, one in zip(layers, moves, strict=True)]
+        return joint_counts(scores, sizes, max(0, excess), [0] * len(layers), most)
 
     def shares(self, layers: Sequence[LayerChange]) -> Sequence[float | Fraction]:
         return [Fraction(count * layer.unit_size) for count, layer in zip(self._regrown, layers, strict=True)]

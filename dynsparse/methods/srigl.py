@@ -27,7 +27,9 @@ class SriglSettings(RiglSettings):
     ablation: Share = 0.3
     """Fraction of its fan-in that a neuron needs as salient weights; with fewer it is taken out. 0: none is."""
     keep_neurons: Annotated[list[Annotated[str, Field(max_length=1000)]], Field(max_length=1000)] | None = None
-    """Shell patterns of layers that keep all their neurons; null: the last layer, whose neurons are the classes."""
+    """Shell patterns of layers that keep all their neurons; null: the last sparse layer, whose neurons are the classes.
+
+    Where the head is dense, another layer is the last: [] lets neurons of all sparse layers go then."""
 
     @model_validator(mode="after")
     def _some_neurons_go(self) -> SriglSettings:

@@ -30,8 +30,11 @@ class Planner:
 
     masks: MaskSet
     method: Method
-    resting: Collection[str] = ()
-    """Layers in which nothing moves in this event."""
+
+    @property
+    def resting(self) -> Collection[str]:
+        """Layers in which nothing moves in this event."""
+        return self.method.resting
 
     def plan(self, clock: Clock, scores: Sequence[Scores], growth_costs: Mapping[str, Scores], seed: int) -> Plan:
         """Decide. `scores` are the drop scores of each layer, `growth_costs` are inf at active units."""
@@ -40,8 +43,7 @@ class Planner:
             layer.active_weights if layer.name in self.resting else weights
             for layer, weights in zip(layers, self.method.budgets(layers, clock), strict=True)
         ]
-        now = [layer.active_weights for layer in layers]
-        budget = self.masks.budget if after == now else sum(after)  # The first has what large units could not use.
+        budget = self._budget(clock)
         known = cast(Sequence[Tensor], scores)  # Parted ones are made for a method that `works_in_parts`.
         wished = self.method.drop_cuts(known, clock) if self.method.exchanges(clock) else [NO_CUT] * len(layers)
         cuts = [NO_CUT if layer.name in self.resting else cut for layer, cut in zip(layers, wished, strict=True)]
@@ -56,6 +58,28 @@ class Planner:
             return self._structured(clock, scores, growth_costs, seed, drops, grows)
         decided = zip(_with_counts(scores, cuts, drops), _growth_cuts(layers, grows, growth_costs), strict=True)
         return Plan(clock.step, seed, budget, tuple(LayerPlan(drop, grow) for drop, grow in decided))
+
+    def _budget(self, clock: Clock) -> int:
+        """Weights of all layers after this event."""
+        still = sum(layer.active_weights for layer in self.masks if layer.name in self.resting)
+        budget = still + self.method.moving_budget(self.masks, clock)
+        if not (self.method.trades and self.method.lacking):
+            return budget
+        least = self.masks.active_weights - sum(
+            max(0, layer.active_units - self.method.least_units(layer.spec)) * layer.spec.unit_size
+            for layer in self.masks
+            if layer.name not in self.resting
+        )
+        return min(max(budget, least), self.masks.active_weights + self._room)  # As far as the other layers can.
+
+    @cached_property
+    def _room(self) -> int:
+        """Weights that can grow, in all layers that do not rest."""
+        return sum(
+            (layer.spec.units - layer.active_units - closed) * layer.spec.unit_size
+            for layer, closed in zip(self.masks, self._closed, strict=True)
+            if layer.name not in self.resting
+        )
 
     @cached_property
     def _closed(self) -> Sequence[int]:
@@ -113,16 +137,12 @@ class Planner:
         counts = [min(cut.count, most) for cut, most in zip(cuts, spare, strict=True)]
         sizes = [layer.spec.unit_size for layer in self.masks]
         wanted = [count * size for count, size in zip(counts, sizes, strict=True)]
-        room = sum(
-            (layer.spec.units - layer.active_units - closed) * layer.spec.unit_size
-            for layer, closed in zip(self.masks, self._closed, strict=True)
-            if layer.name not in self.resting
-        )
         if sum(wanted) < (least := self.masks.active_weights - budget):
             resting = [layer.name in self.resting for layer in self.masks]
             most_of = [0 if rests else most for rests, most in zip(resting, spare, strict=True)]
             return joint_counts(scores, sizes, least, counts, most_of)
-        most = room - (budget - self.masks.active_weights)  # Kept weights must reach the budget in places free before.
+        more = budget - self.masks.active_weights
+        most = self._room - more  # Kept weights must reach the budget in places free before.
         return counts if sum(wanted) <= most else share_out(most, wanted, capacity=counts, unit_size=sizes)
 
     def _traded_growth(self, drops: Sequence[int], budget: int, costs: Mapping[str, Scores]) -> Sequence[int]:

@@ -193,11 +193,11 @@ class Reallocator:
         if repaired and seen and not self.method.grows_by_gradient:
             seen = self._scored_now()  # What it was scored by may have been repaired.
         scored = seen.growth_costs if seen else Costs()
-        resting = self._resting(clock, scored)
-        self._settle(clock, resting)
+        self.method.resting, self.method.lacking = self._resting(clock, scored)
+        self._settle(clock)
         costs = self._excluded(scored)
         scores, draws = self._drop_scores(clock), self._growth_draws(clock, costs)
-        encoded = self._plan(clock, scores, draws, resting).encode() if self._decides else Plan.blank(len(self.masks))
+        encoded = self._plan(clock, scores, draws).encode() if self._decides else Plan.blank(len(self.masks))
         plan = Plan.decode(sync.broadcast_(encoded, self.group))
         scalars = dict(self.method.scalars())
         changes = plan.changes(self.masks)
@@ -217,11 +217,11 @@ class Reallocator:
             seconds=time.monotonic() - began,
         )
 
-    def _resting(self, clock: Clock, costs: Mapping[str, Scores]) -> set[str]:
-        """Layers that were frozen, and, where weights grow by gradient, layers without one on some rank."""
-        resting = {layer.name for layer in self.masks if not layer.parameter.requires_grad} | self.untrained
+    def _resting(self, clock: Clock, costs: Mapping[str, Scores]) -> tuple[frozenset[str], frozenset[str]]:
+        """Layers that rest, and those of them that only lack a gradient on some rank, where growth goes by it."""
+        resting = frozenset({layer.name for layer in self.masks if not layer.parameter.requires_grad} | self.untrained)
         if not self.method.grows_by_gradient:
-            return resting
+            return resting, frozenset()
         lacking = torch.tensor([int(layer.name not in costs) for layer in self.masks])
         lacks = sync.largest_(lacking, self.group).tolist()
         without = {layer.name for layer, one in zip(self.masks, lacks, strict=True) if one}
@@ -229,7 +229,7 @@ class Reallocator:
             log.warning(
                 "no gradient reached %s in step %d: its weights stay where they are", ", ".join(names), clock.step
             )
-        return resting | without
+        return resting | without, frozenset(without - resting)
 
     def _drop_scores(self, clock: Clock) -> Sequence[Scores]:
         """Float [active units] for each layer, the lowest to fall; the same on every rank.
@@ -270,11 +270,11 @@ class Reallocator:
         """Whether so many doubles are more than a GPU may keep in an event."""
         return are_many(numbers) and any(layer.parameter.is_cuda for layer in self.masks)
 
-    def _settle(self, clock: Clock, resting: set[str]) -> None:
+    def _settle(self, clock: Clock) -> None:
         """Let all ranks follow what the method decides on rank 0, if it decides more than a plan holds."""
         if not (size := self.method.decision_bytes):
             return
-        mine = self.method.decide(clock, resting) if self._decides else torch.empty(size, dtype=torch.uint8)
+        mine = self.method.decide(clock, self.method.resting) if self._decides else torch.empty(size, dtype=torch.uint8)
         self.method.follow(sync.broadcast_(mine, self.group))
 
     @property
@@ -285,10 +285,11 @@ class Reallocator:
     def plan(self, clock: Clock, seen: Seen | None = None) -> Plan:
         """Decide, without changing masks or weights."""
         costs = self._excluded(seen.growth_costs if seen else Costs())
-        return self._plan(clock, self._drop_scores(clock), self._growth_draws(clock, costs), set())
+        self.method.resting = self.method.lacking = frozenset()
+        return self._plan(clock, self._drop_scores(clock), self._growth_draws(clock, costs))
 
-    def _plan(self, clock: Clock, scores: Sequence[Scores], costs: Mapping[str, Scores], resting: set[str]) -> Plan:
-        planner = Planner(self.masks, self.method, resting)
+    def _plan(self, clock: Clock, scores: Sequence[Scores], costs: Mapping[str, Scores]) -> Plan:
+        planner = Planner(self.masks, self.method)
         return planner.plan(clock, scores, costs, seed_for(self.seed, clock.step))
 
     @torch.no_grad()

@@ -388,7 +388,7 @@ def layer_specs(config: RunConfig, model: nn.Module) -> list[LayerSpec]:
         split=split_of(config),
         structure=config.method.pattern(sparsity.structure),
     )
-    require_structure(specs, dict(sparsity.shares))
+    require_structure(specs, dict(sparsity.shares), sparsity.allocation)
     if not specs and (initial := sparsity.initial.name) != "random":
         raise UserError(
             f"sparsity.initial is {initial}, and {config.model.name} has no layer that is to be sparse: leave it out, "

@@ -27,6 +27,17 @@ def layer_of_two_rows() -> tuple[nn.Linear, MaskSet]:
     return model, MaskSet(model, sparse_layers(model), {"weight": torch.tensor([1, 5])}, apply=False)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_weights_that_are_0_come_in_the_order_of_a_draw_in_every_dtype(dtype: torch.dtype) -> None:
+    """The integers that are drawn go up to 2^63, beyond float16."""
+    model = nn.Linear(20, 10, bias=False).to(dtype)
+    masks = MaskSet(model, sparse_layers(model), {"weight": torch.arange(10)})
+    costs = Reserve(masks, share=0.5).layers["weight"].costs()[10:]
+    assert costs.isfinite().all() and bool((costs >= 0).all()) and bool((costs <= 1).all())
+    assert len(costs.unique()) > 100
+    assert costs.argsort(stable=True).tolist() != list(range(190))
+
+
 def test_moments_go_with_the_weights() -> None:
     """Weight 4 and weight 1 change places: each has the momentum afterwards that it had before.
 

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
 from torch import Tensor, nn
 
+from dynsparse import SparseTraining
 from dynsparse.errors import UserError
 from dynsparse.masks import LayerSpec, MaskSet, SparseLayer
 from dynsparse.masks.allocation import allocated
@@ -223,6 +224,17 @@ def test_patterns_that_are_none(pattern: str) -> None:
 def test_layers_and_sparsities_that_do_not_fit(one: LayerSpec, sparsity: float, message: str) -> None:
     with pytest.raises(UserError, match=message):
         require_structure([one], {"conv": sparsity, "fc": sparsity})
+
+
+def test_layers_of_a_pattern_are_all_equally_sparse() -> None:
+    with pytest.raises(UserError, match=r"sparsity\.allocation is erk, and .*2:4 makes all layers equally sparse"):
+        require_structure([spec((3, 8), 2, "2:4")], {"fc": 0.5}, "erk")
+    require_structure([spec((3, 8), 2, "2:4")], {"fc": 0.5}, "uniform")
+    require_structure([spec((3, 8), 2, "fan_in")], {"fc": 0.5}, "erk")
+    model = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with pytest.raises(UserError, match="allocation is erk"):
+        SparseTraining(model, optimizer, "nm", sparsity=0.5, structure="2:4", allocation="erk", total_steps=9)
 
 
 def test_masks_of_another_structure_are_refused() -> None:

@@ -91,18 +91,20 @@ def test_events_of_the_density_come_with_the_period_and_go_on_where_the_rule_res
     ], "the density begins to change after step 20"
 
 
-@pytest.mark.parametrize(
-    ("period", "lengths"),
-    [
-        (10, 10),
-        ({0: 50, 7: 5}, 10),  # Events of the longer period end long before the first of the shorter one.
-        ({0: 5, 7: 50}, 10),
-        (9, EpochTable(((0, 40), (6, 4)))),  # Later epochs are done in fewer steps.
-        (9, EpochTable(((0, 4), (6, 40)))),
-        (30, EpochTable(((0, 40), (6, 4)))),
-    ],
-)
-@pytest.mark.parametrize("end", [0.5, 0.61, 0.7, 0.73, 0.8])
+LENGTHS: list[tuple[Any, Any]] = [
+    (10, 10),
+    ({0: 50, 7: 5}, 10),  # Events of the longer period end long before the first of the shorter one.
+    ({0: 5, 7: 50}, 10),
+    (9, EpochTable(((0, 40), (6, 4)))),  # Later epochs are done in fewer steps.
+    (9, EpochTable(((0, 4), (6, 40)))),
+    (30, EpochTable(((0, 40), (6, 4)))),
+]
+"""Periods and lengths of epochs."""
+ENDS = [0.5, 0.61, 0.7, 0.73, 0.8]
+
+
+@pytest.mark.parametrize(("period", "lengths"), LENGTHS)
+@pytest.mark.parametrize("end", ENDS)
 def test_the_last_event_finds_the_final_density(period: Any, lengths: Any, end: float) -> None:
     """No change of the density comes after the last event, whatever periods and epochs last; or the run is refused."""
     table = lengths if isinstance(lengths, EpochTable) else EpochTable.of(lengths)
@@ -115,6 +117,24 @@ def test_the_last_event_finds_the_final_density(period: Any, lengths: Any, end: 
     else:
         settings.build().check_length(schedule.clock(schedule.total_steps))
         assert settings.density.share(last.progress, last.whole_epochs) == 1
+
+
+@pytest.mark.parametrize(("period", "lengths"), [*LENGTHS, ({0: 4, 6: 3}, 10), (20, 22)])
+@pytest.mark.parametrize("end", ENDS)
+def test_an_epoch_is_settled_only_after_an_event_at_the_final_density(period: Any, lengths: Any, end: float) -> None:
+    """Where the density ends between two events, the network is denser until the second."""
+    table = lengths if isinstance(lengths, EpochTable) else EpochTable.of(lengths)
+    schedule = Schedule(table.before(10), table)
+    settings = GmpSettings(name="gmp", period=period, density={"name": "steps", "start": 0.5, "at": [end]})  # type: ignore[arg-type]
+    events, method, settled = due(settings, schedule), settings.build(), list[bool]()
+    for epoch in range(1, 11):
+        now = table.before(epoch)
+        latest = max((step for step in events if step <= now), default=0)
+        is_final = latest > 0 and settings.density.is_final(schedule.clock(latest).progress, 0)
+        settled.append(method.is_settled(schedule.clock(now)))
+        assert is_final or not settled[-1]
+    if period != 30:
+        assert settled[-1]
 
 
 @pytest.mark.parametrize("name", ["set", "dsr", "deepr", "rigl", "granet"])
