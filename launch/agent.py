@@ -102,7 +102,8 @@ def main(log: str, arguments: list[str]) -> int:
         return EXIT_FAULT
     except Exception as error:  # One line is printed; the log has the rest.
         logger.error("torchrun ends", exc_info=True)
-        if not over():  # Else the head has left first, with its store.
+        # Where the workers have left with a code of theirs, the head may have left first, with its store.
+        if isinstance(error, RendezvousTimeoutError) or not over():
             say(f"error: {reason(error, options.rdzv_endpoint)}")
         return EXIT_FAULT
     return EXIT_DONE
@@ -161,6 +162,8 @@ class Agent(LocalElasticAgent):
         most = self._worker_group.spec.max_restarts
         left = self._remaining_restarts
         ends = f"; all workers start anew (restart {most - left + 1} of {most})" if left > 0 else ""
+        if left > 0 and result.failures and all(one.exitcode == EXIT_STOPPED for one in result.failures.values()):
+            say("warning: another node was asked to stop, and all have saved; the others wait until it comes back")
         for line in deaths(result.failures):
             say(f"{'warning' if left > 0 else 'error'}: {line}{ends}")
         return result

@@ -28,10 +28,11 @@ while [ $# -gt 0 ]; do
     case $1 in
         --workers | --restarts) option number "$@" && shift 2 ;;
         --logs) option folder "$@" && shift 2 ;;
+        --workers=* | --restarts=* | --logs=*) set -- "${1%%=*}" "${1#*=}" "${@:2}" ;;
         --check) check=1 && shift ;;
         -h | --help) usage && exit ;;
         --) shift && break ;;
-        *) break ;;
+        *) own_words "$@" && break ;;
     esac
 done
 check_options "auto demo"

@@ -23,6 +23,8 @@ import time
 from typing import NoReturn
 
 DEFAULT_PORT = 29500
+RESOLVER_SECONDS = 10
+"""A name server that does not answer is asked again for so long: a pod's network may still come up."""
 _SIOCGIFADDR = 0x8915
 
 
@@ -73,17 +75,27 @@ def read_endpoint(text: str) -> tuple[str, int]:
 
 def resolve(host: str) -> list[str]:
     """Return the addresses of a name. It has several with IPv4 and IPv6, or with several interfaces."""
-    try:
-        return _addresses(host)
-    except OSError as error:
-        fail(
-            f"--head {host} cannot be resolved on {socket.gethostname()} ({error.strerror}); "
-            "give a name that every node can look up, or the head's address"
-        )
+    deadline = time.monotonic() + RESOLVER_SECONDS
+    while True:
+        try:
+            return _addresses(host)
+        except OSError as error:
+            for_now = error.errno == socket.EAI_AGAIN
+            if not for_now or time.monotonic() > deadline:
+                fail(
+                    f"--head {host} cannot be resolved on {socket.gethostname()} ({error.strerror}); "
+                    "give a name that every node can look up, or the head's address",
+                    code=1 if for_now else 2,  # The server may answer the next time.
+                )
+        time.sleep(0.5)
 
 
 def _addresses(host: str) -> list[str]:
-    return list(dict.fromkeys(str(found[4][0]) for found in socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)))
+    try:
+        found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
+    except UnicodeError:  # A part of the name is empty, or longer than 63 characters.
+        raise socket.gaierror(socket.EAI_NONAME, "no name of a host") from None
+    return list(dict.fromkeys(str(address[0]) for *_, address in found))
 
 
 def is_own_name(host: str) -> bool:

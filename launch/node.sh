@@ -52,10 +52,13 @@ while [ $# -gt 0 ]; do
     case $1 in
         --nodes | --workers | --restarts) option number "$@" && shift 2 ;;
         --head | --id | --is-head | --wait | --logs) option value "$@" && shift 2 ;;
+        --nodes=* | --workers=* | --restarts=* | --head=* | --id=* | --is-head=* | --wait=* | --logs=*)
+            set -- "${1%%=*}" "${1#*=}" "${@:2}"
+            ;;
         --check) check=1 && shift ;;
         -h | --help) usage && exit ;;
         --) shift && break ;;
-        *) break ;;
+        *) own_words "$@" && break ;;
     esac
 done
 [ -n "$nodes" ] || fail "--nodes is missing; say how many machines train together, such as --nodes 2"

@@ -20,10 +20,14 @@ fail() {
 # Trapped from the start, for bash forgets a signal that comes while a command runs if there is no trap.
 asked_to_stop=
 ended= # the latest background process that is known to have ended
+training= # whether torchrun was started: workers that it has left behind may still save then
 stop() {
     asked_to_stop=1
-    [ "${!:-}" != "$ended" ] || exit 75
-    kill -s "$1" "$!" 2>/dev/null || true
+    if [ "${!:-}" != "$ended" ]; then
+        kill -s "$1" "$!" 2>/dev/null || true
+    elif [ -z "$training" ]; then
+        exit 75
+    fi
 }
 for signal in TERM INT USR1 HUP; do # bash leaves HUP ignored if it was so from the start, as under nohup
     # shellcheck disable=SC2064 # each signal its own
@@ -45,6 +49,17 @@ option() {
     [ $# -ge 3 ] || fail "$2 lacks its $1"
     local name=${2#--}
     printf -v "${name//-/_}" %s "$3"
+}
+
+# `own_words "$@"`: refuse a word that was meant for the launcher and stands behind the first one of dist_train.py, which
+# would take it for its own: threads that read the data. Behind -- it is that.
+own_words() {
+    local word
+    for word; do
+        case $word in
+            --workers | --workers=*) fail "$word stands after arguments of dist_train.py; give --workers N before them" ;;
+        esac
+    done
 }
 
 # Whether $1 is a whole number of at least $2.
@@ -143,6 +158,7 @@ train() {
     # is too short for large states and slow disks. Not its option --shutdown-timeout, which not every torch that we run
     # with has. What follows a fault is not affected.
     export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=${TORCH_ELASTIC_SHUTDOWN_TIMEOUT:-600}
+    training=1
     supervise "$python" "$root/launch/agent.py" "$log" "${options[@]}" --nproc-per-node "$workers" \
         --max-restarts "$restarts" "$root/dist_train.py" "$@" || status=$?
     # Asked to stop, or killed: then the workers notice, and save.

@@ -58,7 +58,7 @@ def load_config(asked: argparse.Namespace, resume: Resume) -> RunConfig:
             raise UserError(f"argument {option}: not allowed with argument --resume; see {asked.program} --help")
     if asked.confusion is not None and asked.evaluate is None:
         raise UserError(f"argument --confusion: only with argument --evaluate; see {asked.program} --help")
-    if any_given(asked) or resume.weights is not None:
+    if any_given(asked) or (resume.weights is not None and asked.config is not None):
         return _translated(asked, resume)
     if asked.config is not None:
         return loading.load(asked.config, asked.overrides)

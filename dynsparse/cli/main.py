@@ -25,7 +25,7 @@ PROGRAM = Program(
         "report": ("dynsparse.tools.report", "RUN [RUN...]: one HTML page that shows runs side by side"),
         "inspect": ("dynsparse.tools.inspection", "CKPT: check a checkpoint, and print its table of layers"),
         "predict": ("dynsparse.tools.prediction", "RUN IMAGE...: the most probable classes of images"),
-        "export": ("dynsparse.tools.export", "CKPT --format torch|safetensors|onnx|csr: take the network away"),
+        "export": ("dynsparse.tools.export", "CKPT --format torch|safetensors|onnx|csr|compact: take the network away"),
         "speed-up": ("dynsparse.tools.speeding", "CKPT --batch N [N ...]: the fastest way to run it on this machine"),
         "experiments": (
             "dynsparse.cli.experiments.command",

@@ -44,7 +44,7 @@ def silent_workers(runs: Path) -> Iterator[str]:
 
 def mute_tensorboard(command: str) -> Iterator[str]:
     """Yield a line if the container's command, words divided by blanks, is a TensorBoard that does not answer."""
-    if "tensorboard" not in command:
+    if not re.search(r"(^|[ /])tensorboard( |$)", command):  # Not an argument, such as log.tensorboard=true.
         return
     port = re.search(r"--port[= ](\d+)", command)
     url = f"http://127.0.0.1:{port[1] if port else 6006}/"

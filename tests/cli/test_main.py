@@ -15,6 +15,7 @@ from dynsparse import __version__
 from dynsparse.cli import asking, main
 from dynsparse.cli.options import parse
 from dynsparse.cli.resuming import read_resume
+from dynsparse.errors import UserError
 from tests.training import runs
 
 
@@ -88,6 +89,12 @@ def test_the_papers_flags_are_entered_only_when_one_is_given(
             asking.load_config(asked, read_resume(asked))
     else:
         assert asking.load_config(asked, read_resume(asked)).seed == 3
+
+
+def test_two_resumes_without_a_config_are_no_config() -> None:
+    asked = parse(["--resume", "runs/other", "--resume", "auto"], "dynsparse train")
+    with pytest.raises(UserError, match=r"^--config is missing"):
+        asking.load_config(asked, read_resume(asked))
 
 
 @pytest.mark.slow  # torchrun with the script, and the module without torchrun, are tried elsewhere.

@@ -217,7 +217,9 @@ def test_tensorboard_is_well_while_it_answers(healthcheck: ModuleType) -> None:
         server.server_close()
     (problem,) = healthcheck.mute_tensorboard(command)
     assert problem.startswith(f"TensorBoard does not answer at http://127.0.0.1:{server.server_port}/ (")
-    assert list(healthcheck.mute_tensorboard("bash launch/local.sh --port 1 ")) == []
+    train = "bash launch/local.sh --config configs/digits_dsr.yaml"
+    for words in ("--port 1", "log.tensorboard=false", "log.tensorboard=true --port 1", "name=tensorboard_test"):
+        assert list(healthcheck.mute_tensorboard(f"{train} {words} ")) == []
 
 
 # -- compose.yaml ----------------------------------------------------------------------------------

@@ -293,12 +293,14 @@ def test_kustomize_takes_all_from_one_place(tmp_path: Path) -> None:
     raw["data"] = {"job": "third", "nodes": "4", "gpus": "8", "config": "configs/imagenet_dsr.yaml"}
     settings.write_text(yaml.safe_dump(raw))
     shared = tmp_path / "settings/kustomization.yaml"
-    shared.write_text(shared.read_text().replace("newName: dynsparse, newTag: latest", "newName: a/b, newTag: c"))
+    shared.write_text(
+        shared.read_text().replace('newTag: "latest"', 'newTag: "1"').replace("newName: dynsparse", "newName: a/b")
+    )
     built = [document for folder in ("job", "trainer", "tensorboard") for document in build(tmp_path / folder)]
     for document in built:
         check(document)
     job, train_job, runtime = one("Job", built), one("TrainJob", built), one("TrainingRuntime", built)
-    assert {c["image"] for d in (job, runtime, one("Deployment", built)) for c in containers(d)} == {"a/b:c"}
+    assert {c["image"] for d in (job, runtime, one("Deployment", built)) for c in containers(d)} == {"a/b:1"}
     assert (
         job["metadata"]["name"] == train_job["metadata"]["name"] == one("Service", built)["metadata"]["name"] == "third"
     )

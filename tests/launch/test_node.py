@@ -9,7 +9,9 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -75,7 +77,7 @@ def test_bad_arguments(arguments: list[str], message: str) -> None:
 @pytest.mark.parametrize(
     ("head", "message"),
     [
-        ("nowhere.invalid", "--head nowhere.invalid cannot be resolved"),
+        (f"{'a' * 64}.example", "cannot be resolved on"),
         ("localhost", "--head localhost is 127.0.0.1, on each node the node itself; give the head's name"),
         ("127.0.0.1:29501", "--head 127.0.0.1 is 127.0.0.1, on each node the node itself"),
         ("a:99999", "--head is 'a:99999'; it must be HOST or HOST:PORT, with a port of 1 to 65535"),
@@ -84,6 +86,57 @@ def test_bad_arguments(arguments: list[str], message: str) -> None:
 )
 def test_bad_heads(head: str, message: str) -> None:
     assert_one_line(node(*TWO, "--head", head, "--config", "x"), message)
+
+
+@pytest.fixture(scope="module")
+def meeting() -> ModuleType:
+    spec = spec_from_file_location("meeting", SCRIPT.with_name("meeting.py"))
+    assert spec is not None
+    assert spec.loader is not None
+    module = module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize(("failures", "code"), [(0, None), (3, None), (99, 1)])
+def test_a_name_server_that_does_not_answer_is_asked_again(
+    failures: int, code: int | None, meeting: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    """While a pod's network comes up. Code 1: whoever starts the launcher may try again."""
+    now, answers = [0.0], iter([False] * failures + [True])
+
+    def ask(*_: Any, **__: Any) -> list[Any]:
+        if next(answers):
+            return [(0, 0, 0, "", ("192.0.2.1", 0))]
+        raise socket.gaierror(socket.EAI_AGAIN, "Temporary failure in name resolution")
+
+    monkeypatch.setattr(meeting.socket, "getaddrinfo", ask)
+    monkeypatch.setattr(
+        meeting, "time", SimpleNamespace(monotonic=lambda: now[0], sleep=lambda s: now.append(now.pop() + s))
+    )
+    if code is None:
+        assert meeting.resolve("head") == ["192.0.2.1"]
+        assert now == [failures / 2]
+        return
+    with pytest.raises(SystemExit) as end:
+        meeting.resolve("head")
+    assert end.value.code == code
+    assert "--head head cannot be resolved" in capsys.readouterr().err
+
+
+def test_a_name_that_does_not_exist_is_bad_input(meeting: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    def ask(*_: Any, **__: Any) -> None:
+        raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+
+    monkeypatch.setattr(meeting.socket, "getaddrinfo", ask)
+    with pytest.raises(SystemExit) as end:
+        meeting.resolve("nowhere.invalid")
+    assert end.value.code == 2
+
+
+@pytest.mark.parametrize("words", [["--workers", "4"], ["--workers=4"]])
+def test_words_of_the_launcher_behind_those_of_training_are_refused(words: list[str]) -> None:
+    assert_one_line(node(*TWO, "--head=a", "--config", "x", *words), "stands after arguments of dist_train.py")
 
 
 @pytest.fixture

@@ -152,7 +152,9 @@ def test_what_is_wrong_is_said_in_one_line_and_ends_the_job(tmp_path: Path, clus
     }
     for message, job in jobs.items():
         assert job.ended() == "FAILED", job.said()
-        assert cluster.field(job.number, "ExitCode") == "2:0"
+        # A name server that cannot be reached may answer the next time.
+        code = 1 if "Temporary failure in name resolution" in job.said() else 2
+        assert cluster.field(job.number, "ExitCode") == f"{code}:0"
         assert job.restarts() == 0
         lines = [line for line in job.said().splitlines() if not line.startswith("srun: ")]
         assert len(lines) == 1, job.said()

@@ -122,7 +122,7 @@ def test_the_last_event_finds_the_final_density(period: Any, lengths: Any, end: 
 @pytest.mark.parametrize(("period", "lengths"), [*LENGTHS, ({0: 4, 6: 3}, 10), (20, 22)])
 @pytest.mark.parametrize("end", ENDS)
 def test_an_epoch_is_settled_only_after_an_event_at_the_final_density(period: Any, lengths: Any, end: float) -> None:
-    """Where the density ends between two events, the network is denser until the second."""
+    """The density may end between two events: the network is denser until the second."""
     table = lengths if isinstance(lengths, EpochTable) else EpochTable.of(lengths)
     schedule = Schedule(table.before(10), table)
     settings = GmpSettings(name="gmp", period=period, density={"name": "steps", "start": 0.5, "at": [end]})  # type: ignore[arg-type]

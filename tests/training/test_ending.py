@@ -10,10 +10,11 @@ from typing import Any
 
 import pytest
 
+from dynsparse.cli.actions.held_run import finished
 from dynsparse.cli.main import main
 from dynsparse.config.schema import RunConfig
 from dynsparse.distributed import sync
-from dynsparse.errors import StopRequested
+from dynsparse.errors import StopRequested, UserError
 from dynsparse.runtime import Worker
 from dynsparse.tools.inspection import accuracies
 from dynsparse.training.callbacks import standard_observers
@@ -187,15 +188,27 @@ def test_the_forecast_of_the_start_stays_that_of_a_resumed_run(tmp_path: Path) -
 
 
 @pytest.mark.parametrize("status", ["done", "stopped", "failed"])
-def test_a_run_is_finished_where_its_summary_says_done_after_that_step(tmp_path: Path, status: str) -> None:
+def test_a_run_is_finished_where_its_summary_says_done_after_that_step(
+    tmp_path: Path, status: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A finished run of other settings is not taken for the one that is asked for."""
     settings = runs.config(runs=str(tmp_path), name="a")
     open_folder(settings, resume=None, overwrite=False)
     runs.trainer(settings, checkpoints=checkpoints_of(settings)).fit()
     point = find_resume_point(settings, resume="auto", overwrite=False)
     assert point is not None
-    for steps in (16, 15):
+    for steps in (15, 16):
         (settings.folder / "summary.json").write_text(json.dumps({"status": status, "steps": steps}))
         assert is_finished(settings, point) == (status == "done" and steps == 16)
+    if status == "done":
+        assert "has all 2 epochs behind it" in (finished(settings, point) or "")
+        assert not caplog.messages
+        other = runs.config(runs=str(tmp_path), name="a", train={"clip": {"norm": 1.0}})
+        assert finished(other, point) is not None
+        assert caplog.messages == ["the run is done, and train.clip.norm=1.0 (was None) has no effect"]
+        for sections in ({"method": {"name": "static"}}, {"sparsity": {"fc": 0.5}}):
+            with pytest.raises(UserError, match=r"resume with the same"):
+                finished(runs.config(runs=str(tmp_path), name="a", **sections), point)
 
 
 def test_without_validation_samples_the_test_decides_and_that_is_said(caplog: pytest.LogCaptureFixture) -> None:

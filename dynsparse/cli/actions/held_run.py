@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
@@ -16,17 +17,27 @@ from dynsparse.shrinking.kept import shrinkages_in
 from dynsparse.training.banner import banner_lines, exploration_lines
 from dynsparse.training.building import build, build_criterion
 from dynsparse.training.callbacks import standard_observers
+from dynsparse.training.compatibility import require_same_settings
 from dynsparse.training.ending import early_end
 from dynsparse.training.memory_snapshot import snapshot_when_full
 from dynsparse.training.older import with_layers_of
 from dynsparse.training.preflight import require_model_of
 from dynsparse.training.profiling import profiled
 from dynsparse.training.progress import Progress
-from dynsparse.training.resume import ResumePoint, checkpoints_of, find_resume_point, is_finished, take_folder
+from dynsparse.training.resume import (
+    ResumePoint,
+    checkpoints_of,
+    differences,
+    find_resume_point,
+    is_finished,
+    take_folder,
+)
 from dynsparse.training.run.collective import waiting
 from dynsparse.training.run.lock import RunLock
 from dynsparse.training.stopping import StopFlag
 from dynsparse.training.trainer import Trainer
+
+log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -46,9 +57,9 @@ class HeldRun:
         """Build everything, then touch the run's folder: an error before leaves it as it was."""
         retry = sync.any_rank(torchrun.is_retry())
         point = self._on_disk(lambda: self._find(retry=retry))
-        if point is not None and sync.from_rank_0(lambda: is_finished(self.config, point)):
+        if point is not None and (said := sync.from_rank_0(lambda: finished(self.config, point))):
             if self.worker.is_main:
-                print(finished(self.config, point))
+                print(said)
             return
         if point is not None:  # Before a network is built as large as its config says.
             sync.from_rank_0(lambda: require_model_of(self.config, point.state))
@@ -114,8 +125,17 @@ class HeldRun:
         return trainer
 
 
-def finished(config: RunConfig, start: ResumePoint) -> str:
-    """Return the line that says that a run has trained for all of its epochs, or ended early."""
+def finished(config: RunConfig, start: ResumePoint) -> str | None:
+    """Return the line that says that a run has trained for all of its epochs, or ended early; None if it has not.
+
+    UserError for settings that are another run's. Others that have changed are warned of.
+    """
+    if not is_finished(config, start):
+        return None
+    require_same_settings(start.state, config)
+    for line in differences(start.state["config"], config.as_dict()):
+        if not line.startswith(("name=", "runs=")):
+            log.warning("the run is done, and %s has no effect", line)
     progress = Progress.model_validate(start.state["progress"])
     if progress.epoch < config.train.epochs and (why := early_end(config.train, progress)):
         return f"{start.path} is the end of its run ({why}); set train.early_stop.patience= to train on"

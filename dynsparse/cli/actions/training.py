@@ -34,7 +34,6 @@ from dynsparse.training.preflight import (
 from dynsparse.training.resume import (
     ResumePoint,
     find_resume_point,
-    is_finished,
     require_writable,
 )
 from dynsparse.training.run.collective import holding
@@ -68,8 +67,8 @@ class Training(Action):
         if start is None:
             require([*_network_rules(config), lambda: _require_data(config, worker)])
             return f"a start would begin in {config.folder}"
-        if is_finished(config, start):
-            return finished(config, start)
+        if said := finished(config, start):
+            return said
         state = start.state
         require(
             [
