@@ -119,6 +119,8 @@ class Request:
     """Memory layout of images: channels last instead of contiguous."""
     mixing: MixingSettings = NO_MIXING
     """Mixing of training samples. Where it is on, `share` keeps its units together."""
+    normalisation: Normalisation | None = None
+    """Normalisation to take where it would be computed from the training images: that of a network to evaluate."""
     phases: tuple[Phase, ...] = ()
     """Phases of training, where it has several or a size of images of its own: then they say the global batch."""
 

@@ -25,6 +25,7 @@ from dynsparse.config.schema import RunConfig
 from dynsparse.errors import UserError
 from dynsparse.files import open_regular
 from dynsparse.training.checkpoint import checkpoint_of, read_run, result_of
+from dynsparse.training.older import as_of_now
 from dynsparse.training.resume import begun_by
 from dynsparse.training.run import names
 
@@ -117,7 +118,7 @@ def config_of(path: Path) -> Mapping[str, Any]:
         except OSError as error:
             raise UserError(f"{left}: {error.strerror}; bring it back, or set name=") from None
         return loading.read_mapping(left)
-    config: Mapping[str, Any] = read_run(path)["config"]
+    config = as_of_now(read_run(path)["config"])
     return _with_kept_file(config, folder)
 
 

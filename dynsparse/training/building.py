@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pipelines
@@ -16,26 +17,33 @@ from dynsparse.training.checkpoint import CheckpointFolder
 from dynsparse.training.criterion import Criterion
 from dynsparse.training.first_masks import scored
 from dynsparse.training.network import Network, build_network
-from dynsparse.training.network_input import network_input
+from dynsparse.training.network_input import differing_class, network_input
 from dynsparse.training.sources import NOTHING, Sources, read_sources
 from dynsparse.training.teacher import TeacherSource, build_teacher, read_source, require_same_input
 from dynsparse.training.trainer import Trainer
 from pipelines.base import Data, Request
 from pipelines.order import Share
+from pipelines.views import Normalisation
 
 
 def build(
-    config: RunConfig, worker: Worker, *, fresh: bool = False, shrinkages: Sequence[Shrinkage] = ()
+    config: RunConfig,
+    worker: Worker,
+    *,
+    fresh: bool = False,
+    shrinkages: Sequence[Shrinkage] = (),
+    normalisation: Normalisation | None = None,
 ) -> tuple[Network, Data]:
     """Build a rank's network and data; all ranks must call it together.
 
     One process a machine fetches the data before any reads them. Only a fresh run looks at `config.start`, and chooses
-    masks: a resumed one has weights and masks of its own, and `shrinkages`. UserError where ranks see different data.
+    masks: a resumed one has weights and masks of its own, and `shrinkages`. `normalisation` is that of a network to
+    evaluate, where it would be computed from the training images. UserError where ranks see different data.
     """
     _require_same_method(config)
     sync.together(lambda: pipelines.fetch(config.data) if worker.local_rank == 0 else None)
     sources = sync.from_rank_0(lambda: read_sources(config)) if fresh else NOTHING
-    network, data = sync.together(lambda: build_parts(config, worker, sources, shrinkages))
+    network, data = sync.together(lambda: build_parts(config, worker, sources, shrinkages, normalisation))
     require_same_data(data)
     return (scored(config, network, data, worker) if fresh else network), data
 
@@ -70,11 +78,15 @@ def _criterion(config: RunConfig, data: Data, worker: Worker, source: TeacherSou
 
 
 def build_parts(
-    config: RunConfig, worker: Worker, sources: Sources = NOTHING, shrinkages: Sequence[Shrinkage] = ()
+    config: RunConfig,
+    worker: Worker,
+    sources: Sources = NOTHING,
+    shrinkages: Sequence[Shrinkage] = (),
+    normalisation: Normalisation | None = None,
 ) -> tuple[Network, Data]:
     """Build a rank's network and data, without a word to the other ranks."""
     device = worker.device(config.distributed.backend)
-    data = pipelines.build(config.data, data_request(config, worker))
+    data = pipelines.build(config.data, replace(data_request(config, worker), normalisation=normalisation))
     return build_network(config, device, sources, shrinkages), data
 
 
@@ -122,9 +134,26 @@ def require_same_data(data: Data) -> None:
 def require_same_classes(saved: Mapping[str, Any], data: Data) -> None:
     """Raise UserError if the network's outputs are other classes than the data's, as far as both have names."""
     trained = saved.get("input", {}).get("class_names", [])
-    for ours, theirs in zip(data.class_names, trained, strict=False):
-        if ours != theirs:
-            raise UserError(
-                f"data: class {data.class_names.index(ours)} is {ours}, and {theirs} where the checkpoint was trained; "
-                "give data of the same classes"
-            )
+    if (number := differing_class(data.class_names, trained)) is not None:
+        raise UserError(
+            f"data: class {number} is {data.class_names[number]}, and {trained[number]} where the checkpoint was "
+            "trained; give data of the same classes"
+        )
+
+
+def normalisation_in(saved: Mapping[str, Any]) -> Normalisation | None:
+    """Return the normalisation that a checkpoint's network was trained with; None for older checkpoints."""
+    mean, std = (saved.get("input", {}).get(key) for key in ("mean", "std"))
+    return None if mean is None or std is None else Normalisation(tuple(mean), tuple(std))
+
+
+def require_same_normalisation(saved: Mapping[str, Any], data: Data) -> None:
+    """Raise UserError if the network was trained on images of another normalisation, as far as that is known."""
+    theirs = normalisation_in(saved)
+    ours = data.normalisation
+    if ours is not None and theirs is not None and ours != theirs:
+        raise UserError(
+            f"data: images are normalised with mean {list(ours.mean)} and std {list(ours.std)}, and with "
+            f"{list(theirs.mean)} and {list(theirs.std)} where the checkpoint was trained; give data of the same kind "
+            f"(data.name)"
+        )

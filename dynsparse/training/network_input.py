@@ -2,11 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from dynsparse.config.schema import RunConfig
 from pipelines.base import Data
 from pipelines.datasets.photographs import PhotographSettings
+
+
+def differing_class(ours: Sequence[str], theirs: Sequence[str]) -> int | None:
+    """Return the first class that has another name on either side; None without any, or where one side has numbers.
+
+    Shards without a list of names have numbers for them.
+    """
+    if any(list(names) == [str(i) for i in range(len(names))] for names in (ours, theirs)):
+        return None
+    return next((i for i, (mine, other) in enumerate(zip(ours, theirs, strict=False)) if mine != other), None)
 
 
 def network_input(config: RunConfig, data: Data) -> dict[str, Any]:
@@ -23,7 +34,7 @@ def network_input(config: RunConfig, data: Data) -> dict[str, Any]:
         "class_names": list(data.class_names),
         "number_of_classes": config.data.classes,
         "shape": list(config.data.image_shape),
-        "resize": config.data.evaluation_resize if isinstance(config.data, PhotographSettings) else None,
+        "resize": config.data.resize if isinstance(config.data, PhotographSettings) else None,
         "mean": list(normalisation.mean) if normalisation else None,
         "std": list(normalisation.std) if normalisation else None,
     }

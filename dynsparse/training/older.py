@@ -1,4 +1,4 @@
-"""Sparse layers of a run that an older version began: what is sparse by default has changed since."""
+"""Runs that an older version began: what is sparse by default has changed since, and how defaults are written."""
 
 from __future__ import annotations
 
@@ -7,8 +7,21 @@ from collections.abc import Mapping
 from typing import Any
 
 from dynsparse.config.schema import RunConfig
+from pipelines.datasets.photographs import in_proportion
 
 _BANK = re.compile(r"(.+)\.parametrizations\.(\w+)\.original")
+
+
+def as_of_now(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return a checkpoint's config with null where an older version wrote the number that a default came to.
+
+    It would stay as it was when another `data.image_size` is asked for.
+    """
+    data = config.get("data", {})
+    size, resize = data.get("image_size"), data.get("evaluation_resize")
+    if type(size) is int and resize == in_proportion(size):
+        return {**config, "data": {**data, "evaluation_resize": None}}
+    return config
 
 
 def with_layers_of(config: RunConfig, saved: Mapping[str, Any]) -> RunConfig:

@@ -23,6 +23,7 @@ from dynsparse.training.compatibility import require_same_layers, require_same_s
 from dynsparse.training.exported import read_weights
 from dynsparse.training.judged import judged
 from dynsparse.training.network import build_network
+from dynsparse.training.network_input import differing_class
 from dynsparse.training.run import names
 from dynsparse.training.sizes import refused_size, training_shape
 from pipelines.settings import DataSetSettings
@@ -173,12 +174,12 @@ def _require_same_classes(source: TeacherSource, theirs: int, ours: int) -> None
 def require_same_input(source: TeacherSource, ours: State) -> None:
     """Raise UserError for a teacher of classes or pixel values other than this run's, as far as both are known."""
     theirs = source.input
-    for mine, other in zip(ours["class_names"], theirs.get("class_names", ()), strict=False):
-        if mine != other:
-            raise UserError(
-                f"{source.where}: its class {ours['class_names'].index(mine)} is {other}, and {mine} in this run's "
-                f"data; name a teacher of the same classes"
-            )
+    mine, other = ours["class_names"], theirs.get("class_names", ())
+    if (number := differing_class(mine, other)) is not None:
+        raise UserError(
+            f"{source.where}: its class {number} is {other[number]}, and {mine[number]} in this run's data; name a "
+            f"teacher of the same classes"
+        )
     for key in ("mean", "std"):
         if None not in (theirs.get(key), ours[key]) and theirs[key] != ours[key]:
             raise UserError(

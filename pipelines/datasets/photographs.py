@@ -23,6 +23,15 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 NORMALISATION = Normalisation(tuple(255 * x for x in MEAN), tuple(255 * x for x in STD))
 
 
+FileSide = Annotated[int, Field(ge=1, le=65_535)]
+"""Width or height of a file in pixels: a JPEG file has no more."""
+
+
+def in_proportion(image_size: int) -> int:
+    """Return the shorter side from which a central crop takes as much as 224 of 256 pixels."""
+    return max(1, round(image_size * 256 / 224))
+
+
 class PhotographSettings(StoredSettings):
     """Settings that data sets of photographs share."""
 
@@ -39,15 +48,15 @@ class PhotographSettings(StoredSettings):
     decode: Place | None = None
     """The device on which DALI decodes in a run on GPUs. auto: the faster, as each worker measures at its start, and
     then runs do not repeat bit for bit. null: the GPU, if there is one."""
-    largest_image: Annotated[list[Side], Field(min_length=2, max_length=2)] = [*LARGEST_OF_IMAGENET]
+    largest_image: Annotated[list[FileSide], Field(min_length=2, max_length=2)] = [*LARGEST_OF_IMAGENET]
     """Width and height that a GPU's decoder has memory for from the start, as `python -m pipelines scan` finds them.
     Larger images make it grow in mid-run."""
     augment: bool = True
     """Train on random resized crops, half of them mirrored. If false, train on images as evaluation sees them."""
     image_size: Side = 224
     """Height and width of the images that the network gets."""
-    evaluation_resize: Side = 256
-    """Size of an image's shorter side before the central crop of an evaluation. Default: 256/224 of `image_size`."""
+    evaluation_resize: Side | None = None
+    """Size of an image's shorter side before the central crop of an evaluation. null: 256/224 of `image_size`."""
 
     @model_validator(mode="before")
     @classmethod
@@ -60,16 +69,9 @@ class PhotographSettings(StoredSettings):
             )
         return given
 
-    @model_validator(mode="before")
-    @classmethod
-    def _in_proportion(cls, given: Any) -> Any:
-        if isinstance(given, dict) and "evaluation_resize" not in given and type(given.get("image_size")) is int:
-            return {**given, "evaluation_resize": max(1, round(given["image_size"] * 256 / 224))}
-        return given
-
     @model_validator(mode="after")
     def _crop_fits(self) -> PhotographSettings:
-        if self.evaluation_resize < self.image_size:
+        if self.evaluation_resize is not None and self.evaluation_resize < self.image_size:
             raise ValueError(
                 f"evaluation_resize is {self.evaluation_resize}, image_size {self.image_size}; "
                 f"the crop must fit into the image: set evaluation_resize={self.image_size} or more"
@@ -84,6 +86,11 @@ class PhotographSettings(StoredSettings):
                 f"set loader=dali"
             )
         return self
+
+    @property
+    def resize(self) -> int:
+        """Size of an image's shorter side before the central crop."""
+        return in_proportion(self.image_size) if self.evaluation_resize is None else self.evaluation_resize
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -104,7 +111,7 @@ class PhotographSettings(StoredSettings):
 
 def photographs(sources: Split[Encoded], settings: PhotographSettings, request: Request) -> Data:
     """Return the pipelines of a data set of photographs."""
-    central = CentralCrop(settings.image_size, settings.evaluation_resize)
+    central = CentralCrop(settings.image_size, settings.resize)
     plain = sources.map(lambda source: Recipe(source, central, NORMALISATION))
     window = RandomResizedCrop(settings.image_size)
     augmented = Recipe(sources.train, window, NORMALISATION) if settings.augment else plain.train

@@ -100,7 +100,7 @@ def build(settings: SmallImagesSettings, request: Request) -> Data:
 
     train = read(parts.train)
     test, validation = (None if part is None else read(part) for part in (parts.test, parts.validation))
-    normalisation = normalisation_of(train.images)
+    normalisation = request.normalisation or normalisation_of(train.images)
     plain = Recipe(train, AsItIs(), normalisation)
     others = [None if source is None else Recipe(source, AsItIs(), normalisation) for source in (test, validation)]
     augmented = random_crops(train, normalisation, settings.padding) if settings.augment else plain

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from dynsparse.cli.actions.base import require
 from dynsparse.cli.actions.evaluation import Evaluation, without_training
@@ -21,6 +22,7 @@ from dynsparse.errors import UserError
 from dynsparse.runtime import Worker
 from dynsparse.training.building import data_request
 from dynsparse.training.checkpoint import CheckpointFolder
+from dynsparse.training.older import as_of_now
 from dynsparse.training.preflight import require_warmup
 from pipelines.position import Position
 from pipelines.sources.base import Listed
@@ -74,6 +76,46 @@ def test_a_run_with_repeats_is_evaluated(tmp_path: Path, capsys: pytest.CaptureF
     assert action.rehearse(Worker()).startswith("can be evaluated")
     action.run(Worker())
     assert f"test: top-1 {summary.test_top1:.2f} %" in capsys.readouterr().out
+
+
+def test_another_size_of_a_run_has_another_crop() -> None:
+    """A run's config says null for what follows from its size, and an older one has the number that it came to."""
+    now = runs.config(data={"name": "imagenet", "number_of_classes": 3}, model={"name": "small_cnn"}).as_dict()
+    assert now["data"]["evaluation_resize"] is None
+    old = {**now, "data": {**now["data"], "evaluation_resize": 256}}
+    asked = {**old, "data": {**old["data"], "evaluation_resize": 300}}
+    for plain, resize in ((now, 146), (as_of_now(old), 146), (as_of_now(asked), 300)):
+        again = loading.parse(dict(plain), ["data.image_size=128"])
+        assert again.data.resize == resize  # type: ignore[union-attr]
+    assert as_of_now({"data": {"name": "digits"}}) == {"data": {"name": "digits"}}
+
+
+def test_other_images_are_normalised_as_the_network_was_trained(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`small_images` computes mean and deviation from its training images, which are darker in the other folder."""
+    for root, darker in (("a", 1), ("b", 8)):
+        for part, count in (("train", 24), ("test", 30)):
+            for number in range(count):
+                file = tmp_path / root / part / f"class_{number % 2}" / f"{number}.png"
+                file.parent.mkdir(parents=True, exist_ok=True)
+                divided = darker if part == "train" else 1
+                levels = np.random.default_rng(number).integers(0, 128 + 127 * (number % 2), (6, 6, 3)) // divided
+                Image.fromarray(levels.astype(np.uint8)).save(file)
+    data = {"name": "small_images", "image_size": 6, "number_of_classes": 2, "augment": False, "threads": 1}
+    train = {"epochs": 2, "global_batch_size": 8}
+    here, there = (
+        runs.config(runs=str(tmp_path), name="run", data={**data, "path": str(tmp_path / root)}, train=train)
+        for root in ("a", "b")
+    )
+    runs.trainer(here, checkpoints=CheckpointFolder(here.folder / "checkpoints", keep=1)).fit()
+    said = []
+    for config in (here, there):
+        action = Evaluation(config, str(here.folder / "checkpoints" / "latest.pt"))
+        assert action.rehearse(Worker()).startswith("can be evaluated")
+        action.run(Worker())
+        said.append(capsys.readouterr().out.splitlines()[-1])
+    assert said[0].startswith("test: top-1 ") and said[0] == said[1]
 
 
 GPUS_ALONE: dict[str, dict[str, Any]] = {

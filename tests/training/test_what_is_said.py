@@ -16,7 +16,7 @@ from dynsparse.config.schema import RunConfig
 from dynsparse.errors import UserError
 from dynsparse.runtime import Worker
 from dynsparse.training.banner import banner_lines
-from dynsparse.training.building import require_same_classes
+from dynsparse.training.building import require_same_classes, require_same_normalisation
 from dynsparse.training.callbacks import standard_observers
 from dynsparse.training.callbacks.base import Summary
 from dynsparse.training.callbacks.closing import closing_text
@@ -26,6 +26,7 @@ from dynsparse.training.resume import checkpoints_of
 from dynsparse.training.trainer import Trainer
 from pipelines.base import Data, Request
 from pipelines.order import Share
+from pipelines.views import Normalisation
 from tests.pipelines import pictures
 from tests.training import runs
 
@@ -174,6 +175,18 @@ def test_classes_of_other_names_are_refused_in_evaluation() -> None:
         require_same_classes(saved, data)
     require_same_classes({}, data)
     require_same_classes({"input": {"class_names": []}}, data)
+    numbered = dataclasses.replace(data, class_names=("0", "1"))
+    require_same_classes(saved, numbered)  # Shards without a list of names have numbers.
+    require_same_classes({"input": {"class_names": ["0", "1"]}}, data)
+
+
+def test_images_of_another_normalisation_are_refused_in_evaluation() -> None:
+    data = dataclasses.replace(built(runs.config()), normalisation=Normalisation((1.0,), (2.0,)))
+    require_same_normalisation({"input": {"mean": [1.0], "std": [2.0]}}, data)
+    require_same_normalisation({"input": {"mean": None, "std": None}}, data)
+    require_same_normalisation({}, data)
+    with pytest.raises(UserError, match=r"normalised with .* where the checkpoint was trained"):
+        require_same_normalisation({"input": {"mean": [1.0], "std": [3.0]}}, data)
 
 
 def test_a_check_of_an_evaluation_refuses_classes_of_other_names(tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,13 @@ from dynsparse.runtime import Worker, process_group
 from dynsparse.schedules import StepLr
 from dynsparse.shrinking.kept import shrinkages_in
 from dynsparse.training.banner import banner_lines
-from dynsparse.training.building import build, data_request, require_same_classes
+from dynsparse.training.building import (
+    build,
+    data_request,
+    normalisation_in,
+    require_same_classes,
+    require_same_normalisation,
+)
 from dynsparse.training.checkpoint import how_chosen, read_run, result_of
 from dynsparse.training.confusion import Confusion, require_classes
 from dynsparse.training.older import with_layers_of
@@ -84,8 +90,10 @@ def require_data_of(saved: Mapping[str, Any], config: RunConfig, worker: Worker)
     config = without_training(config, worker)
     position_in(config, worker)
     if not getattr(config.data, "download", False):
-        with closing(pipelines.build(config.data, data_request(config, worker))) as data:
+        request = replace(data_request(config, worker), normalisation=normalisation_in(saved))
+        with closing(pipelines.build(config.data, request)) as data:
             require_same_classes(saved, data)
+            require_same_normalisation(saved, data)
 
 
 def _evaluate(config: RunConfig, worker: Worker, checkpoint: Path, file: str | None) -> None:
@@ -93,12 +101,13 @@ def _evaluate(config: RunConfig, worker: Worker, checkpoint: Path, file: str | N
     require_model_of(config, saved)
     config = with_layers_of(config, saved)
     plain = without_training(config, worker)
-    network, data = build(plain, worker, shrinkages=shrinkages_in(saved))
+    network, data = build(plain, worker, shrinkages=shrinkages_in(saved), normalisation=normalisation_in(saved))
     trainer = Trainer(plain, network, data, worker)
     if "ema" not in saved:
         trainer.ema = trainer.run.ema = None
     sync.together(lambda: trainer.run.load_network(saved))
     require_same_classes(saved, data)
+    require_same_normalisation(saved, data)
     if worker.is_main:
         print("\n".join(banner_lines(config, network, data, worker)))
         print(how_chosen(checkpoint, saved), flush=True)

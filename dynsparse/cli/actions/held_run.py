@@ -20,7 +20,7 @@ from dynsparse.training.callbacks import standard_observers
 from dynsparse.training.compatibility import require_same_settings
 from dynsparse.training.ending import early_end
 from dynsparse.training.memory_snapshot import snapshot_when_full
-from dynsparse.training.older import with_layers_of
+from dynsparse.training.older import as_of_now, with_layers_of
 from dynsparse.training.preflight import require_model_of
 from dynsparse.training.profiling import profiled
 from dynsparse.training.progress import Progress
@@ -133,7 +133,7 @@ def finished(config: RunConfig, start: ResumePoint) -> str | None:
     if not is_finished(config, start):
         return None
     require_same_settings(start.state, config)
-    for line in differences(start.state["config"], config.as_dict()):
+    for line in differences(as_of_now(start.state["config"]), as_of_now(config.as_dict())):
         if not line.startswith(("name=", "runs=")):
             log.warning("the run is done, and %s has no effect", line)
     progress = Progress.model_validate(start.state["progress"])

@@ -12,6 +12,7 @@ from dynsparse import files
 from dynsparse.config.schema import RunConfig
 from dynsparse.errors import StorageError, UserError
 from dynsparse.training.checkpoint import checksum, link, read_run, set_aside_after
+from dynsparse.training.older import as_of_now
 from dynsparse.training.progress import is_of_now
 from dynsparse.training.resume.ownership import holds_run, mark, note_origin, remove_run
 from dynsparse.training.resume.point import ResumePoint
@@ -61,7 +62,7 @@ def _leave_later_history(config: RunConfig, point: ResumePoint, guard: Callable[
     """Say what a resume changes, and set aside the checkpoints of what it trains anew."""
     step = point.state["progress"]["step"]
     log.info("resuming from %s (step %d)", point.path, step)
-    for line in differences(point.state["config"], config.as_dict()):
+    for line in differences(as_of_now(point.state["config"]), as_of_now(config.as_dict())):
         log.warning("resuming with %s", line)
     set_aside_after(config.folder / names.CHECKPOINTS, step, read_run, guard)
     if _is_within(point, config.folder / names.CHECKPOINTS):

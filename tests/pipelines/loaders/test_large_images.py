@@ -89,7 +89,7 @@ def test_a_batch_of_tiny_files_with_many_pixels_takes_little_memory(
     command += [f"data.path={folder}", "data.number_of_classes=2", f"runs={tmp_path / 'runs'}", "data.threads=2"]
     command += ["model={name: small_cnn}", "method={name: static}", "train.epochs=1", "train.global_batch_size=16"]
     command += ["train.lr.warmup_epochs=0"]
-    assert config.data.evaluation_resize == 54  # type: ignore[union-attr]
+    assert config.data.resize == 54  # type: ignore[union-attr]
 
     def limit() -> None:
         resource.setrlimit(resource.RLIMIT_DATA, (most, most))

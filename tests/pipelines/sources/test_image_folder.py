@@ -297,8 +297,8 @@ def test_paths_that_cannot_be(path: str) -> None:
 @pytest.mark.parametrize(("size", "resize"), [(224, 256), (64, 73), (48, 55), (1, 1)])
 def test_the_evaluation_crop_is_in_proportion_unless_given(size: int, resize: int) -> None:
     given = {"name": "imagenet", "image_size": size}
-    assert ImagenetSettings.model_validate(given).evaluation_resize == resize
-    assert ImagenetSettings.model_validate({**given, "evaluation_resize": 300}).evaluation_resize == 300
+    assert ImagenetSettings.model_validate(given).resize == resize
+    assert ImagenetSettings.model_validate({**given, "evaluation_resize": 300}).resize == 300
 
 
 def test_images_in_no_class_folder_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
