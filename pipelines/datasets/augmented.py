@@ -27,6 +27,8 @@ class RandAugmentSettings(Settings):
     """Operations on each image, one after another (n)."""
     magnitude: Annotated[int, Field(ge=0, le=BINS - 1)] = 9
     """Magnitude of all of them (m): 0 is none, 30 the largest."""
+    probability: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Probability of each operation to be applied: 1 in the paper, 0.5 in timm's `rand-m9-...`, which DeiT has."""
 
 
 class ColorJitterSettings(Settings):
@@ -136,7 +138,7 @@ class AugmentedSettings(DataSetSettings):
     def _policies(self) -> list[Policy]:
         policies: list[Policy] = [TrivialAugment()] if self.trivial_augment else []
         if (rand := self.rand_augment) is not None:
-            policies.append(RandAugment(rand.operations, rand.magnitude))
+            policies.append(RandAugment(rand.operations, rand.magnitude, rand.probability))
         if (jitter := self.color_jitter) is not None:
             policies.append(ColorJitter(jitter.brightness, jitter.contrast, jitter.saturation, jitter.hue))
         return policies

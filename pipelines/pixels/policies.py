@@ -56,18 +56,24 @@ class RandAugment(Policy):
     operations: int
     magnitude: int
     """Place in the table: 0 is none, BINS - 1 the largest."""
+    probability: float = 1.0
+    """Probability of each operation to be applied."""
     stream: ClassVar[str] = "rand_augment"
 
     @property
     def uniforms(self) -> int:
-        """Operation and sign, for each round."""
-        return 2 * self.operations
+        """Operation and sign, for each round; then whether it is applied, for each, where that is not certain."""
+        return (2 if self.probability == 1 else 3) * self.operations
 
     def rounds(self, uniforms: Uniforms, height: int, width: int) -> Iterator[Round]:
         """Yield a round for each operation. The same one may be drawn twice, as in the paper."""
-        bins = np.full(len(uniforms), self.magnitude, dtype=np.int64)
-        for operation, sign in uniforms.reshape(len(uniforms), self.operations, 2).transpose(1, 2, 0):
-            yield _drawn(RANDOM, operation, bins, sign, height, width)
+        bins, drawn = np.full(len(uniforms), self.magnitude, dtype=np.int64), 2 * self.operations
+        choices = uniforms[:, :drawn].reshape(len(uniforms), self.operations, 2).transpose(1, 2, 0)
+        for number, (operation, sign) in enumerate(choices):
+            operations, magnitudes = _drawn(RANDOM, operation, bins, sign, height, width)
+            if self.probability < 1:
+                operations[uniforms[:, drawn + number] >= self.probability] = Operation.IDENTITY
+            yield operations, magnitudes
 
 
 @dataclass(frozen=True)

@@ -164,7 +164,7 @@ def test_of_deit() -> None:
     assert rate(asked, 299.99) == pytest.approx(1e-5, rel=1e-2)
     assert (train.label_smoothing, train.mixing.mixup_alpha, train.mixing.cutmix_alpha) == (0.1, 0.8, 1.0)
     assert train.mixing.cutmix_share == 0.5
-    assert (data.rand_augment.operations, data.rand_augment.magnitude) == (2, 27)
+    assert (data.rand_augment.operations, data.rand_augment.magnitude, data.rand_augment.probability) == (2, 27, 0.5)
     assert (data.random_erasing, data.erasing_value, data.repeated_augmentation) == (0.25, "random", 3)
     assert train.clip.is_on is False and train.ema is None
     model = build_without_weights(asked)

@@ -49,6 +49,7 @@ def test_every_data_set_of_images_has_every_option(name: str) -> None:
     assert found.repeats == 3
     assert settings(name, trivial_augment=True).pixels == Pixels((TrivialAugment(),))
     assert settings(name, rand_augment={}).pixels == Pixels((RandAugment(2, 9),))
+    assert settings(name, rand_augment={"probability": 0.5}).pixels == Pixels((RandAugment(2, 9, 0.5),))
 
 
 @pytest.mark.parametrize(

@@ -45,6 +45,21 @@ def test_rand_augment_has_rounds_of_one_magnitude() -> None:
     assert 0.05 < (rounds[0][0] == rounds[1][0]).mean() < 0.09, "one in 14: rounds are independent"
 
 
+def test_rand_augment_may_leave_operations_out() -> None:
+    """Each by itself, by numbers of its own: what is drawn for the others stays."""
+    numbers = np.random.default_rng(1).random((4000, 9))
+    every = list(RandAugment(3, 20).rounds(numbers[:, :6], 8, 8))
+    some = list(RandAugment(3, 20, 0.25).rounds(numbers, 8, 8))
+    pairs = zip(every, some, strict=True)
+    left = [(drawn != 0) & (applied == 0) for (drawn, _), (applied, _) in pairs]
+    assert Operation.IDENTITY == 0
+    for out, (operations, magnitudes), (drawn, theirs) in zip(left, some, every, strict=True):
+        assert abs(out.mean() - 0.75 * (drawn != Operation.IDENTITY).mean()) < 0.02
+        assert np.array_equal(operations[~out], drawn[~out]) and np.array_equal(magnitudes[~out], theirs[~out])
+    assert abs((left[0] & left[1]).mean() - left[0].mean() * left[1].mean()) < 0.02
+    assert (RandAugment(3, 20).uniforms, RandAugment(3, 20, 0.25).uniforms) == (6, 9)
+
+
 def test_color_jitter_is_uniform_in_its_ranges_and_in_random_order() -> None:
     policy = ColorJitter(brightness=0.4, contrast=2.0, saturation=0.0, hue=0.1)
     rounds = list(policy.rounds(MANY[:, :8], 8, 8))
