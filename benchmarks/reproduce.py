@@ -196,7 +196,7 @@ def facts(content: Result) -> Result:
         "epochs_kept": all("accuracy" in run for run in runs),
         "compared": compared(content),
         "source": SOURCES.get(content["data"], ""),
-        "unreached": table.unreached(runs),
+        "unreached": {} if recipe.kind == "conv" else table.unreached(runs),
         "least": LEAST_SPREAD,
         "most": MOST_SPREAD,
     }

@@ -471,6 +471,14 @@ def test_classes_that_no_weight_reaches_are_told_seed_by_seed(tmp_path: Path) ->
     assert not any(line.startswith("| 98 % |") for line in lines)
 
 
+def test_a_network_whose_last_layer_is_dense_has_no_classes_without_weights(tmp_path: Path) -> None:
+    """Outputs of its last convolution are no classes."""
+    run = {**made("set", 0, 75.0, sparsity=0.95), "layers": {"conv.weight": 0.05}, "dead_outputs": {"conv.weight": 1}}
+    write_table(table_of(run, of=Table("cifar10", tmp_path)), tmp_path / "reproduce_cifar10.json")
+    page, *_ = write("cifar10", tmp_path, tmp_path)
+    assert "classes not reached" not in page.read_text()
+
+
 def test_published_figures_are_judged_by_how_sure_our_mean_is() -> None:
     """SET at 99 %: 95.80 is published. 89.99 ± 9.49 of 5 seeds may be anything; at 90 % it is 98.39."""
     wide = [made("set", seed, top1, sparsity=0.99) for seed, top1 in enumerate((78.7, 82.0, 95.0, 97.0, 97.25))]

@@ -196,6 +196,12 @@ RECIPES = {
                 "lr": {"name": "cosine", "peak": 0.1, "warmup_epochs": 1},
             },
         },
+        told=(
+            "At 90 % the order is that of the paper in each of the two seeds: dynamic sparse reparameterization, SET, "
+            "static. At 95 % both are above static with each seed, and cannot be told from each other: SET's seeds are "
+            "2.2 points apart. RigL, whose ERK densities leave small layers denser, has the highest mean of those that "
+            "are sparse throughout. Pruning begins from the trained dense network and trains for 12 epochs more."
+        ),
         kind="conv",
         sparse_weights=170_496,
         period={0: 100, 6: 200},

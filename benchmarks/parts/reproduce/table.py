@@ -328,7 +328,8 @@ def described(runs: Sequence[Result]) -> list[Result]:
 def unreached(runs: Sequence[Result]) -> dict[float, dict[str, list[Result]]]:
     """Return accuracies and the classes that no weight reaches, seed by seed, by sparsity and method.
 
-    A sparsity at which all classes of all runs are reached is left out, and so are runs that have not counted.
+    The last layer of the network must be a sparse one. A sparsity at which all classes of all runs are reached is left
+    out, and so are runs that have not counted.
     """
     found: dict[float, dict[str, list[Result]]] = {}
     for run in sorted(runs, key=lambda run: (run["sparsity"], run["seed"])):
