@@ -103,7 +103,8 @@ def seconds_of(
 
 
 def _step(layer: nn.Module, seen: Tensor) -> None:
-    """Go forward and backward; gradients go nowhere."""
+    """Go forward and backward; gradients go nowhere. Under autocast each pass casts its weights, as in training."""
+    torch.clear_autocast_cache()
     given = seen.detach().requires_grad_(seen.is_floating_point())
     out = layer(given)
     torch.autograd.grad(out, [given, *layer.parameters()], torch.ones_like(out), allow_unused=True)

@@ -106,8 +106,9 @@ def made_of(view: View, images: Tensor, places: Tensor, numbers: tuple[NDArray[A
     `images`: uint8 [samples, height, width, channels] and `places`: int64 [batch], on one device. `numbers`:
     `view.numbers`, in the host's memory.
     """
+    placed = (torch.from_numpy(each).to(images.device, non_blocking=True) for each in numbers)  # A GPU's host goes on.
     try:
-        return made_together(view, images, places, *(torch.from_numpy(each).to(images.device) for each in numbers))
+        return made_together(view, images, places, *placed)
     except NotImplementedError:
         return torch.stack([made(view, image, *row) for image, *row in zip(images[places], *numbers, strict=True)])
 

@@ -8,11 +8,14 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from benchmarks.parts.gpu.bench import FOR_EVER, MOVING, SMALL, WRN_32, make_trainer, settings, steps
 from benchmarks.parts.gpu.waits import host_waits
+from pipelines.loaders.torch_views import made_of
+from pipelines.views import RandomCrop
 from tests.gpu.devices import CPU, GPU, Reallocating, everywhere
 
 #: None reallocates in the steps of a test.
@@ -51,6 +54,19 @@ def test_a_step_between_reallocations_does_not_wait(name: str, precision: str, d
             trainer.train_step(batch)
         assert len(waits) == (device == CPU), waits
         assert trainer.progress.reallocations == 0
+
+
+@everywhere
+def test_batches_that_are_made_on_the_device_wait_for_nothing(device: torch.device) -> None:
+    """Images in the device's memory, with random crops, whose places come from the host."""
+    view = RandomCrop((6, 6), (2, 2))
+    images = torch.randint(256, (20, 8, 8, 3), dtype=torch.uint8).to(device)
+    places = torch.arange(6).to(device)
+    numbers = view.numbers(np.random.default_rng(0).random((6, view.uniforms)))
+    with host_waits(device) as waits:
+        found = made_of(view, images, places, numbers)
+    assert waits == []
+    assert found.shape == (6, 3, 6, 6)
 
 
 @everywhere

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.sparse._semi_structured_conversions import sparse_semi_structured_to_dense_cutlass
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import dynsparse
 from dynsparse.errors import UserError
@@ -277,3 +279,26 @@ def test_kernels_give_what_dense_layers_give(dtype: torch.dtype, training: bool)
         theirs.float().square().sum().backward()
         for name, one in model.named_parameters():
             torch.testing.assert_close(one.grad, twin.get_parameter(name).grad, rtol=0.05, atol=0.05)
+
+
+def test_a_dense_layer_casts_its_weights_in_each_pass_that_is_timed() -> None:
+    """Autocast keeps the cast of a weight: of the dense layer it would be paid once in all the passes of a timing."""
+    casts: list[int] = []
+    weights = [layer.weight.shape for layer in (Net().point, Net().hidden)]
+
+    class Casts(TorchDispatchMode):
+        def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            casts[-1] += function is torch.ops.aten._to_copy.default and args[0].shape in weights
+            return function(*args, **(kwargs or {}))
+
+    def timer(work: Callable[[], object]) -> float:
+        with Casts():
+            for _ in range(3):
+                casts.append(0)
+                work()
+        return 1.0
+
+    with torch.autocast("cpu", torch.bfloat16):
+        choose(Net(), IMAGES, Reference, timer, training=True)
+    dense = [*casts[:3], *casts[6:9]]  # Each layer is timed dense, then by its kernel.
+    assert len(casts) == 12 and len(set(dense)) == 1 and dense[0] > 0
