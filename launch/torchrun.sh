@@ -20,7 +20,8 @@ fail() {
 # Trapped from the start, for bash forgets a signal that comes while a command runs if there is no trap.
 asked_to_stop=
 ended= # the latest background process that is known to have ended
-training= # whether torchrun was started: workers that it has left behind may still save then
+trains=   # whether what is started next is torchrun
+training= # whether it was started: workers that it has left behind may still save then
 stop() {
     asked_to_stop=1
     if [ "${!:-}" != "$ended" ]; then
@@ -107,6 +108,7 @@ supervise() {
     local code
     set -m
     "$@" &
+    training=$trains # Only now: a signal before has nothing to be passed on to, and ends the launcher.
     set +m
     while :; do
         code=0
@@ -158,7 +160,7 @@ train() {
     # is too short for large states and slow disks. Not its option --shutdown-timeout, which not every torch that we run
     # with has. What follows a fault is not affected.
     export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=${TORCH_ELASTIC_SHUTDOWN_TIMEOUT:-600}
-    training=1
+    trains=1
     supervise "$python" "$root/launch/agent.py" "$log" "${options[@]}" --nproc-per-node "$workers" \
         --max-restarts "$restarts" "$root/dist_train.py" "$@" || status=$?
     # Asked to stop, or killed: then the workers notice, and save.
