@@ -38,6 +38,13 @@ def speed() -> str:
     )
 
 
+def goals() -> str:
+    """Goals, and how far they were reached."""
+    cases = kept("steps")["cases"]
+    deepr = [case["ratio_to_dense"]["deepr"]["median"] for case in cases.values()]
+    return filled_text("goals", {"cases": cases, "deepr": deepr})
+
+
 def faults() -> str:
     """Faults that a run lived through, and how long it took to resume."""
     return soak.table(kept("soak"))
@@ -51,6 +58,7 @@ def tuned() -> str:
 PAGES: Mapping[Path, Mapping[str, Callable[[], str]]] = {
     ROOT / "README.md": {"mnist": mnist},
     ROOT / "docs/results/README.md": {"digits": digits, "speed": speed},
+    ROOT / "docs/performance.md": {"goals": goals},
     ROOT / "docs/operations.md": {"faults": faults},
     ROOT / "docs/fine-tuning.md": {"fine-tuning": tuned},
     scaling.PAGE: scaling.kept_parts(),
