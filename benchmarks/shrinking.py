@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from benchmarks.harness import record
-from benchmarks.harness.page import filled
+from benchmarks.harness.page import filled, named
 from benchmarks.harness.record import Result
 from benchmarks.harness.rounds import summary
 from benchmarks.harness.script import page_parser, run
@@ -85,12 +85,13 @@ def _measured(part: str, asked: Namespace) -> Iterator[tuple[str, Result]]:
     if part in NETWORKS:
         case = replace(NETWORKS[part], photographs=asked.photographs)
         for seed in asked.seeds:
-            yield str(seed), {**side_by_side(tiny(case) if asked.tiny else case, seed), **record.origin()}
+            yield str(seed), {**record.origin(), **side_by_side(tiny(case) if asked.tiny else case, seed)}
     elif part == "workers":
-        yield str(WORKERS), on_workers(*((tiny(ON_WORKERS), 2, 1) if asked.tiny else (ON_WORKERS, WORKERS, 3)))
+        case, count, rounds = (tiny(ON_WORKERS), 2, 1) if asked.tiny else (ON_WORKERS, WORKERS, 3)
+        yield str(WORKERS), {**record.origin(), **on_workers(case, count, rounds)}
     else:
         for name, size in {"mobilenet_v3_small": 32}.items() if asked.tiny else FAMILIES.items():
-            yield name, family(name, size)
+            yield name, {**record.origin(), **family(name, size)}
 
 
 def tiny(case: Case) -> Case:
@@ -100,13 +101,19 @@ def tiny(case: Case) -> Case:
 
 def page(content: Result) -> str:
     networks = {name: _sums(content[name]) for name in NETWORKS if name in content}
-    return filled(NAME, content, networks=networks, WAYS=WAYS, SHRUNK=SHRUNK, TITLES=TITLES)
+    words = {"WAYS": WAYS, "SHRUNK": SHRUNK, "TITLES": TITLES, "origin": _origin}
+    words["families_from"] = list({_origin(one): None for one in content.get("families", {}).values()})
+    return filled(NAME, content, words, networks=networks)
+
+
+def _origin(one: Result) -> str:
+    return f"{one['processor']}, commit {named(one['commit'])}"
 
 
 def _sums(seeds: Mapping[str, Any]) -> Result:
     """Sum up the seeds of a network: accuracy and ratios of time by way, and a shrink's time in steps."""
     top1 = {way: [one["runs"][way]["top1"][-1] for one in seeds.values()] for way in WAYS}
-    origins = {f"{one['processor']}, commit {one['commit']}": None for one in seeds.values()}
+    origins = {_origin(one): None for one in seeds.values()}
     return {
         "seeds": seeds,
         "origins": list(origins),

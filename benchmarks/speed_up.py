@@ -83,7 +83,9 @@ def _before(asked: Namespace, amount: Amount) -> Sequence[Result]:
     if not record.path_of(name, asked.output).exists():
         return []
     before = record.kept(name, asked.output)
-    return before["cases"] if before["size"] == amount.size else []
+    if before["size"] != amount.size:
+        return []
+    return [case for case in before["cases"] if case["threads"] == torch.get_num_threads()]
 
 
 def by_case(amount: Amount, through: str) -> Iterator[Result]:

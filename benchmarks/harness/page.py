@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Any
 
 import jinja2
 
-from benchmarks.harness.record import ROOT
+from benchmarks.harness.record import RESULTS, ROOT
 
 
 def spread(found: Mapping[str, float], digits: int, scale: float = 1) -> str:
@@ -28,6 +29,13 @@ def versions(found: Mapping[str, str]) -> str:
     return ", ".join(f"{name} {version}" for name, version in found.items())
 
 
+def named(commit: str | None) -> str:
+    """Write a commit; of one that was rewritten, with the commit of today's history that first had its figures."""
+    known: Mapping[str, str] = json.loads((RESULTS / "commits.json").read_text())["rewritten"]
+    first = known.get(str(commit).removesuffix("-dirty"))
+    return f"{commit} (rewritten since; {first} has its figures)" if first else str(commit)
+
+
 _PAGES = jinja2.Environment(
     loader=jinja2.FileSystemLoader(ROOT / "benchmarks" / "pages"),
     undefined=jinja2.StrictUndefined,
@@ -35,7 +43,7 @@ _PAGES = jinja2.Environment(
     lstrip_blocks=True,
     autoescape=False,  # Markdown.
 )
-_PAGES.filters |= {"spread": spread, "percent": percent, "versions": versions, "fmt": format}
+_PAGES.filters |= {"spread": spread, "percent": percent, "versions": versions, "fmt": format, "named": named}
 
 
 def filled(template: str, *content: Mapping[str, Any], **names: Any) -> str:

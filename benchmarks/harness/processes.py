@@ -45,7 +45,7 @@ def cpu_seconds() -> float:
 
 
 def memory() -> Result:
-    """Resident memory in MB: RSS, in which a page shared by two processes counts twice, and PSS, in which it does not.
+    """Resident memory in MiB: RSS, in which a page shared by two processes counts twice, and PSS, in which it does not.
 
     PSS is None where the system does not tell.
     """
@@ -60,9 +60,9 @@ def memory() -> Result:
             if key in totals:
                 totals[key] += int(value.split()[0]) / 1024
     if totals["Rss"]:
-        return {"rss_mb": totals["Rss"], "pss_mb": totals["Pss"]}
+        return {"rss_mib": totals["Rss"], "pss_mib": totals["Pss"]}
     pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return {"rss_mb": pages * os.sysconf("SC_PAGE_SIZE") / 2**20, "pss_mb": None}
+    return {"rss_mib": pages * os.sysconf("SC_PAGE_SIZE") / 2**20, "pss_mib": None}
 
 
 class Ended(NamedTuple):
@@ -74,7 +74,7 @@ class Ended(NamedTuple):
     """Time by the clock, to the end of the process: on a busy machine mostly the start."""
     cpu: float
     """CPU seconds of all its processes."""
-    mb: float
+    mib: float
     """Most memory that its processes held at once, or one of them ever. Pages that they share count in each."""
 
 

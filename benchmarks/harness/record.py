@@ -9,12 +9,14 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from dynsparse.errors import UserError
+from dynsparse.files import write_whole
 from dynsparse.training.state import versions
 
 ROOT = Path(__file__).parents[2]
@@ -45,7 +47,8 @@ def _processor() -> str:
 def commit(tree: Path = ROOT) -> str | None:
     """Return the commit of a working tree, with "-dirty" if what is measured may be something else.
 
-    Results and pages do not count: a long table adds to them as it goes. None without git or outside of a repository.
+    Files that git does not know count, as they may be imported. Results and pages do not: a long table adds to them as
+    it goes. None without git or outside of a repository.
     """
     git = ["git", "-C", str(tree)]
     try:
@@ -55,19 +58,25 @@ def commit(tree: Path = ROOT) -> str | None:
     if found.returncode:
         return None
     code = [".", ":(exclude)benchmarks/results", ":(exclude)docs"]
-    changed = subprocess.run([*git, "diff", "--quiet", "HEAD", "--", *code], check=False).returncode
+    changed = subprocess.run([*git, "status", "--porcelain", "--", *code], capture_output=True, check=True).stdout
     return found.stdout.strip() + ("-dirty" if changed else "")
 
 
+@cache
+def own_commit() -> str | None:
+    """Return the commit of this working tree as it was at the first call: scripts ask before they measure."""
+    return commit()
+
+
 def origin() -> Result:
-    """Return the commit and the processor, for a part of a result that may come from another call than the others."""
-    return {"commit": commit(), "processor": _processor()}
+    """Return commit, processor and threads, for a part of a result that may come from another call than the others."""
+    return {"commit": own_commit(), "processor": _processor(), "threads": torch.get_num_threads()}
 
 
 def described(name: str, result: Mapping[str, Any], command: str | None = None) -> Result:
     """Return a result with the command that made it, machine, versions and commit, as JSON gives it back."""
     command = command or shlex.join(["python", "-m", f"benchmarks.{name}", *sys.argv[1:]])
-    made = {"command": command, "machine": machine(), "versions": versions(), "commit": commit()}
+    made = {"command": command, "machine": machine(), "versions": versions(), "commit": own_commit()}
     content: Result = json.loads(json.dumps({**made, **result}))
     return content
 
@@ -76,7 +85,7 @@ def keep(name: str, result: Mapping[str, Any], folder: Path | None = None, comma
     """Write {name}.json to results/ or another folder. Returns its path."""
     path = path_of(name, folder)
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(described(name, result, command), indent=2) + "\n")
+    write_whole(path, f"{json.dumps(described(name, result, command), indent=2)}\n".encode())
     return path
 
 

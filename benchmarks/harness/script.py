@@ -43,7 +43,8 @@ def told() -> Iterator[None]:
 
 
 def plain_parser(description: str | None) -> ArgumentParser:
-    """Options of a script that writes a JSON and no page."""
+    """Options of a script that writes a JSON and no page. Notes the commit, before anything is measured."""
+    record.own_commit()
     parser = ScriptParser(description)
     parser.add_argument("--output", metavar="DIR", type=Path, help="write there, instead of to the kept figures")
     return parser
@@ -91,9 +92,17 @@ def _run(
 
 
 def keep(name: str, result: Result, page: Page, folder: Path | None, fill: Callable[[], None] | None = None) -> None:
-    """Write the JSON, and the page from it."""
+    """Write the JSON, and the page from it. A page that cannot be made leaves what is kept as it is."""
+    page({**record.described(name, result), "link": ""})
     record.keep(name, result, folder)
     write_page(name, page, folder, fill)
+
+
+def keep_whole(name: str, result: Result, folder: Path | None, whole: bool) -> str:
+    """Write the JSON of a script without a page and return its path; a part replaces no kept figures, and says so."""
+    if folder is None and not whole:
+        return "a part alone: no figures are kept without --output"
+    return str(record.keep(name, result, folder))
 
 
 def write_page(name: str, page: Page, folder: Path | None, fill: Callable[[], None] | None = None) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, closing
 from functools import partial
 from typing import Any
@@ -70,11 +70,16 @@ def _of_run(trainer: Trainer, course: Course) -> Result:
         "seconds": course.seconds,
         "top1": course.top1,
         "shrinks": course.shrinks,
-        "shrink_in_steps": [one["seconds"] * steps / course.seconds[-1] for one in course.shrinks.values()],
+        "shrink_in_steps": in_steps(course.shrinks, course.seconds, steps),
         "parameters": trainer.network.parameters,
         "active_weights": trainer.network.active_weights,
         "weight_digest": f"{digest.weight_digest(trainer.model, trainer.masks):016x}",
     }
+
+
+def in_steps(shrinks: Mapping[int, Result], seconds: Sequence[float], steps: int) -> list[float]:
+    """Return the time of each shrink in steps of the network that it leaves: in those of the epoch that it begins."""
+    return [one["seconds"] * steps / seconds[epoch] for epoch, one in shrinks.items()]
 
 
 def _ratios(case: Case, courses: Mapping[str, Course]) -> Result:
