@@ -70,6 +70,8 @@ def main() -> None:
 
 def measure(asked: Namespace) -> Result:
     amount = TINY if asked.tiny else Amount(rounds=asked.rounds)
+    if asked.output is not None:  # Saves are timed on the disk that the figures go to.
+        asked.output.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(dir=asked.output) as folder:
         return {"time": times(amount, Path(folder)), "size": sizes(amount, Path(folder))}
 

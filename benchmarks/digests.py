@@ -24,6 +24,7 @@ import yaml
 from benchmarks.harness import record
 from benchmarks.harness.record import ROOT
 from benchmarks.harness.script import ScriptParser
+from pipelines.common.command_line import at_least_1
 
 NAME = "digests"
 FACTS = ("mask_digest", "weight_digest", "test_top1", "active_weights", "reallocations", "steps")
@@ -42,7 +43,7 @@ def main() -> None:
     parser.add_argument("action", choices=["record", "compare"])
     parser.add_argument("file", type=Path)
     parser.add_argument("--tree", metavar="DIR", type=Path, default=ROOT, help="working tree of the code (this one)")
-    parser.add_argument("--workers", type=int, nargs="+", default=[1, 2, 4])
+    parser.add_argument("--workers", type=at_least_1, nargs="+", default=[1, 2, 4])
     parser.add_argument("--configs", nargs="+", help="of configs/ (those of the digits)")
     parser.add_argument("--photographs", metavar="DIR", type=Path, help="train on Imagenette in DIR instead")
     parser.add_argument("--keep", action="store_true", help="keep what compare finds among the figures")

@@ -18,9 +18,9 @@ from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from benchmarks.harness.record import ROOT, Result, keep
+from benchmarks.harness.record import ROOT, Result
 from benchmarks.harness.rounds import in_rounds, ratio, returned
-from benchmarks.harness.script import plain_parser
+from benchmarks.harness.script import keep_whole, plain_parser
 from pipelines.common.command_line import at_least_1
 from tests.pipelines.pictures import picture
 
@@ -107,13 +107,16 @@ def main() -> None:
     parser.add_argument("--rounds", type=at_least_1, default=5)
     parser.add_argument("--runs", type=at_least_1, default=10, help="batches measured in a round (10)")
     asked = parser.parse_args()
+    asked.kinds = asked.kinds.split(",")
+    if unknown := sorted({*asked.kinds} - {*KINDS}):
+        parser.error(f"--kinds names {', '.join(unknown)}; there are {', '.join(KINDS)}")
     result = {}
     with TemporaryDirectory() as folder, checkout_of(asked.before, Path(folder)) as before:
-        for kind in asked.kinds.split(","):
+        for kind in asked.kinds:
             result[kind] = measured(before, write(Path(folder), kind), asked.rounds, asked.runs)
             now = statistics.median(result[kind]["now"])
             print(f"{kind}: {now:.2f} ms, {result[kind]['ratio']:.2f} times", flush=True)
-    print(keep("image_reading", result, asked.output, f"python -m benchmarks.image_reading --before {asked.before}"))
+    print(keep_whole("image_reading", result, asked.output, whole={*asked.kinds} == {*KINDS}))
 
 
 if __name__ == "__main__":

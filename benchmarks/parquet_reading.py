@@ -88,7 +88,7 @@ def main() -> None:
         base = [epochs[1] for epochs in times[FOLDER]]
         result[way] = {"first_to_folder": ratio(first, base), "later_to_folder": ratio(second, base)}
         print(f"{way}: first epoch {statistics.median(first):.2f} ms, then {statistics.median(second):.2f}", flush=True)
-    print(keep("parquet_reading", result, asked.output, "python -m benchmarks.parquet_reading"))
+    print(keep("parquet_reading", result, asked.output))
 
 
 if __name__ == "__main__":

@@ -32,6 +32,7 @@ from benchmarks.parts.pipelines.bench import TINY, Amount, Bench
 from benchmarks.parts.pipelines.feed import feed
 from benchmarks.parts.pipelines.memory import resident
 from benchmarks.parts.pipelines.speed import photographs, speed
+from pipelines.common.command_line import at_least_1
 from pipelines.common.torchvision_ops import import_torchvision
 
 NAME = "pipelines"
@@ -70,7 +71,7 @@ def main() -> None:
 def parse() -> Namespace:
     parser = script.page_parser(__doc__)
     parser.add_argument("--only", metavar="NAME", nargs="+", choices=PARTS, help=f"of {', '.join(PARTS)}")
-    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="cores (all)")
+    parser.add_argument("--threads", type=at_least_1, default=len(os.sched_getaffinity(0)), help="cores (all)")
     parser.add_argument("--images", metavar="DIR", type=Path, help="measure only the speed on these images")
     return parser.parse_args()
 
@@ -141,11 +142,11 @@ def draw_memory(found: Result, path: Path) -> None:
     figure, axes = plt.subplots(figsize=(8, 4.5), layout="constrained")
     for (loader, title), marker in zip(LOADERS.items(), "os", strict=True):
         epochs: list[Result] = found[loader]["by_epoch"]
-        for key, style in (("rss_mb", "-"), ("pss_mb", "--")):
+        for key, style in (("rss_mib", "-"), ("pss_mib", "--")):
             points = [(i, epoch[key]) for i, epoch in enumerate(epochs, 1) if epoch[key] is not None]
             if points:
                 axes.plot(*zip(*points, strict=True), style, marker=marker, label=f"{title}, {key[:3].upper()}")
-    axes.set(xlabel="epoch", ylabel="resident memory, MB", ylim=(0, None), title="Memory of training and evaluation")
+    axes.set(xlabel="epoch", ylabel="resident memory, MiB", ylim=(0, None), title="Memory of training and evaluation")
     axes.legend(fontsize="small")
     axes.grid(alpha=0.3)
     save(figure, path)

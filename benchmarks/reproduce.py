@@ -26,11 +26,11 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from benchmarks.harness import record
-from benchmarks.harness.page import filled, versions
+from benchmarks.harness.page import filled, named, versions
 from benchmarks.harness.record import PAGES, Result
 from benchmarks.harness.script import ScriptParser, link
 from benchmarks.parts.reproduce import plots, table
-from benchmarks.parts.reproduce.comparing import compared
+from benchmarks.parts.reproduce.comparing import compared, told_apart
 from benchmarks.parts.reproduce.jobs import OWN, Job, Table, jobs
 from benchmarks.parts.reproduce.making import Making
 from benchmarks.parts.reproduce.published import LEAST_SPREAD, MOST_SPREAD, PUBLISHED, SOURCES
@@ -182,6 +182,7 @@ def facts(content: Result) -> Result:
         "title": recipe.title,
         "about": recipe.about,
         "told": recipe.told,
+        "told_apart": told_apart,
         "beside_told": recipe.beside_told,
         "changes": table.of_content(content).changes,
         "wanted": len(wanted),
@@ -190,7 +191,7 @@ def facts(content: Result) -> Result:
         + (" seed" if counts == [1] else " seeds"),
         "hours": sum(run["seconds"] for run in runs) / 3600,
         "median_seconds": statistics.median(run["seconds"] for run in runs),
-        "commits": ", ".join(sorted({str(start["commit"]) for start in starts})),
+        "commits": ", ".join(map(named, sorted({str(start["commit"]) for start in starts}))),
         "processors": ", ".join(sorted({str(start["processor"]) for start in starts})),
         "versions": "; ".join(sorted({versions(start["versions"]) for start in starts})),
         "epochs_kept": all("accuracy" in run for run in runs),

@@ -21,16 +21,18 @@ from torch.nn.functional import cross_entropy
 
 import pipelines
 from benchmarks.harness import record
-from benchmarks.harness.page import filled
+from benchmarks.harness.page import filled, named
 from benchmarks.harness.record import Result
 from benchmarks.harness.script import page_parser, run
 from dynsparse import Method, ReallocationReport, SparseTraining
 from dynsparse.config import loading
 from dynsparse.config.schema import RunConfig
+from dynsparse.errors import UserError
 from dynsparse.masks import MaskSet, SparseLayer
 from dynsparse.methods.rigl import Rigl, RiglSettings
 from dynsparse.schedules import cosine
 from pipelines.base import Data, Request
+from pipelines.common.command_line import at_least_1
 from pipelines.order import Share
 
 NAME = "rigl_neurons"
@@ -126,7 +128,7 @@ class Varied(Rigl):
 def main() -> None:
     parser = page_parser(__doc__)
     parser.add_argument("--only", choices=WAYS, nargs="+", default=list(WAYS), metavar="WAY", help=", ".join(WAYS))
-    parser.add_argument("--epochs", type=int, default=EPOCHS)
+    parser.add_argument("--epochs", type=at_least_1, default=EPOCHS, help=f"({EPOCHS})")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="where the data are")
     run(NAME, parser, measure, page)
 
@@ -134,19 +136,21 @@ def main() -> None:
 def measure(asked: Namespace) -> Result:
     torch.set_num_threads(1)
     epochs = 1 if asked.tiny else asked.epochs
-    ways = kept_ways(asked.output, epochs)
+    ways = {} if {*asked.only} == {*WAYS} or asked.tiny else kept_ways(asked.output, epochs)
     for name in asked.only:
-        ways[name] = trained(asked, WAYS[name], epochs)
+        ways[name] = {**trained(asked, WAYS[name], epochs), **record.origin()}
         print(f"{name}: {ways[name]['accuracy']:.2f} %", flush=True)
     return {"epochs": epochs, "sparsity": SPARSITY, "ways": {name: ways[name] for name in WAYS if name in ways}}
 
 
 def kept_ways(folder: Path | None, epochs: int) -> dict[str, Result]:
-    """Return the figures of a run before, if it had as many epochs."""
+    """Return the figures of runs before. Raises UserError if they are of another number of epochs."""
     if not record.path_of(NAME, folder).exists():
         return {}
     content = record.kept(NAME, folder)
-    return dict(content["ways"]) if content["epochs"] == epochs else {}
+    if content["epochs"] != epochs:
+        raise UserError(f"--epochs is {epochs}; the kept figures are of {content['epochs']}: give another --output")
+    return dict(content["ways"])
 
 
 def configured(asked: Namespace, way: Way) -> RunConfig:
@@ -262,7 +266,10 @@ def accuracy(model: nn.Module, data: Data) -> float:
 
 def page(content: Result) -> str:
     rows = [{**summary(found), "title": WAYS[name].title} for name, found in content["ways"].items()]
-    return filled("rigl-neurons", **content, rows=rows, most=MOST, events=first(content), told=TOLD)
+    commits = {named(found["commit"]): None for found in content["ways"].values()}
+    return filled(
+        "rigl-neurons", **content, rows=rows, most=MOST, events=first(content), told=TOLD, commits=list(commits)
+    )
 
 
 def summary(found: Result) -> Result:

@@ -10,6 +10,7 @@ begins at 0 and without momentum.
 
 from __future__ import annotations
 
+import math
 import statistics
 from argparse import Namespace
 from collections.abc import Callable, Mapping, Sequence
@@ -27,8 +28,8 @@ from benchmarks.harness.script import page_parser, run
 from dynsparse import SparseTraining
 from dynsparse.config import loading
 from dynsparse.config.schema import RunConfig
-from dynsparse.schedules import cosine
 from pipelines.base import Data, Request
+from pipelines.common.command_line import at_least_1
 from pipelines.order import Share
 
 PERIOD, FRACTION, UNTIL, SPARSITY = 100, 0.3, 0.75, 0.99
@@ -58,7 +59,7 @@ class Plain:
         progress = self.step_number / self.steps
         if self.step_number % PERIOD == 0 and progress < UNTIL:
             for weight in self.masks:
-                self._move(weight, cosine(FRACTION, 0, progress / UNTIL))
+                self._move(weight, FRACTION * (1 + math.cos(math.pi * progress / UNTIL)) / 2)
         else:
             self.optimizer.step()
         self._apply()
@@ -84,7 +85,7 @@ class Plain:
 
 def main() -> None:
     parser = page_parser(__doc__)
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--seeds", type=at_least_1, default=3, help="(3)")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="where the data are")
     run("rigl_rules", parser, measure, page)
 

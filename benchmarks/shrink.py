@@ -11,6 +11,7 @@ from pathlib import Path
 
 from benchmarks.harness.script import ScriptParser
 from benchmarks.parts.photographs import shrunk
+from pipelines.common.command_line import at_least_1
 from pipelines.sources.walking import is_image
 
 
@@ -18,7 +19,7 @@ def main() -> None:
     parser = ScriptParser(__doc__)
     parser.add_argument("--images", metavar="DIR", type=Path, required=True, help="PART/CLASS/images")
     parser.add_argument("--to", metavar="DIR", type=Path, required=True)
-    parser.add_argument("--side", metavar="PIXELS", type=int, default=80, help="shorter side (%(default)s)")
+    parser.add_argument("--side", metavar="PIXELS", type=at_least_1, default=80, help="shorter side (%(default)s)")
     asked = parser.parse_args()
     images = [path for path in sorted(asked.images.glob("*/*/*")) if is_image(path.name)]
     if not images:

@@ -35,12 +35,12 @@ from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
 
-from benchmarks.harness import record
 from benchmarks.harness.page import filled
 from benchmarks.harness.record import Result
-from benchmarks.harness.script import plain_parser
+from benchmarks.harness.script import keep_whole, plain_parser
 from benchmarks.parts.soak.faults import FAULTS, Draws, Fault
 from benchmarks.parts.soak.run import Run, options
+from pipelines.common.command_line import at_least_1
 from tests import hosts as namespaces
 from tests import storage as mounts
 from tests.hosts import Hosts
@@ -48,6 +48,8 @@ from tests.storage import Storage
 from tests.training import runs
 
 KINDS = tuple(FAULTS)
+MANY, EPOCHS = 40, 48
+"""Faults in all, and epochs of the run: what the kept figures are of."""
 RATE = "20mbit"
 MOST_STEPS_BETWEEN = 20
 
@@ -144,8 +146,9 @@ def main() -> None:
     unmount_when_stopped()
     with TemporaryDirectory() as name:
         result = measure(Path(name), asked)
-    record.keep("soak", result, asked.output, "python -m benchmarks.soak")
-    print(table(result))
+    whole = asked.kinds == [*KINDS] and asked.faults >= MANY and asked.epochs >= EPOCHS
+    kept = keep_whole("soak", result, asked.output, whole)
+    print(table(result), kept, sep="\n")
     if not all(result["equal"].values()):
         raise SystemExit("error: the run is another than the one without faults")
     if any(fault["broken"] for fault in result["faults"]) or any(result["exit_codes"]):
@@ -154,14 +157,14 @@ def main() -> None:
 
 def parse() -> Namespace:
     parser = plain_parser(__doc__)
-    parser.add_argument("--faults", type=int, default=40)
+    parser.add_argument("--faults", type=at_least_1, default=MANY, help=f"in all ({MANY})")
     parser.add_argument("--kinds", default=",".join(KINDS), help="some of them, with commas between")
-    parser.add_argument("--epochs", type=int, default=48)
+    parser.add_argument("--epochs", type=at_least_1, default=EPOCHS, help=f"of the run ({EPOCHS})")
     parser.add_argument("--seed", type=int, default=0)
     asked = parser.parse_args()
     asked.kinds = asked.kinds.split(",")
     if unknown := sorted({*asked.kinds} - {*KINDS}):
-        raise SystemExit(f"error: --kinds names {', '.join(unknown)}; there are {', '.join(KINDS)}")
+        parser.error(f"--kinds names {', '.join(unknown)}; there are {', '.join(KINDS)}")
     return asked
 
 

@@ -6,10 +6,9 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from benchmarks.harness import record
 from benchmarks.harness.processes import watched
 from benchmarks.harness.record import Result
-from benchmarks.harness.script import plain_parser
+from benchmarks.harness.script import keep_whole, plain_parser
 
 
 def run(name: str, description: str | None, cases: Iterable[str], prepare: Callable[[str, Path], list[str]]) -> None:
@@ -25,9 +24,9 @@ def run(name: str, description: str | None, cases: Iterable[str], prepare: Calla
     for case in [ordinary, *(one for one in hostile if asked.only is None or one in asked.only)]:
         found[case] = measured(case, prepare)
         print(f"{case}: {found[case]}", flush=True)
-    above = {key: most_above(found, ordinary, key) for key in ("seconds", "processor_seconds", "peak_mb")}
-    path = record.keep(name, {"above": above, "cases": found}, asked.output)
-    print(f"at most above the ordinary: {above}; {path}")
+    above = {key: most_above(found, ordinary, key) for key in ("seconds", "processor_seconds", "peak_mib")}
+    kept = keep_whole(name, {"above": above, "cases": found}, asked.output, whole=asked.only is None)
+    print(f"at most above the ordinary: {above}; {kept}")
 
 
 def measured(case: str, prepare: Callable[[str, Path], list[str]]) -> Result:
@@ -39,7 +38,7 @@ def measured(case: str, prepare: Callable[[str, Path], list[str]]) -> Result:
     return {
         "seconds": round(ended.seconds, 2),
         "processor_seconds": round(ended.cpu, 2),
-        "peak_mb": round(ended.mb),
+        "peak_mib": round(ended.mib),
         "exit_code": ended.code,
         "said": errors[-1][:200] if errors else "",
     }

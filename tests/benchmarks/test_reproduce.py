@@ -18,7 +18,7 @@ import pytest
 
 from benchmarks.harness.record import PAGES, RESULTS, ROOT
 from benchmarks.parts.reproduce import starts
-from benchmarks.parts.reproduce.comparing import compared, uncertainty, verdict
+from benchmarks.parts.reproduce.comparing import compared, told_apart, uncertainty, verdict
 from benchmarks.parts.reproduce.jobs import Job, Table, dense, jobs, key
 from benchmarks.parts.reproduce.making import Making, is_needed
 from benchmarks.parts.reproduce.recipes import RECIPES
@@ -494,6 +494,7 @@ def test_the_limit_of_a_verdict_falls_with_the_seeds() -> None:
     assert uncertainty(5, 0.5) == pytest.approx(2.776 * 0.5 / 5**0.5)
     assert uncertainty(40, 10) == pytest.approx(2.228 * 10 / 40**0.5)
     assert uncertainty(5, 0.0) == 0.1
+    assert told_apart(3, 0.1) == pytest.approx(4.303 * 2**0.5 * 0.1)
     assert uncertainty(1, 0.0) == float("inf")
     assert verdict(-40.0, 11.0) == "differs", "however wide"
 

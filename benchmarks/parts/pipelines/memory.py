@@ -26,8 +26,8 @@ def resident(bench: Bench) -> Result:
             epochs = pool.submit(_epochs, bench, folder, loader).result()
         settled = epochs[min(4, len(epochs) - 2) :]
         slopes = {
-            f"{key}_slope_mb_per_epoch": float(np.polyfit(range(len(settled)), [e[key] for e in settled], 1)[0])
-            for key in ("rss_mb", "pss_mb")
+            f"{key}_slope_mib_per_epoch": float(np.polyfit(range(len(settled)), [e[key] for e in settled], 1)[0])
+            for key in ("rss_mib", "pss_mib")
             if settled[0][key] is not None
         }
         found[loader] = {"by_epoch": epochs, **slopes}
