@@ -15,6 +15,8 @@ PAGE = ROOT / "docs/config.md"
 INTRODUCTION = """# Config reference
 
 A config is a YAML file, as in [configs/](../configs). `section.key=value` on the command line changes one value of it.
+`section={...}` takes the place of a whole section: what the file has in it is dropped, and
+other keys get their defaults.
 `model`, `method` and `data` need a `name`. Methods that start sparse need `sparsity.conv` or `sparsity.fc`, or the
 masks of another run. All other keys have defaults. Everything wrong with a config is reported at once, before a process
 group or a GPU is touched:
@@ -41,7 +43,7 @@ def page(schema: Schema) -> str:
     """Return the whole page: keys outside sections, then a heading for each section."""
     definitions = schema["$defs"]
     plain = {key: value for key, value in schema["properties"].items() if not choices(value)}
-    parts = [INTRODUCTION, "## Keys outside sections\n", *table(plain)]
+    parts = [INTRODUCTION, "## Keys outside sections\n", *table(plain, definitions)]
     for section, value in schema["properties"].items():
         for number, chosen in enumerate(choices(value)):
             parts += [f"## `{section}`\n"] if number == 0 else []
@@ -59,8 +61,8 @@ def choices(value: Schema) -> list[str]:
 def settings(path: str, definition: Schema, definitions: Schema) -> Iterator[str]:
     """Yield the text and the table of one group of keys, then those of the groups within it."""
     keys = dict(definition["properties"])
-    name = keys.pop("name", {}).get("const")
-    if name:
+    keys.pop("name", None)
+    if name := name_of(definition):
         yield f"### `{path}.name: {name}`\n"
     elif definition.get("additionalProperties") is True:
         yield f"### `{path}.path: FILE`\n"
@@ -68,39 +70,56 @@ def settings(path: str, definition: Schema, definitions: Schema) -> Iterator[str
         yield f"### `{path}`\n"
     if text := definition.get("description"):
         yield f"{one_line(text)}\n"
-    yield from table({f"{path}.{key}": value for key, value in keys.items() if not choices(value)})
+    yield from table({f"{path}.{key}": value for key, value in keys.items() if has_row(value)}, definitions)
     for key, value in keys.items():
         for chosen in choices(value):
             yield from settings(f"{path}.{key}", definitions[chosen], definitions)
 
 
-def table(keys: Mapping[str, Schema]) -> Iterator[str]:
+def name_of(definition: Schema) -> str:
+    """Return the name that chooses these settings, as torch/NAME where it begins like this; empty if none does."""
+    name = definition["properties"].get("name", {})
+    begin: str = name.get("pattern", "")
+    return name.get("const", "") or (f"{begin[1:]}NAME" if begin else "")
+
+
+def has_row(value: Schema) -> bool:
+    """Tell whether a key has a row of its own: all but a group of keys that is always there."""
+    return len(choices(value)) != 1 or "anyOf" in value
+
+
+def table(keys: Mapping[str, Schema], definitions: Schema) -> Iterator[str]:
     """Yield one row a key: name, type, default, text."""
     if keys:
         yield "| key | type | default | meaning |\n| --- | --- | --- | --- |"
         for key, value in keys.items():
-            yield f"| `{key}` | {kind(value)} | {default(value)} | {cell(value.get('description', ''))} |"
+            yield f"| `{key}` | {kind(value, definitions)} | {default(value)} | {cell(value.get('description', ''))} |"
         yield ""
 
 
-def kind(value: Schema) -> str:
+def kind(value: Schema, definitions: Schema) -> str:
     """Return the type in words, with the range of a number or the words allowed."""
+    if chosen := choices(value):
+        plain = [kind(one, definitions) for one in value.get("anyOf", []) if not choices(one)]
+        named = [f"`name: {name}`" for one in chosen if (name := name_of(definitions[one]))]
+        below = [] if {*plain} - {"null"} else named or ["keys below"]
+        return " or ".join([*below, *plain])
     if "enum" in value:
         return " or ".join(f"`{json.dumps(one).strip(chr(34))}`" for one in value["enum"])
     if "anyOf" in value:
-        return " or ".join(dict.fromkeys(kind(one) for one in value["anyOf"]))
+        return " or ".join(dict.fromkeys(kind(one, definitions) for one in value["anyOf"]))
     if "const" in value:
         return f"`{value['const']}`"
     each = value.get("additionalProperties")
     if isinstance(each, dict) and "anyOf" in each:
         return "table of names and values"
     if isinstance(each, dict) and "propertyNames" in value:
-        return f"{kind(each)} by pattern"
+        return f"{kind(each, definitions)} by pattern"
     if value.get("type") == "object" and "patternProperties" not in value:
-        return f"{kind(each)} by name" if isinstance(each, dict) else "values by name"
+        return f"{kind(each, definitions)} by name" if isinstance(each, dict) else "values by name"
     words = {"integer": "whole number", "string": "text", "boolean": "true or false", "object": "table by epoch"}
     if value.get("type") == "array" and "prefixItems" not in value:
-        return f"list of {kind(value.get('items', {'type': 'value'}))}"
+        return f"list of {kind(value.get('items', {'type': 'value'}), definitions)}"
     return words.get(value.get("type", ""), value.get("type", "value")) + limits(value)
 
 

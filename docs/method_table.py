@@ -163,7 +163,7 @@ def accepted(config: RunConfig) -> str:
 def goes_with(name: str, option: str) -> bool:
     """Whether a method accepts an option beside its config's, on the layers of that config."""
     try:
-        config = _config(name, option)
+        config = configured(name, option)
         with torch.device("meta"):
             model = config.model.build(config.data.image_shape, config.data.classes)
             specs = sparse_layers(model, structure=config.sparsity.structure)
@@ -174,7 +174,8 @@ def goes_with(name: str, option: str) -> bool:
     return True
 
 
-def _config(name: str, *options: str) -> RunConfig:
+def configured(name: str, *options: str) -> RunConfig:
+    """Return the digits' config of a method, with a small network."""
     return loading.load(ROOT / f"configs/digits_{name}.yaml", ["model={name: mnist_mlp, hidden: [32, 24]}", *options])
 
 
@@ -199,7 +200,7 @@ def grows(method: Method, seen: Seen) -> str:
 def row(name: str) -> str:
     """Return the row of a registered method, from a run as configs/digits_NAME.yaml says."""
     settings = names()[name]
-    config = _config(name)
+    config = configured(name)
     logging.getLogger("dynsparse").setLevel(logging.ERROR)
     method, seen = watched(config)
     rule = (getdoc(settings) or "").split("\n\n")[0]

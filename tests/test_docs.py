@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+import dynsparse
 import pipelines
 from benchmarks import readme
 from docs import config_reference, layer_tables, method_table
@@ -108,6 +109,13 @@ def test_the_tables_of_layers_are_those_of_the_networks() -> None:
 def test_the_table_of_methods_has_a_row_for_each() -> None:
     rows = re.findall(r"^\| `(\w+)` \|", method_table.PAGE.read_text(), re.MULTILINE)
     assert rows == sorted(known_names())
+
+
+def test_the_reference_has_each_method_and_all_that_the_library_exports() -> None:
+    pages = [(ROOT / "docs/reference" / name).read_text() for name in ("methods.md", "library.md")]
+    named = set(re.findall(r"^::: (\S+)$", "\n".join(pages), re.MULTILINE))
+    assert {type(method_table.configured(name).method).__module__ for name in known_names()} <= named
+    assert {f"dynsparse.{name}" for name in dynsparse.__all__} - {"dynsparse.Method", "dynsparse.__version__"} <= named
 
 
 @pytest.mark.parametrize(
