@@ -93,7 +93,7 @@ def by_case(amount: Amount, through: str) -> Iterator[Result]:
         for kind in KINDS:
             for batch in amount.batches:
                 told = {"network": name, "kind": kind, "batch": batch, **record.origin()}
-                yield {**told, **one(name, kind, batch, amount, through)}
+                yield {**told, "threads": torch.get_num_threads(), **one(name, kind, batch, amount, through)}
 
 
 def one(name: str, kind: str, batch: int, amount: Amount, through: str) -> Result:

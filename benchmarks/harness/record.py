@@ -69,8 +69,8 @@ def own_commit() -> str | None:
 
 
 def origin() -> Result:
-    """Return commit, processor and threads, for a part of a result that may come from another call than the others."""
-    return {"commit": own_commit(), "processor": _processor(), "threads": torch.get_num_threads()}
+    """Return the commit and the processor, for a part of a result that may come from another call than the others."""
+    return {"commit": own_commit(), "processor": _processor()}
 
 
 def described(name: str, result: Mapping[str, Any], command: str | None = None) -> Result:
