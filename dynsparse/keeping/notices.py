@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import nn
@@ -22,6 +24,16 @@ _MANY = 0.01
 """Fraction of a model's parameters that may stay dense without a warning."""
 _DEAD = 0.05
 """Fraction of a convolution's filters that may have no weight without a warning."""
+
+
+@contextmanager
+def without_notices() -> Iterator[None]:
+    """Warn of nothing: where a network is only evaluated, all that concerns training is of no use."""
+    log.disabled = True
+    try:
+        yield
+    finally:
+        log.disabled = False
 
 
 def warn_at_start(

@@ -14,6 +14,7 @@ from dynsparse.cli.actions.confusion_file import by_class, require_file, write_c
 from dynsparse.config.schema import RunConfig
 from dynsparse.determinism import deterministic
 from dynsparse.distributed import sync
+from dynsparse.keeping.notices import without_notices
 from dynsparse.runtime import Worker, process_group
 from dynsparse.schedules import StepLr
 from dynsparse.shrinking.kept import shrinkages_in
@@ -102,7 +103,8 @@ def _evaluate(config: RunConfig, worker: Worker, checkpoint: Path, file: str | N
     config = with_layers_of(config, saved)
     plain = without_training(config, worker)
     network, data = build(plain, worker, shrinkages=shrinkages_in(saved), normalisation=normalisation_in(saved))
-    trainer = Trainer(plain, network, data, worker)
+    with without_notices():
+        trainer = Trainer(plain, network, data, worker)
     if "ema" not in saved:
         trainer.ema = trainer.run.ema = None
     sync.together(lambda: trainer.run.load_network(saved))
