@@ -23,7 +23,7 @@ from dynsparse.keeping.notices import warn_at_start, warn_beyond, warn_if_nothin
 from dynsparse.keeping.optimizers import KnownOptimizers, overflows, skip_flag
 from dynsparse.keeping.rounds import Round
 from dynsparse.keeping.setup import Setup
-from dynsparse.keeping.state import restore, state_of
+from dynsparse.keeping.state import require_mapping, restore, state_of
 from dynsparse.keeping.steps import Closure, Watcher, unwatch, watch
 from dynsparse.keeping.weights import KeptWeights
 from dynsparse.masks import MaskSet, naming
@@ -131,6 +131,8 @@ class SparseTraining(Watcher):
             on_desync=on_desync,
         )
         refuse_model(model)
+        if state is not None:
+            require_mapping(state)
         given = Given(batches, loss, asked.seed, process_group)
         setup = Setup.of(naming.unwrapped(model), method, asked, masks, state, given)
         if id(setup.method) in _METHODS:
@@ -163,7 +165,7 @@ class SparseTraining(Watcher):
             on_desync=on_desync,
             group=process_group,
         )
-        self._weights = KeptWeights(self.model, self.masks)
+        self._weights = KeptWeights(self.model, self.masks, keeps_reserve=self.method.keeps_reserve)
         self._gradients = Gradients(
             self.masks,
             self.reallocator,
@@ -293,7 +295,11 @@ class SparseTraining(Watcher):
     def verify(self) -> list[str]:
         """Prove that all ranks hold the same masks and weights, see `Reallocator.verify`."""
         self._follow()
-        return self.reallocator.verify(self.steps)
+        repaired = self.reallocator.verify(self.steps)
+        if repaired:  # Other masks and weights than those that gradients were masked by.
+            self._gradients.follow_masks()
+            self._weights.remember()
+        return repaired
 
     def check(self) -> None:
         """Assert that the budget is met and all weights outside the masks are 0. It reads all weights."""
@@ -324,6 +330,7 @@ class SparseTraining(Watcher):
         saved with. With `strict=False` they may be others: weights outside the masks are set to 0. After an error all
         is as it was.
         """
+        require_mapping(state)
         self._follow()
         before = self.steps, self.masks.state_dict(), self.method.state_dict()
         try:

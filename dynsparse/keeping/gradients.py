@@ -57,9 +57,8 @@ class Gradients:
         self._has_looked = False
         self._masks_version = 0
         self._wants_whole: tuple[int, bool] = (-1, False)
-        self._hooks = [
-            _hooked(layers[0].parameter, _noting(ref(self), layers)) for layers in by_parameter(masks).values()
-        ]
+        self._layers = by_parameter(masks)
+        self._hooks = [_hooked(layers[0].parameter, _noting(ref(self), name)) for name, layers in self._layers.items()]
 
     @property
     def are_wanted_whole(self) -> bool:
@@ -132,11 +131,9 @@ class Gradients:
             self.scales.looked(group, scale)
             self.seen.add(found)
 
-    def note(self, layers: Sequence[SparseLayer], gradient: Tensor) -> None:
-        """Take note of a parameter's gradient that backward has just made, and mask it unless it is wanted whole.
-
-        `layers` are those of the parameter.
-        """
+    def note(self, parameter: str, gradient: Tensor) -> None:
+        """Take note of a parameter's gradient that backward has just made, and mask it unless it is wanted whole."""
+        layers = self._layers[parameter]
         self._new.update(layer.name for layer in layers)
         self.scales.made(layer.name for layer in layers)
         if gradient.device != layers[0].device:
@@ -179,13 +176,13 @@ def _hooked(parameter: nn.Parameter, note: Callable[[Tensor], None]) -> Removabl
     return handle
 
 
-def _noting(gradients: ref[Gradients], layers: Sequence[SparseLayer]) -> Callable[[Tensor], None]:
-    """Make the hook of a parameter and its layers, which keeps no owner alive."""
+def _noting(gradients: ref[Gradients], parameter: str) -> Callable[[Tensor], None]:
+    """Make a parameter's hook. It holds nothing that holds the parameter: Python cannot see such a circle."""
 
     def note(weight: Tensor) -> None:
         owner, gradient = gradients(), weight.grad
         if owner is not None and gradient is not None:
-            owner.note(layers, gradient)
+            owner.note(parameter, gradient)
 
     return note
 

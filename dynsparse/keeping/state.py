@@ -28,6 +28,15 @@ def state_of(
     }
 
 
+def require_mapping(state: object) -> None:
+    """Raise UserError for a state that is none, such as the path of one."""
+    if not isinstance(state, Mapping):
+        raise UserError(
+            f"state is a {type(state).__name__}, and not what state_dict() has returned: of a file, what torch.load "
+            f"returns"
+        )
+
+
 def restore(
     state: Mapping[str, Any],
     method: Method,
@@ -44,6 +53,8 @@ def restore(
     """
     if missing := _KEYS - set(state):
         raise UserError(f"the state is not a SparseTraining's: it lacks {', '.join(sorted(missing))}")
+    if not isinstance(state["method"], Mapping) or not {"name", "state"} <= state["method"].keys():
+        raise UserError("the state is damaged: its method has no name, or no state")
     theirs = state["method"]["name"]
     if theirs != method_name:
         raise UserError(f"the state is of method {theirs}, this is {method_name}; continue with method {theirs}")

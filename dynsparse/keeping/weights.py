@@ -22,11 +22,15 @@ LOOK_EVERY = 10
 
 
 class KeptWeights:
-    """Record of the weights of `masks` in `model`, as they were when it was made."""
+    """Record of the weights of `masks` in `model`, as they were when it was made.
 
-    def __init__(self, model: nn.Module, masks: MaskSet) -> None:
+    `keeps_reserve`: the method has values beside them, of the dtype of now.
+    """
+
+    def __init__(self, model: nn.Module, masks: MaskSet, *, keeps_reserve: bool) -> None:
         self.model = model
         self.masks = masks
+        self._dtypes = {layer.name: layer.parameter.dtype for layer in masks} if keeps_reserve else {}
         self.relies = True
         """Whether the optimizers are trusted to leave 0 at 0. If not, weights are masked after each step."""
         self.held = [(module, weight) for module, _, weight in _places_of(model, masks)]
@@ -50,7 +54,7 @@ class KeptWeights:
         self._versions = self._current_versions()
 
     def require_same(self) -> None:
-        """Raise UserError if weights were replaced or resized."""
+        """Raise UserError if weights were replaced or resized, or cast while others are in reserve."""
         if not self.are_intact():
             now = naming.named_parameters(self.model)
             if replaced := [layer.name for layer in self.masks if now.get(layer.spec.parameter) is not layer.parameter]:
@@ -61,6 +65,13 @@ class KeptWeights:
             self._edges = list(_edges_of(self.model, self.masks))
         if resized := [layer.name for layer in self.masks if layer.parameter.shape != layer.spec.parameter_shape]:
             raise UserError(f"{listed(resized)} has another shape since SparseTraining was made: make it after that")
+        if cast := [
+            layer.name for layer in self.masks if self._dtypes.get(layer.name) not in (None, layer.parameter.dtype)
+        ]:
+            raise UserError(
+                f"{listed(cast)} has another dtype since SparseTraining was made, and this method keeps inactive "
+                f"weights of the one before: cast the model first, make SparseTraining after that"
+            )
 
     def have_moved(self) -> bool:
         """Whether the weights lie on another device than the masks. UserError if they lie on several."""
