@@ -54,16 +54,20 @@ def repair(
     method_state: Mapping[str, Any],
     group: sync.Group = None,
 ) -> Any:
-    """Give every rank rank 0's masks, weights and optimizer state, in place. Returns rank 0's `method_state`."""
+    """Give every rank rank 0's masks, weights and optimizer state, in place. Returns rank 0's `method_state`.
+
+    Parameters that DistributedDataParallel was told to ignore are each rank's own, and stay as they are.
+    """
     if not sync.connected(group):
         return method_state
     saved = sync.from_rank_0(lambda: (masks.state_dict(), dict(method_state)), group)
     if sync.rank(group) != 0:
         masks.load_state_dict(saved[0])
-    for parameter in model.parameters():
+    shared = digest.shared_parameters(model).values()
+    for parameter in shared:
         sync.broadcast_(flat_view(parameter), group)
     for optimizer in optimizers:
-        for parameter in model.parameters():
+        for parameter in shared:
             for value in optimizer.state.get(parameter, {}).values():
                 if isinstance(value, Tensor):
                     sync.broadcast_(flat_view(value), group)

@@ -153,17 +153,27 @@ def all_said(message: str | None, group: Group = None) -> list[str]:
 def together(act: Callable[[], T], group: Group = None) -> T:
     """Run `act` on every rank, and let all ranks succeed or fail as one.
 
-    If it raises a ValueError anywhere, every rank raises a UserError with the message of the first that failed: no rank
-    is left waiting. `act` itself must not communicate with other ranks.
+    If it raises a ValueError anywhere, every rank raises a UserError with the message of the first that failed. After
+    any other exception that rank raises it, and the others a RuntimeError: no rank is left waiting. `act` itself must
+    not communicate with other ranks.
     """
     result: list[T] = []
-    failure = None
+    refused, fault = None, None
     try:
         result.append(act())
     except ValueError as error:
-        failure = str(error)
-    for message in all_said(failure, group):
-        raise UserError(*message.splitlines())
+        refused = str(error)
+    except Exception as error:  # noqa: BLE001 - raised below, once the others know.
+        fault = error
+    failures = all_of((refused, fault and f"{type(fault).__name__}: {fault}"), group)
+    if fault is not None:
+        raise fault
+    for _, other in failures:
+        if other is not None:
+            raise RuntimeError(f"another rank failed: {other}")
+    for message, _ in failures:
+        if message is not None:
+            raise UserError(*message.splitlines())
     return result[0]
 
 

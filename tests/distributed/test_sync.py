@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
 from dynsparse.distributed import agreement, digest, sync
 from dynsparse.errors import DesyncError, UserError
@@ -165,6 +166,50 @@ def failing_together(worker: Worker) -> Any:
 def test_a_users_error_on_one_rank_is_raised_on_all() -> None:
     expected = (("first line", "second line"), {"rank": 0}, ("no such file",))
     assert run_distributed(failing_together, 3) == [expected] * 3
+
+
+def faulty_together(worker: Worker) -> str:
+    def act() -> None:
+        if worker.rank == 1:
+            raise OSError("no space left")
+
+    try:
+        sync.together(act)
+    except (OSError, RuntimeError) as error:
+        return f"{type(error).__name__}: {error}"
+    return ""
+
+
+def test_a_fault_on_one_rank_leaves_no_other_waiting() -> None:
+    others = "RuntimeError: another rank failed: OSError: no space left"
+    assert run_distributed(faulty_together, 3) == [others, "OSError: no space left", others]
+
+
+def own_parameters(worker: Worker) -> Any:
+    """Parameters that are a rank's own, of another shape on each, beside one that is to be repaired."""
+    torch.manual_seed(1)
+    model = nn.Sequential(nn.Linear(8, 4), nn.Linear(4, 2))
+    model.register_parameter("own", nn.Parameter(torch.full((3 + worker.rank,), float(worker.rank))))
+    DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(model, ["own"])
+    specs = sparse_layers(model)
+    masks = MaskSet(model, specs, {spec.name: 4 for spec in specs}, seed=2)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    optimizer.state[model.own]["momentum_buffer"] = torch.full((3 + worker.rank,), float(worker.rank))
+    method = DsrSettings(name="dsr", target_moves=2).build()
+    reallocator = Reallocator(model, masks, method, optimizer, on_desync="repair")
+    if worker.rank == 1:
+        with torch.no_grad():
+            model[1].bias.add_(1)  # type: ignore[operator]
+    repaired = reallocator.verify(1)
+    own = torch.cat((model.own.detach(), optimizer.state[model.own]["momentum_buffer"]))
+    return repaired, own.tolist(), digest.weight_digest(model, masks)
+
+
+def test_a_repair_leaves_each_rank_its_own_parameters() -> None:
+    (first, zeros, before), (second, ones, after) = run_distributed(own_parameters, 2)
+    assert first == second == ["1.bias"]
+    assert (zeros, ones) == ([0.0] * 6, [1.0] * 8)
+    assert before == after
 
 
 def flags_and_buffers(worker: Worker) -> Any:
