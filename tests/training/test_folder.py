@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from dynsparse.config.schema import RunConfig
-from dynsparse.errors import StopRequested, UserError
+from dynsparse.errors import StopRequested, StorageError, UserError
 from dynsparse.training.checkpoint import read, set_aside_after, write
 from dynsparse.training.resume import (
     begun_by,
@@ -175,6 +175,19 @@ def test_the_best_of_an_abandoned_future_is_set_aside_too(tmp_path: Path) -> Non
     set_aside_after(folder.folder, 4)
     names = {path.name for path in folder.folder.glob("*.stale*")}
     assert names == {"best.pt.stale", "step-000000008.pt.stale", "step-000000008.pt.stale1"}
+
+
+def test_a_best_that_cannot_be_read_for_the_moment_stays(tmp_path: Path) -> None:
+    folder = checkpoints_of(runs.config(runs=str(tmp_path), name="a"))
+    folder.save({"progress": {"step": 4}}, 4, best=True)
+
+    def away(path: Path) -> Any:
+        raise StorageError(f"{path}: Input/output error")
+
+    with pytest.raises(StorageError):
+        set_aside_after(folder.folder, 100, away)
+    assert (folder.folder / "best.pt").exists()
+    assert not list(folder.folder.glob("*.stale*"))
 
 
 def test_resume_auto_leaves_foreign_folders_alone(tmp_path: Path) -> None:

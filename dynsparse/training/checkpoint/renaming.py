@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from dynsparse import files
-from dynsparse.errors import UserError
+from dynsparse.errors import StorageError, UserError
 from dynsparse.training.checkpoint.format import State, read
 from dynsparse.training.run import names
 
@@ -66,9 +66,11 @@ def set_aside_after(
 
 
 def _is_after(path: Path, step: int, read: Callable[[Path], State]) -> bool:
-    """Tell whether a checkpoint is of a later step, or cannot be read."""
+    """Tell whether a checkpoint is of a later step, or damaged. Raises StorageError where it may be neither."""
     try:
         return bool(read(path)["progress"]["step"] > step)
+    except StorageError:
+        raise
     except UserError as error:
         log.warning("%s", error)
         return True
