@@ -43,6 +43,11 @@ class Clock:
         return self.epoch + self.ends_epoch
 
     @property
+    def ends_run(self) -> bool:
+        """Whether this step was the last of the run, or one beyond it."""
+        return self.step >= (self.total_steps or self.epochs * self.steps_per_epoch)
+
+    @property
     def progress(self) -> float:
         """Fraction of the run that is done, 0 to 1: of its epochs where they differ in length, else of its steps."""
         if self.before is not None:

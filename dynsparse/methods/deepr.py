@@ -56,6 +56,10 @@ class DeepR(Dynamic):
     drops_by_count = False
     every_step = True
 
+    def moves(self, clock: Clock) -> bool:
+        """Whether weights that have crossed 0 are replaced: also after the last step, for they are in no network."""
+        return self._may_move(clock)
+
     def prepare(self, masks: MaskSet) -> None:
         self.masks = masks
         #: Numbers of the weights that were born negative, by layer. Only those of active weights mean something.
@@ -92,7 +96,8 @@ class DeepR(Dynamic):
 
     def _drop_scores(self, layer: SparseLayer, units: Tensor) -> Tensor:
         values = layer.at(layer.weight, units)
-        return -torch.where(self._born_negative(layer, units), values > 0, values < 0).float().mean(1)
+        crossed = torch.where(self._born_negative(layer, units), values > 0, values < 0).float()
+        return -torch.where(values.isnan(), values.float(), crossed).mean(1)
 
     def drop_cuts(self, scores: Sequence[Tensor], clock: Clock) -> Sequence[Cut]:
         return cuts_below(scores, -0.5)

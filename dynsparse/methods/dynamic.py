@@ -79,6 +79,16 @@ def is_set(settings: DynamicSettings, name: str) -> bool:
     return bool(getattr(settings, name) != type(settings).model_fields[name].default)
 
 
+def refuse_draws_between_layers(settings: DynamicSettings, *names: str) -> None:
+    """Raise ValueError for draws where layers compete by score: a draw takes scores relative to their layer's."""
+    for name in names:
+        if power := getattr(settings, name):
+            raise ValueError(
+                f"{name} is {power}, and all layers compete by their scores here, of which a draw knows those within a "
+                f"layer alone: leave it 0"
+            )
+
+
 class ScopedSettings(DynamicSettings):
     """Settings of a rule that works in each layer, or by one threshold over all of them."""
 
@@ -86,6 +96,12 @@ class ScopedSettings(DynamicSettings):
     """layer: each layer keeps its number of active weights. global: all layers compete by one threshold."""
     floor: Floor = 0.0
     """Fraction of its units that each layer keeps at least, whatever the scores; for the scope global."""
+
+    @model_validator(mode="after")
+    def _draws_within_layers(self) -> ScopedSettings:
+        if self.scope == "global":
+            refuse_draws_between_layers(self, "soft_drop", "soft_growth")
+        return self
 
     @model_validator(mode="after")
     def _floor_is_of_use(self) -> ScopedSettings:
@@ -121,7 +137,13 @@ class Dynamic(Method):
         return self.moves(clock) or self._density_changes(clock)
 
     def moves(self, clock: Clock) -> bool:
-        """Whether the rule moves weights after this step. Default: every `period` steps before `stop_epoch`."""
+        """Whether the rule moves weights after this step. Default: every `period` steps before `stop_epoch`.
+
+        Not after the run's last step: what grows then would never train (Mocanu et al. 2018, Algorithm 1).
+        """
+        return self._may_move(clock) and not clock.ends_run
+
+    def _may_move(self, clock: Clock) -> bool:
         return clock.epoch < self.settings.stop_epoch and self._is_period(clock)
 
     def exchanges(self, clock: Clock) -> bool:

@@ -7,6 +7,7 @@ from fractions import Fraction
 from typing import Literal
 
 import numpy as np
+from pydantic import model_validator
 from torch import Tensor
 
 from dynsparse.masks import MaskSet, SparseLayer
@@ -14,7 +15,7 @@ from dynsparse.masks.joint import joint_counts
 from dynsparse.masks.selection import Cut, cuts_smallest
 from dynsparse.methods.base import LayerChange, SomeShare, in_parts
 from dynsparse.methods.clock import Clock
-from dynsparse.methods.dynamic import Dynamic, DynamicSettings
+from dynsparse.methods.dynamic import Dynamic, DynamicSettings, refuse_draws_between_layers
 from dynsparse.methods.exploration import Counts
 from dynsparse.schedules import AnyDensity, CubicDensity, Period, StepTable, cosine
 
@@ -30,6 +31,11 @@ class GranetSettings(DynamicSettings):
     density: AnyDensity = CubicDensity(name="cubic", start=0.5, end=0.6875)
     """Course of the density; a `start` of 0 is the paper's dense-to-sparse, 0.5 its sparse-to-sparse. It ends as in the
     authors' code for CIFAR, after 110 of 160 epochs; on ImageNet they end it after 30 of 100."""
+
+    @model_validator(mode="after")
+    def _draws_within_layers(self) -> GranetSettings:
+        refuse_draws_between_layers(self, "soft_drop")
+        return self
 
     def build(self) -> Granet:
         return Granet(self)

@@ -16,7 +16,7 @@ from dynsparse.masks.structure import TRANSPOSABLE, blocks_of, largest_pattern, 
 from dynsparse.methods.base import Method, SomeShare
 from dynsparse.methods.clock import Clock
 from dynsparse.methods.dynamic import Dynamic, DynamicSettings, is_set
-from dynsparse.methods.reserved import Reserved, refuse_draws
+from dynsparse.methods.reserved import Reserved, refuse_draws, with_nan
 from dynsparse.schedules import Period, StepTable, cosine
 from pipelines.common.settings import Count
 
@@ -119,15 +119,19 @@ class SrSte(_Nm, Reserved):
         if not self.settings.transposable:
             return super().drop_scores(layer)
         stays = self._largest(layer).index_select(0, layer.active)
-        return torch.where(stays, 0.0, -float(layer.spec.units)).double()  # Below any rank: it falls.
+        scores = torch.where(stays, 0.0, -float(layer.spec.units)).double()  # Below any rank: it falls.
+        return with_nan(scores, self._costs(layer).index_select(0, layer.active))
 
     def grow_scores(self, layer: SparseLayer) -> Tensor:
         return self._largest(layer).float() if self.settings.transposable else super().grow_scores(layer)
 
+    def _costs(self, layer: SparseLayer) -> Tensor:
+        assert self.reserve is not None
+        return self.reserve.costs(layer)
+
     def _largest(self, layer: SparseLayer) -> Tensor:
         """Mark the units that are active after the event: bool [units]."""
-        assert self.reserve is not None
-        magnitudes = -self.reserve.costs(layer).clamp(max=0)
+        magnitudes = -self._costs(layer).clamp(max=0).nan_to_num(nan=0.0)
         return largest_pattern(layer.spec, magnitudes, ~layer.inactive.view(-1))
 
 

@@ -65,6 +65,10 @@ class Reserved(Dynamic):
         """Whether growth scores are of the very step's gradients: never."""
         return False
 
+    def moves(self, clock: Clock) -> bool:
+        """Whether the largest become the active ones: also after the last step, for all weights have trained."""
+        return self._may_move(clock)
+
     def prepare(self, masks: MaskSet) -> None:
         """Learn the layers, and keep the values that weights have outside the masks."""
         self.masks = masks
@@ -92,13 +96,16 @@ class Reserved(Dynamic):
         return ()
 
     def drop_scores(self, layer: SparseLayer) -> Tensor:
-        """Negated rank of each active unit among all of its group, float [active units]: 0 for the largest."""
+        """Negated rank of each active unit among all of its group, float [active units]: 0 for the largest.
+
+        NaN for a unit that has a NaN, so that it is found.
+        """
         assert self.reserve is not None
         costs, groups = self.reserve.costs(layer), groups_of(layer.spec)
         rows = costs.view(1, -1) if groups is None else groups.of(costs)
         ranks = ranks_in_groups(rows)
         by_unit = ranks.view(-1) if groups is None else groups.units(ranks)
-        return -by_unit.index_select(0, layer.active).double()
+        return with_nan(-by_unit.index_select(0, layer.active).double(), costs.index_select(0, layer.active))
 
     def drop_cuts(self, scores: Sequence[Tensor], clock: Clock) -> Sequence[Cut]:
         """Take what is not among the largest, as many as its group is to have."""
@@ -136,6 +143,11 @@ class Reserved(Dynamic):
         """Take over a saved reserve."""
         assert self.reserve is not None
         self.reserve.load_state_dict(state["reserve"])
+
+
+def with_nan(scores: Tensor, costs: Tensor) -> Tensor:
+    """Return scores with NaN where the costs of the same units are NaN."""
+    return torch.where(costs.isnan(), torch.nan, scores)
 
 
 def _groups(layer: SparseLayer) -> int:

@@ -82,7 +82,8 @@ class Applier:
         grown = [self._grown(layer, plan, structured) for layer, _, plan in layers]
         at_random = [plan.grow.count if flags is None else 0 for flags, (_, _, plan) in zip(grown, layers, strict=True)]
         seeds = [seed_for(seed, layer.name) for layer in block.layers]
-        return Choice(block, gone, grown, at_random, seeds, self.growth_costs)
+        nans = [scores.isnan().count_nonzero() for _, scores, _ in layers]
+        return Choice(block, gone, nans, grown, at_random, seeds, self.growth_costs)
 
     def _parted_draws(self, layer: SparseLayer) -> Parted | None:
         costs = self.draws.get(layer.name)
@@ -125,12 +126,12 @@ class Applier:
         """
         looked = [(choice.counts(), choice.draw()) for choice in choices]
         counts = _to_host([one for one, _ in looked])
-        self._require_numbers(plan, [n for one in zip(self.masks.blocks, counts, strict=True) for n in _lost(*one)])
+        self._require_numbers(plan, [n for one in zip(self.masks.blocks, counts, strict=True) for n in _sums(*one)])
         return list(zip(counts, self._repeats([draw for _, draw in looked]), strict=True))
 
-    def _require_numbers(self, plan: Plan, dropped: Sequence[int]) -> None:
-        for layer, decided, units in zip(self.masks, plan.layers, dropped, strict=True):
-            if units != decided.drop.count:  # No cut takes a NaN.
+    def _require_numbers(self, plan: Plan, found: Sequence[tuple[int, int]]) -> None:
+        for layer, decided, (dropped, nans) in zip(self.masks, plan.layers, found, strict=True):
+            if nans or dropped != decided.drop.count:
                 raise UserError(_why_units_differ(layer, self.method, plan.step))
 
     def _repeats(self, draws: Sequence[Rounds]) -> Sequence[Repeats | None]:
@@ -183,10 +184,10 @@ def _why_units_differ(layer: SparseLayer, method: Method, step: int) -> str:
     )
 
 
-def _lost(block: Block, counts: Sequence[Sequence[int]]) -> list[int]:
-    """Units that each layer of a block loses. A single layer has a row for each of its parts."""
-    lost = [units for units, _ in counts]
-    return [sum(lost)] if len(block.layers) == 1 else lost
+def _sums(block: Block, counts: Sequence[Sequence[int]]) -> list[tuple[int, int]]:
+    """Sum up the units that each layer of a block loses, and scores that are NaN. A single layer has a row a part."""
+    found = [(lost, nans) for lost, _, nans in counts]
+    return [(sum(lost for lost, _ in found), sum(nans for _, nans in found))] if len(block.layers) == 1 else found
 
 
 def _to_host(of_blocks: Sequence[Tensor]) -> list[list[Any]]:

@@ -21,6 +21,8 @@ class Choice:
     block: Block
     gone: Sequence[Tensor]
     """Bool [active units]: True for units that go."""
+    nans: Sequence[Tensor]
+    """Number of active units without a number as their score: int64 []."""
     grown: Sequence[Tensor | None]
     """Bool [units]: True for units that grow by score; None for a layer that grows at random."""
     at_random: Sequence[int]
@@ -30,16 +32,16 @@ class Choice:
     """Negated growth scores of the layers that have any, float [units] each, made when they are asked for."""
 
     def counts(self) -> Tensor:
-        """Count what goes, and what grows by score: int64 [layers, 2], on the device."""
+        """Count what goes, what grows by score, and scores that are NaN: int64 [layers, 3], on the device."""
         zero = torch.zeros((), dtype=torch.int64, device=self.block.device)
         lost = [flags.count_nonzero() for flags in self.gone]
         won = [zero if flags is None else flags.count_nonzero() for flags in self.grown]
-        return torch.stack((torch.stack(lost), torch.stack(won)), 1)
+        return torch.stack((torch.stack(lost), torch.stack(won), torch.stack(list(self.nans))), 1)
 
     def known(self, counts: Sequence[Sequence[int]], repeats: Repeats | None) -> Known:
         """Put together what the host knows, given `counts()` and the course of `draw`."""
-        won = [by_score + more for (_, by_score), more in zip(counts, self.at_random, strict=True)]
-        return Known([lost for lost, _ in counts], won, repeats)
+        won = [by_score + more for (_, by_score, _), more in zip(counts, self.at_random, strict=True)]
+        return Known([lost for lost, _, _ in counts], won, repeats)
 
     def draw(self) -> Draw:
         """Wish for what grows at random."""

@@ -12,7 +12,7 @@ from dynsparse.masks import SparseLayer
 from dynsparse.masks import block as blocks
 from dynsparse.masks.block import Block, Known, Moved
 from dynsparse.masks.drawing import Repeats, selected
-from dynsparse.masks.parted import Parted
+from dynsparse.masks.parted import Parted, each
 from dynsparse.masks.parted_drawing import PartedDraw, counts_of, draw_in_parts, parted_half
 from dynsparse.masks.selection import chosen_in_parts
 from dynsparse.masks.tensors import places_of
@@ -37,12 +37,13 @@ class PartedChoice:
         return self.block.layers[0]
 
     def counts(self) -> Tensor:
-        """Count what goes, and what grows by score, in each part: int64 [parts, 2], on the device."""
+        """Count what goes, what grows by score, and scores that are NaN, by part: int64 [parts, 3], on the device."""
         lost = torch.stack([flags.count_nonzero() for _, flags in chosen_in_parts(self.scores, self.plan.drop)])
+        nans = torch.stack([part.isnan().count_nonzero() for part in each(self.scores)])
         if self.costs is None:
-            return torch.stack((lost, torch.zeros_like(lost)), 1)
+            return torch.stack((lost, torch.zeros_like(lost), nans), 1)
         won = torch.stack([flags.count_nonzero() for _, flags in chosen_in_parts(self.costs, self.plan.grow)])
-        return torch.stack((lost, won), 1)
+        return torch.stack((lost, won, nans), 1)
 
     def draw(self) -> PartedDraw:
         """Wish for what grows at random."""
@@ -51,8 +52,8 @@ class PartedChoice:
     def known(self, counts: Sequence[Sequence[int]], repeats: Repeats | None) -> Known:
         """Put together what the host knows of each part, given `counts()` and the course of `draw`."""
         assert repeats is not None
-        grown = [won for _, won in counts] if self.costs else counts_of(self._free, self._at_random, repeats)
-        return Known([lost for lost, _ in counts], grown, repeats)
+        grown = [won for _, won, _ in counts] if self.costs else counts_of(self._free, self._at_random, repeats)
+        return Known([lost for lost, _, _ in counts], grown, repeats)
 
     def move(self, known: Known) -> tuple[Moved, list[Tensor | None]]:
         """Carry the choice out. Returns its effect, and the costs of the units that have grown, if there are any.

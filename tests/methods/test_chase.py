@@ -388,7 +388,12 @@ def test_torch_pruning_is_needed(monkeypatch: pytest.MonkeyPatch) -> None:
             {"scope": "layer"},
             "sparsity.structure fan_in keeps the number of each row: set the structure to",
         ),
-        (4, "free", {"soft_drop": 3}, "method.soft_drop is 3, and method chase drops dead channels first, by no draw"),
+        (
+            4,
+            "free",
+            {"soft_drop": 3, "scope": "layer"},
+            "method.soft_drop is 3, and method chase drops dead channels first, by no draw",
+        ),
     ],
 )
 def test_layers_that_it_cannot_work_on(granularity: Any, structure: str, options: dict[str, Any], message: str) -> None:

@@ -507,6 +507,21 @@ def test_scores_that_are_nan_are_told_from_weights_that_are(value: float) -> Non
     assert str(sparse.state_dict()["masks"]) == str(masks), "nothing has moved"
 
 
+@pytest.mark.parametrize("name", sorted(BUSY))
+def test_weights_that_are_nan_end_an_event_by_any_method(name: str) -> None:
+    run = Run(name, 4, 0.5, "sgd")
+
+    def train() -> None:
+        for number in range(1, STEPS + 1):
+            with torch.no_grad():
+                for layer in run.masks:
+                    layer.put_(layer.weight, layer.active[:1], torch.full((1,), torch.nan))
+            run.step(number)
+
+    with pytest.raises(UserError, match=r"^0\.weight has weights that are NaN at step \d: training has diverged"):
+        train()
+
+
 class Recording(GrowByGradient):
     """Grows by gradient, and keeps a record as well: the number of gradients of each layer."""
 

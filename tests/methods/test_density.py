@@ -19,9 +19,11 @@ from tests.methods.test_contract import (
     BUSY,
     IN_TURN,
     REGISTRY,
+    RESERVED,
     STEPS,
     STRUCTURES,
     Run,
+    method_named,
 )
 
 NAMES = sorted(name for name, one in REGISTRY.items() if issubclass(one, DynamicSettings) and name not in STRUCTURES)
@@ -188,3 +190,20 @@ def test_a_density_without_an_aim() -> None:
 
 def test_all_dynamic_methods_are_tried() -> None:
     assert set(NAMES) <= set(BUSY)
+
+
+@pytest.mark.parametrize("name", sorted(set(BUSY) - {"acdc", "gmp", "pruning"}))
+def test_nothing_grows_after_the_last_step_that_would_not_train(name: str) -> None:
+    """The last event of DeepR takes out what has crossed 0, and that of a reserve brings in what has trained."""
+    method = method_named(name)
+    schedule = Schedule(total_steps=8, steps_per_epoch=2)
+    assert method.is_due(schedule.clock(2))
+    assert method.is_due(schedule.clock(8)) == (name in ("deepr", *RESERVED))
+    assert not schedule.clock(7).ends_run
+    assert Schedule(total_steps=7, steps_per_epoch=2).clock(7).ends_run, "in mid-epoch"
+
+
+def test_a_density_comes_to_its_end_in_the_last_step_and_nothing_moves_besides() -> None:
+    method = method_named("set", density={"name": "cubic", "start": 0.2, "end": 1.0})
+    last = Schedule(total_steps=8, steps_per_epoch=2).clock(8)
+    assert method.is_due(last) and not method.exchanges(last)

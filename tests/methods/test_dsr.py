@@ -7,6 +7,7 @@ from torch import nn
 
 from dynsparse.masks import LayerSpec, MaskSet, sparse_layers
 from dynsparse.methods import Clock
+from dynsparse.methods.clock import Schedule
 from dynsparse.methods.dsr import DsrSettings
 from dynsparse.reallocation import Reallocator
 from dynsparse.schedules import StepTable
@@ -119,7 +120,8 @@ def test_a_layer_keeps_its_largest_weight() -> None:
 def test_due_every_period_until_the_stop_epoch() -> None:
     table = StepTable(((0, 10), (2, 25)))
     method = DsrSettings(name="dsr", period=table, stop_epoch=3).build()
-    due = [step for step in range(1, 121) if method.is_due(Clock(step, epoch=(step - 1) // 30))]
+    schedule = Schedule(total_steps=130, steps_per_epoch=30)
+    due = [step for step in range(1, 121) if method.is_due(schedule.clock(step))]
     assert due == [10, 20, 30, 40, 50, 60, 75]
 
 

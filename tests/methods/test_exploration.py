@@ -173,7 +173,7 @@ def test_the_search_halves_and_bisects() -> None:
         (
             {"name": "set", "exploration": 0.9, "fraction": 0.01},
             (
-                "method.exploration is 0.9, and at most 0.148 of the weights can be explored, with an event after "
+                "method.exploration is 0.9, and at most 0.147 of the weights can be explored, with an event after "
                 "every step: ask for less, train longer, or move more in each event"
             ),
         ),

@@ -410,3 +410,15 @@ def test_a_damaged_state_is_told_by_its_key() -> None:
         method.check_state(good, {})
     with pytest.raises(KeyError, match="reserve"):
         method.check_state({}, layers)
+
+
+def test_transposable_weights_that_are_nan_end_the_event() -> None:
+    model = nn.Linear(8, 8, bias=False)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    options = {"name": "nm", "period": 1, "transposable": True}
+    sparse = SparseTraining(model, optimizer, options, sparsity=0.5, structure="2:4", total_steps=9)
+    with torch.no_grad():
+        model.weight[sparse.masks.layers[0].mask] = torch.nan
+    model(torch.ones(1, 8)).sum().backward()
+    with pytest.raises(UserError, match=r"^weight has weights that are NaN at step 1: training has diverged"):
+        optimizer.step()

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from pydantic import ValidationError
 from torch import nn
 
 from dynsparse.errors import UserError
@@ -68,3 +69,20 @@ def test_the_smaller_falls_more_often_in_events_too() -> None:
 def test_draws_that_a_rule_has_no_scores_for(name: str, options: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
         REGISTRY[name](name=name, **options).build().check([], {})
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("rigl", {"scope": "global", "soft_drop": 2}),
+        ("rigl", {"scope": "global", "soft_growth": 2}),
+        ("set", {"scope": "global", "soft_drop": 2}),
+        ("gmp", {"scope": "global", "soft_drop": 2}),
+        ("chase", {"soft_growth": 2}),
+        ("granet", {"soft_drop": 2}),
+    ],
+)
+def test_draws_where_layers_compete_by_score(name: str, options: dict[str, Any]) -> None:
+    """A draw knows scores relative to the largest of the layer: a layer of small weights would lose no more for it."""
+    with pytest.raises(ValidationError, match="is 2, and all layers compete by their scores here"):
+        REGISTRY[name](name=name, **options)

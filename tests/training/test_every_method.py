@@ -176,7 +176,7 @@ def test_the_best_of_a_pruning_run_is_pruned(tmp_path: Path) -> None:
     assert best["masks"]["budget"] == summary.active_weights
 
 
-@pytest.mark.parametrize(("period", "warned"), [(16, False), (17, True)])
+@pytest.mark.parametrize(("period", "warned"), [(15, False), (16, True)])
 def test_a_period_longer_than_the_run_is_said(period: int, warned: bool, caplog: pytest.LogCaptureFixture) -> None:
     runs.trainer(runs.config(method={"name": "set", "period": period})).fit()
     assert ("method set will move nothing in the 16 steps to come (8 an epoch)" in caplog.text) == warned
