@@ -88,8 +88,10 @@ def lines(path: str | os.PathLike[str], longest: int = LONGEST_LINE, start: int 
 def whole(path: Path, before: Callable[[], None] = lambda: None) -> Iterator[BinaryIO]:
     """Open a file that takes the place of `path` when the block has ended; nothing changes if the block raises.
 
-    It is flushed to the disk, then renamed. `before` is called at the last moment, and may raise.
+    It is flushed to the disk, then renamed. `before` is called before anything is written and at the last moment, and
+    may raise.
     """
+    before()
     partial = path.with_name(f"{path.name}.{secrets.token_hex(4)}.partial")
     try:
         descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)

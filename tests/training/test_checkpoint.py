@@ -327,9 +327,10 @@ def test_the_guard_is_asked_before_each_change(tmp_path: Path, monkeypatch: pyte
     folder.save(state(5), 5, best=True)
     asked.clear()
     folder.save(state(10), 10, best=True)
-    assert len(asked) == 8, "two starts, a new file, two names of two changes each, an old file removed"
+    assert len(asked) == 9, "two starts, a new file begun and named, two names of two changes each, an old file removed"
     before = {path.name: path.stat().st_ino for path in tmp_path.iterdir()}
-    for calls in ([1, 2], [2, 4]):  # Of the newest and the best: before anything, and before the file has its name.
+    # Of the newest and the best: before anything, before the file is begun, and before it has its name.
+    for calls in ([1, 2], [2, 4], [3, 6]):
         fails_at[:] = calls
         asked.clear()
         folder.save(state(15), 15, best=True)

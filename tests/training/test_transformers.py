@@ -19,7 +19,7 @@ from dynsparse.training.checkpoint import CheckpointFolder, read, write
 from dynsparse.training.network import build_network
 from dynsparse.training.older import with_layers_of
 from dynsparse.training.sources import whole_weights
-from tests.methods.test_contract import REGISTRY, structure_of
+from tests.methods.test_contract import REGISTRY, sparsity_section
 from tests.models.tiny_vit import LAYERS, NAME, SHAPE, attention
 from tests.ranks import run_distributed
 from tests.tools.trained import call, changed, train
@@ -42,7 +42,7 @@ def sections(method: str = "rigl", **others: Any) -> dict[str, Any]:
         "method": {"name": method, **BUSY.get(method, {})},
         "start": start,
         **others,
-        "sparsity": {"structure": structure_of(method), **others.get("sparsity", {})},
+        "sparsity": {**sparsity_section(method), **others.get("sparsity", {})},
         "train": {"global_batch_size": 8, "optimizer": optimizer, **others.get("train", {})},
     }
 
