@@ -177,6 +177,8 @@ def facts(content: Result) -> Result:
     runs, recipe = content["runs"], RECIPES[content["data"]]
     counts = sorted({row["seeds"] for row in content["results"]})
     wanted = jobs(list(recipe.seeds), recipe.sparsities, None, recipe.seeds)
+    missing = set(wanted) - {table.job_of(run) for run in runs}
+    published = PUBLISHED.get(content["data"], {})
     starts = [start for run in runs for start in (*run.get("earlier", ()), run)]
     return {
         "title": recipe.title,
@@ -186,7 +188,8 @@ def facts(content: Result) -> Result:
         "beside_told": recipe.beside_told,
         "changes": table.of_content(content).changes,
         "wanted": len(wanted),
-        "there": len(set(wanted) & {table.job_of(run) for run in runs}),
+        "there": len(wanted) - len(missing),
+        "judged": not any(job.sparsity in published.get(job.method, {}) for job in missing),
         "seeds": " to ".join(map(str, dict.fromkeys((counts[0], counts[-1]))))
         + (" seed" if counts == [1] else " seeds"),
         "hours": sum(run["seconds"] for run in runs) / 3600,

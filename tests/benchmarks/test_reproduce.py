@@ -21,6 +21,7 @@ from benchmarks.parts.reproduce import starts
 from benchmarks.parts.reproduce.comparing import compared, told_apart, uncertainty, verdict
 from benchmarks.parts.reproduce.jobs import Job, Table, dense, jobs, key
 from benchmarks.parts.reproduce.making import Making, is_needed
+from benchmarks.parts.reproduce.published import PUBLISHED
 from benchmarks.parts.reproduce.recipes import RECIPES
 from benchmarks.parts.reproduce.rows import rows
 from benchmarks.parts.reproduce.running import Children, or_stop
@@ -488,6 +489,17 @@ def test_published_figures_are_judged_by_how_sure_our_mean_is() -> None:
         (row,) = compared({"data": "mnist", "runs": runs})
         assert row["verdict"] == told
     assert compared({"data": "digits", "runs": near}) == []
+
+
+def test_figures_are_judged_once_all_that_is_published_is_there() -> None:
+    recipe, published = RECIPES["mnist"], PUBLISHED["mnist"]
+    every = [one for one in jobs(list(recipe.seeds), recipe.sparsities, None, recipe.seeds) if one.method in published]
+    runs = [made(one.method, one.seed, 98.0, sparsity=one.sparsity) for one in every]
+    for some, judged in ((runs, True), (runs[:-1], False)):
+        content = {"data": "mnist", "settings": {}, "results": [{"seeds": 3}], "runs": some}
+        found = facts(content)
+        assert (found["judged"], found["there"]) == (judged, len(some))
+        assert found["there"] < found["wanted"]
 
 
 def test_the_limit_of_a_verdict_falls_with_the_seeds() -> None:
