@@ -19,11 +19,11 @@ import torch
 from torch import Tensor, nn, optim
 from torch.nn.functional import cross_entropy
 
-import pipelines
 from benchmarks.harness import record
 from benchmarks.harness.page import filled, named
 from benchmarks.harness.record import Result
 from benchmarks.harness.script import page_parser, run
+from benchmarks.parts.plain import accuracy, data_of
 from dynsparse import Method, ReallocationReport, SparseTraining
 from dynsparse.config import loading
 from dynsparse.config.schema import RunConfig
@@ -31,9 +31,8 @@ from dynsparse.errors import UserError
 from dynsparse.masks import MaskSet, SparseLayer
 from dynsparse.methods.rigl import Rigl, RiglSettings
 from dynsparse.schedules import cosine
-from pipelines.base import Data, Request
+from pipelines.base import Data
 from pipelines.common.command_line import at_least_1
-from pipelines.order import Share
 
 NAME = "rigl_neurons"
 EPOCHS, SPARSITY, RATE, PERIOD = 3, 0.99, 0.1, 100
@@ -168,7 +167,7 @@ def configured(asked: Namespace, way: Way) -> RunConfig:
 def trained(asked: Namespace, way: Way, epochs: int) -> Result:
     """Train a network. Returns test accuracy in percent, and each layer's neurons by event."""
     config = configured(asked, way)
-    data = pipelines.build(config.data, Request(0, config.train.batch_at(0), Share(0, 1, 1), 256, None))
+    data = data_of(config, seed=0)
     torch.manual_seed(0)
     model = config.model.build(config.data.image_shape, config.data.classes)
     optimizer = optim.SGD(model.parameters(), lr=RATE, momentum=0.9, nesterov=True, weight_decay=1e-4)
@@ -253,15 +252,6 @@ def fit(model: nn.Module, optimizer: optim.Optimizer, data: Data, steps: int) ->
             cross_entropy(model(images), labels).backward()
             optimizer.step()
             done += 1
-
-
-@torch.no_grad()
-def accuracy(model: nn.Module, data: Data) -> float:
-    """Return the test accuracy in percent."""
-    assert data.test is not None
-    model.eval()
-    right = [model(images).argmax(1) == labels for images, labels in data.test.batches()]
-    return 100 * torch.cat(right).float().mean().item()
 
 
 def page(content: Result) -> str:

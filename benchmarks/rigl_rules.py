@@ -14,23 +14,19 @@ import math
 import statistics
 from argparse import Namespace
 from collections.abc import Callable, Mapping, Sequence
-from itertools import islice
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
 
-import pipelines
 from benchmarks.harness.page import filled
 from benchmarks.harness.record import Result
 from benchmarks.harness.script import page_parser, run
+from benchmarks.parts.plain import accuracy, data_of, fit, linear_weights, random_mask, weights_of_classes
 from dynsparse import SparseTraining
 from dynsparse.config import loading
 from dynsparse.config.schema import RunConfig
-from pipelines.base import Data, Request
 from pipelines.common.command_line import at_least_1
-from pipelines.order import Share
 
 PERIOD, FRACTION, UNTIL, SPARSITY = 100, 0.3, 0.75, 0.99
 RATES = {0.0: 0.1, 0.4: 0.02, 0.65: 0.004, 0.85: 0.0008}
@@ -45,11 +41,7 @@ class Plain:
     def __init__(self, model: nn.Module, optimizer: torch.optim.SGD, steps: int, seed: int) -> None:
         self.optimizer, self.steps, self.step_number = optimizer, steps, 0
         generator = torch.Generator().manual_seed(seed)
-        self.masks: dict[Tensor, Tensor] = {}
-        for weight in (module.weight for module in model.modules() if isinstance(module, nn.Linear)):
-            order = torch.randperm(weight.numel(), generator=generator)
-            active = round((1 - SPARSITY) * weight.numel())
-            self.masks[weight] = torch.zeros(weight.numel(), dtype=torch.bool).index_fill_(0, order[:active], True)
+        self.masks = {weight: random_mask(weight, SPARSITY, generator) for weight in linear_weights(model)}
         self._apply()
 
     @torch.no_grad()
@@ -110,7 +102,7 @@ def measure(asked: Namespace) -> Result:
 
 def trained(config: RunConfig, way: str, epochs: int, seed: int) -> Result:
     """Train a network. Returns test accuracy in percent, and the last layer's weights of each class."""
-    data = pipelines.build(config.data, Request(seed, config.train.batch_at(0), Share(0, 1, 1), 256, None))
+    data = data_of(config, seed)
     torch.manual_seed(seed)
     model = config.model.build(config.data.image_shape, config.data.classes)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, nesterov=True)
@@ -123,40 +115,10 @@ def trained(config: RunConfig, way: str, epochs: int, seed: int) -> Result:
     else:
         plain = Plain(model, optimizer, steps, seed)
         step, weights = plain.step, [*plain.masks]
-    fit(model, optimizer, step, data, steps, weights)
-    found = {"accuracy": accuracy(model, data), "weights_of_classes": (weights[-1] != 0).sum(1).tolist()}
+    fit(model, optimizer, step, data, steps, weights, RATES, l1=1e-4)  # The paper's penalty.
+    found = {"accuracy": accuracy(model, data), "weights_of_classes": weights_of_classes(weights[-1])}
     data.close()
     return found
-
-
-def fit(
-    model: nn.Module,
-    optimizer: torch.optim.SGD,
-    step: Callable[[], object],
-    data: Data,
-    steps: int,
-    weights: list[Tensor],
-    l1: float = 1e-4,
-) -> None:
-    """Train with the paper's penalty on the magnitudes of the active weights."""
-    done = 0
-    while done < steps:
-        for [(images, labels)] in islice(data.train.epoch(), steps - done):
-            rate = max(begin for begin in RATES if begin <= done / steps)
-            optimizer.param_groups[0]["lr"] = RATES[rate]
-            optimizer.zero_grad()
-            loss = cross_entropy(model(images), labels)
-            (loss + l1 * sum(weight.abs().sum() for weight in weights)).backward()
-            step()
-            done += 1
-
-
-@torch.no_grad()
-def accuracy(model: nn.Module, data: Data) -> float:
-    assert data.test is not None
-    model.eval()
-    right = [model(images).argmax(1) == labels for images, labels in data.test.batches()]
-    return 100 * torch.cat(right).float().mean().item()
 
 
 def page(content: Result) -> str:

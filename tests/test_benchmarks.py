@@ -15,6 +15,7 @@ import torch
 from benchmarks import __main__ as every
 from benchmarks import (
     allreduce,
+    deepr_rules,
     fine_tuning,
     hostile_configs,
     hostile_shards,
@@ -74,6 +75,7 @@ def test_every_benchmark_is_run_or_looked_at() -> None:
         "rehearsals",
         "reproduce",
         "rigl_neurons",
+        "deepr_rules",
         "rigl_rules",
         "shrinking",
         "soak",
@@ -247,6 +249,19 @@ def test_rigl_rules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for [found] in content["runs"].values():
         assert 0 <= found["accuracy"] <= 100
         assert sum(found["weights_of_classes"]) == 2, "1 % of 200"
+
+
+def test_deepr_rules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The plain loop replaces about as many weights as `dynsparse`, and keeps each layer's number."""
+    run(deepr_rules, monkeypatch, "--tiny", "--output", str(tmp_path))
+    ways = json.loads((tmp_path / "deepr_rules.json").read_text())["ways"]
+    assert list(ways) == list(deepr_rules.WAYS)
+    for way in ways.values():
+        for found in way["runs"]:
+            assert 0 <= found["accuracy"] <= 100
+            assert sum(found["weights_of_classes"]) <= round((1 - found["sparsity"]) * 200)
+    ours, plain = (ways[way]["runs"][0]["moved"] for way in ("dynsparse", "paper"))
+    assert sum(ours) == pytest.approx(sum(plain), rel=0.2)
 
 
 def test_rigl_neurons(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
