@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import zlib
 from collections.abc import Iterable, Iterator
@@ -52,6 +53,17 @@ def require_official(path: Path, md5: str) -> None:
     """Raise UserError unless the file has the official MD5."""
     if (found := _md5(path)) != md5:
         raise UserError(f"{path} is not the official file (its MD5 is {found}, not {md5}); fetch it anew")
+
+
+def require_content(path: Path, content: Iterable[bytes], md5: str) -> None:
+    """Raise UserError unless the content of a file, which may be packed in it, has the official MD5."""
+    found = hashlib.md5(usedforsecurity=False)
+    for part in content:
+        found.update(part)
+    if found.hexdigest() != md5:
+        raise UserError(
+            f"{path} does not hold the official content (its MD5 is {found.hexdigest()}, not {md5}); fetch it anew"
+        )
 
 
 def is_official(path: Path, md5: str) -> bool:

@@ -93,5 +93,4 @@ def make_official(folder: Path) -> None:
     cifar10.train_list = [[name, files[name]] for name in CIFAR10_FILES[:5]]
     cifar10.test_list = [[name, files[name]] for name in CIFAR10_FILES[5:6]]
     cifar10.meta = {"filename": CIFAR10_FILES[-1], "key": "label_names", "md5": files[CIFAR10_FILES[-1]]}
-    datasets.MNIST.resources = [(name, _md5_of(folder / name)) for name in NAMES["mnist"]]
     vars(mnist).update({"UNPACKED": {name: md5(content) for name, content in _mnist().items()}})
