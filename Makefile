@@ -15,7 +15,7 @@ help:
 	@echo "make check   set up, then lint, types, import layers, the schema and the config reference"
 	@echo "make soak    as test, with the slow ones, fifty times as many made-up examples and an hour of damaged runs and inputs"
 	@echo "make bench   measure anew what speed is claimed: quarter of an hour on two quiet cores"
-	@echo "make reproduce-digits  every method at four sparsities on the digits: a table and plots in docs/results/"
+	@echo "make reproduce-digits  every method at four sparsities on the digits: a table and plots in runs/digits/"
 	@echo "make docs    build the documentation in site/, links checked"
 	@echo "make schema  write configs/schema.json, from which editors complete, and the generated pages of docs/"
 	@echo "make screenshots  pictures of TensorBoard and the report for docs/, after make demo; needs chromium and chromedriver"
@@ -68,7 +68,7 @@ docs: $(READY)
 	$(BIN)/mkdocs build --strict
 
 reproduce-digits: $(READY)
-	$(BIN)/python -m benchmarks.reproduce
+	$(BIN)/python -m benchmarks.reproduce --out runs/digits
 	$(BIN)/python -m benchmarks.readme
 
 screenshots: $(READY)

@@ -5,14 +5,15 @@
     python -m benchmarks.gpu --photographs DIR          (of one's own, train/ and val/, in place of made ones)
     python -m benchmarks.gpu --page                     (the page anew, from the JSON)
     python -m benchmarks.gpu --cifar10 DIR              (the paper's WRN-28-2, 90 % sparse, 200 epochs)
-    python -m benchmarks.gpu --imagenette DIR           (ResNet-18 at 128 px, every method)
+    python -m benchmarks.gpu --imagenette DIR           (ResNet-18 at 128 px, five methods)
 
 Each part has a process of its own and some seconds, so that one that fails or hangs takes no other with it; what is
 found is on disk after each. Without a GPU it runs tiny on the CPU, so that it cannot rot, and keeps no figures unless
 told where. It ends with 1 if a part fails or what must be so is not; a speed that is not reached is no failure.
 
-The last two make tables of `benchmarks.reproduce`, with its files and pages, from train/ and test/ or val/ in DIR. A
-call that is cut is finished by the next. The files go to --output if it is given, runs included.
+The last two make tables of `benchmarks.reproduce`, with its files and pages, from train/ and test/ or val/ in DIR; of
+CIFAR-10, DIR may hold cifar-10-batches-py. A call that is cut is finished by the next. The files go to --output if it
+is given, runs included.
 """
 
 from __future__ import annotations
@@ -86,6 +87,10 @@ def main() -> None:
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="change the configs of these runs")
     asked = parser.parse_intermixed_args()
     if asked.cifar10 or asked.imagenette:
+        if asked.page or asked.only or asked.photographs:
+            parser.error("--page, --only and --photographs are for the checks, not for --cifar10 and --imagenette")
+        if asked.tiny and asked.output is None:
+            parser.error("--tiny makes other runs than those that are kept; give a folder with --output")
         make_tables(asked)
         return
     if asked.overrides:
@@ -102,8 +107,12 @@ def main() -> None:
 
 def make_tables(asked: Namespace) -> None:
     """Train on real images. Each run has the GPU, or with small ones a share of it."""
+    packed = asked.cifar10 is not None and (asked.cifar10 / "cifar-10-batches-py").is_dir()
     tables: dict[str, tuple[Path | None, list[str]]] = {
-        "cifar10_wrn28": (asked.cifar10, ["--methods", "dsr", "--workers-at-once", "1"]),
+        f"cifar10_wrn28{'_originals' if packed else ''}": (
+            asked.cifar10,
+            ["--methods", "dsr", "--workers-at-once", "1"],
+        ),
         "imagenette_128": (asked.imagenette, ["--workers-at-once", "2"]),
     }
     for name, (images, options) in tables.items():

@@ -1,12 +1,13 @@
 """Accuracy of every method at several sparsities over several seeds: a table and two plots.
 
-    python -m benchmarks.reproduce                    (make reproduce-digits: every method on the digits)
-    python -m benchmarks.reproduce --data mnist data.path=DIR      (hours; stop it and start it as you like)
+    python -m benchmarks.reproduce --out DIR          (make reproduce-digits: every method on the digits)
+    python -m benchmarks.reproduce --out DIR --data mnist data.path=DIR    (hours; stop it and start it as you like)
     python -m benchmarks.reproduce --page             (the page and the plots anew, from the JSON)
 
 Each run is a job of its own in a folder under --work, one process with one thread, so that it gives the same bits
 however many run side by side. A job that is done is skipped, one that was stopped or killed resumes where it was. Each
-run that ends is added to the JSON at once. `--part 2/3` runs a third of the jobs, on one of three machines, and
+run that ends is added to the JSON at once. Without --out that is the JSON of the kept figures, and what it has already
+counts as done. `--part 2/3` runs a third of the jobs, on one of three machines, and
 `--add FILE` takes over what another machine has made.
 
 --epochs and overrides make other runs than the recipe's: they need an --out, so that no kept figure is replaced.
@@ -29,7 +30,7 @@ from benchmarks.harness import record
 from benchmarks.harness.page import filled, named, versions
 from benchmarks.harness.record import PAGES, Result
 from benchmarks.harness.script import ScriptParser, link
-from benchmarks.parts.reproduce import plots, table
+from benchmarks.parts.reproduce import plots, table, telling
 from benchmarks.parts.reproduce.comparing import compared, told_apart
 from benchmarks.parts.reproduce.jobs import OWN, Job, Table, jobs
 from benchmarks.parts.reproduce.making import Making
@@ -201,6 +202,10 @@ def facts(content: Result) -> Result:
         "compared": compared(content),
         "source": SOURCES.get(content["data"], ""),
         "unreached": {} if recipe.kind == "conv" else table.unreached(runs),
+        "empty": telling.empty(runs, recipe.titles),
+        "order": telling.ordered(runs),
+        "ends": telling.ends(runs),
+        "times": telling.times(runs, recipe.titles),
         "least": LEAST_SPREAD,
         "most": MOST_SPREAD,
     }

@@ -60,7 +60,7 @@ def test_passes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_every_benchmark_is_run_or_looked_at() -> None:
     """`make bench` leaves out what needs a GPU or an extra, is long, kills, attacks, compares trees, or carries."""
     scripts = {path.stem for path in (ROOT / "benchmarks").glob("*.py") if "def main(" in path.read_text()}
-    parts = {"__main__", "plots", "readme", "shrink"}
+    parts = {"__main__", "jpeg_cifar10", "plots", "readme", "shrink"}
     attacks = {"hostile_configs", "hostile_images", "hostile_shards"}
     looked_at = {
         "carry",

@@ -207,9 +207,33 @@ def test_a_table_on_real_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert "JPEG files of quality 75" in (tmp_path / "cifar10_wrn28.md").read_text()
 
 
+def test_the_original_files_of_cifar10_are_read_as_they_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[list[str]] = []
+    monkeypatch.setattr(gpu.reproduce, "main", made.append)
+    (tmp_path / "packed/cifar-10-batches-py").mkdir(parents=True)
+    for folder in ("packed", "jpeg"):
+        monkeypatch.setattr(sys, "argv", ["gpu", "--cifar10", str(tmp_path / folder)])
+        gpu.main()
+    assert [words[:2] for words in made] == [["--data", "cifar10_wrn28_originals"], ["--data", "cifar10_wrn28"]]
+
+
+def test_a_tiny_table_replaces_no_kept_figures(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["gpu", "--tiny", "--cifar10", "images"])
+    with pytest.raises(SystemExit):
+        gpu.main()
+    assert "give a folder with --output" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("words", "line"),
-    [("model.depth=10", "overrides are for --cifar10 and --imagenette"), ("--cifar10 no/where", "no/where")],
+    [
+        ("model.depth=10", "overrides are for --cifar10 and --imagenette"),
+        ("--cifar10 no/where", "no/where"),
+        ("--cifar10 images --page", "--page, --only and --photographs are for the checks"),
+        ("--imagenette images --only nccl", "--page, --only and --photographs are for the checks"),
+    ],
 )
 def test_what_cannot_be_asked(
     words: str, line: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path

@@ -67,7 +67,8 @@ def test_a_table_its_page_and_its_plots(tmp_path: Path) -> None:
     assert by["pruning"]["active_weights"] == by["dsr"]["active_weights"] < 0.11 * by["dense"]["active_weights"]
     assert set(by["dsr"]["densities"]) == set(by["dsr"]["layers"])
     page = (tmp_path / "out" / "digits.md").read_text()
-    assert page.count("\n| ") == 2 + 3, "a row a method"
+    assert page.partition("![")[0].count("\n| ") == 2 + 3, "a row a method"
+    assert page.count("\n| dynamic sparse") == 2, "and its seconds"
     for plot in ("digits_accuracy.svg", "digits_layers.svg"):
         assert plot in page
         assert (tmp_path / "out" / plot).read_text().rstrip().endswith("</svg>")
@@ -485,7 +486,14 @@ def test_published_figures_are_judged_by_how_sure_our_mean_is() -> None:
     wide = [made("set", seed, top1, sparsity=0.99) for seed, top1 in enumerate((78.7, 82.0, 95.0, 97.0, 97.25))]
     near = [made("set", seed, 98.3 + 0.1 * seed) for seed in range(3)]
     far = [made("set", seed, 98.20 + 0.01 * seed) for seed in range(3)]
-    for runs, told in ((wide, "cannot be told"), (near, "alike"), (far, "differs"), (near[:1], "cannot be told")):
+    few = [made("set", seed, 98.1 + 0.13 * seed) for seed in range(3)]
+    for runs, told in (
+        (wide, "cannot be told"),
+        (near, "alike"),
+        (few, "not told apart"),
+        (far, "differs"),
+        (near[:1], "cannot be told"),
+    ):
         (row,) = compared({"data": "mnist", "runs": runs})
         assert row["verdict"] == told
     assert compared({"data": "digits", "runs": near}) == []
@@ -508,7 +516,9 @@ def test_the_limit_of_a_verdict_falls_with_the_seeds() -> None:
     assert uncertainty(5, 0.0) == 0.1
     assert told_apart(3, 0.1) == pytest.approx(4.303 * 2**0.5 * 0.1)
     assert uncertainty(1, 0.0) == float("inf")
-    assert verdict(-40.0, 11.0) == "differs", "however wide"
+    assert verdict(-40.0, 9.0, 11.0) == "differs", "however wide"
+    assert [verdict(one, 0.2, 0.5) for one in (0.2, 0.3, -0.6)] == ["alike", "not told apart", "differs"]
+    assert verdict(0.1, 0.0, 0.1) == "alike", "a difference of 0.1 is none"
 
 
 def test_a_table_that_cannot_be_read_is_not_replaced(tmp_path: Path) -> None:

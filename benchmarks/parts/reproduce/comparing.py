@@ -30,11 +30,17 @@ def told_apart(seeds: int, sd: float) -> float:
     return _STUDENT[min(seeds - 1, len(_STUDENT)) - 1] * math.sqrt(2) * sd
 
 
-def verdict(difference: float, limit: float) -> str:
-    """Return "differs" beyond the limit; within it "alike", or "cannot be told" where the limit is wide itself."""
+def verdict(difference: float, sd: float, limit: float) -> str:
+    """Judge a published figure by its difference to our mean, by the deviation of our seeds and by `uncertainty`.
+
+    "alike" within the deviation, which counts as `LEAST_SPREAD` at least; "not told apart" within the uncertainty;
+    "differs" beyond it. "cannot be told" where it does not differ and the uncertainty is wide itself.
+    """
     if abs(difference) > limit:
         return "differs"
-    return "alike" if limit <= MOST_SPREAD else "cannot be told"
+    if limit > MOST_SPREAD:
+        return "cannot be told"
+    return "alike" if abs(difference) <= max(sd, LEAST_SPREAD) else "not told apart"
 
 
 def compared(content: Result) -> list[Result]:
@@ -45,6 +51,6 @@ def compared(content: Result) -> list[Result]:
         if (theirs := published.get(row["method"], {}).get(row["sparsity"])) is not None:
             difference, limit = row["mean"] - theirs, uncertainty(row["seeds"], row["sd"])
             reason = REASONS.get((row["method"], row["sparsity"]), "") or REASONS.get((row["method"], None), "")
-            told = {"limit": limit, "verdict": verdict(difference, limit), "reason": reason}
+            told = {"limit": limit, "verdict": verdict(difference, row["sd"], limit), "reason": reason}
             found.append({**row, "published": theirs, "difference": difference, **told})
     return found

@@ -11,6 +11,7 @@ from matplotlib.axes import Axes
 
 from benchmarks.harness.plot import plt, save
 from benchmarks.harness.record import Result
+from benchmarks.parts.reproduce.published import PUBLISHED
 from benchmarks.parts.reproduce.recipe import METHODS
 from benchmarks.parts.reproduce.table import deviation
 
@@ -19,7 +20,10 @@ MARKERS = "osD^vP*X<>h"
 
 
 def accuracy(content: Result, path: Path) -> None:
-    """Draw accuracy against sparsity, with error bars of one standard deviation; to the right the upper part."""
+    """Draw accuracy against sparsity, with error bars of one standard deviation; to the right the upper part.
+
+    What is published stands as a larger empty marker of the same shape.
+    """
     figure, panels = plt.subplots(1, 2, figsize=(12, 5), layout="constrained")
     for axes in panels:
         _lines(content, axes)
@@ -66,18 +70,33 @@ def _lines(content: Result, axes: Axes) -> None:
     for i, (method, title) in enumerate(METHODS.items()):
         rows = sorted((r for r in content["results"] if r["method"] == method), key=lambda r: r["sparsity"])
         if method == "dense" and rows:
-            axes.axhline(rows[0]["mean"], color="black", linestyle=":", label=title)
+            mean, sd = rows[0]["mean"], rows[0]["sd"]
+            axes.axhline(mean, color="black", linestyle=":", label=title)
+            axes.axhspan(mean - sd, mean + sd, color="black", alpha=0.08, linewidth=0)
         elif rows:
+            # A little apart, so that no line hides another.
+            at = {row["sparsity"]: _stretched(row["sparsity"]) + (i - len(METHODS) / 2) * 0.006 for row in rows}
+            colour, marker = colours[2 * i % 20 + (2 * i >= 20)], MARKERS[i % len(MARKERS)]
             axes.errorbar(
-                # A little apart, so that no line hides another.
-                [_stretched(row["sparsity"]) + (i - len(METHODS) / 2) * 0.006 for row in rows],
+                list(at.values()),
                 [row["mean"] for row in rows],
-                yerr=[row["sd"] for row in rows],
+                yerr=[row["sd"] if row["seeds"] > 1 else math.nan for row in rows],  # One seed has no deviation.
                 label=title,
-                marker=MARKERS[i % len(MARKERS)],
-                color=colours[2 * i % 20 + (2 * i >= 20)],
+                marker=marker,
+                color=colour,
                 capsize=3,
                 linewidth=1.2,
+            )
+            theirs = PUBLISHED.get(content["data"], {}).get(method, {})
+            shared = [sparsity for sparsity in at if sparsity in theirs]
+            axes.plot(
+                [at[sparsity] for sparsity in shared],
+                [theirs[sparsity] for sparsity in shared],
+                marker=marker,
+                markersize=9,
+                markerfacecolor="none",
+                markeredgecolor=colour,
+                linestyle="none",
             )
     sparsities = sorted({row["sparsity"] for row in content["results"] if row["sparsity"] > 0})
     axes.set_xticks([_stretched(s) for s in sparsities], [f"{100 * s:g} %" for s in sparsities])
@@ -95,7 +114,7 @@ def layers(content: Result, path: Path) -> None:
     runs = [run for run in content["runs"] if run["method"] == "dsr" and "densities" in run]
     sparsities = sorted({run["sparsity"] for run in runs})
     figure, panels = plt.subplots(
-        1, len(sparsities), figsize=(3.2 * len(sparsities), 4), sharey=True, squeeze=False, layout="constrained"
+        1, len(sparsities), figsize=(3.2 * len(sparsities) + 2, 4), sharey=True, squeeze=False, layout="constrained"
     )
     for axes, sparsity in zip(panels[0], sparsities, strict=True):
         _layers_at([run["densities"] for run in runs if run["sparsity"] == sparsity], axes)
@@ -103,7 +122,7 @@ def layers(content: Result, path: Path) -> None:
         axes.set(title=f"{100 * sparsity:g} % sparse", xlabel="epoch", yscale="log")
         axes.grid(alpha=0.3)
     panels[0][0].set_ylabel("density of the layer")
-    panels[0][0].legend(fontsize="small")
+    panels[0][-1].legend(fontsize="x-small", loc="center left", bbox_to_anchor=(1.0, 0.5))
     save(figure, path)
 
 
@@ -115,7 +134,8 @@ def _layers_at(seeds: list[dict[str, list[float]]], axes: Axes) -> None:
         epochs = range(1, len(columns) + 1)
         means, sds = [statistics.mean(column) for column in columns], [deviation(column) for column in columns]
         colour = plt.get_cmap("viridis")(i / max(1, len(names) - 1) * 0.9)
-        axes.plot(epochs, means, color=colour, label=name if len(names) <= 8 or i in (0, len(names) - 1) else None)
+        style = ("-", "--", ":")[i % 3]  # Neighbours have nearly the same colour.
+        axes.plot(epochs, means, color=colour, linestyle=style, label=name.removesuffix(".weight"))
         low = [max(mean - sd, mean / 10) for mean, sd in zip(means, sds, strict=True)]
         high = [mean + sd for mean, sd in zip(means, sds, strict=True)]
         axes.fill_between(epochs, low, high, color=colour, alpha=0.2, linewidth=0)

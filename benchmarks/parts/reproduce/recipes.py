@@ -62,6 +62,38 @@ def _again(title: str, data: Config) -> Recipe:
     return _imagenette(title, "As the table of Imagenette.", {"data": data}, seeds={"dsr": 2}, sparsities=(0.9,))
 
 
+def _wrn28(title: str, images: str, data: Config) -> Recipe:
+    """Return the recipe of the paper's wide ResNet on a GPU, for images that lie as `data` says."""
+    return Recipe(
+        title=title,
+        about=(
+            "The paper's WRN-28-2 and its schedule of 200 epochs, in bf16, compiled, with the images on the GPU. "
+            f"{images}"
+        ),
+        base={
+            "model": {"name": "cifar10_WideResNet", "depth": 28, "widen_factor": 2.0},
+            "data": {**data, "loader": "resident", "threads": 8},
+            "train": {
+                "epochs": 200,
+                "global_batch_size": 100,
+                "optimizer": {"name": "sgd", "momentum": 0.9, "nesterov": True, "weight_decay": 5e-4},
+                "lr": {"name": "steps", "table": {0: 0.1, 60: 0.02, 120: 0.004, 160: 0.0008}},
+                **FAST,
+            },
+            "checkpoint": {"every_epochs": 10},
+        },
+        kind="conv",
+        sparse_weights=1_451_520,
+        period={0: 100, 25: 200, 80: 400, 140: 800},
+        stop_epoch=190,
+        pruning_epochs=100,
+        thin={},
+        seeds=dict.fromkeys(("dense", "dsr", "set", "static"), 1),
+        sparsities=(0.9,),
+        target_moves=20_000,
+    )
+
+
 ALL_METHODS = (
     "dense",
     "pruning",
@@ -122,8 +154,8 @@ def _mnist(title: str, **fields: Any) -> Recipe:
     return Recipe(
         title=title,
         about=(
-            "784-300-100-10 with BatchNorm, 100 epochs, batch 100, a penalty of 1e-4 on magnitudes and no "
-            "weight decay, as in the paper."
+            "784-300-100-10 with BatchNorm, 100 epochs, batch 100, SGD with momentum, the rate divided by 5 at epochs "
+            "25, 50 and 75, a penalty of 1e-4 on magnitudes and no weight decay."
         ),
         base={
             "model": {"name": "mnist_mlp"},
@@ -131,8 +163,7 @@ def _mnist(title: str, **fields: Any) -> Recipe:
             "train": {
                 "epochs": 100,
                 "global_batch_size": 100,
-                # The paper's: a penalty on magnitudes instead of weight decay. Decay of 1e-4 gives dynamic sparse
-                # reparameterization 97.8 % at a sparsity of 98 %.
+                # A penalty on magnitudes instead of weight decay: see the table `mnist_weight_decay`.
                 "optimizer": {"name": "sgd", "momentum": 0.9, "nesterov": True, "weight_decay": 0.0},
                 "penalty": {"l1": 1e-4},
                 "lr": {"name": "steps", "table": {0: 0.1, 25: 0.02, 50: 0.004, 75: 0.0008}},
@@ -170,8 +201,16 @@ RECIPES = {
             "mnist_moves": "600 weights in each reallocation",
             "mnist_pruning": "with the penalty, 25 prunes one epoch apart, cubic",
             "mnist_decay": "with a decay of 5e-4",
+            "mnist_weight_decay": "a weight decay of 1e-4 in place of the penalty",
             "mnist_momentum": "no BatchNorm, decay of 5e-4, moving half, as its authors do",
         },
+        told=(
+            "RigL falls behind at 99 %, with uniform densities and by ERK: BatchNorm divides a neuron's gradients by "
+            "its standard deviation, so that the neurons with the least input take the growth, and most of the first "
+            "layer's end without a weight ([where RigL grows](rigl_neurons.md), [its rules beside those of its "
+            "authors' code](rigl_rules.md)). SET, DeepR and static networks keep 10 weights in the last layer at 99 %, "
+            "and lose classes; dynamic sparse reparameterization and sparse momentum move more weights there."
+        ),
         beside_told=(
             "How many weights SET moved in the published runs is not known. The lists of jobs of the paper's code have "
             "it move as many as dynamic sparse reparameterization in wide ResNets, which would be 600 here, 22.5 % at "
@@ -179,9 +218,11 @@ RECIPES = {
             "tenth, which comes nearer. Of the last layer's ten weights it moves one at a time, and 600 weights are "
             "two of them: how many classes are reached in the end decides more than all else. Nor is it known how the "
             "dense networks were pruned. The table has what the paper's jobs for ResNet-50 do: 20 prunes two epochs "
-            "apart, each of the same fraction of what is left, a decay of 1e-4 and no penalty. Sparse momentum was "
+            "apart, each of the same fraction of what is left, a decay of 1e-4 and no penalty; the rates are those of "
+            "its jobs for wide ResNets. Sparse momentum was "
             "published with settings of its authors' own. The table has those of the other methods, and a fifth of "
-            "the weights to move in place of half."
+            "the weights to move in place of half. That dynamic sparse reparameterization was trained with a penalty "
+            "on magnitudes, not with a decay of weights, is what comes nearer."
         ),
         methods={
             **_MNIST_METHODS,
@@ -195,6 +236,17 @@ RECIPES = {
         pruning=merged(_MNIST_PRUNING, {"train": {"optimizer": {"weight_decay": 5e-4}}}),
         seeds={"pruning": 3},
     ),
+    "mnist_weight_decay": _mnist(
+        "MNIST, with weight decay in place of the penalty",
+        methods={
+            "dsr": merged(
+                {"method": {"name": "dsr", "target_moves": 600, **_MNIST_MOVES}},
+                {"train": {"penalty": {"l1": 0.0}, "optimizer": {"weight_decay": 1e-4}}},
+            )
+        },
+        seeds={"dsr": 2},
+        sparsities=(0.98, 0.99),
+    ),
     "mnist_momentum": _mnist(
         "MNIST, sparse momentum with its authors' settings",
         methods={"sparse_momentum": _MNIST_MOMENTUM},
@@ -204,9 +256,12 @@ RECIPES = {
     "cifar10": Recipe(
         title="CIFAR-10",
         about=(
-            "A table for CPUs: WRN-16-1 (the paper has WRN-28-2), 12 epochs (200), batch 128, a cosine from "
-            "0.1, bf16. The images are JPEG files of quality 75, so that accuracies lie a little below those "
-            "on the originals."
+            "A table for CPUs, scaled down: WRN-16-1 (the paper has WRN-28-2), 12 epochs (200), batch 128 (100), a "
+            "cosine from 0.1 (steps), a tenth of the active weights to move at a time (20,000), bf16. A core trains "
+            "three such runs in an hour, so that the table takes two cores four hours. The images are JPEG files of "
+            "quality 75, so that accuracies lie a little below those on the originals. The paper's own jobs are in "
+            "[configs/experiments](../../configs/experiments), and `python -m benchmarks.gpu --cifar10 DIR` trains "
+            "one of them on a GPU."
         ),
         base={
             "model": {"name": "cifar10_WideResNet", "depth": 16, "widen_factor": 1.0},
@@ -238,8 +293,11 @@ RECIPES = {
     # ImageNet's path on ten of its classes, with photographs of 64 pixels.
     "imagenette": _imagenette(
         "Imagenette",
-        "Ten classes of ImageNet, photographs by the same path as ImageNet: JPEG files, DALI, random resized crops. A "
-        "table for CPUs: ResNet-18 at 64 pixels, 12 epochs, batch 64, a cosine from 0.1, bf16.",
+        "Ten classes of ImageNet, photographs by the same path as ImageNet: JPEG files, DALI, random resized crops. "
+        "The 9,469 and 3,925 files have a shorter side of 224 pixels and 10 kB on average. A table for CPUs: ResNet-18 "
+        "at 64 pixels, 12 epochs, batch 64, a cosine from 0.1, bf16. A run takes a core about 50 minutes, so that the "
+        "table takes two cores eight hours. How fast images are read and decoded is on [another "
+        "page](pipelines.md#speed-on-photographs).",
         {},
         beside={
             "imagenette_torch": "`data.loader: torch`: torchvision decodes and transforms",
@@ -252,34 +310,13 @@ RECIPES = {
         {"name": "webdataset", "path": "data/imagenette-shards", "image_size": 64, "threads": 1},
     ),
     # For a GPU: the paper's WRN-28-2 and its whole schedule, with the images on the device.
-    "cifar10_wrn28": Recipe(
-        title="CIFAR-10, on a GPU",
-        about=(
-            "The paper's WRN-28-2 and its schedule of 200 epochs, in bf16, compiled, with the images on the "
-            "GPU. The images are JPEG files of quality 75, so that accuracies lie a little below those on "
-            "the originals."
-        ),
-        base={
-            "model": {"name": "cifar10_WideResNet", "depth": 28, "widen_factor": 2.0},
-            "data": {"name": "small_images", "path": "data/cifar10-jpeg", "loader": "resident", "threads": 8},
-            "train": {
-                "epochs": 200,
-                "global_batch_size": 100,
-                "optimizer": {"name": "sgd", "momentum": 0.9, "nesterov": True, "weight_decay": 5e-4},
-                "lr": {"name": "steps", "table": {0: 0.1, 60: 0.02, 120: 0.004, 160: 0.0008}},
-                **FAST,
-            },
-            "checkpoint": {"every_epochs": 10},
-        },
-        kind="conv",
-        sparse_weights=1_451_520,
-        period={0: 100, 25: 200, 80: 400, 140: 800},
-        stop_epoch=190,
-        pruning_epochs=100,
-        thin={},
-        seeds=dict.fromkeys(("dense", "dsr", "set", "static"), 1),
-        sparsities=(0.9,),
-        target_moves=20_000,
+    "cifar10_wrn28": _wrn28(
+        "CIFAR-10, on a GPU",
+        "The images are JPEG files of quality 75, so that accuracies lie a little below those on the originals.",
+        {"name": "small_images", "path": "data/cifar10-jpeg"},
+    ),
+    "cifar10_wrn28_originals": _wrn28(
+        "CIFAR-10, on a GPU", "The images are the original ones.", {"name": "cifar10", "path": "data/cifar10"}
     ),
     "parts": PARTS,
     "networks": NETWORKS,
