@@ -71,6 +71,7 @@ class Way:
 WAYS = {
     "dynsparse": Way("`dynsparse`", COLD, 1e-4, "random", "weights", sparsities=(0.9,), seeds=1),
     "paper": Way("the paper's rules, as in `dynsparse`", COLD, 1e-4, "random", "weights"),
+    "paper_light": Way("the paper's rules", COLD, 1e-5, "random", "weights"),
     "code": Way("the published code's rules", COLD, 1e-5, "first step", "gradients"),
     "code_hot": Way("the published code's rules", HOT, 1e-5, "first step", "gradients", sparsities=(0.98, 0.99)),
     "paper_hot": Way("the paper's rules", HOT, 1e-5, "random", "weights", sparsities=(0.98, 0.99)),

@@ -99,7 +99,7 @@ def _parts(settings: ParquetSettings) -> Split[PartShards]:
 
     def evaluated(train: PartShards) -> Parts:
         asked = _asked_of_others(settings, _trained(settings, train)[1])
-        return evaluated_parts(root, holds_labels=lambda path: bool(source.has_labels(root, path, asked)))
+        return evaluated_parts(root, holds_labels=lambda paths: bool(source.has_labels(root, paths, asked)))
 
     return patterns(settings, lambda: train_pattern(root), evaluated)
 

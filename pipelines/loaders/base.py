@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import TypeVar
 
 from pipelines.base import Batch
 from pipelines.common.errors import UserError
@@ -13,6 +14,7 @@ from pipelines.order import Indices, Uniforms
 from pipelines.sources.base import Encoded
 from pipelines.views import Recipe
 
+Made = TypeVar("Made")
 Stream = Iterator[tuple[Indices, Uniforms]]
 """Batches: indices of samples, and random numbers float64 [batch, all of recipe.streams].
 
@@ -69,6 +71,30 @@ class Loader(ABC):
             return fault(source, index, self.most_pixels)
         except MemoryError:
             raise no_memory(source, index) from None
+
+    def made(self, source: Encoded, index: int, make: Callable[[], Made]) -> Made | str:
+        """Return what `make` makes of a sample, or why the sample is bad. Raises UserError as `fault` does.
+
+        A sample that could not be read for a moment is made once more.
+        """
+        try:
+            return make()
+        except MemoryError:
+            raise no_memory(source, index) from None
+        except Exception as error:
+            if (fault := self.fault(source, index)) is not None:
+                return fault
+            if not isinstance(error, OSError) or error.errno is None:
+                raise  # The image is good: it is another error.
+        try:
+            return make()
+        except MemoryError:
+            raise no_memory(source, index) from None
+        except OSError as error:
+            raise UserError(
+                f"{source.name(index)} can be read at one time and not at another ({error.strerror}); mend its "
+                "storage, and resume"
+            ) from None
 
 
 def no_memory(source: Encoded, index: int) -> UserError:

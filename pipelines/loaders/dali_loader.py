@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import chain
 from threading import Lock
 from typing import Any
@@ -24,7 +24,7 @@ from pipelines.images.encoded import Bytes, most_bytes
 from pipelines.images.headers import Header, checked
 from pipelines.images.reference import decoded
 from pipelines.loaders import dali_timing, dali_views
-from pipelines.loaders.base import BadSamples, Feed, Loader, Stream, no_memory
+from pipelines.loaders.base import BadSamples, Feed, Loader, Stream
 from pipelines.loaders.dali_gpu import require_served
 from pipelines.loaders.dali_images import given, is_large, size_of
 from pipelines.loaders.dali_probe import Probe, to_torch
@@ -230,14 +230,9 @@ class DaliFeed(Feed):
         source = self._recipe.source
         assert isinstance(source, Encoded)
         try:
-            try:
-                return self._loader.given(source, index, self._recipe.view, *numbers)
-            except MemoryError:
-                raise no_memory(source, index) from None
-            except Exception:
-                if (fault := self._loader.fault(source, index)) is None:
-                    raise
-                return fault, False
+            given = partial(self._loader.given, source, index, self._recipe.view, *numbers)
+            made = self._loader.made(source, index, given)
+            return (made, False) if isinstance(made, str) else made
         except Exception as error:
             self._error = error  # DALI may raise it as another type.
             raise

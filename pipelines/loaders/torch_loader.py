@@ -10,7 +10,7 @@ import os
 import signal
 import time
 from collections.abc import Iterator, Sequence
-from functools import cache
+from functools import cache, partial
 from threading import Thread, Timer
 from typing import Any
 from weakref import finalize
@@ -24,7 +24,7 @@ from pipelines.common.errors import UserError
 from pipelines.common.signals import undisturbed
 from pipelines.images.encoded import most_bytes
 from pipelines.images.reference import decoded
-from pipelines.loaders.base import BadSamples, Feed, Loader, Stream, no_memory
+from pipelines.loaders.base import BadSamples, Feed, Loader, Stream
 from pipelines.loaders.finishing import Finishing
 from pipelines.loaders.torch_views import made, of_arrays
 from pipelines.order import Indices, Uniforms
@@ -162,15 +162,11 @@ class _Batches(Dataset[Any]):
         images: list[Tensor] = []
         faults: dict[int, str] = {}
         for index, *numbers in rows:
-            try:
-                images.append(self._image(source, index, numbers))
-            except MemoryError:
-                raise no_memory(source, index) from None
-            except Exception:
-                fault = self._loader.fault(source, index)
-                if fault is None:
-                    raise  # The image is good: it is another error.
-                faults[index] = fault
+            image = self._loader.made(source, index, partial(self._image, source, index, numbers))
+            if isinstance(image, str):
+                faults[index] = image
+            else:
+                images.append(image)
         batch = torch.stack(images) if not faults else torch.empty(0)
         return batch, labels, faults
 

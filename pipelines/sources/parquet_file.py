@@ -64,7 +64,9 @@ def told() -> Iterator[None]:
         raise
     except Exception as error:  # noqa: BLE001 - pyarrow raises nearly anything at damaged data
         if isinstance(error, OSError) and error.errno is not None:
-            raise UnusableError(f"cannot be read ({_said(error.strerror)}); make it readable") from None
+            unusable = UnusableError(f"cannot be read ({_said(error.strerror)}); make it readable")
+            unusable.errno = error.errno
+            raise unusable from None
         raise UnusableError(f"cannot be read as parquet ({_said(error)}); copy it anew") from None
 
 
@@ -86,12 +88,13 @@ def read_footer(path: Path, image_column: str | None, label_column: str | None) 
         return Footer(columns, np.array(table.rows, dtype=np.int64), np.array(sizes, dtype=np.int64), table.digest)
 
 
-def read_labels(path: Path, column: str, most_groups: int | None = None) -> NDArray[np.int64]:
-    """Return the labels of the rows, int64 [rows], or of the first row groups alone. Raises UnusableError."""
+def read_labels(path: Path, column: str, *, some: bool = False) -> NDArray[np.int64]:
+    """Return the labels of the rows, int64 [rows], or of the first row group that has rows. Raises UnusableError."""
     with told():
         table = read_table(path)
+        groups = [group for group, rows in enumerate(table.rows) if rows]
         with _opened(path) as file:
-            found = [_labels(path, file, table, group, column) for group in range(len(table.rows))[:most_groups]]
+            found = [_labels(path, file, table, group, column) for group in (groups[:1] if some else groups)]
         return np.concatenate([np.empty(0, dtype=np.int64), *found])
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -32,15 +32,15 @@ def train_pattern(root: Path) -> str:
     return pattern_of(root, TRAIN) or EXAMPLE
 
 
-def evaluated_parts(root: Path, holds_labels: Callable[[str], bool]) -> Parts:
+def evaluated_parts(root: Path, holds_labels: Callable[[Sequence[str]], bool]) -> Parts:
     """Return the patterns of the parts to evaluate on; that of training is an example. Raises UserError.
 
-    `holds_labels` is asked for the first shard of `test`.
+    `holds_labels` is asked for the shards of `test`.
     """
     parts = parts_among(
         root,
         is_there=lambda name: pattern_of(root, name) is not None,
-        holds_samples=lambda name: holds_labels(shards_of(root, pattern_of(root, name) or name, "data.path")[0]),
+        holds_samples=lambda name: holds_labels(shards_of(root, pattern_of(root, name) or name, "data.path")),
     )
     test, validation = (None if name is None else pattern_of(root, name) for name in (parts.test, parts.validation))
     return Parts(test, validation, EXAMPLE)

@@ -64,7 +64,7 @@ class ParquetReader:
         try:
             content = self._whole(group).image(row)
         except UnusableError as error:
-            raise OSError(errno.EIO, f"{group.path} {error}") from None
+            raise OSError(error.errno or errno.EIO, f"{group.path} {error}") from None
         if content is None:
             raise OSError(errno.ENODATA, f"row {row} of row group {group.number} holds no image: it is null")
         _require_fit(len(content), most)

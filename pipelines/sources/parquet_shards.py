@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -158,9 +158,9 @@ def _told(path: Path, setting: str) -> Iterator[None]:
         raise UserError(f"{setting}: {path} {error}") from None
 
 
-def _labels(path: Path, column: str, setting: str, most_groups: int | None = None) -> NDArray[np.int64]:
+def _labels(path: Path, column: str, setting: str, *, some: bool = False) -> NDArray[np.int64]:
     with _told(path, setting):
-        return read_labels(path, column, most_groups)
+        return read_labels(path, column, some=some)
 
 
 def columns_of(root: Path, path: str, asked: Asked, setting: str) -> Columns:
@@ -191,22 +191,34 @@ def count_classes(root: Path, paths: tuple[str, ...], asked: Asked, setting: str
     return 1 + int(np.concatenate(labels).max(initial=-1))
 
 
-def has_labels(root: Path, path: str, asked: Asked) -> bool:
-    """Return False if a shard has no column of labels, or its first ones are all below 0: none.
+def has_labels(root: Path, paths: Sequence[str], asked: Asked) -> bool:
+    """Return False if the shards have no column of labels, or the first ones are all below 0: none.
+
+    Shards and row groups without a row tell nothing: the first that has one decides.
 
     Raises UserError, also for a column of labels of another name than `asked`.
     """
-    with _told(root / path, "data.path"):
+    for path in paths:
+        if (labels := _first_labels(root / path, asked)) is None:
+            return False
+        if len(labels):
+            return bool((labels >= 0).any())
+    return False
+
+
+def _first_labels(path: Path, asked: Asked) -> NDArray[np.int64] | None:
+    """Return the labels of a shard's first row group that has rows, int64 [rows]; None without such a column."""
+    with _told(path, "data.path"):
         try:
-            column = read_footer(root / path, asked.image, asked.label).columns.label
+            column = read_footer(path, asked.image, asked.label).columns.label
         except NoLabelsError as error:
             if error.others:
                 raise UnusableError(
                     f"has no column {asked.label!r}, which holds the labels of the training shards, and "
                     f"{some_of(error.others)} might; name it so, or leave this part out by giving data.val_shards"
                 ) from None
-            return False
-    return bool((_labels(root / path, column, "data.path", most_groups=1) >= 0).any())
+            return None
+    return _labels(path, column, "data.path", some=True)
 
 
 def _without(found: ParquetShards, excluded: frozenset[str]) -> ParquetShards:

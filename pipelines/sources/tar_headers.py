@@ -31,6 +31,9 @@ _COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\x
 class UnusableError(Exception):
     """An unusable file: the message, with the remedy, is the rest of a sentence that begins with its name."""
 
+    errno: int | None = None
+    """The system's number of the error, where it comes from there."""
+
 
 @dataclass(frozen=True, slots=True)
 class Member:

@@ -59,11 +59,17 @@ def entries_of(folder: Path) -> Iterator[os.DirEntry[str]]:
 
 
 def is_folder(folder: Path, entry: os.DirEntry[str]) -> bool:
-    """Return True for a folder or a link to one. Raises UserError if it cannot be read."""
+    """Return True for a folder or a link to one. Raises UserError if it cannot be read, or is a link to nothing."""
     try:
-        return entry.is_dir()
+        found = entry.is_dir()
     except OSError as error:
         raise _unreadable(folder / entry.name, error) from None
+    if not found and entry.is_symlink() and not os.path.exists(folder / entry.name):
+        raise UserError(
+            f"data.path: {folder / entry.name} is a link to {os.readlink(folder / entry.name)}, which is not there: "
+            "mount or mend that, or remove the link"
+        )
+    return found
 
 
 def _identity(folder: Path) -> tuple[int, int]:

@@ -14,7 +14,7 @@ from pipelines.images.encoded import MOST_BYTES, MOST_PIXELS, Bytes, most_bytes
 from pipelines.images.headers import format_of
 from pipelines.images.reference import orientation, read_fault
 from pipelines.sources.base import Encoded, digest
-from pipelines.sources.faults import fault
+from pipelines.sources.faults import fault, read
 from pipelines.sources.walking import EXTENSIONS
 
 HUGE = 100_000_000
@@ -79,10 +79,10 @@ class Decodes:
 
 
 def examine(source: Encoded, index: int, check: Check) -> Facts:
-    """Read and check one sample. Never raises for what is wrong with it."""
+    """Read and check one sample. Never raises for what is wrong with it, but UserError as `faults.read` does."""
     most = most_bytes(check.most_pixels) if isinstance(check, Decodes) else MOST_BYTES
     try:
-        content = source.encoded(index, most)
+        content = read(source, index, most)
     except OSError as error:
         return Facts(read_fault(error))
     try:

@@ -19,7 +19,7 @@ def patterns_of(root: Path, asked: Asked) -> dict[str, str]:
     """Return the pattern of the shards of each part that is there. Raises UserError."""
     train = pattern_of(root, TRAIN)
     others = asked if train is None else _beside(root, train, asked)
-    there = evaluated_parts(root, lambda path: has_labels(root, path, others)).split.there[1:]
+    there = evaluated_parts(root, lambda paths: has_labels(root, paths, others)).split.there[1:]
     named = {pattern_of(root, name): name for name in (TRAIN, *VALIDATION, TEST)}
     return {named[pattern]: pattern for pattern in (train, *there) if pattern is not None}
 

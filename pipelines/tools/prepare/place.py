@@ -8,7 +8,7 @@ import os
 import shutil
 import stat
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from threading import get_ident
@@ -82,6 +82,10 @@ def held(out: Path) -> Iterator[Place]:
             if left.name != _LOCK:
                 left.unlink()
         yield Place(out, drafts)
+        with suppress(OSError):
+            shutil.rmtree(drafts)
+    if drafts.exists():
+        # On NFS an open file that is removed stays in its folder under another name: the lock, until now.
         shutil.rmtree(drafts)
 
 

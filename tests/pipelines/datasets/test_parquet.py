@@ -131,6 +131,15 @@ def test_test_data_without_labels_are_none(tmp_path: Path) -> None:
         pipelines.build(settings(root, test_shards="data/test-*"), request())
 
 
+def test_an_empty_first_shard_does_not_make_test_data_unlabelled(tmp_path: Path) -> None:
+    _, root = written(tmp_path)
+    write(root / "data/test-00000-of-00002.parquet", table([], names=list(CLASSES)))
+    write(root / "data/test-00001-of-00002.parquet", table([(b"x", 1), (b"y", 2)], names=list(CLASSES)))
+    data = pipelines.build(settings(root), request())
+    assert data.test is not None and data.test.samples == 2
+    assert data.validation is not None and data.validation.samples == 30
+
+
 @pytest.mark.parametrize(
     ("places", "given", "test", "validation"),
     [

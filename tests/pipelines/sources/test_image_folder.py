@@ -68,7 +68,6 @@ def test_links_to_folders_are_followed_once_and_never_in_circles(tmp_path: Path)
     (ape / "up").symlink_to(tmp_path)
     (ape / "upper").symlink_to("..")
     (ape / "inner/round").symlink_to(ape)
-    (ape / "nowhere").symlink_to("nothing")
     assert names(tmp_path) == ["train/ape/0.jpg", "train/ape/again/1.jpg", "train/ape/inner/2.jpg"]
     (tmp_path / "train/cat").symlink_to(ape)
     assert names(tmp_path, ["cat"])[0] == "train/cat/0.jpg"
@@ -277,6 +276,16 @@ def test_links_to_themselves_are_refused(tmp_path: Path, place: str) -> None:
             UserError, match=r"data\.path: .*(Too many levels of symbolic links|nothing to evaluate on)"
         ):
             act(settings(root), request(batch=3))
+
+
+@pytest.mark.parametrize("place", ["train/dog", "val/dog", "train/ape/more"])
+def test_links_to_nothing_are_refused(tmp_path: Path, place: str) -> None:
+    """A class on a disk that is not mounted would be dropped, and the labels of those behind it would shift."""
+    root = numbered_folder(tmp_path / "images", train=9, val=3)
+    link = root / place
+    link.symlink_to(tmp_path / "away")
+    with pytest.raises(UserError, match=rf"^data\.path: {link} is a link to {tmp_path / 'away'}, which is not there: "):
+        pipelines.build(settings(root, number_of_classes=None).resolved(), request(batch=3))
 
 
 @pytest.mark.parametrize("path", ["a\0b", "\ud800", "x" * 5000, ""])
