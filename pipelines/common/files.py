@@ -57,8 +57,11 @@ def read_bytes(path: Path, most: int = SMALL) -> bytes:
 
 
 def read_text(path: Path, most: int = SMALL) -> str:
-    """Return the whole content as UTF-8. Raises UnicodeDecodeError, a ValueError, or OSError as `open_descriptor`."""
-    return read_bytes(path, most).decode("utf-8")
+    """Return the whole content as UTF-8, without a byte order mark.
+
+    Raises UnicodeDecodeError, a ValueError, or OSError as `open_descriptor`.
+    """
+    return read_bytes(path, most).decode("utf-8-sig")
 
 
 @contextmanager

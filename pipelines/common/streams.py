@@ -124,7 +124,9 @@ def _text(descriptor: _Descriptor, before: object) -> io.TextIOWrapper:
     if isinstance(before, io.TextIOWrapper):
         with contextlib.suppress(OSError):
             before.flush()
-        encoding, errors, lines = before.encoding, before.errors, before.line_buffering or before.write_through
+        # Strict, a name of a file or a class could end the program.
+        errors = "backslashreplace" if before.errors == "strict" else before.errors
+        encoding, lines = before.encoding, before.line_buffering or before.write_through
     else:
         encoding, errors, lines = "utf-8", "backslashreplace", True
     return io.TextIOWrapper(io.BufferedWriter(descriptor), encoding=encoding, errors=errors, line_buffering=lines)

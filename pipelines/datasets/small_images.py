@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
 
 MOST_MEMORY = 16 << 30
 """Most bytes of pixels that are held. `data.name: imagenet` reads more from the disk as it goes."""
+AT_ONCE = 1 << 24
+"""Bytes of pixels that are counted at once."""
 
 
 class SmallImagesSettings(StoredSettings):
@@ -95,11 +98,13 @@ def build(settings: SmallImagesSettings, request: Request) -> Data:
     """Return the pipelines. Raises UserError for a file that is no image of the size, naming it."""
     classes, parts = check_folders(Path(settings.path), settings.classes, settings.validation_samples)
 
-    def read(part: str) -> Pictures:
-        return _decoded(list_images(Path(settings.path), part, classes), settings)
-
-    train = read(parts.train)
-    test, validation = (None if part is None else read(part) for part in (parts.test, parts.validation))
+    listed = [
+        None if part is None else list_images(Path(settings.path), part, classes)
+        for part in (parts.train, parts.test, parts.validation)
+    ]
+    _require_memory(listed, settings)
+    train, test, validation = (None if files is None else _decoded(files, settings) for files in listed)
+    assert train is not None
     normalisation = request.normalisation or normalisation_of(train.images)
     plain = Recipe(train, AsItIs(), normalisation)
     others = [None if source is None else Recipe(source, AsItIs(), normalisation) for source in (test, validation)]
@@ -107,14 +112,20 @@ def build(settings: SmallImagesSettings, request: Request) -> Data:
     return assemble(augmented, plain, others[0], settings, request, others[1])
 
 
+def _require_memory(listed: Sequence[ImageFiles | None], settings: SmallImagesSettings) -> None:
+    """Raise UserError if the images of all parts, and the padded ones of training, take too much memory."""
+    counts, size = [len(files.labels) for files in listed if files is not None], settings.image_size
+    padded = counts[0] * (size + 2 * settings.padding) ** 2 if settings.augment else 0
+    if (needed := 3 * (sum(counts) * size * size + padded)) > MOST_MEMORY:
+        raise UserError(
+            f"{settings.where}: {sum(counts):,} images of {size}x{size} take {needed / 2**30:.0f} GiB in memory; "
+            "use data.name: imagenet, which reads them from the disk"
+        )
+
+
 def _decoded(files: ImageFiles, settings: SmallImagesSettings) -> Pictures:
     """Decode all images, in threads. Raises UserError for the first that is not good or not of the size."""
     count, size = len(files.labels), settings.image_size
-    if (needed := count * size * size * 3) > MOST_MEMORY:
-        raise UserError(
-            f"{settings.where}: {count:,} images of {size}x{size} take {needed / 2**30:.0f} GiB in memory; "
-            "use data.name: imagenet, which reads them from the disk"
-        )
     images = np.empty((count, size, size, 3), dtype=np.uint8)
     with ThreadPoolExecutor(settings.threads) as pool:
         for index, pixels in enumerate(pool.map(partial(_pixels, files, size), range(count))):
@@ -125,12 +136,14 @@ def _decoded(files: ImageFiles, settings: SmallImagesSettings) -> Pictures:
 def _pixels(files: ImageFiles, size: int, index: int) -> NDArray[np.uint8]:
     """Return an image, uint8 [size, size, 3]. Raises UserError."""
     from pipelines.images.reference import decoded, rgb  # Only here: a config is validated without Pillow.
-    from pipelines.sources.faults import fault
+    from pipelines.sources.faults import fault, read
 
     name = files.name(index)
     try:
-        image = rgb(decoded(files.encoded(index, most_bytes(MOST_PIXELS)), MOST_PIXELS))
+        image = rgb(decoded(read(files, index, most_bytes(MOST_PIXELS)), MOST_PIXELS))
         image.load()
+    except UserError:
+        raise
     except Exception:
         if (problem := fault(files, index, MOST_PIXELS)) is None:
             raise  # The image is good: it is another error.
@@ -145,7 +158,10 @@ def _pixels(files: ImageFiles, size: int, index: int) -> NDArray[np.uint8]:
 
 def normalisation_of(images: NDArray[np.uint8]) -> Normalisation:
     """Return mean and standard deviation of each channel, in grey levels."""
-    counts = [np.bincount(images[..., channel].reshape(-1), minlength=256) for channel in range(3)]
+    counts = np.zeros((3, 256), dtype=np.int64)
+    for block in np.array_split(images, 1 + images.nbytes // AT_ONCE):
+        for channel in range(3):  # Of whole numbers of 8 bytes, which it makes of the pixels.
+            counts[channel] += np.bincount(block[..., channel].reshape(-1), minlength=256)
     levels = np.arange(256)
     means = [float(np.average(levels, weights=count)) for count in counts]
     variances = (np.average((levels - mean) ** 2, weights=count) for mean, count in zip(means, counts, strict=True))

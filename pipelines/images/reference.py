@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, UnidentifiedImageError
+from PIL.TiffImagePlugin import TiffImageFile
 
 from pipelines.images.encoded import Bytes
 from pipelines.images.headers import UNKNOWN, BadImageError, Header, check_tags, checked, require_scans, require_size
@@ -56,6 +57,8 @@ def decoded(content: Bytes, most_pixels: int, header: Header | None = None) -> I
         raise BadImageError(f"has {len(content):,} bytes of run-length encoded pixels, more than {LARGEST_RUNS:,}")
     if header.format != "JPEG":
         image.load()  # Pillow turns a TIFF here. A PNG's EXIF data may follow its pixels.
+    if isinstance(image, TiffImageFile) and image.mode.startswith("I;16"):
+        image = _with_white_above(image)
     if (turn := _TURNS.get(orientation(image))) is not None:
         image = image.transpose(turn)
     return _with_8_bits(image)
@@ -141,6 +144,14 @@ def _checksum(content: Bytes, most_pixels: int) -> int | None:
         raise
     except Exception:  # noqa: BLE001 - as in `content_fault`
         return None
+
+
+def _with_white_above(image: TiffImageFile) -> Image.Image:
+    """Return 16-bit grey levels of which 65,535 is white: Pillow leaves them as stored. Raises BadImageError."""
+    (bits, *_), below = image.tag_v2.get(258, (1,)), image.tag_v2.get(262) == 0
+    if bits != 16:
+        raise BadImageError(f"has grey levels of {bits} bits; save it with 8 or 16")
+    return Image.fromarray(65535 - np.asarray(image, dtype=np.uint16)) if below else image
 
 
 def _with_8_bits(image: Image.Image) -> Image.Image:

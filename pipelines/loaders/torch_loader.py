@@ -5,7 +5,6 @@ DALI's loader is tested against this one.
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import signal
 import time
@@ -21,6 +20,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from pipelines.base import Batch
 from pipelines.common.errors import UserError
+from pipelines.common.processes import clean_processes
 from pipelines.common.signals import undisturbed
 from pipelines.images.encoded import most_bytes
 from pipelines.images.reference import decoded
@@ -85,12 +85,7 @@ class TorchFeed(Feed):
 
 @cache
 def _processes() -> Any:
-    """Return a context that starts processes without a fork: a forked one could wait for a lock of another thread."""
-    if "forkserver" not in multiprocessing.get_all_start_methods():
-        return multiprocessing.get_context("spawn")
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["__main__", __name__])  # Imported once, by the server.
-    return context
+    return clean_processes(["__main__", __name__])
 
 
 class _Undisturbed:

@@ -48,7 +48,8 @@ def chosen(schema: Any, image_column: str | None, label_column: str | None) -> C
     images = [field.name for field in schema if _leaf(field) is not None]
     numbers = [field.name for field in schema if pa.types.is_integer(field.type)]
     named = [name for name in numbers if _is_class(features.get(name))]
-    image = _column("image", IMAGE, image_column, images, schema.names, "bytes, or structs with bytes")
+    kind = f"bytes, or structs with bytes{_of_what(schema, image_column or IMAGE)}"
+    image = _column("image", IMAGE, image_column, images, schema.names, kind)
     label = _column("label", LABEL, label_column, named or numbers, schema.names, "whole numbers", numbers)
     leaf = _leaf(schema.field(image))
     assert leaf is not None, image
@@ -66,6 +67,11 @@ def _leaf(field: Any) -> str | None:
 
 def _is_bytes(kind: Any) -> bool:
     return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
+
+
+def _of_what(schema: Any, name: str | None) -> str:
+    """Return the type of a column that is there and does not fit, for a message."""
+    return f" ({name} is {schema.field(name).type})," if name is not None and schema.names.count(name) == 1 else ""
 
 
 def _column(

@@ -13,6 +13,7 @@ from multiprocessing.connection import wait
 from typing import Any
 
 from pipelines.common.errors import UserError
+from pipelines.common.processes import clean_processes
 from pipelines.common.signals import undisturbed
 from pipelines.sources.base import Encoded
 from pipelines.tools.scan_facts import Check, Facts, examine
@@ -105,7 +106,7 @@ class _Worker:
         self.connection, theirs = multiprocessing.Pipe()
         self._started = False
         with undisturbed():
-            self._process = _context().Process(target=_work, args=(theirs, *self._arguments), daemon=True)
+            self._process = clean_processes().Process(target=_work, args=(theirs, *self._arguments), daemon=True)
             self._process.start()
         theirs.close()  # Otherwise its end would not be noticed.
 
@@ -136,12 +137,4 @@ def _work(connection: Any, parts: Mapping[str, Encoded], check: Check) -> None:
 
 def preload() -> None:
     """Import this module once for all processes to come. That starts no thread, which a fork would lack."""
-    context = _context()
-    if context.get_start_method() == "forkserver":
-        context.set_forkserver_preload([__name__])
-
-
-def _context() -> Any:
-    """Return a context that starts processes without a fork: a forked one could wait for a lock of another thread."""
-    forkserver = "forkserver" in multiprocessing.get_all_start_methods()
-    return multiprocessing.get_context("forkserver" if forkserver else "spawn")
+    clean_processes([__name__])

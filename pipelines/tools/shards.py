@@ -49,7 +49,7 @@ def main(arguments: Sequence[str]) -> None:
             write(options.folder, options.out, options.samples)
     except OSError as error:
         name = "" if error.filename is None else f"{os.fsdecode(error.filename)}: "
-        raise UserError(f"{name}{error.strerror}; make it readable, or room to write") from error
+        raise UserError(f"{name}{error.strerror or error}; make it readable, or room to write") from error
 
 
 def _parser() -> Parser:

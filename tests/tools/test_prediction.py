@@ -90,7 +90,8 @@ def test_an_image_that_cannot_be_read_has_a_line(
     code, out, err = call(capsys, "predict", photographs.folder, *(tmp_path / f"{name}.png" for name in "abc"))
     assert (code, out.count("\n"), err.count("\n")) == (2, 2, 1)
     assert err.startswith(f"error: {tmp_path}/b.png: ")
-    code, out, _ = call(capsys, "predict", photographs.folder, tmp_path, "--json")
+    (tmp_path / "within").mkdir()
+    code, out, _ = call(capsys, "predict", photographs.folder, tmp_path / "within" / "..", "--json")
     rows = [json.loads(line) for line in out.splitlines()]
     assert (code, [("error" in row) for row in rows]) == (2, [False, True, False])
 
@@ -123,6 +124,9 @@ def test_other_data_are_evaluated_and_the_matrix_counts_what_is_predicted(
         found = predicted(capsys, photographs, tmp_path / "test" / name)
         taken_for = [max(range(3), key=one.__getitem__) for one in found]
         assert [name, *(str(taken_for.count(i)) for i in range(3)), "4"] == row[:5]
+    damage(tmp_path / "test" / "bee" / "0.png", "empty")
+    fewer = runs.dist_train("--evaluate", photographs.folder, *other[:2], "data.on_bad_file=skip")
+    assert "  without 1 bad samples of 12\n" in fewer.stdout, fewer.stderr
     (tmp_path / "train" / "bee").rename(tmp_path / "train" / "wasp")
     (tmp_path / "test" / "bee").rename(tmp_path / "test" / "wasp")
     refused = runs.dist_train("--evaluate", photographs.folder, *other)

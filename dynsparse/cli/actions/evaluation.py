@@ -120,7 +120,10 @@ def _evaluate(config: RunConfig, worker: Worker, checkpoint: Path, file: str | N
     if worker.is_main:
         for name, on in result.named():
             if on is not None:
-                print(f"{name}: top-1 {on.top1:.2f} %  top-5 {on.top5:.2f} %  loss {on.loss:.4f}")
+                left_out = (
+                    f"  without {on.left_out:,} bad samples of {on.samples + on.left_out:,}" if on.left_out else ""
+                )
+                print(f"{name}: top-1 {on.top1:.2f} %  top-5 {on.top5:.2f} %  loss {on.loss:.4f}{left_out}")
         if file is not None and whole is not None:
             names = data.class_names or [str(i) for i in range(config.data.classes)]
             print("\n".join(by_class(whole, names, averaged=result.best_by == "ema")))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -74,7 +75,7 @@ def found_in(path: Path) -> Iterator[Path]:
     if not _is_folder(path):
         yield path
         return
-    whole = path.absolute()
+    whole = Path(os.path.realpath(path))
     images = sorted(name for name, is_image in files_of(whole.parent, whole.name) if is_image)
     if not images:
         raise UserError(f"{path} holds no image ({', '.join(EXTENSIONS)}); name another folder, or files")

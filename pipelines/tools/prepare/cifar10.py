@@ -6,6 +6,7 @@ The files are pickles. So nothing of the archive is opened unless its MD5, and t
 from __future__ import annotations
 
 import hashlib
+import shlex
 from pathlib import Path
 from typing import BinaryIO
 
@@ -31,7 +32,7 @@ NEEDED = 372_000_000
 def prepare(archives: Path, out: Path) -> str:
     """Unpack the files, and return what to tell. Raises UserError."""
     name, md5, folder, files = official()
-    said = f"train on it with data.name=cifar10 data.path={out}"
+    said = f"train on it with data.name=cifar10 {shlex.quote(f'data.path={out}')}"
     if all(is_official(out / folder / file, expected) for file, expected in files.items()):
         return f"{out}: complete already; {said}"
     require_there(archives, [name])

@@ -31,7 +31,7 @@ def main(arguments: Sequence[str]) -> None:
         print(asked.prepare(asked))
     except OSError as error:
         name = "" if error.filename is None else f"{os.fsdecode(error.filename)}: "
-        raise UserError(f"{name}{error.strerror}; make it readable, or room to write") from error
+        raise UserError(f"{name}{error.strerror or error}; make it readable, or room to write") from error
     except KeyboardInterrupt:
         print("stopped; the same command goes on from here", file=sys.stderr)
         raise

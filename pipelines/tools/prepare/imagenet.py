@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -32,7 +33,7 @@ def prepare(wanted: Wanted, out: Path, workers: int) -> str:
         found = counted(out, plan)
     return (
         f"{out}: {found.classes:,} classes, {found.train:,} images in train, {found.val:,} in val; train on it with "
-        f"data.name=imagenet data.path={out}"
+        f"data.name=imagenet {shlex.quote(f'data.path={out}')}"
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -28,7 +29,7 @@ UNPACKED = {
 def prepare(archives: Path, out: Path) -> str:
     """Unpack the files, and return what to tell. Raises UserError."""
     raw = out.joinpath(*FOLDER)
-    said = f"train on it with data.name=mnist data.path={out}"
+    said = f"train on it with data.name=mnist {shlex.quote(f'data.path={out}')}"
     missing = {name: md5 for name, md5 in UNPACKED.items() if not is_official(raw / name, md5)}
     if not missing:
         return f"{out}: complete already; {said}"

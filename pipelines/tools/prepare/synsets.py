@@ -7,7 +7,6 @@ ends a process with bounded memory, and no more.
 from __future__ import annotations
 
 import io
-import multiprocessing
 import re
 import resource
 import signal
@@ -18,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pipelines.common.processes import clean_processes
 from pipelines.sources.tar_headers import UnusableError
 
 MOST_MEMORY = 1 << 30
@@ -40,10 +40,7 @@ class Synset:
 def read_synsets(content: bytes) -> list[Synset]:
     """Return the classes, sorted by number. Raises UnusableError."""
     ignored = signal.SIGINT, signal.SIG_IGN  # The process that starts it answers interrupts.
-    # Not forked: that could wait for a lock of another thread.
-    kind = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
-    context = multiprocessing.get_context(kind)
-    with ProcessPoolExecutor(1, context, initializer=signal.signal, initargs=ignored) as pool:
+    with ProcessPoolExecutor(1, clean_processes(), initializer=signal.signal, initargs=ignored) as pool:
         try:
             rows: list[tuple[int, str, int]] | str = pool.submit(rows_of, content).result()
         except BrokenProcessPool:

@@ -87,6 +87,17 @@ DRY_RUN = ("dist_train.py", "--config", "configs/digits_dsr.yaml", "--dry-run")
 TOOL = ("-m", "dynsparse", "report", "--help")
 
 
+@pytest.mark.parametrize("encoding", ["utf-8:strict", "latin-1", "ascii:strict"])
+def test_names_that_the_encoding_lacks_are_printed_all_the_same(encoding: str) -> None:
+    """Of a file whose name is no text, and of a class in another script."""
+    code = "from pipelines.common import streams; streams.make_safe(); print('o\\udcff', '\\u65e5')"
+    environment = {**os.environ, "PYTHONIOENCODING": encoding}
+    words = [sys.executable, "-c", code]
+    done = subprocess.run(words, cwd=runs.ROOT, env=environment, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "\\udcff" in done.stdout
+
+
 @pytest.mark.parametrize(
     ("command", "redirected", "code", "said"),
     [

@@ -133,10 +133,28 @@ def test_an_image_of_another_size_is_refused(folder: Path) -> None:
         pipelines.build(settings(folder), request())
 
 
-def test_more_than_memory_should_hold(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(small_images, "MOST_MEMORY", 48 * SIZE * SIZE * 3 - 1)
-    with pytest.raises(UserError, match=r"48 images of 12x12 take 0 GiB in memory; use data\.name: imagenet"):
-        pipelines.build(settings(folder), request())
+@pytest.mark.parametrize("padding", [None, 1, 4])
+def test_more_than_memory_should_hold(folder: Path, monkeypatch: pytest.MonkeyPatch, padding: int | None) -> None:
+    """All parts count, and the padded images of training beside them."""
+    train, test = (len(files_of(folder, part)) for part in ("train", "test"))
+    every = train + test
+    padded = 0 if padding is None else train * (SIZE + 2 * padding) ** 2
+    needed = 3 * (every * SIZE * SIZE + padded)
+    asked = settings(folder, augment=False) if padding is None else settings(folder, padding=padding)
+    monkeypatch.setattr(small_images, "MOST_MEMORY", needed)
+    pipelines.build(asked, request()).close()
+    monkeypatch.setattr(small_images, "MOST_MEMORY", needed - 1)
+    with pytest.raises(UserError, match=rf"{every} images of 12x12 take 0 GiB in memory; use data\.name: imagenet"):
+        pipelines.build(asked, request())
+
+
+def test_the_normalisation_is_the_same_however_the_images_are_divided(monkeypatch: pytest.MonkeyPatch) -> None:
+    images = np.random.default_rng(0).integers(0, 256, (50, 6, 6, 3), dtype=np.uint8)
+    whole = small_images.normalisation_of(images)
+    assert whole.mean == pytest.approx(images.mean((0, 1, 2)))
+    assert whole.std == pytest.approx(images.std((0, 1, 2)))
+    monkeypatch.setattr(small_images, "AT_ONCE", 100)
+    assert small_images.normalisation_of(images) == whole
 
 
 def test_images_of_one_colour_are_not_divided_by_nothing(folder: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import shutil
+import struct
 from pathlib import Path
 
 import numpy as np
@@ -47,9 +48,17 @@ def lying(image: Pixels) -> Image.Image:
     return Image.fromarray(image).transpose(Image.Transpose.ROTATE_90)
 
 
+def with_tag(tiff: bytes, tag: int, before: int, value: int) -> bytes:
+    """A little-endian TIFF with another value of a tag of 16 bits."""
+    head = struct.pack("<HHL", tag, 3, 1)
+    assert tiff.count(head + struct.pack("<H", before)) == 1
+    return tiff.replace(head + struct.pack("<H", before), head + struct.pack("<H", value))
+
+
 LOSSLESS: dict[str, tuple[bytes, Pixels]] = {
     "16-bit PNG": (encoded(Image.fromarray(SIXTEEN), "PNG"), ROUNDED),
     "16-bit TIFF": (encoded(Image.fromarray(SIXTEEN), "TIFF"), ROUNDED),
+    "16-bit TIFF, 0 is white": (with_tag(encoded(Image.fromarray(65535 - SIXTEEN), "TIFF"), 262, 1, 0), ROUNDED),
     "floating-point TIFF": (encoded(Image.fromarray((GREY / 255).astype(np.float32)), "TIFF"), GREY),
     "a little outside": (encoded(Image.fromarray((GREY / 255 * 1.002 - 0.001).astype(np.float32)), "TIFF"), GREY),
     "1-bit TIFF": (encoded(Image.fromarray(BITS), "TIFF"), BITS.astype(np.uint8) * 255),
@@ -216,6 +225,12 @@ class TestPlainPng:
 )
 def test_pixels_without_a_known_white_are_refused(image: Image.Image, why: str) -> None:
     assert why in (content_fault(as_array(encoded(image, "TIFF")), 1000) or "")
+
+
+def test_grey_levels_of_12_bits_are_refused() -> None:
+    """Pillow gives them as they are, so that white would be nearly black."""
+    tiff = with_tag(encoded(Image.fromarray(SIXTEEN), "TIFF"), 258, 16, 12)
+    assert content_fault(as_array(tiff), 1000) == "has grey levels of 12 bits; save it with 8 or 16"
 
 
 class TestReading:

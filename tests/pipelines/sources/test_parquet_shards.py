@@ -224,6 +224,8 @@ def test_columns_that_are_meant_are_found(tmp_path: Path) -> None:
         (lambda t: t.set_column(1, "label", pa.array([0.0] * 3)), Asked(), "where one column of whole numbers"),
         (lambda t: t.set_column(1, "label", pa.array([[0]] * 3)), Asked(), "where one column of whole numbers"),
         (lambda t: t.set_column(0, "image", pa.array([[b"a"]] * 3)), Asked(), "where one column of bytes"),
+        (lambda t: t.set_column(0, "image", pa.array([b"a"] * 3, pa.binary_view())), Asked(),
+         "where one column of bytes, or structs with bytes (image is binary_view), must hold the images"),
         (lambda t: t.set_column(0, "image", pa.array([{"bytes": [b"a"]}] * 3)), Asked(), "where one column of bytes"),
         (lambda t: t.append_column("label", t["label"]), Asked(), "has label, label, where one column of whole"),
         (lambda t: t.set_column(1, "label", pa.array([0, None, 1])), Asked(), "has no label in row 1 (label is null)"),

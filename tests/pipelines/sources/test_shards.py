@@ -204,6 +204,8 @@ def test_classes_are_numbered_unless_a_file_names_them(shard: Path, tmp_path: Pa
     assert listed(tmp_path).class_names == ("0", "1")
     (tmp_path / "classes.txt").write_text("ape\nbee\n")
     assert listed(tmp_path).class_names == ("ape", "bee")
+    (tmp_path / "classes.txt").write_bytes(b"\xef\xbb\xbfape\r\nbee\r\n")  # As some editors write it.
+    assert listed(tmp_path).class_names == ("ape", "bee")
     (tmp_path / "classes.txt").write_text("ape\nbee\ncat\n")
     assert listed(tmp_path).class_names == ("0", "1")
 
