@@ -1,4 +1,4 @@
-"""How processes are started, where temporary files have a long path."""
+"""Starts of processes where temporary files have a long path."""
 
 from __future__ import annotations
 
