@@ -19,6 +19,8 @@ class Wanted(NamedTuple):
     log: bool = False
     if_not: float | None = None
     """Skip the chart where no run has another value than this."""
+    decades: float = math.inf
+    """Powers of ten below the most that are shown: what is lower falls below the chart."""
     is_error: bool = False
     """Show 100 minus the value: then what is left to gain can be seen near the top too."""
 
@@ -30,10 +32,11 @@ EPOCHS = (
     Wanted("test error, %", "test_top1", log=True, is_error=True),
     Wanted("validation top-1, %", "validation_top1"),
     Wanted("train top-1, %", "train_top1"),
-    Wanted("learning rate", "lr", log=True),
+    Wanted("learning rate", "lr", log=True, decades=4),  # A cosine ends at nearly 0.
     Wanted("norm of the gradients before clipping, mean of an epoch", "gradient_norm", log=True),
     Wanted("images a second", "images_per_second"),
     Wanted("gradient bytes a step, each worker", "gradient_bytes_per_step", if_not=0),
+    Wanted("outputs without a weight", "dead_outputs", if_not=0),
     Wanted("steps skipped so far", "skipped_steps", if_not=0),
     Wanted("bad files so far", "bad_files", if_not=0),
     Wanted("test top-1 of the averaged weights, %", "ema_test_top1"),
@@ -59,7 +62,7 @@ def _of_epochs(runs: Sequence[Run]) -> Iterator[Chart | None]:
     for number, wanted in enumerate(EPOCHS):
         found = [_epochs(index, run, wanted.key, is_error=wanted.is_error) for index, run in enumerate(runs)]
         if any(value != wanted.if_not for curve in found for value in curve.known):
-            yield lines(wanted.title, found, "epoch", f"e{number}", log=wanted.log)
+            yield lines(wanted.title, found, "epoch", f"e{number}", log=wanted.log, decades=wanted.decades)
     for number, (title, key) in enumerate(CHANGING):
         found = [_epochs(index, run, key) for index, run in enumerate(runs)]
         if any(len(set(curve.known)) > 1 for curve in found):

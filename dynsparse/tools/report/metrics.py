@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -124,12 +125,15 @@ class Metrics:
 
     def _take_epoch(self, line: Mapping[str, Any]) -> None:
         whole = {"epoch": whole_number(line["epoch"]), "step": whole_number(line["step"])}
+        dead = {name: number(layer.get("dead_outputs")) for name, layer in line["layers"].items()}
+        if known := [count for count in dead.values() if not math.isnan(count)]:
+            whole["dead_outputs"] = round(sum(known))
         epoch = Epoch(whole["step"], numbers({**line, **line.get("timing", {}), **whole}))
         weights = {name: weights_of(layer) for name, layer in line["layers"].items()}
         self._take_layers(line, epoch.step)
         self.weights |= {name: count for name, count in weights.items() if count}
         self.flops = {name: number(layer.get("flops")) for name, layer in line["layers"].items()}
-        self.dead = {name: number(layer.get("dead_outputs")) for name, layer in line["layers"].items()}
+        self.dead = dead
         self.epochs.add(epoch)
 
     def _take_reallocation(self, line: Mapping[str, Any]) -> None:

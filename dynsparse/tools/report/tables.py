@@ -47,6 +47,7 @@ def overview(runs: Sequence[Run]) -> list[Line]:
         _line(runs, "parameters in all", lambda run: count(fact(run, "total_parameters"))),
         _line(runs, "parameters that are left", _parameters_left),
         _line(runs, "weights ever active", lambda run: percent(fact(run, "ever_active"))),
+        _line(runs, "outputs without a weight", lambda run: count(fact(run, "dead_outputs"))),
         _line(runs, "FLOPs of inference, x of dense", lambda run: _multiple(fact(run, "inference_flops_of_dense"))),
         _line(runs, "FLOPs of training, x of dense", lambda run: _multiple(fact(run, "training_flops_of_dense"))),
         _line(runs, "epochs", _epochs),

@@ -113,6 +113,27 @@ def test_the_average_of_the_weights_is_named_where_it_chose_the_best(copy: Path,
     assert "best epoch chosen by the averaged weights" in words
 
 
+def test_outputs_without_a_weight_are_summed_over_the_layers(copy: Path, tmp_path: Path) -> None:
+    """By epoch in a chart, and at the end in the overview; no chart where there are none."""
+
+    def dead(of_epoch: Callable[[int], int]) -> Page:
+        def change(line: dict[str, Any]) -> None:
+            for layer in line["layers"].values() if line["kind"] == "epoch" else ():
+                layer["dead_outputs"] = of_epoch(line["epoch"])
+
+        changed(copy / "metrics.jsonl", change)
+        return report(tmp_path / "out.html", copy)
+
+    layers = len(next(line for line in runs.metrics(copy) if line["kind"] == "epoch")["layers"])
+    page = dead(lambda epoch: epoch)
+    assert f"outputs without a weight {2 * layers} FLOPs" in page.words()
+    (label,) = (label for label in page.attributes("aria-label") if label.startswith("outputs without a weight"))
+    assert f"from 0 to {2 * layers}" in label
+    page = dead(lambda epoch: 0)
+    assert "outputs without a weight 0 FLOPs" in page.words()
+    assert not [label for label in page.attributes("aria-label") if label.startswith("outputs without a weight")]
+
+
 def test_totals_of_layers_add_up(page: Page, made: Path) -> None:
     lines = [line for line in runs.metrics(made / "resumed") if line["kind"] == "reallocation"]
     name, layer = next(iter(lines[-1]["layers"].items()))

@@ -43,8 +43,13 @@ class Curve:
         return [value for value in self.y if math.isfinite(value)]
 
 
-def lines(title: str, curves: Sequence[Curve], x_label: str, prefix: str, *, log: bool = False) -> Chart | None:
-    """Draw the curves; None if no run has a value. `log` is for values above 0 alone."""
+def lines(
+    title: str, curves: Sequence[Curve], x_label: str, prefix: str, *, log: bool = False, decades: float = math.inf
+) -> Chart | None:
+    """Draw the curves; None if no run has a value. `log` is for values above 0 alone.
+
+    A logarithmic axis shows as many `decades` below the largest value at most.
+    """
     curves = [curve for curve in curves if curve.known]
     if not curves:
         return None
@@ -59,7 +64,11 @@ def lines(title: str, curves: Sequence[Curve], x_label: str, prefix: str, *, log
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
     axes.grid(axis="y")
     axes.tick_params(length=0)
+    if log:
+        values = [value for value in values if value >= max(values) / 10**decades]
     _scale(axes, values, log=log)
+    if log and decades < math.inf:
+        axes.set_ylim(bottom=min(values) / 1.5)
     svg = inline(drawn, prefix)
     hover = {
         "kind": "lines",
