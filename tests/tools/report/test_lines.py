@@ -1,4 +1,4 @@
-"""Axes of curves."""
+"""The axes of curves: what they leave out and what they show."""
 
 from __future__ import annotations
 
