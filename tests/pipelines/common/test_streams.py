@@ -89,7 +89,7 @@ TOOL = ("-m", "dynsparse", "report", "--help")
 
 @pytest.mark.parametrize("encoding", ["utf-8:strict", "latin-1", "ascii:strict"])
 def test_names_that_the_encoding_lacks_are_printed_all_the_same(encoding: str) -> None:
-    """Of a file whose name is no text, and of a class in another script."""
+    """A file whose name is no text is printed, and a class in another script."""
     code = "from pipelines.common import streams; streams.make_safe(); print('o\\udcff', '\\u65e5')"
     environment = {**os.environ, "PYTHONIOENCODING": encoding}
     words = [sys.executable, "-c", code]
