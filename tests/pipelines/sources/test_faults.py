@@ -95,7 +95,7 @@ def test_an_image_is_made_again_when_it_can_be_read() -> None:
 
 
 def test_a_run_goes_on_after_a_moments_fault_and_skips_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """By DALI, which reads in threads of this process."""
+    """DALI reads in threads of this process, where its reads can be made to fail."""
     read, left = ImageFiles.encoded, [errno.ENXIO]
 
     def encoded(self: ImageFiles, index: int, *most: int) -> Bytes:
