@@ -145,10 +145,11 @@ _MNIST_MOMENTUM: Config = {
         "lr": {"name": "steps", "table": {0: 0.1, 42: 0.01, 83: 0.001}},
     },
 }
+_WITH_DECAY: Config = {"train": {"penalty": {"l1": 0.0}, "optimizer": {"weight_decay": 1e-4}}}
 
 
-def _mnist(title: str, **fields: Any) -> Recipe:
-    """Return the recipe of MNIST, with other fields than the table's."""
+def _mnist(title: str, more: Config | None = None, **fields: Any) -> Recipe:
+    """Return the recipe of MNIST, with `more` settings and other fields than the table's."""
     seeds = {method: 5 if method in ("dsr", "set", "static") else 3 for method in ALL_METHODS}
     table = {"seeds": seeds, "sparsities": (0.9, 0.95, 0.97, 0.98, 0.99), "methods": _MNIST_METHODS}
     return Recipe(
@@ -157,19 +158,22 @@ def _mnist(title: str, **fields: Any) -> Recipe:
             "784-300-100-10 with BatchNorm, 100 epochs, batch 100, SGD with momentum, the rate divided by 5 at epochs "
             "25, 50 and 75, a penalty of 1e-4 on magnitudes and no weight decay."
         ),
-        base={
-            "model": {"name": "mnist_mlp"},
-            "data": {"name": "mnist", "loader": "torch", "threads": 1},  # A third less CPU than DALI on one core.
-            "train": {
-                "epochs": 100,
-                "global_batch_size": 100,
-                # A penalty on magnitudes instead of weight decay: see the table `mnist_weight_decay`.
-                "optimizer": {"name": "sgd", "momentum": 0.9, "nesterov": True, "weight_decay": 0.0},
-                "penalty": {"l1": 1e-4},
-                "lr": {"name": "steps", "table": {0: 0.1, 25: 0.02, 50: 0.004, 75: 0.0008}},
+        base=merged(
+            {
+                "model": {"name": "mnist_mlp"},
+                "data": {"name": "mnist", "loader": "torch", "threads": 1},  # A third less CPU than DALI on one core.
+                "train": {
+                    "epochs": 100,
+                    "global_batch_size": 100,
+                    # A penalty on magnitudes instead of weight decay: see the table `mnist_weight_decay`.
+                    "optimizer": {"name": "sgd", "momentum": 0.9, "nesterov": True, "weight_decay": 0.0},
+                    "penalty": {"l1": 1e-4},
+                    "lr": {"name": "steps", "table": {0: 0.1, 25: 0.02, 50: 0.004, 75: 0.0008}},
+                },
+                "checkpoint": {"every_epochs": 5},
             },
-            "checkpoint": {"every_epochs": 5},
-        },
+            more or {},
+        ),
         kind="fc",
         sparse_weights=266_200,
         **_MNIST_MOVES,
@@ -201,6 +205,7 @@ RECIPES = {
             "mnist_moves": "600 weights in each reallocation",
             "mnist_pruning": "with the penalty, 25 prunes one epoch apart, cubic",
             "mnist_decay": "with a decay of 5e-4",
+            "mnist_dense_decay": "the dense network trained with a decay of 1e-4 in place of the penalty",
             "mnist_weight_decay": "a weight decay of 1e-4 in place of the penalty",
             "mnist_momentum": "no BatchNorm, decay of 5e-4, moving half, as its authors do",
         },
@@ -237,14 +242,13 @@ RECIPES = {
         seeds={"pruning": 3},
     ),
     "mnist_weight_decay": _mnist(
-        "MNIST, with weight decay in place of the penalty",
-        methods={
-            "dsr": merged(
-                {"method": {"name": "dsr", "target_moves": 600, **_MNIST_MOVES}},
-                {"train": {"penalty": {"l1": 0.0}, "optimizer": {"weight_decay": 1e-4}}},
-            )
-        },
-        seeds={"dsr": 2},
+        "MNIST, with weight decay in place of the penalty", _WITH_DECAY, seeds={"dsr": 2}, sparsities=(0.98, 0.99)
+    ),
+    "mnist_dense_decay": _mnist(
+        "MNIST, pruned after training with weight decay",
+        _WITH_DECAY,
+        pruning=_MNIST_PRUNING,
+        seeds={"pruning": 2},
         sparsities=(0.98, 0.99),
     ),
     "mnist_momentum": _mnist(

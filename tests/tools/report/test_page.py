@@ -114,7 +114,7 @@ def test_the_average_of_the_weights_is_named_where_it_chose_the_best(copy: Path,
 
 
 def test_outputs_without_a_weight_are_summed_over_the_layers(copy: Path, tmp_path: Path) -> None:
-    """By epoch in a chart, and at the end in the overview; no chart where there are none."""
+    """The chart has them by epoch, the overview at the end. Where there are none, there is no chart."""
 
     def dead(of_epoch: Callable[[int], int]) -> Page:
         def change(line: dict[str, Any]) -> None:
