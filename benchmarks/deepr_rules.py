@@ -61,8 +61,8 @@ class Way:
     title: str
     temperatures: Parts
     l1: float
-    signs: Literal["random", "first step"]
-    """Whether a new weight has its sign by chance, or by its first step."""
+    signs: Literal["random", "of the place"]
+    """Whether a new weight gets its sign by chance, or has that of its place: see `Plain`."""
     noise: Literal["weights", "gradients"]
     sparsities: tuple[float, ...] = SPARSITIES
     seeds: int = 2
@@ -72,14 +72,19 @@ WAYS = {
     "dynsparse": Way("`dynsparse`", COLD, 1e-4, "random", "weights", sparsities=(0.9,), seeds=1),
     "paper": Way("the paper's rules, as in `dynsparse`", COLD, 1e-4, "random", "weights"),
     "paper_light": Way("the paper's rules", COLD, 1e-5, "random", "weights"),
-    "code": Way("the published code's rules", COLD, 1e-5, "first step", "gradients"),
-    "code_hot": Way("the published code's rules", HOT, 1e-5, "first step", "gradients", sparsities=(0.98, 0.99)),
+    "code": Way("the published code's rules", COLD, 1e-5, "of the place", "gradients"),
+    "code_hot": Way("the published code's rules", HOT, 1e-5, "of the place", "gradients", sparsities=(0.98, 0.99)),
     "paper_hot": Way("the paper's rules", HOT, 1e-5, "random", "weights", sparsities=(0.98, 0.99)),
 }
 
 
 class Plain:
-    """DeepR on the linear layers of a network, with an optimizer of its own, by the rules of a way."""
+    """DeepR on the linear layers of a network, with an optimizer of its own, by the rules of a way.
+
+    By the published code signs are kept of all places, those of inactive weights too, before these are set to 0. At the
+    first step they hold random values, which the penalty counts; then what is left of momentum moves them. So a new
+    weight has the sign of its place, until its own momentum has run out, and then that of its first step.
+    """
 
     def __init__(self, way: Way, model: nn.Module, optimizer: SGD, sparsity: float, steps: int, seed: int) -> None:
         self.way, self.optimizer, self.steps, self.done = way, optimizer, steps, 0
@@ -88,39 +93,47 @@ class Plain:
         self.moved = [0] * len(self.weights)
         self.masks = [random_mask(weight, sparsity, self.generator) for weight in self.weights]
         self.active = [mask.nonzero().view(-1) for mask in self.masks]
+        self.first = [weight.detach().view(-1).clone() for weight in self.weights]
         for weight, mask in zip(self.weights, self.masks, strict=True):
             weight.detach().view(-1)[~mask] = 0
         self.signs = [weight.detach().view(-1).sign() for weight in self.weights]
-        if way.signs == "first step":  # Taken before the weights were drawn for the last time: half of them are wrong.
-            self.signs = [mask * self._coins(len(mask)) for mask in self.masks]
+        if way.signs == "of the place":  # Taken before the weights were drawn for the last time.
+            self.signs = [self._coins(len(mask)) for mask in self.masks]
 
     @torch.no_grad()
     def step(self) -> None:
         """Update the weights, add noise, and replace those that crossed 0."""
-        progress = self.done / self.steps
+        progress, is_first = self.done / self.steps, self.done == 0
         self.done += 1
         std = math.sqrt(2 * ETA * at(self.way.temperatures, progress)) if progress < UNTIL else 0.0
-        for weight, active in zip(self.weights, self.active, strict=True):
+        for weight, active, first in zip(self.weights, self.active, self.first, strict=True):
             assert weight.grad is not None
-            gradient = weight.grad.view(-1)
+            flat, gradient = weight.view(-1), weight.grad.view(-1)
             kept = gradient[active] + (self._noise(active, std) if self.way.noise == "gradients" else 0)
-            gradient.zero_()[active] = kept
+            gradient.zero_()
+            if is_first and self.way.signs == "of the place":
+                gradient.add_(first.sign(), alpha=self.way.l1)
+                values = flat[active]
+                flat.copy_(first)[active] = values
+            gradient[active] = kept
         self.optimizer.step()
         for layer, (weight, active) in enumerate(zip(self.weights, self.active, strict=True)):
             flat = weight.view(-1)
-            values = flat[active] + (self._noise(active, std) if self.way.noise == "weights" else 0)
+            signs, values = flat.sign(), flat[active]
+            if self.way.noise == "weights":
+                values += self._noise(active, std)
             flat.zero_()[active] = values
             if progress < UNTIL:
-                self._replace(layer, values)
+                self._replace(layer, values, signs)
 
-    def _replace(self, layer: int, values: Tensor) -> None:
+    def _replace(self, layer: int, values: Tensor, signs: Tensor) -> None:
         """Drop the weights of a layer that have another sign than theirs, and grow as many."""
-        active, signs, mask, weight = self.active[layer], self.signs[layer], self.masks[layer], self.weights[layer]
-        crossed = values.sign() * signs[active] < 0
+        active, mask, weight = self.active[layer], self.masks[layer], self.weights[layer]
+        crossed = values.sign() * self.signs[layer][active] < 0
         count = int(crossed.sum())
         self.moved[layer] += count
-        if self.way.signs == "first step":
-            signs[active] = values.sign()
+        if self.way.signs == "of the place":
+            self.signs[layer] = signs
         if not count:
             return
         dropped = active[crossed]
@@ -128,10 +141,8 @@ class Plain:
         mask[dropped] = False
         weight.view(-1)[dropped] = 0
         if self.way.signs == "random":  # The published code leaves a new weight the momentum of an earlier one.
-            signs[grown] = self._coins(count)
+            self.signs[layer][grown] = self._coins(count)
             self.optimizer.state[weight]["momentum_buffer"].view(-1)[torch.cat([dropped, grown])] = 0
-        else:
-            signs[grown] = 0
         self.active[layer] = torch.cat([active[~crossed], grown])
 
     def _free(self, mask: Tensor, count: int) -> Tensor:

@@ -53,6 +53,10 @@ class Encoded(Source, Protocol):
         """
         ...
 
+    def reopen(self) -> None:
+        """Close files that are kept open: the system may have given them up."""
+        ...
+
 
 @dataclass(frozen=True)
 class Arrays:

@@ -11,15 +11,21 @@ from pathlib import Path
 
 from pipelines.common.errors import UserError
 from pipelines.sources.parts import TRAIN, Parts, find_parts, require_apart
-from pipelines.sources.walking import EXTENSIONS, entries_of, files_of, is_folder
+from pipelines.sources.walking import EXTENSIONS, entries_of, files_of, is_folder, is_image, require_there
 
 _NO_NAME = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 """Line ends, control characters, and bytes that are no UTF-8 (as surrogates)."""
 
 
 def class_names(folder: Path) -> list[str]:
-    """Return the sorted names of the class folders. Raises UserError for an invalid name."""
-    names = sorted(entry.name for entry in entries_of(folder) if is_folder(folder, entry))
+    """Return the sorted names of the class folders. Raises UserError for an invalid name, and a link to nothing."""
+    names = []
+    for entry in entries_of(folder):
+        if is_folder(folder, entry):
+            names.append(entry.name)
+        elif not is_image(entry.name):
+            require_there(folder, entry)
+    names.sort()
     require_names(f"{folder} has the class", names)
     return names
 

@@ -30,7 +30,9 @@ class Descriptors:
     """A cache of the latest `DESCRIPTORS` open files. lru_cache has no lock that a fork could leave locked."""
 
     def __init__(self) -> None:
-        self.get: Callable[[str], Descriptor] = lru_cache(maxsize=DESCRIPTORS)(_open)
+        cached = lru_cache(maxsize=DESCRIPTORS)(_open)
+        self.get: Callable[[str], Descriptor] = cached
+        self.clear: Callable[[], None] = cached.cache_clear
 
     def __reduce__(self) -> tuple[type[Descriptors], tuple[()]]:
         return Descriptors, ()  # Numbers of descriptors mean nothing to another process.

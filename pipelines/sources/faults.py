@@ -17,10 +17,10 @@ NO_FAULT_OF_A_FILE = frozenset(
         *(errno.EHOSTUNREACH, errno.ENETDOWN, errno.ENETUNREACH),
     }
 )
-MAY_PASS = NO_FAULT_OF_A_FILE | {errno.EIO}
-"""Errors after which a file is read again. EIO may be of a disk or of the file's own place on it."""
 PAUSES = (0.1, 0.5, 2.0)
-"""Seconds before each further try."""
+"""Seconds before each further try after one of these."""
+OF_A_DISK = (0.1,)
+"""Seconds before the further try after EIO, which is of a disk or of the file's own place on it."""
 
 
 def fault(source: Encoded, index: int, most_pixels: int) -> str | None:
@@ -40,16 +40,20 @@ def read(source: Encoded, index: int, most: int) -> Bytes:
 
     UserError for what is of the system or of its storage: the file may be good, so that it must not be left out.
     """
-    for pause in (*PAUSES, None):
+    tries = 0
+    while True:
         try:
             return source.encoded(index, most)
         except OSError as error:
-            if pause is None or error.errno not in MAY_PASS:
-                if error.errno in NO_FAULT_OF_A_FILE:
-                    raise UserError(
-                        f"{source.name(index)} cannot be read now ({error.strerror}), which is no fault of the file: "
-                        "mend that, and resume"
-                    ) from None
-                raise
-        time.sleep(pause)
-    raise AssertionError("the last try returns or raises")
+            is_of_the_file = error.errno not in NO_FAULT_OF_A_FILE
+            pauses = PAUSES if not is_of_the_file else OF_A_DISK if error.errno == errno.EIO else ()
+            if tries == len(pauses):
+                if is_of_the_file:
+                    raise
+                raise UserError(
+                    f"{source.name(index)} cannot be read now ({error.strerror}), which is no fault of the file: "
+                    "mend that, and resume"
+                ) from None
+            time.sleep(pauses[tries])
+            source.reopen()
+            tries += 1

@@ -51,6 +51,9 @@ class ImageFiles:
     def encoded(self, index: int, most: int = MOST_BYTES) -> Bytes:
         return read_image(self.root + self._relative(index), most)
 
+    def reopen(self) -> None:
+        """No file is kept open."""
+
     @cached_property
     def listing(self) -> str:
         return digest(self.paths.tobytes(), self.ends.tobytes(), self.labels.tobytes())

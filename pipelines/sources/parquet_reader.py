@@ -64,11 +64,15 @@ class ParquetReader:
         try:
             content = self._whole(group).image(row)
         except UnusableError as error:
-            raise OSError(error.errno or errno.EIO, f"{group.path} {error}") from None
+            raise OSError(error.errno or errno.EBADMSG, f"{group.path} {error}") from None
         if content is None:
             raise OSError(errno.ENODATA, f"row {row} of row group {group.number} holds no image: it is null")
         _require_fit(len(content), most)
         return np.array(content, dtype=np.uint8)  # A copy: a view would keep the whole row group in memory.
+
+    def reopen(self) -> None:
+        """Close files that are kept open."""
+        self._opened.clear()
 
     def _at(self, path: str, place: Any, most: int) -> Bytes:
         _require_fit(int(place["size"]), most)
@@ -80,7 +84,7 @@ class ParquetReader:
             content = memoryview(b"")
         if len(content) < place["size"]:
             raise OSError(
-                errno.EIO, f"{path} holds no image at byte {place['start']}, as it did before: it has changed"
+                errno.EBADMSG, f"{path} holds no image at byte {place['start']}, as it did before: it has changed"
             )
         return np.frombuffer(content, dtype=np.uint8)
 

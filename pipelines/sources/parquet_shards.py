@@ -81,6 +81,9 @@ class ParquetShards:
         place = GroupPlace(path, int(group - self.firsts[shard]), int(self.sizes[group]))
         return self.reader.image(place, int(self.rows[index] - self.starts[group]), most)
 
+    def reopen(self) -> None:
+        self.reader.reopen()
+
 
 def list_parquet(
     root: Path,

@@ -74,6 +74,9 @@ class Shards:
             raise OSError(f"{path} ends at byte {offset + len(content)}, within {self.name(index)}: it has changed")
         return content
 
+    def reopen(self) -> None:
+        self._opened.clear()
+
 
 def list_shards(
     root: Path,

@@ -23,8 +23,10 @@ def is_image(name: str) -> bool:
     return name.lower().endswith(_SUFFIXES)
 
 
-def files_of(part: Path, name: str) -> Iterator[tuple[str, bool]]:
+def files_of(part: Path, name: str, *, whole: bool = True) -> Iterator[tuple[str, bool]]:
     """Yield the files of a class, in no order: the path in the class folder, and True if its name is an image's.
+
+    A link to nothing that may be a folder is refused (UserError), or taken for a file unless the `whole` is needed.
 
     No file is opened or examined. Each folder is entered once, whatever links lead to it, and folders above it never:
     so links cannot make a circle, or multiply files.
@@ -45,6 +47,8 @@ def files_of(part: Path, name: str) -> Iterator[tuple[str, bool]]:
             elif is_folder(folder, entry):
                 inner.append(f"{prefix}{entry.name}/")
             else:
+                if whole:
+                    require_there(folder, entry)
                 yield prefix + entry.name, False
         waiting += sorted(inner, reverse=True)  # Sorted: which of two links is entered must not depend on chance.
 
@@ -59,17 +63,20 @@ def entries_of(folder: Path) -> Iterator[os.DirEntry[str]]:
 
 
 def is_folder(folder: Path, entry: os.DirEntry[str]) -> bool:
-    """Return True for a folder or a link to one. Raises UserError if it cannot be read, or is a link to nothing."""
+    """Return True for a folder or a link to one. Raises UserError if it cannot be read."""
     try:
-        found = entry.is_dir()
+        return entry.is_dir()
     except OSError as error:
         raise _unreadable(folder / entry.name, error) from None
-    if not found and entry.is_symlink() and not os.path.exists(folder / entry.name):
+
+
+def require_there(folder: Path, entry: os.DirEntry[str]) -> None:
+    """Raise UserError for a link to nothing: it may be of a folder on a disk that is not mounted."""
+    if entry.is_symlink() and not os.path.exists(folder / entry.name):
         raise UserError(
             f"data.path: {folder / entry.name} is a link to {os.readlink(folder / entry.name)}, which is not there: "
             "mount or mend that, or remove the link"
         )
-    return found
 
 
 def _identity(folder: Path) -> tuple[int, int]:

@@ -67,6 +67,9 @@ class InMemory:
     def encoded(self, index: int, most: int = MOST_BYTES) -> Bytes:
         return self.content
 
+    def reopen(self) -> None:
+        """No file is kept open."""
+
 
 @dataclass(frozen=True)
 class Decodes:

@@ -84,9 +84,11 @@ class _Worker:
     def answer(self) -> tuple[Sample, Facts] | None:
         """Wait for an answer. None if the process only said that it runs, or died and the sample is tried again."""
         try:
-            facts: Facts | None = self.connection.recv()
+            facts: Facts | UserError | None = self.connection.recv()
         except (EOFError, OSError):
             return self._replaced()
+        if isinstance(facts, UserError):
+            raise facts
         if facts is not None:
             return self._unanswered.popleft(), facts
         self._started = True
@@ -132,7 +134,15 @@ def _work(connection: Any, parts: Mapping[str, Encoded], check: Check) -> None:
     with suppress(EOFError, OSError):
         while True:
             for part, index in connection.recv():
-                connection.send(examine(parts[part], index, check))
+                connection.send(_examined(parts[part], index, check))
+
+
+def _examined(source: Encoded, index: int, check: Check) -> Facts | UserError:
+    """Return the facts about a sample, or the error that ends the scan."""
+    try:
+        return examine(source, index, check)
+    except UserError as error:
+        return UserError(str(error))  # A new one: the old one's context may hold what cannot be sent.
 
 
 def preload() -> None:

@@ -44,11 +44,12 @@ def verdict(difference: float, sd: float, limit: float) -> str:
 
 
 def compared(content: Result) -> list[Result]:
-    """Return each published figure beside ours, with the verdict."""
+    """Return each published figure beside ours of more than one seed, with the verdict."""
     published = PUBLISHED.get(content["data"], {})
     found = []
     for row in described(content["runs"]):
-        if (theirs := published.get(row["method"], {}).get(row["sparsity"])) is not None:
+        theirs = published.get(row["method"], {}).get(row["sparsity"])
+        if theirs is not None and row["seeds"] > 1:
             difference, limit = row["mean"] - theirs, uncertainty(row["seeds"], row["sd"])
             reason = REASONS.get((row["method"], row["sparsity"]), "") or REASONS.get((row["method"], None), "")
             told = {"limit": limit, "verdict": verdict(difference, row["sd"], limit), "reason": reason}

@@ -76,7 +76,7 @@ def found_in(path: Path) -> Iterator[Path]:
         yield path
         return
     whole = Path(os.path.realpath(path))
-    images = sorted(name for name, is_image in files_of(whole.parent, whole.name) if is_image)
+    images = sorted(name for name, is_image in files_of(whole.parent, whole.name, whole=False) if is_image)
     if not images:
         raise UserError(f"{path} holds no image ({', '.join(EXTENSIONS)}); name another folder, or files")
     yield from (path / name for name in images)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import logging
 import os
 import shutil
 import stat
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -82,11 +83,22 @@ def held(out: Path) -> Iterator[Place]:
             if left.name != _LOCK:
                 left.unlink()
         yield Place(out, drafts)
-        with suppress(OSError):
-            shutil.rmtree(drafts)
+        _remove(drafts)
+    # On NFS an open file that is removed stays in its folder under another name: the lock, until now. A folder that is
+    # not empty is another process's already.
+    with suppress(FileNotFoundError):
+        _remove(drafts, os.rmdir)
     if drafts.exists():
-        # On NFS an open file that is removed stays in its folder under another name: the lock, until now.
-        shutil.rmtree(drafts)
+        log.warning("%s is still there: remove it, unless another process fills the folder", drafts)
+
+
+def _remove(folder: Path, by: Callable[[Path], object] = shutil.rmtree) -> None:
+    """Remove a folder unless there is something in it that cannot be removed yet."""
+    try:
+        by(folder)
+    except OSError as error:
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.EBUSY):
+            raise
 
 
 @contextmanager

@@ -36,6 +36,9 @@ class Bytes:
     def encoded(self, index: int) -> np.ndarray[tuple[int], np.dtype[np.uint8]]:
         return np.frombuffer(self._images[index], dtype=np.uint8)
 
+    def reopen(self) -> None:
+        pass
+
 
 def look(name: str, out: Path) -> int:
     """Read the data of F.yaml as evaluation sees them, bad ones left out; the pixels go to a file.

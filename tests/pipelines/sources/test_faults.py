@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import io
 import os
+from dataclasses import fields
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,10 +17,11 @@ from pipelines.common.errors import UserError
 from pipelines.images.encoded import Bytes
 from pipelines.loaders.torch_loader import TorchLoader
 from pipelines.sources import faults
-from pipelines.sources.image_folder import ImageFiles
+from pipelines.sources.image_folder import ImageFiles, list_images
 from pipelines.tools.scan_facts import Decodes, examine
+from pipelines.tools.scan_processes import examined
 from tests.pipelines.loaders.test_bad_files import build
-from tests.pipelines.pictures import numbered_folder, picture
+from tests.pipelines.pictures import CLASSES, numbered_folder, picture
 
 
 def png() -> bytes:
@@ -32,6 +34,7 @@ class Failing:
 
     def __init__(self, *errors: int) -> None:
         self.errors = list(errors)
+        self.reopened = 0
 
     def name(self, index: int) -> str:
         return f"sample {index}"
@@ -41,6 +44,9 @@ class Failing:
             raise OSError(number := self.errors.pop(0), os.strerror(number))
         return np.frombuffer(png(), dtype=np.uint8)
 
+    def reopen(self) -> None:
+        self.reopened += 1
+
 
 @pytest.fixture(autouse=True)
 def slept(monkeypatch: pytest.MonkeyPatch) -> list[float]:
@@ -49,11 +55,14 @@ def slept(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     return pauses
 
 
-@pytest.mark.parametrize("number", [errno.EIO, errno.ESTALE, errno.EMFILE])
-def test_what_passes_is_read_again(number: int, slept: list[float]) -> None:
-    source: Any = Failing(number, number, number)
+@pytest.mark.parametrize(
+    ("number", "pauses"), [(errno.EIO, faults.OF_A_DISK), (errno.ESTALE, faults.PAUSES), (errno.EMFILE, faults.PAUSES)]
+)
+def test_what_passes_is_read_again(number: int, pauses: tuple[float, ...], slept: list[float]) -> None:
+    source: Any = Failing(*[number] * len(pauses))
     assert faults.fault(source, 0, 1000) is None
-    assert slept == list(faults.PAUSES)
+    assert slept == list(pauses)
+    assert source.reopened == len(pauses), "a file that was kept open may be the stale one"
 
 
 def test_a_fault_of_the_file_is_told_at_once(slept: list[float]) -> None:
@@ -63,7 +72,7 @@ def test_a_fault_of_the_file_is_told_at_once(slept: list[float]) -> None:
 
 
 def test_a_damaged_disk_is_a_fault_of_the_file() -> None:
-    source: Any = Failing(*[errno.EIO] * 4)
+    source: Any = Failing(*[errno.EIO] * 2)
     assert faults.fault(source, 0, 1000) == "cannot be read (Input/output error)"
 
 
@@ -73,6 +82,23 @@ def test_what_is_no_fault_of_the_file_ends_the_run(number: int) -> None:
     for use in (lambda source: faults.fault(source, 0, 1000), lambda source: examine(source, 0, Decodes(1000))):
         with pytest.raises(UserError, match=reason):
             use(Failing(*[number] * 4))
+
+
+class Away(ImageFiles):
+    """Images on storage that is away."""
+
+    def encoded(self, index: int, most: int = 0) -> Bytes:
+        raise OSError(errno.ENOTCONN, os.strerror(errno.ENOTCONN))
+
+
+def test_a_scan_ends_where_storage_is_away(tmp_path: Path) -> None:
+    """None of the files is listed as bad, in whichever process it was read."""
+    found = list_images(numbered_folder(tmp_path, train=3, val=3), "train", list(CLASSES))
+    away = Away(**{field.name: getattr(found, field.name) for field in fields(found) if field.init})
+    with pytest.raises(
+        UserError, match=r"cannot be read now \(Transport endpoint is not connected\), which is no fault"
+    ):
+        list(examined({"train": away}, 1, Decodes(1000)))
 
 
 def test_an_image_is_made_again_when_it_can_be_read() -> None:

@@ -292,6 +292,9 @@ class One:
     def encoded(self, index: int, most: int = 0) -> Bytes:
         return np.frombuffer(self.content, dtype=np.uint8)
 
+    def reopen(self) -> None:
+        pass
+
 
 def test_over_100_megapixels() -> None:
     file = io.BytesIO()

@@ -65,7 +65,8 @@ def lines(
     axes.grid(axis="y")
     axes.tick_params(length=0)
     if log:
-        values = [value for value in values if value >= max(values) / 10**decades]
+        least = max(values) / 10**decades
+        values = [value for value in values if value >= least]
     _scale(axes, values, log=log)
     if log and decades < math.inf:
         axes.set_ylim(bottom=min(values) / 1.5)
