@@ -251,6 +251,7 @@ def test_rigl_rules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         assert sum(found["weights_of_classes"]) == 2, "1 % of 200"
 
 
+@pytest.mark.slow
 def test_deepr_rules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The plain loop replaces about as many weights as `dynsparse`, and keeps each layer's number."""
     run(deepr_rules, monkeypatch, "--tiny", "--output", str(tmp_path))

@@ -24,6 +24,7 @@ def test_a_long_path_for_temporary_files_is_named(monkeypatch: pytest.MonkeyPatc
                 clean_processes()
 
 
+@pytest.mark.slow
 def test_the_longest_path_is_one_that_works(tmp_path: Path) -> None:
     """A scan is told about a byte more, and works with that many."""
     images = numbered_folder(tmp_path / "images", train=3, val=3)

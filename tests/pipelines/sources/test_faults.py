@@ -91,6 +91,7 @@ class Away(ImageFiles):
         raise OSError(errno.ENOTCONN, os.strerror(errno.ENOTCONN))
 
 
+@pytest.mark.slow  # It waits, as a scan does before it ends.
 def test_a_scan_ends_where_storage_is_away(tmp_path: Path) -> None:
     """None of the files is listed as bad, in whichever process it was read."""
     found = list_images(numbered_folder(tmp_path, train=3, val=3), "train", list(CLASSES))
