@@ -17,8 +17,9 @@ NO_FAULT_OF_A_FILE = frozenset(
         *(errno.EHOSTUNREACH, errno.ENETDOWN, errno.ENETUNREACH),
     }
 )
+"""Numbers of errors after which a file may be good, so that it must not be left out."""
 PAUSES = (0.1, 0.5, 2.0)
-"""Seconds before each further try after one of these."""
+"""Seconds before each further try after one of `NO_FAULT_OF_A_FILE`."""
 OF_A_DISK = (0.1,)
 """Seconds before the further try after EIO, which is of a disk or of the file's own place on it."""
 

@@ -69,9 +69,9 @@ def _is_bytes(kind: Any) -> bool:
     return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
 
 
-def _of_what(schema: Any, name: str | None) -> str:
+def _of_what(schema: Any, name: str) -> str:
     """Return the type of a column that is there and does not fit, for a message."""
-    return f" ({name} is {schema.field(name).type})," if name is not None and schema.names.count(name) == 1 else ""
+    return f" ({name} is {schema.field(name).type})," if schema.names.count(name) == 1 else ""
 
 
 def _column(
