@@ -34,7 +34,7 @@ from benchmarks.parts.reproduce import plots, table, telling
 from benchmarks.parts.reproduce.comparing import compared, told_apart
 from benchmarks.parts.reproduce.jobs import OWN, Job, Table, jobs
 from benchmarks.parts.reproduce.making import Making
-from benchmarks.parts.reproduce.published import LEAST_SPREAD, MOST_SPREAD, PUBLISHED, SOURCES
+from benchmarks.parts.reproduce.published import LEAST_SPREAD, MOST_SPREAD, PUBLISHED, PUBLISHED_SEEDS, SOURCES
 from benchmarks.parts.reproduce.recipe import Recipe
 from benchmarks.parts.reproduce.recipes import RECIPES
 from benchmarks.parts.reproduce.rows import costs, sparsities_of
@@ -208,6 +208,7 @@ def facts(content: Result) -> Result:
         "times": telling.times(runs, recipe.titles),
         "least": LEAST_SPREAD,
         "most": MOST_SPREAD,
+        "published_seeds": PUBLISHED_SEEDS,
     }
 
 

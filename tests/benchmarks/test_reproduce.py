@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import shutil
@@ -18,7 +19,7 @@ import pytest
 
 from benchmarks.harness.record import PAGES, RESULTS, ROOT
 from benchmarks.parts.reproduce import starts
-from benchmarks.parts.reproduce.comparing import compared, told_apart, uncertainty, verdict
+from benchmarks.parts.reproduce.comparing import chance_from, compared, told_apart, uncertainty, verdict
 from benchmarks.parts.reproduce.jobs import Job, Table, dense, jobs, key
 from benchmarks.parts.reproduce.making import Making, is_needed
 from benchmarks.parts.reproduce.published import PUBLISHED
@@ -519,6 +520,13 @@ def test_the_limit_of_a_verdict_falls_with_the_seeds() -> None:
     assert verdict(-40.0, 9.0, 11.0) == "differs", "however wide"
     assert [verdict(one, 0.2, 0.5) for one in (0.2, 0.3, -0.6)] == ["alike", "not told apart", "differs"]
     assert verdict(0.1, 0.0, 0.1) == "alike", "a difference of 0.1 is none"
+
+
+def test_a_difference_may_be_chance_of_published_runs_that_deviate_enough() -> None:
+    for difference, seeds, sd, quantile in ((0.18, 5, 0.07, 2.306), (-0.38, 3, 0.14, 2.447)):
+        theirs = chance_from(difference, seeds, sd)
+        assert quantile * math.sqrt(sd**2 / seeds + theirs**2 / 5) == pytest.approx(abs(difference))
+    assert chance_from(0.1, 3, 0.3) == 0.0, "by our deviation alone"
 
 
 def test_a_table_that_cannot_be_read_is_not_replaced(tmp_path: Path) -> None:
