@@ -213,13 +213,16 @@ def facts(content: Result) -> Result:
 
 
 def beside(content: Result, kept_in: Path | None) -> list[Result]:
-    """Return runs that were made again in another way, each with ours of the same method and sparsity."""
+    """Return runs that were made again in another way, each with those of the table and the published figure."""
+    published = PUBLISHED.get(content["data"], {})
     ours = {(row["method"], row["sparsity"]): row for row in table.described(content["runs"])}
     found = []
     for name, how in RECIPES[content["data"]].beside.items():
         if record.path_of(f"reproduce_{name}", kept_in).exists():
             for row in table.described(table.shown(record.kept(f"reproduce_{name}", kept_in))):
-                found.append({**row, "how": how, "ours": ours.get((row["method"], row["sparsity"]))})
+                theirs = published.get(row["method"], {}).get(row["sparsity"])
+                as_ours = ours.get((row["method"], row["sparsity"]))
+                found.append({**row, "how": how, "ours": as_ours, "published": theirs})
     return found
 
 
