@@ -1,8 +1,8 @@
 """DeepR beside a plain loop, by its paper's rules and by those of the code that published figures of MNIST are from.
 
-    python -m benchmarks.deepr_rules data.path=DIR --at-once 2        (half an hour of two cores)
-    python -m benchmarks.deepr_rules data.path=DIR --only dynsparse   (these ways; figures of the others stay)
-    python -m benchmarks.deepr_rules --page                           (the page anew, from the JSON)
+    python -m benchmarks.deepr_rules data.path=DIR --at-once 2                           (40 minutes of two cores)
+    python -m benchmarks.deepr_rules data.path=DIR --only dynsparse --sparsities 0.9     (other figures stay)
+    python -m benchmarks.deepr_rules --page                                              (the page anew, from the JSON)
 
 The plain loop shares nothing with `dynsparse` but the network, the data and their order.
 """
@@ -70,8 +70,8 @@ class Way:
 
 WAYS = {
     "dynsparse": Way("`dynsparse`", COLD, 1e-4, "random", "weights", sparsities=(0.9,), seeds=1),
-    "paper": Way("the paper's rules, as in `dynsparse`", COLD, 1e-4, "random", "weights", sparsities=(0.9,)),
-    "paper_light": Way("the paper's rules", COLD, 1e-5, "random", "weights", sparsities=(0.9,)),
+    "paper": Way("the paper's rules", COLD, 1e-4, "random", "weights", sparsities=(0.9,)),
+    "paper_light": Way("the paper's rules", COLD, 1e-5, "random", "weights"),
     "code": Way("the published code's rules", COLD, 1e-5, "of the place", "gradients"),
     "code_hot": Way("the published code's rules", HOT, 1e-5, "of the place", "gradients", sparsities=(0.98,), seeds=1),
     "paper_hot": Way("the paper's rules", HOT, 1e-5, "random", "weights", sparsities=(0.98,), seeds=1),
@@ -167,6 +167,7 @@ class Plain:
 def main() -> None:
     parser = page_parser(__doc__)
     parser.add_argument("--only", choices=WAYS, nargs="+", default=list(WAYS), metavar="WAY", help=", ".join(WAYS))
+    parser.add_argument("--sparsities", type=float, choices=SPARSITIES, nargs="+", default=list(SPARSITIES))
     parser.add_argument("--at-once", type=at_least_1, default=1, metavar="N", help="runs at a time, a core each (1)")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="where the data are")
     run(NAME, parser, measure, page)
@@ -174,30 +175,34 @@ def main() -> None:
 
 def measure(asked: Namespace) -> Result:
     epochs = 2 if asked.tiny else EPOCHS
-    ways = {} if {*asked.only} == {*WAYS} else kept_ways(asked.output, epochs)
     jobs = [
         (way, sparsity, seed)
         for way in asked.only
         for sparsity in WAYS[way].sparsities
+        if sparsity in asked.sparsities
         for seed in range(1 if asked.tiny else WAYS[way].seeds)
     ]
+    if not jobs:
+        raise UserError("nothing to measure: --only names no way that has one of --sparsities")
+    asked_for = {(way, sparsity) for way, sparsity, _ in jobs}
+    every = {(name, sparsity) for name, way in WAYS.items() for sparsity in way.sparsities}
+    runs = [] if asked_for == every else kept_runs(asked.output, epochs)
+    runs = [run for run in runs if (run["way"], run["sparsity"]) not in asked_for]
     train = partial(trained, overrides=tuple(asked.overrides), tiny=asked.tiny, epochs=epochs)
     with ProcessPoolExecutor(asked.at_once, get_context("spawn")) as pool:
-        found = list(pool.map(train, *zip(*jobs, strict=True)))
-    for way in asked.only:
-        runs = [run for (of, _, _), run in zip(jobs, found, strict=True) if of == way]
-        ways[way] = {"runs": runs, **record.origin()}
-    return {"epochs": epochs, "ways": {name: ways[name] for name in WAYS if name in ways}}
+        runs += [{**run, **record.origin()} for run in pool.map(train, *zip(*jobs, strict=True))]
+    runs.sort(key=lambda run: (list(WAYS).index(run["way"]), run["sparsity"], run["seed"]))
+    return {"epochs": epochs, "runs": runs}
 
 
-def kept_ways(folder: Path | None, epochs: int) -> dict[str, Result]:
-    """Return the figures of runs before. Raises UserError if they are of another number of epochs."""
+def kept_runs(folder: Path | None, epochs: int) -> list[Result]:
+    """Return the runs of calls before. Raises UserError if they are of another number of epochs."""
     if not record.path_of(NAME, folder).exists():
-        return {}
+        return []
     content = record.kept(NAME, folder)
     if content["epochs"] != epochs:
         raise UserError(f"the kept figures are of {content['epochs']} epochs, not {epochs}: give another --output")
-    return dict(content["ways"])
+    return list(content["runs"])
 
 
 def trained(way: str, sparsity: float, seed: int, overrides: Sequence[str], tiny: bool, epochs: int) -> Result:
@@ -228,7 +233,7 @@ def trained(way: str, sparsity: float, seed: int, overrides: Sequence[str], tiny
         plain = Plain(rules, model, optimizer, sparsity, steps, seed)
         weights, moved = plain.weights, plain.moved
         fit(model, optimizer, plain.step, data, steps, weights, RATES, rules.l1)
-    found = {"sparsity": sparsity, "seed": seed, "accuracy": accuracy(model, data), "moved": moved}
+    found = {"way": way, "sparsity": sparsity, "seed": seed, "accuracy": accuracy(model, data), "moved": moved}
     data.close()
     print(f"{way} at {sparsity}, seed {seed}: {found['accuracy']:.2f} %", flush=True)
     return {**found, "weights_of_classes": weights_of_classes(weights[-1])}
@@ -264,19 +269,15 @@ def by_dynsparse(
 
 
 def page(content: Result) -> str:
-    tables = [
-        {
-            "sparsity": f"{100 * sparsity:g} %",
-            "published": MNIST["deepr"][sparsity],
-            "rows": [
-                summary(WAYS[name], [run for run in found["runs"] if run["sparsity"] == sparsity])
-                for name, found in content["ways"].items()
-                if sparsity in WAYS[name].sparsities
-            ],
-        }
-        for sparsity in SPARSITIES
-    ]
-    commits = sorted({named(found["commit"]) for found in content["ways"].values()})
+    tables = []
+    for sparsity in SPARSITIES:
+        by: dict[str, list[Result]] = {}
+        for found in content["runs"]:
+            if found["sparsity"] == sparsity:
+                by.setdefault(found["way"], []).append(found)
+        rows = [summary(WAYS[name], runs) for name, runs in by.items()]
+        tables.append({"sparsity": f"{100 * sparsity:g} %", "published": MNIST["deepr"][sparsity], "rows": rows})
+    commits = sorted({named(run["commit"]) for run in content["runs"]})
     return filled("deepr-rules", **content, tables=tables, commits=commits)
 
 

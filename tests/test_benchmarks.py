@@ -255,14 +255,17 @@ def test_rigl_rules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_deepr_rules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The plain loop replaces about as many weights as `dynsparse`, and keeps each layer's number."""
     run(deepr_rules, monkeypatch, "--tiny", "--output", str(tmp_path))
-    ways = json.loads((tmp_path / "deepr_rules.json").read_text())["ways"]
-    assert list(ways) == list(deepr_rules.WAYS)
-    for way in ways.values():
-        for found in way["runs"]:
-            assert 0 <= found["accuracy"] <= 100
-            assert sum(found["weights_of_classes"]) <= round((1 - found["sparsity"]) * 200)
-    ours, plain = (ways[way]["runs"][0]["moved"] for way in ("dynsparse", "paper"))
+    runs = json.loads((tmp_path / "deepr_rules.json").read_text())["runs"]
+    every = [(name, sparsity) for name, way in deepr_rules.WAYS.items() for sparsity in way.sparsities]
+    assert [(one["way"], one["sparsity"]) for one in runs] == every
+    for found in runs:
+        assert 0 <= found["accuracy"] <= 100
+        assert sum(found["weights_of_classes"]) <= round((1 - found["sparsity"]) * 200)
+    ours, plain = (next(one["moved"] for one in runs if one["way"] == way) for way in ("dynsparse", "paper"))
     assert sum(ours) == pytest.approx(sum(plain), rel=0.2)
+    run(deepr_rules, monkeypatch, "--tiny", "--output", str(tmp_path), "--only", "code", "--sparsities", "0.98")
+    again = json.loads((tmp_path / "deepr_rules.json").read_text())["runs"]
+    assert [{**one, "commit": ""} for one in again] == [{**one, "commit": ""} for one in runs], "the same runs"
 
 
 def test_rigl_neurons(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
