@@ -185,6 +185,7 @@ def facts(content: Result) -> Result:
         "title": recipe.title,
         "about": recipe.about,
         "told": recipe.told,
+        "settings_told": recipe.settings_told,
         "told_apart": told_apart,
         "beside_told": recipe.beside_told,
         "changes": table.of_content(content).changes,

@@ -19,7 +19,7 @@ import pytest
 
 from benchmarks.harness.record import PAGES, RESULTS, ROOT
 from benchmarks.parts.reproduce import starts
-from benchmarks.parts.reproduce.comparing import chance_from, compared, told_apart, uncertainty, verdict
+from benchmarks.parts.reproduce.comparing import chance_from, compared, interval, told_apart, verdict
 from benchmarks.parts.reproduce.jobs import Job, Table, dense, jobs, key
 from benchmarks.parts.reproduce.making import Making, is_needed
 from benchmarks.parts.reproduce.published import PUBLISHED
@@ -498,7 +498,7 @@ def test_published_figures_are_judged_by_how_sure_our_mean_is() -> None:
     far = [made("set", seed, 98.20 + 0.01 * seed) for seed in range(3)]
     few = [made("set", seed, 98.1 + 0.13 * seed) for seed in range(3)]
     for runs, told in (
-        (wide, "cannot be told"),
+        (wide, "too wide to judge"),
         (near, "alike"),
         (few, "not told apart"),
         (far, "differs"),
@@ -521,21 +521,37 @@ def test_figures_are_judged_once_all_that_is_published_is_there() -> None:
 
 
 def test_the_limit_of_a_verdict_falls_with_the_seeds() -> None:
-    assert uncertainty(5, 0.5) == pytest.approx(2.776 * 0.5 / 5**0.5)
-    assert uncertainty(40, 10) == pytest.approx(2.228 * 10 / 40**0.5)
-    assert uncertainty(5, 0.0) == 0.1
+    assert interval(5, 0.5) == pytest.approx(2.776 * 0.5 / 5**0.5)
+    assert interval(40, 10) == pytest.approx(2.228 * 10 / 40**0.5)
+    assert interval(5, 0.0) == 0.1
     assert told_apart(3, 0.1) == pytest.approx(4.303 * 2**0.5 * 0.1)
-    assert uncertainty(1, 0.0) == float("inf")
+    assert interval(1, 0.0) == float("inf")
     assert verdict(-40.0, 9.0, 11.0) == "differs", "however wide"
     assert [verdict(one, 0.2, 0.5) for one in (0.2, 0.3, -0.6)] == ["alike", "not told apart", "differs"]
     assert verdict(0.1, 0.0, 0.1) == "alike", "a difference of 0.1 is none"
 
 
-def test_a_difference_may_be_chance_of_published_runs_that_deviate_enough() -> None:
-    for difference, seeds, sd, quantile in ((0.18, 5, 0.07, 2.306), (-0.38, 3, 0.14, 2.447)):
-        theirs = chance_from(difference, seeds, sd)
-        assert quantile * math.sqrt(sd**2 / seeds + theirs**2 / 5) == pytest.approx(abs(difference))
-    assert chance_from(0.1, 3, 0.3) == 0.0, "by our deviation alone"
+def test_the_interval_of_a_difference_counts_the_published_error() -> None:
+    """Welch's t-test has 4.95 degrees of freedom for 3 seeds that deviate by 0.09 and an error of 0.047 of 5."""
+    assert interval(3, 0.09, 0.047) == pytest.approx(2.776 * math.hypot(0.09 / 3**0.5, 0.047), rel=1e-3)
+    assert interval(3, 0.0, 0.2) == pytest.approx(2.776 * 0.2)
+    assert interval(5, 0.2) < interval(5, 0.2, 0.1)
+
+
+@pytest.mark.parametrize(("difference", "seeds", "sd"), [(0.18, 5, 0.07), (-0.38, 3, 0.14), (0.1, 3, 0.3)])
+def test_a_difference_may_be_chance_of_published_runs_that_deviate_enough(
+    difference: float, seeds: int, sd: float
+) -> None:
+    least = chance_from(difference, seeds, sd)
+    assert interval(seeds, sd, least / 5**0.5) >= abs(difference)
+    assert least == 0 or interval(seeds, sd, (least - 0.01) / 5**0.5) < abs(difference)
+
+
+def test_what_differs_tells_of_chance_only_where_no_error_is_published() -> None:
+    runs = [made("set", seed, 99.0 + 0.01 * seed, sparsity=one) for one in (0.9, 0.95) for seed in range(3)]
+    near, far = compared({"data": "mnist", "runs": runs})
+    assert near["verdict"] == far["verdict"] == "differs"
+    assert near["chance_from"] is None and far["chance_from"] > 0
 
 
 def test_a_table_that_cannot_be_read_is_not_replaced(tmp_path: Path) -> None:

@@ -5,21 +5,29 @@ from __future__ import annotations
 import math
 
 from benchmarks.harness.record import Result
-from benchmarks.parts.reproduce.published import LEAST_SPREAD, MOST_SPREAD, PUBLISHED, PUBLISHED_SEEDS, REASONS
+from benchmarks.parts.reproduce.published import ERRORS, LEAST_SPREAD, MOST_SPREAD, PUBLISHED, PUBLISHED_SEEDS, REASONS
 from benchmarks.parts.reproduce.table import described
 
 _STUDENT = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
 """Two-sided 95 % quantiles of Student's t for 1 to 10 degrees of freedom; a little too wide for more."""
 
 
-def uncertainty(seeds: int, sd: float) -> float:
-    """Return half the width, in points, of the 95 % interval of a mean over seeds; not less than `LEAST_SPREAD`.
+def interval(seeds: int, sd: float, error: float = 0.0) -> float:
+    """Return half the width, in points, of the 95 % interval of a difference to our mean; at least `LEAST_SPREAD`.
+
+    By Welch's t-test, with degrees of freedom rounded down. `error`: standard error of a published mean, in points, of
+    `PUBLISHED_SEEDS` runs; 0 takes it as exact.
 
     Example: 5 seeds with a deviation of 0.5 points give 2.776 * 0.5 / 5 ** 0.5 = 0.62.
     """
     if seeds < 2:
         return math.inf
-    return max(_STUDENT[min(seeds - 1, len(_STUDENT)) - 1] * sd / math.sqrt(seeds), LEAST_SPREAD)
+    ours, theirs = sd**2 / seeds, error**2
+    if ours + theirs == 0:
+        return LEAST_SPREAD
+    freedom = (ours + theirs) ** 2 / (ours**2 / (seeds - 1) + theirs**2 / (PUBLISHED_SEEDS - 1))
+    quantile = _STUDENT[min(int(freedom + 1e-9), len(_STUDENT)) - 1]
+    return max(quantile * math.sqrt(ours + theirs), LEAST_SPREAD)
 
 
 def told_apart(seeds: int, sd: float) -> float:
@@ -31,39 +39,43 @@ def told_apart(seeds: int, sd: float) -> float:
 
 
 def chance_from(difference: float, seeds: int, sd: float) -> float:
-    """Return the deviation in points of `PUBLISHED_SEEDS` published runs from which on a difference may be chance.
+    """Return the deviation of the published runs from which on `interval` holds a difference, to 0.01 points."""
 
-    There the 95 % interval of the difference of two means, by the degrees of freedom of both, reaches 0. Returns 0 if
-    it does so by our deviation alone. Example: 0.18 with 5 seeds of 0.07 on our side gives 0.16.
-    """
-    quantile = _STUDENT[min(seeds + PUBLISHED_SEEDS - 2, len(_STUDENT)) - 1]
-    theirs = (difference / quantile) ** 2 - sd**2 / seeds
-    return math.sqrt(max(theirs, 0.0) * PUBLISHED_SEEDS)
+    def holds(hundredths: int) -> bool:
+        return interval(seeds, sd, hundredths / 100 / math.sqrt(PUBLISHED_SEEDS)) >= abs(difference)
+
+    hundredths = math.ceil(100 * abs(difference) * math.sqrt(PUBLISHED_SEEDS))  # There their error is the difference.
+    while hundredths > 0 and holds(hundredths - 1):
+        hundredths -= 1
+    return hundredths / 100
 
 
 def verdict(difference: float, sd: float, limit: float) -> str:
-    """Judge a published figure by its difference to our mean, by the deviation of our seeds and by `uncertainty`.
+    """Judge a published figure by its difference to our mean, by the deviation of our seeds and by `interval`.
 
-    "alike" within the deviation, which counts as `LEAST_SPREAD` at least; "not told apart" within the uncertainty;
-    "differs" beyond it. "cannot be told" where it does not differ and the uncertainty is wide itself.
+    "alike" within the deviation, which counts as `LEAST_SPREAD` at least; "not told apart" within the interval;
+    "differs" beyond it. "too wide to judge" where it does not differ and the interval is wide itself.
     """
     if abs(difference) > limit:
         return "differs"
     if limit > MOST_SPREAD:
-        return "cannot be told"
+        return "too wide to judge"
     return "alike" if abs(difference) <= max(sd, LEAST_SPREAD) else "not told apart"
 
 
 def compared(content: Result) -> list[Result]:
     """Return each published figure beside ours of more than one seed, with the verdict."""
-    published = PUBLISHED.get(content["data"], {})
+    published, errors = PUBLISHED.get(content["data"], {}), ERRORS.get(content["data"], {})
     found = []
     for row in described(content["runs"]):
         theirs = published.get(row["method"], {}).get(row["sparsity"])
         if theirs is not None and row["seeds"] > 1:
-            difference, limit = row["mean"] - theirs, uncertainty(row["seeds"], row["sd"])
+            error = errors.get(row["method"], {}).get(row["sparsity"])
+            difference = row["mean"] - theirs
+            limit = interval(row["seeds"], row["sd"], error or 0.0)
             reason = REASONS.get((row["method"], row["sparsity"]), "") or REASONS.get((row["method"], None), "")
             told = {"limit": limit, "verdict": verdict(difference, row["sd"], limit), "reason": reason}
-            chance = chance_from(difference, row["seeds"], row["sd"])
-            found.append({**row, "published": theirs, "difference": difference, "chance_from": chance, **told})
+            by_chance = error is None and told["verdict"] == "differs"
+            told["chance_from"] = chance_from(difference, row["seeds"], row["sd"]) if by_chance else None
+            found.append({**row, "published": theirs, "difference": difference, **told})
     return found

@@ -79,6 +79,8 @@ class Recipe:
     """JSON with the seconds of each of the parts, side by side, which the page shows too."""
     told: str = ""
     """Sentences for the page: what the table tells."""
+    settings_told: str = ""
+    """Sentences for the page before published figures are judged: where the settings are from."""
 
     @property
     def titles(self) -> dict[str, str]:

@@ -60,7 +60,7 @@ def _imagenette(title: str, about: str, more: Config, **fields: Any) -> Recipe:
 
 def _again(title: str, data: Config) -> Recipe:
     """Return Imagenette's recipe of one method, with other data settings: to see that they change nothing."""
-    return _imagenette(title, "As the table of Imagenette.", {"data": data}, seeds={"dsr": 2}, sparsities=(0.9,))
+    return _imagenette(title, "As the table of Imagenette.", {"data": data}, seeds={"dsr": 1}, sparsities=(0.9,))
 
 
 def _wrn28(title: str, images: str, data: Config) -> Recipe:
@@ -99,7 +99,19 @@ def _wrn28(title: str, images: str, data: Config) -> Recipe:
 RECIPES = {
     "digits": Recipe(
         title="The digits of scikit-learn",
-        about="784-300-100-10, 40 epochs, batch 64: a table of minutes.",
+        about=(
+            "784-300-100-10 with BatchNorm, 40 epochs, batch 64, SGD with momentum, the rate divided by 5 at epochs 20 "
+            "and 32, a weight decay of 1e-4: a table of minutes. DeepR has a penalty of 1e-5 on magnitudes in place of "
+            "the decay, as in the paper's jobs. Pruning begins from the trained dense network and takes 20 epochs more."
+        ),
+        told=(
+            "At 99 % uniform densities leave the last layer 10 of its 1,000 weights, drawn at random, so that a class "
+            "may get none. What never moves weights between layers (static, DeepR, SET, RigL with uniform densities) "
+            "is held back there; dynamic sparse reparameterization moves them, ERK begins with more of them in small "
+            "layers, and tied weights leave no position empty. Sparse momentum shares the weights by the mean momentum "
+            "of each layer. A neuron whose weights are all new, and so 0, is divided by next to nothing in BatchNorm, "
+            "which makes its gradients huge: such neurons draw the weights to themselves, and at 99 % there are many."
+        ),
         base={**_mlp(40, (20, 32)), "data": {"name": "digits", "threads": 1}},
         kind="fc",
         sparse_weights=266_200,

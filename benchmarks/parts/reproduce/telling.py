@@ -51,7 +51,8 @@ def empty(runs: Sequence[Result], titles: Mapping[str, str]) -> Result:
             rows.append({"title": title, "cells": cells})
     if not any(cell and cell["sum"] for row in rows for cell in row["cells"]):
         return {}
-    return {"sparsities": sparsities, "rows": rows}
+    sparse = [run for run in runs if run["sparsity"]]
+    return {"sparsities": sparsities, "rows": rows, "counted": len(counted), "runs": len(sparse)}
 
 
 def _empty(seeds: Sequence[Mapping[str, int]]) -> Result | None:
