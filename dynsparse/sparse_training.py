@@ -150,12 +150,6 @@ class SparseTraining(Watcher):
         )
         self.masks = setup.build_masks(asked.seed)
         self.method.prepare(self.masks)
-        if state is not None:
-            self._restore(state)
-
-        # Nothing is refused any more: from here on the model changes.
-        self.masks.apply_to_weights()
-        self._optimizers.mask_new_states(self.masks)
         self.reallocator = Reallocator(
             self.model,
             self.masks,
@@ -165,6 +159,12 @@ class SparseTraining(Watcher):
             on_desync=on_desync,
             group=process_group,
         )
+        if state is not None:
+            self._restore(state)
+
+        # Nothing is refused any more: from here on the model changes.
+        self.masks.apply_to_weights()
+        self._optimizers.mask_new_states(self.masks)
         self._weights = KeptWeights(self.model, self.masks, keeps_reserve=self.method.keeps_reserve)
         self._gradients = Gradients(
             self.masks,
@@ -235,7 +235,7 @@ class SparseTraining(Watcher):
     def skip_step(self) -> None:
         """Count a step without an update of weights, instead of the optimizer's, for schedules that go by batches.
 
-        Reallocates if due, unless the method needs the step's gradients for that.
+        Reallocates if due. A method that needs the step's gradients for that does so after the next step.
         """
         self._follow()
         self.steps += 1
@@ -320,7 +320,8 @@ class SparseTraining(Watcher):
     def state_dict(self) -> dict[str, Any]:
         """Plain data and CPU tensors, for `load_state_dict` or `state=`. Save it beside the model's and optimizer's."""
         self._follow()
-        return state_of(self.steps, self.method, self._method_name, self._asked.sparsity, self.masks)
+        owed = None if self.reallocator.owed is None else self.reallocator.owed.step
+        return state_of(self.steps, owed, self.method, self._method_name, self._asked.sparsity, self.masks)
 
     @on_the_host
     def load_state_dict(self, state: Mapping[str, Any], *, strict: bool = True) -> None:
@@ -518,4 +519,6 @@ class SparseTraining(Watcher):
 
     def _restore(self, state: Mapping[str, Any], *, strict: bool = True) -> None:
         """Load masks, the method's state and the steps. Weights stay as they are."""
-        self.steps = restore(state, self.method, self._method_name, self._asked.sparsity, self.masks, strict=strict)
+        asked = self._asked.sparsity
+        self.steps, owed = restore(state, self.method, self._method_name, asked, self.masks, strict=strict)
+        self.reallocator.owed = None if owed is None else self.clock(owed)

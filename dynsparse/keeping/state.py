@@ -13,18 +13,28 @@ from dynsparse.masks.granularity import Kind
 from dynsparse.methods import Method
 
 _KEYS = {"steps", "method", "sparsity", "masks", "weights"}
+_OWED = "owed"  # Only where there is one.
 
 
 def state_of(
-    steps: int, method: Method, method_name: str, sparsity: Mapping[Kind, float] | None, masks: MaskSet
+    steps: int,
+    owed: int | None,
+    method: Method,
+    method_name: str,
+    sparsity: Mapping[Kind, float] | None,
+    masks: MaskSet,
 ) -> dict[str, Any]:
-    """Collect the state. Weights are not in it, only their digest: they belong to the model's own state."""
+    """Collect the state. Weights are not in it, only their digest: they belong to the model's own state.
+
+    `owed`: step of an event that the next step makes up for.
+    """
     return {
         "steps": steps,
         "method": {"name": method_name, "state": method.state_dict()},
         "sparsity": dict(sparsity) if sparsity is not None else None,
         "masks": masks.state_dict(),
         "weights": digest.active_digest(masks),
+        **({} if owed is None else {_OWED: owed}),
     }
 
 
@@ -45,8 +55,8 @@ def restore(
     masks: MaskSet,
     *,
     strict: bool = True,
-) -> int:
-    """Load masks and the method's state, in place, and return the steps.
+) -> tuple[int, int | None]:
+    """Load masks and the method's state, in place, and return the steps, and the step of an event that is owed.
 
     UserError if the state is of another method, sparsity or network, or damaged; with `strict` also if the model's
     weights are not those that it was saved with.
@@ -74,7 +84,9 @@ def restore(
         )
         method.check_state(state["method"]["state"], {one.name: (one.spec.shape, one.active_weights) for one in masks})
         method.load_state_dict(state["method"]["state"])
-        steps = int(state["steps"])
+        steps, owed = int(state["steps"]), state.get(_OWED)
+        if owed is not None and not 1 <= owed <= steps:
+            raise ValueError(f"owed is {owed} after {steps} steps")
     except UserError:
         raise
     except (AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
@@ -86,4 +98,4 @@ def restore(
             "the model's weights are not those that this state was saved with: load the model's state_dict() of "
             "the same time first; if they are to be others, load_state_dict(state, strict=False)"
         )
-    return steps
+    return steps, owed

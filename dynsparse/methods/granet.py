@@ -65,13 +65,17 @@ class Granet(Dynamic):
     def moved_share(self, clock: Clock) -> float:
         return cosine(self.settings.fraction, 0, clock.progress)
 
+    def exchanges(self, clock: Clock) -> bool:
+        """Whether an event follows the rule: always, as its prunes are one with its exchanges."""
+        return True
+
     def grown_units(self, now: Counts, after: Counts, clock: Clock) -> Counts:
         return np.asarray(np.rint(self.moved_share(clock) * after) if self.moves(clock) else 0 * after)
 
     @in_parts
     def drop_cuts(self, scores: Sequence[Tensor], clock: Clock) -> Sequence[Cut]:
         pruned = self._pruned(scores, clock)
-        fraction = Fraction(str(self.moved_share(clock)))
+        fraction = Fraction(str(self.moved_share(clock))) if super().exchanges(clock) else Fraction(0)
         left = [layer.numel() - count for layer, count in zip(scores, pruned, strict=True)]
         room = [layer.spec.units - layer.active_units for layer in self.masks]
         self._regrown = [min(round(fraction * count), free) for count, free in zip(left, room, strict=True)]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from types import MappingProxyType
 from typing import Literal
 
@@ -58,10 +59,17 @@ class Reallocator:
         self.group = group
         self.untrained: set[str] = set()
         """Layers that no optimizer moves: they rest."""
+        self.owed: Clock | None = None
+        """Clock of an event whose step was skipped, and with it the gradients to grow by: the next step makes up for
+        it."""
+
+    def is_settled(self, clock: Clock) -> bool:
+        """Whether the masks are as the method has them in its end: see `Method.is_settled`."""
+        return self.owed is None and self.method.is_settled(clock)
 
     def is_due(self, clock: Clock) -> bool:
         """Whether weights move after the step that ends at `clock`."""
-        return len(self.masks) > 0 and self.method.is_due(clock)
+        return self.owed is not None or (len(self.masks) > 0 and self.method.is_due(clock))
 
     def acts_at(self, clock: Clock) -> bool:
         """Whether the step that ends at `clock` changes what the device cannot leave as it was if it is skipped.
@@ -79,7 +87,7 @@ class Reallocator:
 
     def wants_whole_gradients(self, clock: Clock) -> bool:
         """Whether the method reads gradients outside the masks too in the step that ends at `clock`."""
-        return len(self.masks) > 0 and self.method.wants_whole_gradients(clock)
+        return self.owed is not None or (len(self.masks) > 0 and self.method.wants_whole_gradients(clock))
 
     def reads_gradients(self, clock: Clock) -> bool:
         """Whether the method learns from the gradients of the step that ends at `clock`, or scores growth by them."""
@@ -161,13 +169,30 @@ class Reallocator:
             self.method.reserve.step(self.optimizers, {} if seen is None else seen.unless)
         if not self.is_due(clock):
             return None
-        return self(clock, seen if self.method.grows_by_gradient else self._scored_now())
+        owed, self.owed = self.owed, None
+        event = clock if owed is None or self.method.is_due(clock) else owed
+        report = self(event, seen if self.method.grows_by_gradient else self._scored_now())
+        return replace(report, step=clock.step, epoch=clock.epoch)
 
     def after_skipped_step(self, clock: Clock) -> ReallocationReport | None:
-        """Reallocate if due, after a step that the optimizer skipped. Never by its gradients: they are of no use."""
-        if not self.is_due(clock) or self.method.grows_by_gradient:
+        """Reallocate if due, after a step that the optimizer skipped.
+
+        Not by its gradients, which are of no use: a method that grows by them does so after the next step.
+        """
+        if not self.is_due(clock):
             return None
-        return self(clock, self._scored_now())
+        if not self.method.grows_by_gradient:
+            return self(clock, self._scored_now())
+        if self.owed is None or self.method.is_due(clock):
+            self.owed = clock
+        if clock.ends_run:
+            log.warning(
+                "step %d, the last of the run, was skipped, and with it the reallocation of step %d: masks stay as "
+                "they are",
+                clock.step,
+                self.owed.step,
+            )
+        return None
 
     def _scored_now(self) -> Seen:
         """Growth scores of a method that needs no gradients of the very step."""

@@ -249,7 +249,7 @@ class Trainer:
         results = self._evaluate_or_go_back() if is_evaluated(self.config.train, progress.epoch) else Evaluations()
         sums = sync.sum_(self.run.sums.clone()).tolist()
         self.run.sums.zero_()
-        settled = self.sparse.method.is_settled(self.sparse.clock(progress.step))
+        settled = self.sparse.reallocator.is_settled(self.sparse.clock(progress.step))
         is_best = progress.take(results, eligible=settled, improvement=self.config.train.early_stop.improvement)
         if self.worker.is_main:
             self.observers.on_epoch(self.reporter.epoch_report(results, sums))
@@ -266,7 +266,7 @@ class Trainer:
         if not (has_samples and lacks_evaluation(progress)):
             return
         results = self._evaluate_or_go_back()
-        settled = self.sparse.method.is_settled(self.sparse.clock(progress.step))
+        settled = self.sparse.reallocator.is_settled(self.sparse.clock(progress.step))
         is_best = progress.take(results, eligible=settled, improvement=self.config.train.early_stop.improvement)
         self.saving.save(best=is_best)
 

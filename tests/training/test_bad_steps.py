@@ -108,10 +108,10 @@ def reallocations(settings: RunConfig) -> tuple[list[int], Trainer]:
 
 @pytest.mark.parametrize(
     ("method", "expected"),
-    [("dsr", [3, 6, 9, 12, 15]), ("set", [3, 6, 9, 12, 15]), ("rigl", [3, 9])],
+    [("dsr", [3, 6, 9, 12, 15]), ("set", [3, 6, 9, 12, 15]), ("rigl", [3, 7, 9]), ("granet", [3, 7, 9, 12, 15])],
 )
 def test_a_reallocation_after_a_step_that_was_left_out(method: str, expected: list[int]) -> None:
-    """Takes place, unless it would have read the gradients."""
+    """Takes place, in the next step where it reads gradients."""
     steps, trainer = reallocations(runs.config(method={"name": method, **BUSY[method]}))
     assert steps == expected
     assert trainer.progress.skipped_steps == 1
