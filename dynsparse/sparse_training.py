@@ -31,7 +31,7 @@ from dynsparse.masks.granularity import Granularity, Kind
 from dynsparse.masks.obstacles import refuse_model
 from dynsparse.methods import Clock, Method, MethodSettings
 from dynsparse.optimizers import leaves_zero_at_zero
-from dynsparse.reallocation import OnDesync, ReallocationReport, Reallocator
+from dynsparse.reallocation import OnDesync, Owed, ReallocationReport, Reallocator
 
 _METHODS: WeakValueDictionary[int, Method] = WeakValueDictionary()
 """Methods that keep a model sparse, by identity. The state of each belongs to one model."""
@@ -243,6 +243,15 @@ class SparseTraining(Watcher):
         self._begin_round()
         self._report(self.reallocator.after_skipped_step(self.clock(self.steps)))
 
+    @property
+    def owed_event(self) -> int | None:
+        """Step whose reallocation the next step makes up for, as its gradients were of no use; None without one."""
+        return None if self.reallocator.owed is None else self.reallocator.owed.event.step
+
+    @owed_event.setter
+    def owed_event(self, step: int | None) -> None:
+        self.reallocator.owed = None if step is None else Owed(self.clock(step), self.steps + 1)
+
     def needs_outcome(self, step: int) -> bool:
         """Whether more than the optimizer depends on whether the step with this number, counted from 1, is made.
 
@@ -320,8 +329,7 @@ class SparseTraining(Watcher):
     def state_dict(self) -> dict[str, Any]:
         """Plain data and CPU tensors, for `load_state_dict` or `state=`. Save it beside the model's and optimizer's."""
         self._follow()
-        owed = None if self.reallocator.owed is None else self.reallocator.owed.step
-        return state_of(self.steps, owed, self.method, self._method_name, self._asked.sparsity, self.masks)
+        return state_of(self.steps, self.owed_event, self.method, self._method_name, self._asked.sparsity, self.masks)
 
     @on_the_host
     def load_state_dict(self, state: Mapping[str, Any], *, strict: bool = True) -> None:
@@ -521,4 +529,4 @@ class SparseTraining(Watcher):
         """Load masks, the method's state and the steps. Weights stay as they are."""
         asked = self._asked.sparsity
         self.steps, owed = restore(state, self.method, self._method_name, asked, self.masks, strict=strict)
-        self.reallocator.owed = None if owed is None else self.clock(owed)
+        self.owed_event = owed

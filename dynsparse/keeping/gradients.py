@@ -56,7 +56,7 @@ class Gradients:
         self._new: set[str] = set()
         self._has_looked = False
         self._masks_version = 0
-        self._wants_whole: tuple[int, bool] = (-1, False)
+        self._wants_whole: tuple[object, bool] = (None, False)
         self._layers = by_parameter(masks)
         self._hooks = [_hooked(layers[0].parameter, _noting(ref(self), name)) for name, layers in self._layers.items()]
 
@@ -64,8 +64,9 @@ class Gradients:
     def are_wanted_whole(self) -> bool:
         """Whether the method reads gradients outside the masks too in the coming step."""
         clock = self.coming()
-        if self._wants_whole[0] != clock.step:
-            self._wants_whole = clock.step, self.reallocator.wants_whole_gradients(clock)
+        depends_on = clock.step, self.reallocator.owed
+        if self._wants_whole[0] != depends_on:
+            self._wants_whole = depends_on, self.reallocator.wants_whole_gradients(clock)
         return self._wants_whole[1]
 
     def begin_round(self) -> None:

@@ -165,6 +165,8 @@ class Method:
     resting: Collection[str] = ()
     #: Those of them that rest because no gradient reached them in this very step: they are not frozen.
     lacking: Collection[str] = ()
+    #: Whether nothing is exchanged in the event at hand, whatever the rule: the density alone changes.
+    at_rest = False
 
     @property
     def shrink_obstacle(self) -> str:
@@ -329,6 +331,10 @@ class Method:
     def exchanges(self, clock: Clock) -> bool:
         """Whether the event at `clock` follows `drop_cuts`, and not the budgets alone. Default: each one."""
         return True
+
+    def changes_density(self, clock: Clock) -> bool:
+        """Whether the budget is another after the event at `clock` than before. Default: no."""
+        return False
 
     def is_settled(self, clock: Clock) -> bool:
         """Whether the budget has its final value: only such epochs can be a run's best. Default: always."""

@@ -134,7 +134,7 @@ class Dynamic(Method):
 
     def is_due(self, clock: Clock) -> bool:
         """Whether to reallocate after this step: where weights `move`, and where the density changes."""
-        return self.moves(clock) or self._density_changes(clock)
+        return self.moves(clock) or self.changes_density(clock)
 
     def moves(self, clock: Clock) -> bool:
         """Whether the rule moves weights after this step. Default: every `period` steps before `stop_epoch`.
@@ -144,11 +144,11 @@ class Dynamic(Method):
         return self._may_move(clock) and not clock.ends_run
 
     def _may_move(self, clock: Clock) -> bool:
-        return clock.epoch < self.settings.stop_epoch and self._is_period(clock)
+        return not self.at_rest and clock.epoch < self.settings.stop_epoch and self._is_period(clock)
 
     def exchanges(self, clock: Clock) -> bool:
         """Whether the rule moves weights in this event: not where it rests and the density alone changes."""
-        return self.moves(clock) or not self._density_changes(clock)
+        return not self.at_rest and (self.moves(clock) or not self.changes_density(clock))
 
     def _is_period(self, clock: Clock) -> bool:
         return clock.step % self._period(clock) == 0
@@ -161,7 +161,7 @@ class Dynamic(Method):
         """Steps from one event to the next at most, in any epoch."""
         return max(int(steps) for _, steps in self.settings.period.points)
 
-    def _density_changes(self, clock: Clock) -> bool:
+    def changes_density(self, clock: Clock) -> bool:
         """Whether the density is another after this event: each period, or at the end of an epoch."""
         schedule = self.settings.density
         if schedule is None:

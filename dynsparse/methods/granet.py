@@ -65,17 +65,13 @@ class Granet(Dynamic):
     def moved_share(self, clock: Clock) -> float:
         return cosine(self.settings.fraction, 0, clock.progress)
 
-    def exchanges(self, clock: Clock) -> bool:
-        """Whether an event follows the rule: always, as its prunes are one with its exchanges."""
-        return True
-
     def grown_units(self, now: Counts, after: Counts, clock: Clock) -> Counts:
         return np.asarray(np.rint(self.moved_share(clock) * after) if self.moves(clock) else 0 * after)
 
     @in_parts
     def drop_cuts(self, scores: Sequence[Tensor], clock: Clock) -> Sequence[Cut]:
         pruned = self._pruned(scores, clock)
-        fraction = Fraction(str(self.moved_share(clock))) if super().exchanges(clock) else Fraction(0)
+        fraction = Fraction(str(self.moved_share(clock)))
         left = [layer.numel() - count for layer, count in zip(scores, pruned, strict=True)]
         room = [layer.spec.units - layer.active_units for layer in self.masks]
         self._regrown = [min(round(fraction * count), free) for count, free in zip(left, room, strict=True)]
@@ -93,7 +89,12 @@ class Granet(Dynamic):
         return joint_counts(scores, sizes, max(0, excess), [0] * len(layers), most)
 
     def shares(self, layers: Sequence[LayerChange]) -> Sequence[float | Fraction]:
-        return [Fraction(count * layer.unit_size) for count, layer in zip(self._regrown, layers, strict=True)]
+        regrown = self._regrown or [0] * len(layers)  # Where the density alone changes, nobody asks for cuts.
+        return [Fraction(count * layer.unit_size) for count, layer in zip(regrown, layers, strict=True)]
+
+    def after(self, layers: Sequence[LayerChange]) -> None:
+        """Forget what each layer grows in this event."""
+        self._regrown = []
 
     @in_parts
     def grow_scores(self, layer: SparseLayer) -> Tensor:

@@ -5,8 +5,8 @@ out on its own copy of the same weights. Plans are exact, so that masks agree wi
 """
 
 from dynsparse.reallocation.plan import LayerPlan, Plan
-from dynsparse.reallocation.reallocator import OnDesync, Reallocator
+from dynsparse.reallocation.reallocator import OnDesync, Owed, Reallocator
 from dynsparse.reallocation.report import ReallocationReport
 from dynsparse.reallocation.seen import Seen
 
-__all__ = ["LayerPlan", "OnDesync", "Plan", "ReallocationReport", "Reallocator", "Seen"]
+__all__ = ["LayerPlan", "OnDesync", "Owed", "Plan", "ReallocationReport", "Reallocator", "Seen"]

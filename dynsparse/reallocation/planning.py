@@ -45,7 +45,8 @@ class Planner:
         ]
         budget = self._budget(clock)
         known = cast(Sequence[Tensor], scores)  # Parted ones are made for a method that `works_in_parts`.
-        wished = self.method.drop_cuts(known, clock) if self.method.exchanges(clock) else [NO_CUT] * len(layers)
+        exchanges = self.method.exchanges(clock) and not self.method.at_rest
+        wished = self.method.drop_cuts(known, clock) if exchanges else [NO_CUT] * len(layers)
         cuts = [NO_CUT if layer.name in self.resting else cut for layer, cut in zip(layers, wished, strict=True)]
         drops: Sequence[int]
         grows: Sequence[int]

@@ -5,9 +5,8 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
 from types import MappingProxyType
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn, optim
@@ -31,6 +30,15 @@ from dynsparse.seeds import seed_for
 
 log = logging.getLogger(__name__)
 OnDesync = Literal["abort", "repair"]
+
+
+class Owed(NamedTuple):
+    """An event whose step was skipped, and with it the gradients to grow by."""
+
+    event: Clock
+    """Time when it was due."""
+    step: int
+    """Step that makes up for it."""
 
 
 class Reallocator:
@@ -59,17 +67,21 @@ class Reallocator:
         self.group = group
         self.untrained: set[str] = set()
         """Layers that no optimizer moves: they rest."""
-        self.owed: Clock | None = None
-        """Clock of an event whose step was skipped, and with it the gradients to grow by: the next step makes up for
-        it."""
+        self.owed: Owed | None = None
+        """Event that the next step makes up for."""
 
     def is_settled(self, clock: Clock) -> bool:
-        """Whether the masks are as the method has them in its end: see `Method.is_settled`."""
-        return self.owed is None and self.method.is_settled(clock)
+        """Whether the masks have their final density: see `Method.is_settled`."""
+        waits = self.owed is not None and self.method.changes_density(self.owed.event)
+        return not waits and self.method.is_settled(clock)
 
     def is_due(self, clock: Clock) -> bool:
         """Whether weights move after the step that ends at `clock`."""
-        return self.owed is not None or (len(self.masks) > 0 and self.method.is_due(clock))
+        return self._makes_up(clock) or (len(self.masks) > 0 and self.method.is_due(clock))
+
+    def _makes_up(self, clock: Clock) -> bool:
+        """Whether the step that ends at `clock` makes up for an event."""
+        return self.owed is not None and self.owed.step == clock.step
 
     def acts_at(self, clock: Clock) -> bool:
         """Whether the step that ends at `clock` changes what the device cannot leave as it was if it is skipped.
@@ -87,7 +99,7 @@ class Reallocator:
 
     def wants_whole_gradients(self, clock: Clock) -> bool:
         """Whether the method reads gradients outside the masks too in the step that ends at `clock`."""
-        return self.owed is not None or (len(self.masks) > 0 and self.method.wants_whole_gradients(clock))
+        return self._makes_up(clock) or (len(self.masks) > 0 and self.method.wants_whole_gradients(clock))
 
     def reads_gradients(self, clock: Clock) -> bool:
         """Whether the method learns from the gradients of the step that ends at `clock`, or scores growth by them."""
@@ -170,9 +182,18 @@ class Reallocator:
         if not self.is_due(clock):
             return None
         owed, self.owed = self.owed, None
-        event = clock if owed is None or self.method.is_due(clock) else owed
-        report = self(event, seen if self.method.grows_by_gradient else self._scored_now())
-        return replace(report, step=clock.step, epoch=clock.epoch)
+        scored = seen if self.method.grows_by_gradient else self._scored_now()
+        if owed is None or self.method.is_due(clock):
+            return self(clock, scored)
+        if not clock.ends_run:
+            return self(owed.event, scored, now=clock)
+        if not self.method.changes_density(owed.event):
+            return None  # What grows after the last step would never train.
+        self.method.at_rest = True
+        try:
+            return self(owed.event, scored, now=clock)
+        finally:
+            self.method.at_rest = False
 
     def after_skipped_step(self, clock: Clock) -> ReallocationReport | None:
         """Reallocate if due, after a step that the optimizer skipped.
@@ -183,14 +204,16 @@ class Reallocator:
             return None
         if not self.method.grows_by_gradient:
             return self(clock, self._scored_now())
-        if self.owed is None or self.method.is_due(clock):
-            self.owed = clock
-        if clock.ends_run:
+        event = clock if self.owed is None else self.owed.event
+        if self.method.changes_density(clock) or (self.method.is_due(clock) and not self.method.changes_density(event)):
+            event = clock
+        self.owed = Owed(event, clock.step + 1)
+        if clock.ends_run and self.method.changes_density(event):
             log.warning(
-                "step %d, the last of the run, was skipped, and with it the reallocation of step %d: masks stay as "
-                "they are",
+                "step %d, the last of the run, was skipped, and with it the change of density of step %d: masks stay "
+                "as they are",
                 clock.step,
-                self.owed.step,
+                event.step,
             )
         return None
 
@@ -211,14 +234,17 @@ class Reallocator:
         return growth_costs(self.method, layers, stays, scale, gradients)
 
     @torch.no_grad()
-    def __call__(self, clock: Clock, seen: Seen | None = None) -> ReallocationReport:
-        """Reallocate once. Linear in the active weights, of large layers on a GPU in all; 48 bytes a layer travel."""
-        began = time.monotonic()
-        repaired = self.verify(clock.step)
+    def __call__(self, clock: Clock, seen: Seen | None = None, *, now: Clock | None = None) -> ReallocationReport:
+        """Reallocate once. Linear in the active weights, of large layers on a GPU in all; 48 bytes a layer travel.
+
+        `now`: the time, where the event of `clock` comes later than it was due.
+        """
+        began, now = time.monotonic(), now or clock
+        repaired = self.verify(now.step)
         if repaired and seen and not self.method.grows_by_gradient:
             seen = self._scored_now()  # What it was scored by may have been repaired.
         scored = seen.growth_costs if seen else Costs()
-        self.method.resting, self.method.lacking = self._resting(clock, scored)
+        self.method.resting, self.method.lacking = self._resting(now, scored)
         self._settle(clock)
         costs = self._excluded(scored)
         scores, draws = self._drop_scores(clock), self._growth_draws(clock, costs)
@@ -227,12 +253,12 @@ class Reallocator:
         scalars = dict(self.method.scalars())
         changes = plan.changes(self.masks)
         self.apply(plan, scores, costs, draws)
-        repaired += self._agree([layer.name for layer in self.masks], lambda: digest.mask_rows(self.masks), clock.step)
+        repaired += self._agree([layer.name for layer in self.masks], lambda: digest.mask_rows(self.masks), now.step)
         self.masks.check_budget()
         self.method.after(changes)
         return ReallocationReport(
-            step=clock.step,
-            epoch=clock.epoch,
+            step=now.step,
+            epoch=now.epoch,
             dropped={change.name: change.dropped * change.unit_size for change in changes},
             grown={change.name: change.grown * change.unit_size for change in changes},
             active={layer.name: layer.active_weights for layer in self.masks},

@@ -48,6 +48,8 @@ class Progress(BaseModel):
     """Latest steps that were skipped; 0 after one that was not."""
     bad_steps_in_a_row: Count = 0
     """Skipped steps among the latest for which the scale was not to blame."""
+    owed_event: Annotated[int, Field(ge=1)] | None = None
+    """Step whose reallocation the next one makes up for, as its gradients were of no use."""
     bad_files_told: Count = 0
     """Bad training files that the log has told of."""
     gradients: str = ""

@@ -99,7 +99,7 @@ class Trainer:
         """Continue from a checkpoint's content (`RunState.load`). Before `fit`."""
         self.outcomes.catch_up()
         self.run.load(saved)
-        self.sparse.steps = self.progress.step
+        self.sparse.steps, self.sparse.owed_event = self.progress.step, self.progress.owed_event
         set_rate(
             self.optimizer, self._lr(max(0, self.progress.step - 1))
         )  # An epoch that ends before another step reports it.
@@ -154,6 +154,7 @@ class Trainer:
         else:
             self.outcomes.note(self.progress.step, known)
             self._update()
+        self.progress.owed_event = self.sparse.owed_event
         for tell in self.when_stepped:
             tell()
         return loss
@@ -336,6 +337,7 @@ class Trainer:
         if self.ema is not None:
             self.ema.shrink(shrinkage, self.model, self.masks)
         self.sparse = self._sparse_training(self.progress.step)
+        self.sparse.owed_event = self.progress.owed_event
         self.sparse.method.load_state_dict(state)
         forget_compiled(self.config)
         self.engine = Engine(self.config, self.network, self.optimizer, self.engine.criterion, self.worker)

@@ -12,7 +12,7 @@ from torch import nn, optim
 
 from dynsparse import ReallocationReport, SparseTraining
 from dynsparse.errors import UserError
-from tests.small_mlp import ACTIVE, mlp, step
+from tests.small_mlp import ACTIVE, loss_of, mlp, step
 
 DENSITY = {"name": "cubic", "start": 0.5, "end": 0.6}
 LAST = 6
@@ -96,7 +96,7 @@ def test_a_saved_state_makes_up_too() -> None:
     assert "owed" not in whole.sparse.state_dict()
 
 
-@pytest.mark.parametrize("owed", [0, 7, "6"])
+@pytest.mark.parametrize("owed", [0, 7, "6", 5.5, 6.0, True, torch.tensor(6)])
 def test_a_state_that_owes_an_event_of_no_step_is_refused(owed: Any) -> None:
     loop = Loop()
     loop.go(LAST)
@@ -105,9 +105,62 @@ def test_a_state_that_owes_an_event_of_no_step_is_refused(owed: Any) -> None:
         loop.sparse.load_state_dict(state)
 
 
-def test_an_event_that_nothing_can_make_up_for_is_said(caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize("name", ["static", "set"])
+def test_a_state_that_owes_what_its_method_never_does_is_refused(name: str) -> None:
+    model = mlp()
+    sparse = SparseTraining(model, optim.SGD(model.parameters(), lr=0.1), {"name": name}, sparsity=0.9, total_steps=10)
+    sparse.skip_step()
+    with pytest.raises(UserError, match="the state is damaged"):
+        sparse.load_state_dict({**sparse.state_dict(), "owed": 1})
+
+
+def test_a_state_loaded_after_a_backward_pass_decides_which_gradients_are_whole() -> None:
+    """A backward pass before has asked the same of the same step, which owed nothing then."""
+    loop = Loop()
+    loop.go(LAST, LAST)
+    state = loop.sparse.state_dict()
+    loop.sparse.owed_event = None
+    loss_of(loop.model).backward()
+    assert not loop.sparse.wants_whole_gradients
+    loop.sparse.load_state_dict(state)
+    assert loop.sparse.wants_whole_gradients
+
+
+def test_only_the_next_step_makes_up() -> None:
+    loop = Loop()
+    loop.go(LAST, LAST)
+    whole = [step for step in range(1, 11) if loop.sparse.wants_whole_gradients_in(step)]
+    assert whole == [step for step in range(1, 11) if loop.sparse.needs_outcome(step)] == [2, 4, 6, 7, 8]
+
+
+def test_after_the_last_step_nothing_grows_and_the_density_falls() -> None:
+    """Density and exchange are due in step 9 of 10; what grows after the last step would never train."""
+    loop = Loop(period=3, density={**DENSITY, "end": 0.9})
+    loop.go(10, 9)
+    assert loop.steps == [3, 6, 10]
+    assert not any(loop.events[-1].grown.values())
+    assert loop.sparse.masks.active_weights == ACTIVE
+
+
+def test_after_the_last_step_an_exchange_is_left_out() -> None:
+    loop = Loop(period=3)
+    loop.go(10, 9)
+    assert loop.steps == [3, 6]
+    assert not loop.sparse.needs_outcome(10)
+
+
+def test_an_epoch_counts_as_settled_unless_the_density_is_to_fall() -> None:
+    for period, skipped, settled in ((2, LAST, False), (3, 9, True)):
+        loop = Loop(period=period)
+        loop.go(skipped, skipped)
+        clock = loop.sparse.clock(loop.sparse.steps)
+        assert loop.sparse.method.is_settled(clock)
+        assert loop.sparse.reallocator.is_settled(clock) == settled
+
+
+def test_a_change_of_density_that_nothing_can_make_up_for_is_said(caplog: pytest.LogCaptureFixture) -> None:
     loop = Loop()
     with caplog.at_level(logging.WARNING):
         loop.go(10, *range(LAST, 11))
-    assert "step 10, the last of the run, was skipped, and with it the reallocation of step 8" in caplog.text
+    assert "step 10, the last of the run, was skipped, and with it the change of density of step 6" in caplog.text
     assert loop.steps == [2, 4]

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from dynsparse.config.schema import RunConfig
 from dynsparse.distributed import digest, sync
-from dynsparse.errors import UserError
+from dynsparse.errors import StopRequested, UserError
 from dynsparse.runtime import Worker
 from dynsparse.training.checkpoint import CheckpointFolder, read
 from dynsparse.training.packing import pack_buffers
@@ -88,10 +88,10 @@ def test_all_ranks_leave_out_a_step(world_size: int, gradients: str, options: di
         assert weights == results[0][2]
 
 
-def reallocations(settings: RunConfig) -> tuple[list[int], Trainer]:
-    """The steps that ended in a reallocation, where step 6 is skipped."""
+def reallocations(settings: RunConfig, skipped: int = 6) -> tuple[list[int], Trainer]:
+    """The steps that ended in a reallocation, where one is skipped."""
     trainer = runs.trainer(settings)
-    poison(trainer, {6}, rank=0)
+    poison(trainer, {skipped}, rank=0)
     steps: list[int] = []
     note = trainer._note
 
@@ -116,6 +116,48 @@ def test_a_reallocation_after_a_step_that_was_left_out(method: str, expected: li
     assert steps == expected
     assert trainer.progress.skipped_steps == 1
     assert trainer.masks.active_weights == trainer.masks.budget
+
+
+def test_a_network_that_has_lost_channels_makes_up() -> None:
+    """The network shrinks after step 8, the last of its epoch, which is skipped."""
+    model = {"name": "small_cnn", "channels": [8, 12, 16]}
+    settings = runs.config(
+        model=model,
+        sparsity={"conv": 0.95, "fc": 0.5},
+        method={"name": "rigl", "period": 4},
+        train={"shrink": {"at": [1]}},
+    )
+    steps, trainer = reallocations(settings, skipped=8)
+    assert trainer.network.shrinkages
+    assert steps == [4, 9]
+
+
+def test_a_run_that_stops_before_it_makes_up_does_so_when_it_resumes(tmp_path: Path) -> None:
+    """The last fall of the density is due in step 21, which is skipped. The run stops there."""
+    density = {"name": "cubic", "start": 0.3, "end": 0.75}
+    method = {"name": "granet", "period": 7, "stop_epoch": 0, "density": density}
+    settings = runs.config(method=method, train={"epochs": 3})
+
+    def trainer(stop_after: int) -> Trainer:
+        made = runs.trainer(
+            settings,
+            checkpoints=CheckpointFolder(tmp_path, 2),
+            stop_requested=lambda: made.progress.step >= stop_after,
+        )
+        return made
+
+    stopped, resumed = trainer(21), trainer(1000)
+    poison(stopped, {21}, rank=0)
+    with pytest.raises(StopRequested):
+        stopped.fit()
+    before = stopped.masks.active_weights
+    resumed.load(read(tmp_path / "latest.pt"))
+    resumed.fit()
+    assert (
+        before
+        > resumed.masks.active_weights
+        == stopped.sparse.reallocator.method.moving_budget(resumed.masks, resumed.sparse.clock(24))
+    )
 
 
 def test_growth_by_the_methods_own_momentum_survives_a_step_that_was_left_out() -> None:
