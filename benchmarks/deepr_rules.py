@@ -167,7 +167,9 @@ class Plain:
 def main() -> None:
     parser = page_parser(__doc__)
     parser.add_argument("--only", choices=WAYS, nargs="+", default=list(WAYS), metavar="WAY", help=", ".join(WAYS))
-    parser.add_argument("--sparsities", type=float, choices=SPARSITIES, nargs="+", default=list(SPARSITIES))
+    parser.add_argument(
+        "--sparsities", type=float, choices=SPARSITIES, nargs="+", default=list(SPARSITIES), help="these alone (all)"
+    )
     parser.add_argument("--at-once", type=at_least_1, default=1, metavar="N", help="runs at a time, a core each (1)")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="where the data are")
     run(NAME, parser, measure, page)

@@ -250,6 +250,10 @@ class SparseTraining(Watcher):
 
     @owed_event.setter
     def owed_event(self, step: int | None) -> None:
+        """UserError if no reallocation of that step can be owed after the steps so far."""
+        can_be = type(step) is int and 1 <= step <= self.steps and self.method.grows_by_gradient
+        if step is not None and not can_be:
+            raise UserError(f"the state is damaged: it owes the reallocation of step {step} after {self.steps} steps")
         self.reallocator.owed = None if step is None else Owed(self.clock(step), self.steps + 1)
 
     def needs_outcome(self, step: int) -> bool:
@@ -528,5 +532,4 @@ class SparseTraining(Watcher):
     def _restore(self, state: Mapping[str, Any], *, strict: bool = True) -> None:
         """Load masks, the method's state and the steps. Weights stay as they are."""
         asked = self._asked.sparsity
-        self.steps, owed = restore(state, self.method, self._method_name, asked, self.masks, strict=strict)
-        self.owed_event = owed
+        self.steps, self.owed_event = restore(state, self.method, self._method_name, asked, self.masks, strict=strict)

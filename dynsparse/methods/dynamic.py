@@ -148,7 +148,7 @@ class Dynamic(Method):
 
     def exchanges(self, clock: Clock) -> bool:
         """Whether the rule moves weights in this event: not where it rests and the density alone changes."""
-        return not self.at_rest and (self.moves(clock) or not self.changes_density(clock))
+        return self.moves(clock) or not self.changes_density(clock)
 
     def _is_period(self, clock: Clock) -> bool:
         return clock.step % self._period(clock) == 0

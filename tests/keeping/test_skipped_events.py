@@ -77,7 +77,6 @@ def test_the_outcome_of_the_step_that_makes_up_matters() -> None:
     loop = Loop()
     loop.go(LAST, LAST)
     assert loop.sparse.needs_outcome(LAST + 1) and loop.sparse.wants_whole_gradients
-    loop.go(LAST + 1)
     loop.go(LAST + 2)
     assert not loop.sparse.needs_outcome(LAST + 3) and not loop.sparse.wants_whole_gradients
 
@@ -146,7 +145,6 @@ def test_after_the_last_step_an_exchange_is_left_out() -> None:
     loop = Loop(period=3)
     loop.go(10, 9)
     assert loop.steps == [3, 6]
-    assert not loop.sparse.needs_outcome(10)
 
 
 def test_an_epoch_counts_as_settled_unless_the_density_is_to_fall() -> None:

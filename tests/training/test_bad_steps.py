@@ -146,18 +146,26 @@ def test_a_run_that_stops_before_it_makes_up_does_so_when_it_resumes(tmp_path: P
         )
         return made
 
+    undisturbed = runs.trainer(settings)
+    undisturbed.fit()
     stopped, resumed = trainer(21), trainer(1000)
     poison(stopped, {21}, rank=0)
     with pytest.raises(StopRequested):
         stopped.fit()
-    before = stopped.masks.active_weights
+    assert stopped.masks.active_weights > undisturbed.masks.active_weights
     resumed.load(read(tmp_path / "latest.pt"))
     resumed.fit()
-    assert (
-        before
-        > resumed.masks.active_weights
-        == stopped.sparse.reallocator.method.moving_budget(resumed.masks, resumed.sparse.clock(24))
-    )
+    assert resumed.masks.active_weights == undisturbed.masks.active_weights
+
+
+@pytest.mark.parametrize(("method", "step"), [("rigl", 0), ("set", 3)])
+def test_a_checkpoint_that_owes_what_cannot_be_is_refused(method: str, step: int) -> None:
+    """More steps than were done, or a method that never owes anything."""
+    trainer = runs.trainer(runs.config(method={"name": method, "period": 3}))
+    saved = trainer.run.save([trainer.run.of_this_rank()])
+    saved["progress"] = {**saved["progress"], "step": step, "owed_event": 1}
+    with pytest.raises(UserError, match="the state is damaged: it owes the reallocation of step 1 after"):
+        trainer.load(saved)
 
 
 def test_growth_by_the_methods_own_momentum_survives_a_step_that_was_left_out() -> None:
